@@ -1,0 +1,129 @@
+"""Splits: whole groups, all of them, the same every time, and never a patient on both sides."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cag_utils.splits import (
+    assert_disjoint,
+    read_splits,
+    split_counts,
+    split_groups,
+    write_splits,
+)
+
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+groups_st = st.lists(st.text("abcdef0123", min_size=1, max_size=4), min_size=8, max_size=80).filter(
+    lambda g: len(set(g)) >= 3
+)
+
+
+@pytest.mark.parametrize(
+    "n, expected",
+    [
+        (10, [8, 1, 1]),
+        (25, [20, 3, 2]),  # 20, 2.5, 2.5: one spare group goes to the first of the equal remainders
+        (3, [1, 1, 1]),  # 2.4, 0.3, 0.3: nobody may be empty
+        (243, [195, 24, 24]),  # the paper's corpus has 194, 24, 25
+    ],
+)
+def test_hand_worked_counts(n, expected):
+    assert list(split_counts(n, SHARES).values()) == expected
+
+
+def test_a_share_of_zero_gets_nobody():
+    assert split_counts(5, {"train": 1.0, "test": 0.0}) == {"train": 5, "test": 0}
+
+
+@given(groups_st, st.integers(0, 10))
+def test_complete_whole_and_as_many_as_asked(groups, seed):
+    got = split_groups(groups, SHARES, seed)
+    assert set(got) == set(groups)
+    counts = split_counts(len(set(groups)), SHARES)
+    assert {s: list(got.values()).count(s) for s in SHARES} == counts
+
+
+@given(groups_st, st.integers(0, 10), st.randoms(use_true_random=False))
+def test_row_order_and_repeats_do_not_matter(groups, seed, shuffler):
+    first = split_groups(groups, SHARES, seed)
+    again = groups + groups[:3]
+    shuffler.shuffle(again)
+    assert split_groups(again, SHARES, seed) == first
+
+
+def test_another_seed_gives_another_split():
+    ids = [f"pt-{i:03d}" for i in range(50)]
+    assert split_groups(ids, SHARES, 0) != split_groups(ids, SHARES, 1)
+
+
+@given(st.integers(2, 5), st.integers(0, 20))
+def test_strata_are_shared_out_evenly(n_tens, seed):
+    strata = {f"g{i:03d}": "LCA" if i < 10 * n_tens else "RCA" for i in range(20 * n_tens)}
+    got = split_groups(strata, SHARES, seed, strata)
+    for side in ("LCA", "RCA"):
+        tested = sum(got[g] == "test" and strata[g] == side for g in strata)
+        assert abs(tested - n_tens) <= 1
+
+
+def _table():
+    return pd.DataFrame(
+        {
+            "patient_id": ["p1", "p1", "p2", "p3"],
+            "exam_id": ["e1", "e1", "e2", "e3"],
+            "video_id": ["v1", "v2", "v3", "v4"],
+            "split": ["train", "test", "val", "test"],
+        }
+    )
+
+
+def test_a_patient_in_two_splits_is_caught_and_a_video_split_is_not(capsys):
+    with pytest.raises(ValueError, match=r"first 'p1' in \['test', 'train'\]"):
+        assert_disjoint(_table(), "patient_id")
+    assert_disjoint(_table(), "video_id")
+    assert "train 1, test 2, val 1" in capsys.readouterr().out
+
+
+def test_written_and_read_back(tmp_path):
+    images = pd.concat([_table(), _table()]).assign(frame=np.arange(8))
+    path = write_splits(images, tmp_path / "run" / "splits.csv")
+    assert read_splits(path, "video_id").equals(_table())
+    with pytest.raises(ValueError, match="more than one split"):
+        read_splits(path, "exam_id")
+
+
+@pytest.mark.parametrize(
+    "shares, match",
+    [({"train": 0.8, "test": 0.1}, "add up to 1"), ({"train": 1.5, "test": -0.5}, ">= 0")],
+)
+def test_refuses_bad_shares(shares, match):
+    with pytest.raises(ValueError, match=match):
+        split_counts(10, shares)
+
+
+def test_refuses_fewer_groups_than_splits():
+    with pytest.raises(ValueError, match="2 groups cannot fill 3 splits"):
+        split_groups(["a", "b", "b"], SHARES, 0)
+
+
+@pytest.mark.parametrize(
+    "groups, strata, match",
+    [
+        ([], None, "no groups"),
+        (["a", None, "b"], None, "missing"),
+        (["a", "b", "c"], {"a": "L", "b": "L"}, "no stratum, first 'c'"),
+    ],
+)
+def test_refuses_groups_it_cannot_place(groups, strata, match):
+    with pytest.raises(ValueError, match=match):
+        split_groups(groups, SHARES, 0, strata)
+
+
+def test_refuses_incomplete_tables(tmp_path):
+    with pytest.raises(ValueError, match="lacks"):
+        assert_disjoint(_table().drop(columns="split"))
+    with pytest.raises(ValueError, match="empty"):
+        assert_disjoint(_table().assign(split=[None, "val", "val", "val"]))
+    with pytest.raises(ValueError, match="lacks"):
+        write_splits(_table().drop(columns="exam_id"), tmp_path / "s.csv")
