@@ -1,0 +1,76 @@
+"""Turn a notebook's parameters cell into a checked, frozen config."""
+
+import ast
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Params:
+    """Base class: one field per notebook parameter, each str, int, float or bool."""
+
+    @classmethod
+    def read(cls, namespace: Mapping[str, object]) -> Self:
+        """Build from `globals()` in the cell after the parameters cell.
+
+        Papermill only warns about a name the notebook does not declare, then runs with the
+        defaults and exits 0. Here that is an error. Papermill also turns `-p x 007` into the
+        integer 7, so a str parameter that arrives as a number is refused too.
+
+        Args:
+            namespace: The notebook's globals. IPython keeps the executed cells in `In`.
+
+        Returns:
+            The frozen parameters; an int given for a float becomes a float.
+
+        Raises:
+            ValueError: A parameter is missing, unknown, or of the wrong type.
+        """
+        kinds = {f.name: f.type for f in fields(cls)}
+        problems = [
+            f"unknown parameter {name!r}{did_you_mean(name, kinds)}"
+            for name in sorted(_injected(namespace.get("In", ())) - kinds.keys())
+        ]
+        for name, kind in kinds.items():
+            value = namespace.get(name)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                problems.append(f"{name} should be {kind.__name__}, got {value!r}")
+        if problems:
+            raise ValueError("bad notebook parameters: " + "; ".join(problems))
+        return cls(**{name: kind(namespace[name]) for name, kind in kinds.items()})
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Suggest the nearest known name.
+
+    Args:
+        name: What was typed.
+        known: The names that exist.
+
+    Returns:
+        ` (did you mean 'x'?)`, or ` (known: a, b, c)` when nothing is near.
+    """
+    known = sorted(map(str, known))
+    near = difflib.get_close_matches(str(name), known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})"
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> str:
+    """Return `value` if it is one of `known`.
+
+    Raises:
+        ValueError: It is not; the message suggests the nearest name.
+    """
+    known = list(known)
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}{did_you_mean(value, known)}")
+    return value
+
+
+def _injected(history: Iterable[str]) -> set[str]:
+    """Names set by papermill's injected cell, looked up in IPython's `In`."""
+    cells = [ast.parse(source) for source in history if source.startswith("# Parameters\n")]
+    assigns = [node for cell in cells for node in cell.body if isinstance(node, ast.Assign)]
+    return {target.id for node in assigns for target in node.targets}

@@ -1,0 +1,205 @@
+"""What a profile may say: one section per part of the study, each value checked on load."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cag_utils.params import check_choice, did_you_mean
+
+FOLDER = Path(__file__).parent / "profiles"
+Share = Field(gt=0, lt=1)
+
+
+class Section(BaseModel):
+    """Base class: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Data(Section):
+    """Where cines come from, and how large the phantom is."""
+
+    source: Literal["phantom", "folder"]
+    folder: str = ""  # own data, relative to the repository root
+    seed: int = 0
+    scale: float = Field(1.0, gt=0)  # multiplies both patient counts
+    cnn_patients: int = Field(0, ge=0)
+    corpus_patients: int = Field(0, ge=0)
+    cnn_cines: int = Field(0, ge=0)  # cines per patient
+    corpus_cines: int = Field(0, ge=0)
+    frames_low: int = Field(0, ge=0)  # frames per cine, inclusive range
+    frames_high: int = Field(0, ge=0)
+    size_px: int = Field(512, ge=64)
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.source == "folder" and not self.folder:
+            raise ValueError("data.folder is needed when data.source is 'folder'")
+        if self.source == "phantom" and not 0 < self.frames_low <= self.frames_high:
+            raise ValueError("data.frames_low and frames_high must satisfy 0 < low <= high")
+        return self
+
+
+class Sampling(Section):
+    """The extrema rule."""
+
+    min_gap: int = Field(ge=1)  # frames between two picks
+
+
+class Cnn(Section):
+    """The key-frame and laterality network."""
+
+    model: str  # timm name, or the small network of cag_utils.keyframes
+    pretrained: bool
+    image_px: int = Field(ge=32)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    label_smoothing: float = Field(ge=0, lt=1)
+    warmup_epochs: float = Field(ge=0)
+    schedule: Literal["cosine", "constant"]
+    split_by: Literal["patient", "video"]
+    val_share: float = Share
+    test_share: float = Share
+
+
+class Corpus(Section):
+    """Key frames paired with reports."""
+
+    frames_per_video: int = Field(ge=1)
+    min_confidence: float = Field(ge=0, le=1)
+    val_share: float = Share
+    test_share: float = Share
+
+
+class Lora(Section):
+    """Rank and alpha of one backbone."""
+
+    rank: int = Field(ge=1)
+    alpha: int = Field(ge=1)
+
+
+class Finetune(Section):
+    """LoRA through TRL."""
+
+    size: Literal["tiny", "real"]
+    backbones: list[str]
+    languages: list[Literal["en", "ja"]]
+    lora: dict[str, Lora]
+    dropout: float = Field(ge=0, lt=1)
+    epochs: float = Field(gt=0)
+    max_steps: int = -1  # -1: no cap
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    accumulation: int = Field(ge=1)
+    warmup_share: float = Field(ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"]
+    weight_decay: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _lora_for_each(self):
+        missing = set(self.backbones) - set(self.lora)
+        if missing:
+            raise ValueError(f"finetune.lora has no rank for {sorted(missing)}")
+        return self
+
+
+class Generate(Section):
+    """Decoding, few-shot baselines and the API baseline."""
+
+    batch_size: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+    shots: int = Field(ge=0)
+    baselines: list[str]  # untuned backbones
+    api_model: str
+
+
+class Vlscore(Section):
+    """Equations 1 and 2."""
+
+    size: Literal["tiny", "real"]
+    embedders: list[str]
+    normalise: bool
+    max_area: float = Field(gt=0)  # C
+
+
+class Stats(Section):
+    """Intervals."""
+
+    n_resamples: int = Field(ge=10)
+    level: float = Share
+
+
+class Profile(Section):
+    """A whole profile, as read from `cag_utils/profiles/<name>.yaml`."""
+
+    name: str
+    data: Data
+    sampling: Sampling
+    cnn: Cnn
+    corpus: Corpus
+    finetune: Finetune
+    generate: Generate
+    vlscore: Vlscore
+    stats: Stats
+
+
+def profile_names() -> list[str]:
+    """Return the names of the shipped profiles, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read and check one profile.
+
+    Args:
+        name: `smoke`, `phantom` or `paper`.
+
+    Returns:
+        The frozen profile.
+
+    Raises:
+        ValueError: The name is unknown, a key is unknown or missing, or a value breaks its rule;
+            the message names the key and suggests the nearest known one.
+    """
+    check_choice("profile", name, profile_names())
+    path = FOLDER / f"{name}.yaml"
+    return parse_profile(path.read_text(encoding="utf-8"), name, str(path))
+
+
+def parse_profile(text: str, name: str, where: str) -> Profile:
+    """Check the text of a profile; see `load_profile`.
+
+    Args:
+        text: YAML.
+        name: The profile's name.
+        where: Path for error messages.
+
+    Raises:
+        ValueError: As `load_profile`.
+    """
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: a profile is a mapping of sections, got {content!r}")
+    try:
+        return Profile.model_validate({"name": name} | content)
+    except ValidationError as error:
+        raise ValueError(f"{where}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(error: dict) -> str:
+    """One problem in words: the dotted key, the rule, and the nearest known key."""
+    *parents, last = map(str, error["loc"]) if error["loc"] else ("profile",)
+    key = ".".join((*parents, last))
+    if error["type"] != "extra_forbidden":
+        return f"{key}: {error['msg']}"
+    model = Profile
+    for part in parents:
+        kind = model.model_fields[part].annotation
+        model = Lora if kind == dict[str, Lora] else kind
+        if model is Lora:
+            break
+    return f"unknown key {key!r}{did_you_mean(last, model.model_fields)}"

@@ -1,0 +1,235 @@
+"""The spine of a run: where things are, which profile, which seed, and what was recorded."""
+
+import hashlib
+import hmac
+import json
+import os
+import platform
+import random
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from cag_utils.settings import Profile, load_profile
+
+RECORDED = ("numpy", "pandas", "pydicom", "scikit-learn", "timm", "torch", "transformers", "trl")
+
+
+def root() -> Path:
+    """Return the repository root, whichever folder the kernel was started in.
+
+    JupyterLab starts a kernel in the notebook's folder, papermill in the caller's, so a plain
+    relative path means two different places. The editable install knows where the repository is.
+
+    Returns:
+        `$CAG_ROOT` if set, else the folder that holds `cag_utils/`.
+    """
+    return Path(os.environ.get("CAG_ROOT") or Path(__file__).parents[1]).resolve()
+
+
+def under_root(path: str | Path) -> Path:
+    """Anchor a relative path at the repository root; leave absolute paths alone."""
+    return root() / Path(path).expanduser()
+
+
+def data_dir(profile: Profile) -> Path:
+    """Return the folder that holds a profile's cohorts (`cnn/`, `corpus/`).
+
+    A phantom's folder carries a hash of its settings, so a changed setting never reads an old
+    cache.
+
+    Raises:
+        FileNotFoundError: The profile reads own data and its folder is not there.
+    """
+    if profile.data.source == "phantom":
+        settings = profile.data.model_dump_json().encode()
+        return (
+            root() / "data" / f"phantom_{profile.name}_{hashlib.sha256(settings).hexdigest()[:8]}"
+        )
+    folder = under_root(profile.data.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} does not exist: put your archive there (README, 'Your own data'), or name "
+            f"another folder under data.folder in cag_utils/profiles/{profile.name}.yaml"
+        )
+    return folder
+
+
+def pseudonym_key(profile: Profile) -> bytes:
+    """Return the secret key of the study's pseudonyms.
+
+    A phantom has no identity to hide: its key is fixed, so a rerun gives the same ids. Own data
+    get a random key on first use, in `data/private/`, readable by the owner alone.
+    """
+    if profile.data.source == "phantom":
+        return f"phantom:{profile.name}".encode()
+    path = root() / "data" / "private" / "pseudonym.key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of one notebook.
+
+    Attributes:
+        notebook: Its stem, e.g. `04_finetune`.
+        dir: `outputs/<profile>/<notebook>/<slug>/`, made.
+        profile: The validated profile.
+        seed: The notebook's seed.
+        started: Seconds, `time.monotonic()` at the start.
+    """
+
+    notebook: str
+    dir: Path
+    profile: Profile
+    seed: int
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def outputs(self) -> Path:
+        """`outputs/<profile>/`: the only place a notebook may read from."""
+        return self.dir.parents[1]
+
+    def need(self, path: str) -> Path:
+        """Return an input written by a lower-numbered notebook.
+
+        Args:
+            path: Below `outputs/<profile>/`, e.g. `03_build_corpus/all/pairs.csv`.
+
+        Raises:
+            FileNotFoundError: It is not there; the message names the command that makes it.
+            ValueError: The path belongs to this notebook or a later one.
+        """
+        maker = Path(path).parts[0]
+        if maker[:2] >= self.notebook[:2] and self.notebook[0].isdigit():
+            raise ValueError(f"{self.notebook} may not read {path}: only lower-numbered outputs")
+        found = self.outputs / path
+        if not found.exists():
+            raise FileNotFoundError(
+                f"{found} is missing. Make it with:  make study PROFILE={self.profile.name}\n"
+                f"or alone with:  papermill notebooks/{maker}.ipynb out.ipynb "
+                f"-p profile {self.profile.name}"
+            )
+        return found
+
+    def save_metrics(self, metrics: dict[str, float | int | str | None]) -> dict:
+        """Write `metrics.json` and `provenance.json`.
+
+        Args:
+            metrics: Flat, JSON-ready figures. Tests and tables read these, never printed text.
+                Two runs on one machine give the same bytes; what may differ (seconds, memory,
+                versions) goes to `provenance.json`.
+
+        Returns:
+            The metrics, for display.
+
+        Raises:
+            ValueError: A value is not a plain number, string or None.
+        """
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()}
+        bad = {k: v for k, v in plain.items() if not isinstance(v, int | float | str | None)}
+        if bad:
+            raise ValueError(f"metrics must be flat numbers, strings or None, got {bad}")
+        write_json(self.dir / "metrics.json", plain)
+        write_json(self.dir / "provenance.json", provenance() | self._cost())
+        return plain
+
+    def _cost(self) -> dict:
+        seconds = time.monotonic() - self.started
+        return {"profile": self.profile.name, "seed": self.seed, "seconds": round(seconds, 1)}
+
+
+def open_run(params, notebook: str, slug: str) -> Run:
+    """Start a notebook: check the profile, make the run's folder, seed, set the theme, say so.
+
+    Args:
+        params: The notebook's checked parameters; needs `profile`, `out_root` and `seed`.
+        notebook: The notebook's stem.
+        slug: What tells this run from others of the same notebook, e.g. `gemma3_en`.
+
+    Returns:
+        The run. Versions, commit and device are printed.
+    """
+    import seaborn as sns
+
+    profile = load_profile(params.profile)
+    folder = under_root(params.out_root) / profile.name / notebook / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(params.seed)
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    facts = provenance()
+    print(f"{notebook} [{slug}] · profile {profile.name} · seed {params.seed}")  # noqa: T201
+    print(f"commit {facts['commit']} · {facts['device']} · python {facts['python']}")  # noqa: T201
+    return Run(notebook, folder, profile, params.seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's and NumPy's global generators, and torch's if it is loaded.
+
+    The study's own code takes generators as arguments; this is for libraries that do not.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries that use the legacy generator
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+
+
+def provenance() -> dict[str, str | float]:
+    """Return what a run was made with: commit, versions, device, peak memory in GB."""
+    facts = {"commit": _commit(), "python": platform.python_version(), "device": _device()}
+    facts |= {name: version(name) for name in RECORDED}
+    facts["peak_gb"] = round(_peak_bytes() / 1e9, 2)
+    return facts
+
+
+def keyed_hash(value: str, key: bytes, digits: int = 12) -> str:
+    """Return the first hex digits of HMAC-SHA256, the study's one pseudonym function."""
+    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:digits]
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON with sorted keys, UTF-8, one trailing newline."""
+    path.write_text(
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file as UTF-8."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(root()), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return "unknown (no git)"
+    return done.stdout.strip() or "unknown (not a git checkout)"
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows has no resource module; psutil knows the peak there
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
