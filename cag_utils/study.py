@@ -223,7 +223,8 @@ def _device() -> str:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    return f"CPU, {len(usable(0)) if usable else os.cpu_count()} cores"
 
 
 def _peak_bytes() -> int:

@@ -1,0 +1,113 @@
+"""Figures and tables, written the same way from every notebook."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+PAPER = Path(__file__).parent / "paper"
+
+# One name and one colour per model, across every figure (Okabe and Ito's colour-blind palette).
+MODEL_NAMES = {
+    "o4-mini": "o4-mini",
+    "gemma3_base": "Gemma3 (unfine-tuned)",
+    "paligemma2_base": "PaliGemma2 (unfine-tuned)",
+    "conceptclip_gemma3_base": "ConceptCLIP-Gemma3 (unfine-tuned)",
+    "paligemma2_lora": "PaliGemma2 w/LoRA",
+    "gemma3_lora": "Gemma3 w/LoRA",
+    "conceptclip_gemma3_lora": "ConceptCLIP-Gemma3 w/LoRA",
+}
+MODEL_COLOURS = {
+    "o4-mini": "#999999",
+    "gemma3_base": "#56B4E9",
+    "paligemma2_base": "#F0E442",
+    "conceptclip_gemma3_base": "#CC79A7",
+    "paligemma2_lora": "#E69F00",
+    "gemma3_lora": "#0072B2",
+    "conceptclip_gemma3_lora": "#D55E00",
+}
+
+
+def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
+    """Write a figure and the numbers behind it, the same bytes for the same figure.
+
+    Args:
+        fig: Finished figure; its size is set by the notebook, in inches.
+        data: The tidy rows that were plotted, one row a mark.
+        stem: Path without suffix, e.g. `run.dir / "figure5_vlscore"`.
+
+    Returns:
+        The three files written: .png (200 dpi), .svg and .csv.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".svg", ".csv")]
+    with plt.rc_context({"svg.hashsalt": stem.name}):  # a salt and no date: same bytes each run
+        fig.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})
+        fig.savefig(paths[1], bbox_inches="tight", metadata={"Date": None})
+    data.to_csv(paths[2], index=False)
+    return paths
+
+
+def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -> list[Path]:
+    """Write a table for machines, for readers and for LaTeX.
+
+    Args:
+        table: One row a model, split or figure; the index is not written.
+        stem: Path without suffix, e.g. `run.dir / "table3_vlscore"`.
+        caption: One sentence: what, on whom, n.
+        digits: Decimals in .md and .tex; the .csv keeps full precision.
+
+    Returns:
+        The three files written: .csv, .md and .tex.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".csv", ".md", ".tex")]
+    table.to_csv(paths[0], index=False)
+    shown = rounded(table, digits)
+    paths[1].write_text(f"{caption}\n\n{shown.to_markdown(index=False)}\n", encoding="utf-8")
+    style = shown.style.hide(axis="index").format(escape="latex")
+    tex = style.to_latex(caption=caption, hrules=True, position_float="centering")
+    paths[2].write_text(tex, encoding="utf-8")
+    return paths
+
+
+def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """Return the table as text: floats rounded, missing values as a dash."""
+
+    def cell(value: object) -> str:
+        if pd.isna(value):
+            return "–"
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    return table.map(cell)
+
+
+def estimate_cell(value: float, low: float, high: float, digits: int = 3) -> str:
+    """Format an estimate and its interval for a table: `0.912 (0.880 to 0.941)`.
+
+    Raises:
+        ValueError: The interval does not hold the estimate.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"estimate {value} lies outside its interval [{low}, {high}]")
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """Return one of the paper's printed tables.
+
+    Args:
+        name: `table1_cnn_split`, `table2_corpus_split`, `table3_vlscore`, `table4_physician` or
+            `in_text`.
+
+    Raises:
+        ValueError: There is no such table.
+
+    Source:
+        Nakamura et al., CAG-VLM, Tables 1 to 4 and the figures printed in its text.
+    """
+    path = PAPER / f"{name}.csv"
+    if not path.exists():
+        known = ", ".join(sorted(found.stem for found in PAPER.glob("*.csv")))
+        raise ValueError(f"no table {name!r} of the paper; known: {known}")
+    return pd.read_csv(path)
