@@ -5,22 +5,24 @@ language models, not guidance for any patient.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from cag_utils.phantom.patients import SEXES, Record, draw_record
 from cag_utils.phantom.phrases import (
     FILLERS,
     HISTORIES,
     INDICATIONS,
     NO_HISTORY,
-    NO_RISKS,
     OPENINGS,
+    OPENINGS_WITHOUT_RISKS,
     REQUESTS,
     RISK_FACTORS,
     TESTS,
 )
 from cag_utils.segments import LATERALITIES, check_lesion, laterality_of
+
+__all__ = ["PLANS", "Record", "decide_plan", "draw_record", "write_findings", "write_report"]
 
 # plan key -> (English, Japanese). `context` is the paper's own sentence (Figure 3).
 PLANS: dict[str, tuple[str, str]] = {
@@ -54,90 +56,7 @@ PLANS: dict[str, tuple[str, str]] = {
         "他のアンギオ画像や、合併症を考慮して、治療方針を検討してください。",
     ),
 }
-SEXES = {"M": ("man", "男性"), "F": ("woman", "女性")}
-ACUTE = ("stemi", "nstemi")
 WORDS_LOW, WORDS_HIGH = 25, 60  # English words of a report
-# The phantom's own round numbers for a patient sent to angiography in Japan; no register behind.
-PREVALENCE = {
-    "hypertension": 0.66,
-    "diabetes": 0.36,
-    "dyslipidemia": 0.58,
-    "smoking": 0.2,
-    "ex_smoking": 0.22,
-    "family_history": 0.12,
-    "ckd": 0.14,
-    "hemodialysis": 0.05,
-    "atrial_fibrillation": 0.08,
-    "stroke": 0.07,
-    "pad": 0.06,
-    "obesity": 0.08,
-}
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a patient before the angiogram.
-
-    Attributes:
-        age: Years, 38 to 92.
-        sex: M or F.
-        risk_factors: Keys of `phrases.RISK_FACTORS`.
-        indication: Key of `phrases.INDICATIONS`.
-        history: Any of cabg, pci, mi.
-        tests: Keys of `phrases.TESTS`, as ordered in the report.
-        ef: Left ventricular ejection fraction, percent.
-    """
-
-    age: int
-    sex: str
-    risk_factors: tuple[str, ...]
-    indication: str
-    history: tuple[str, ...]
-    tests: tuple[str, ...]
-    ef: int
-
-    @property
-    def acute(self) -> bool:
-        """Whether the patient comes with an acute myocardial infarction (STEMI or NSTEMI)."""
-        return self.indication in ACUTE
-
-    @property
-    def complex_host(self) -> bool:
-        """Whether bypass grafts or dialysis forbid a plan from the picture alone."""
-        return "cabg" in self.history or "hemodialysis" in self.risk_factors
-
-
-def draw_record(rng: np.random.Generator, lesions: Iterable[Mapping], sex: str) -> Record:
-    """Draw a patient's history that fits, without giving away, the lesions of both sides.
-
-    Args:
-        rng: Generator.
-        lesions: All lesions of the patient, `{segment, percent}`; may be empty.
-        sex: M or F.
-
-    Returns:
-        The record. Acute only if something is at least 75 % narrowed; a positive stress test,
-        prior disease and a low ejection fraction are likelier, never certain, with worse disease.
-
-    Raises:
-        ValueError: `sex` is neither M nor F, or a lesion is malformed.
-    """
-    if sex not in SEXES:
-        raise ValueError(f"sex must be M or F, got {sex!r}")
-    worst = max((check_lesion(x)["percent"] for x in lesions), default=0)
-    age = int(np.clip(rng.normal(71 if sex == "F" else 67, 10), 38, 92))
-    history = _draw_history(rng, worst)
-    indication = _draw_indication(rng, worst, history)
-    ef = 66 - 6 * (worst >= 90) - 10 * ("mi" in history) - 14 * (indication == "heart_failure")
-    return Record(
-        age=age,
-        sex=sex,
-        risk_factors=_draw_risks(rng),
-        indication=indication,
-        history=history,
-        tests=_draw_tests(rng, worst, indication),
-        ef=int(np.clip(rng.normal(ef, 6), 18, 78)),
-    )
 
 
 def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
@@ -220,17 +139,14 @@ def write_findings(
         ValueError: Unknown laterality or plan, or a lesion that is malformed or of the other side.
     """
     if laterality not in LATERALITIES or plan not in PLANS:
-        raise ValueError(
-            f"need LCA or RCA and a plan of {list(PLANS)}, got {laterality!r}, {plan!r}"
-        )
+        known = f"LCA or RCA and a plan of {list(PLANS)}"
+        raise ValueError(f"findings need {known}, got {laterality!r} and {plan!r}")
     lesions = sorted((check_lesion(x) for x in lesions_of_side), key=lambda x: x["segment"])
     if strays := [x for x in lesions if laterality_of(x["segment"]) != laterality]:
         raise ValueError(f"an injection of the {laterality} does not show {strays}")
-    none = (
-        f"No significant stenosis in the {laterality}.",
-        f"{laterality}に有意狭窄は認めません。",
-    )
-    pairs = [_lesion_sentence(**x) for x in lesions] or [none]
+    pairs = [_lesion_sentence(**x) for x in lesions] or [
+        (f"No significant stenosis in the {laterality}.", f"{laterality}に有意狭窄は認めません。")
+    ]
     pairs.append(PLANS[plan])
     return {"ja": "".join(ja for _, ja in pairs), "en": " ".join(en for en, _ in pairs)}
 
@@ -245,47 +161,6 @@ def _lesion_sentence(segment: int, percent: int, artery: str) -> tuple[str, str]
 def _proximal_lad_and_circumflex(lesions: list[dict]) -> bool:
     tight = {x["segment"] for x in lesions if x["percent"] >= 75}
     return 6 in tight and any(11 <= segment <= 15 for segment in tight)
-
-
-def _draw_history(rng: np.random.Generator, worst: int) -> tuple[str, ...]:
-    sick = worst >= 75
-    chances = {"cabg": 0.08 if sick else 0.01, "pci": 0.24 if sick else 0.1, "mi": 0.1}
-    return tuple(key for key, p in chances.items() if rng.random() < p)
-
-
-def _draw_indication(rng: np.random.Generator, worst: int, history: tuple[str, ...]) -> str:
-    acute = {100: 0.35, 99: 0.35, 90: 0.25, 75: 0.05}.get(worst, 0.0)
-    if rng.random() < acute:
-        return "stemi" if rng.random() < 0.5 else "nstemi"
-    weights = {
-        "effort_angina": 0.34 if worst >= 75 else 0.16,
-        "dyspnea": 0.16,
-        "heart_failure": 0.1,
-        "abnormal_ecg": 0.14,
-        "atypical_pain": 0.08 if worst >= 75 else 0.26,
-        "preoperative": 0.12,
-        "follow_up": 0.3 if "pci" in history else 0.0,
-    }
-    p = np.array(list(weights.values()))
-    return str(rng.choice(list(weights), p=p / p.sum()))
-
-
-def _draw_risks(rng: np.random.Generator) -> tuple[str, ...]:
-    drawn = [key for key, p in PREVALENCE.items() if rng.random() < p]
-    exclude = {"ckd"} if "hemodialysis" in drawn else set()
-    exclude |= {"ex_smoking"} if "smoking" in drawn else set()
-    kept = [key for key in drawn if key not in exclude]
-    # Dialysis decides the plan, so a long list must not crowd it out.
-    return tuple(sorted(kept, key=lambda key: key != "hemodialysis")[:5])
-
-
-def _draw_tests(rng: np.random.Generator, worst: int, indication: str) -> tuple[str, ...]:
-    if indication in ACUTE:
-        return ("troponin_raised", "echo")
-    p = (0.6, 0.1, 0.3) if worst >= 75 else (0.2, 0.5, 0.3)
-    stress = str(rng.choice(["stress_positive", "stress_negative", "stress_equivocal"], p=p))
-    extra = [str(rng.choice(["renal", "lipids", "ct_calcium"]))] if rng.random() < 0.5 else []
-    return (stress, "echo", *extra)
 
 
 def _draw_values(rng: np.random.Generator, record: Record) -> dict[str, object]:
@@ -308,15 +183,18 @@ def _draw_values(rng: np.random.Generator, record: Record) -> dict[str, object]:
 
 
 def _opening(rng: np.random.Generator, record: Record) -> tuple[str, str]:
-    brief = int(rng.random() < 0.4)
-    names = [RISK_FACTORS[key][brief] for key in record.risk_factors] or [NO_RISKS]
-    listed = [en for en, _ in names]
-    joined = " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
-    risks = (", ".join(listed) if brief else joined, "、".join(ja for _, ja in names))
-    en, ja = _pick(rng, OPENINGS)
-    sex = SEXES[record.sex]
-    english = en.format(age=record.age, sex=sex[0], risks=risks[0])
-    return english[0].upper() + english[1:], ja.format(age=record.age, sex=sex[1], risks=risks[1])
+    brief = int(rng.random() < 0.4)  # one style for the whole list, the same in both languages
+    names = [RISK_FACTORS[key][brief] for key in record.risk_factors]
+    english = ", ".join(en for en, _ in names)
+    if not brief:
+        english = " and ".join(english.rsplit(", ", 1))
+    risks = (english, "、".join(ja for _, ja in names))
+    pair = _pick(rng, OPENINGS if names else OPENINGS_WITHOUT_RISKS)
+    en, ja = (
+        text.format(age=record.age, sex=SEXES[record.sex][i], risks=risks[i])
+        for i, text in enumerate(pair)
+    )
+    return en[0].upper() + en[1:], ja
 
 
 def _pick(rng: np.random.Generator, options: tuple) -> tuple[str, str]:
