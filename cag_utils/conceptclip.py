@@ -1,0 +1,239 @@
+"""ConceptCLIP's image tower: from timm's layout to Hugging Face's, and into Gemma3.
+
+ConceptCLIP's tower is timm's `vit_so400m_patch14_siglip_384`: the same network as
+`transformers`' SiglipVisionModel under other names, with query, key and value in one matrix and
+the exact GELU. The paper replaces Gemma3's tower with it and does not say how; this is the study's
+way, and it costs Gemma3 nothing but image tokens: 27 x 27 patches pool to 81 tokens, not 256.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
+
+PATCHES = "patch_embed.proj.weight"  # the one name every timm ViT has, whatever its prefix
+
+BLOCK_NAMES = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's tensors without running any code that came with it.
+
+    Args:
+        path: A `.safetensors` or `.bin` file, or a folder that holds `model.safetensors` or
+            `pytorch_model.bin`.
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        FileNotFoundError: The folder holds neither file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = ("model.safetensors", "pytorch_model.bin")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds neither {names[0]} nor {names[1]}")
+        path = found[0]
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def tower_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep the image tower of a ConceptCLIP state dict, under timm's own names.
+
+    Args:
+        state: Names with any prefix (`visual.trunk.` in open_clip's layout) or none.
+
+    Returns:
+        The tower's tensors without the prefix.
+
+    Raises:
+        ValueError: No timm vision transformer is in it, or more than one.
+    """
+    prefixes = [name.removesuffix(PATCHES) for name in state if name.endswith(PATCHES)]
+    if len(prefixes) != 1:
+        raise ValueError(
+            f"expected one timm vision tower (a tensor named *{PATCHES}), found {len(prefixes)} "
+            f"among {len(state)} tensors: is this a ConceptCLIP checkpoint?"
+        )
+    start = prefixes[0]
+    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
+
+
+def tower_config(
+    state: Mapping[str, torch.Tensor], heads: int, side: int = 0
+) -> SiglipVisionConfig:
+    """Read a tower's sizes off its tensors.
+
+    Args:
+        state: Tower tensors under timm's names.
+        heads: Attention heads, a size no tensor shows (16 in so400m).
+        side: Input side in pixels, the other one; 0 means patches x patch size. ConceptCLIP reads
+            384 pixels in patches of 14: 27 patches, and 6 pixels at the edge that none covers.
+
+    Returns:
+        A configuration without pooling head, and with the exact GELU: transformers' default tanh
+        form is off by 3e-4 in the patch outputs.
+
+    Raises:
+        ValueError: The patches do not form a square grid (a class token?), they do not fit the
+            side, or the heads do not divide the width.
+    """
+    width, _, patch, _ = state[PATCHES].shape
+    n_patches = state["pos_embed"].shape[1]
+    grid = round(n_patches**0.5)
+    if grid * grid != n_patches:
+        raise ValueError(f"{n_patches} positions form no square grid: not a SigLIP-layout tower")
+    if side and side // patch != grid:
+        raise ValueError(f"{side} pixels in patches of {patch} do not give {grid} a side")
+    if width % heads:
+        raise ValueError(f"{heads} attention heads do not divide a width of {width}")
+    depth = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
+    return SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        image_size=side or grid * patch,
+        patch_size=patch,
+        hidden_act="gelu",
+        vision_use_head=False,
+    )
+
+
+def rename_tower(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give timm's tower tensors the names of SiglipVisionModel, splitting qkv in three.
+
+    Args:
+        state: Tower tensors under timm's names; `attn_pool.*` and heads are dropped, since
+            Gemma3 reads the patches and not the pooled vector.
+
+    Returns:
+        Name to tensor; the tensors are shared, not copied.
+
+    Raises:
+        ValueError: A tensor has no place in a SigLIP tower (a class token, LayerScale...).
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        stem, _, kind = name.rpartition(".")
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", stem)
+        if name.startswith(("attn_pool.", "head.", "fc_norm.")):
+            continue
+        if stem == "patch_embed.proj":
+            renamed[f"embeddings.patch_embedding.{kind}"] = tensor
+        elif name == "pos_embed":
+            renamed["embeddings.position_embedding.weight"] = tensor[0]
+        elif stem == "norm":
+            renamed[f"post_layernorm.{kind}"] = tensor
+        elif block and block[2] == "attn.qkv":
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"encoder.layers.{block[1]}.self_attn.{part}_proj.{kind}"] = third
+        elif block and block[2] in BLOCK_NAMES:
+            renamed[f"encoder.layers.{block[1]}.{BLOCK_NAMES[block[2]]}.{kind}"] = tensor
+        else:
+            raise ValueError(f"{name} has no counterpart in SiglipVisionModel: not a SigLIP tower")
+    return renamed
+
+
+def convert_tower(
+    state: Mapping[str, torch.Tensor], heads: int, side: int = 0
+) -> SiglipVisionModel:
+    """Build transformers' tower from timm's tensors; patch outputs agree to 1e-5.
+
+    Args:
+        state: A ConceptCLIP or bare timm state dict.
+        heads: Attention heads.
+        side: Input side in pixels; 0 means patches x patch size.
+
+    Returns:
+        The tower in evaluation mode; `(batch, 3, side, side)` pixels in [-1, 1] give
+        `last_hidden_state` of `(batch, patches, width)`.
+    """
+    state = tower_state(state)
+    with torch.device("meta"):  # no random weights are drawn, so a seed means the same before it
+        tower = SiglipVisionModel(tower_config(state, heads, side))
+    renamed = {name: t.contiguous() for name, t in rename_tower(state).items()}
+    tower.load_state_dict(renamed, assign=True)
+    device = tower.embeddings.position_embedding.weight.device
+    # a buffer that no checkpoint holds, so it is still on the meta device
+    tower.embeddings.position_ids = torch.arange(tower.embeddings.num_positions, device=device)[
+        None
+    ]
+    return tower.eval()
+
+
+def pooling_side(grid: int, wanted: int) -> int:
+    """Choose how many patches a side Gemma3's projector pools into one token.
+
+    Args:
+        grid: Patches a side, 27 for ConceptCLIP.
+        wanted: Gemma3's own pooling, 4 for the published checkpoints.
+
+    Returns:
+        The divisor of `grid` nearest to `wanted`, of two the larger (fewer tokens). Anything but a
+        divisor drops patches at the right and lower edges, silently. 27 and 4 give 3: 81 tokens.
+    """
+    divisors = [k for k in range(1, grid + 1) if grid % k == 0]
+    return min(divisors, key=lambda k: (abs(k - wanted), -k))
+
+
+def swap_tower(
+    model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, tower: SiglipVisionModel
+) -> tuple[Gemma3ForConditionalGeneration, Gemma3Processor]:
+    """Put another tower into Gemma3, in place, and return a processor that fits it.
+
+    The projector is rebuilt, because it fixes its pooling when it is made, and gets Gemma3's
+    weights back, because a fresh one is all zeros and passes no gradient.
+
+    Args:
+        model: Gemma3; changed in place.
+        processor: Its processor; left as it is.
+        tower: A converted tower of the width that Gemma3's projector reads.
+
+    Returns:
+        The model, and a new processor: squash to the tower's side, bicubic, mean = SD = 0.5.
+
+    Raises:
+        ValueError: The tower's width is not the projector's.
+    """
+    old, wide = model.model.multi_modal_projector, tower.config.hidden_size
+    if wide != (expected := old.mm_input_projection_weight.shape[0]):
+        raise ValueError(
+            f"the tower is {wide} wide, Gemma3's projector reads {expected}: "
+            "only a tower of the same width can take its place"
+        )
+    side = tower.config.image_size
+    grid = side // tower.config.patch_size
+    tokens = (grid // pooling_side(grid, old.kernel_size)) ** 2
+    model.config.vision_config = tower.config
+    model.config.mm_tokens_per_image = tokens
+    projector = Gemma3MultiModalProjector(model.config)
+    projector.load_state_dict(old.state_dict())
+    model.model.multi_modal_projector = projector.to(model.device, model.dtype)
+    model.model.vision_tower = tower.to(model.device, model.dtype)
+    images = Gemma3ImageProcessor(
+        size={"height": side, "width": side}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return model, Gemma3Processor(
+        images, processor.tokenizer, processor.chat_template, image_seq_length=tokens
+    )
