@@ -1,0 +1,201 @@
+"""The wording of the generic captions, English and Japanese. Data only; `captions` combines it."""
+
+# percent diameter stenosis -> words
+GRADE_WORDS: dict[int, dict[str, str]] = {
+    25: {"en": "mild", "ja": "軽度"},
+    50: {"en": "moderate", "ja": "中等度"},
+    75: {"en": "significant", "ja": "有意"},
+    90: {"en": "severe", "ja": "高度"},
+    99: {"en": "subtotal", "ja": "亜閉塞"},
+    100: {"en": "total occlusion", "ja": "完全閉塞"},
+}
+
+SIDES = {
+    "LCA": {"en": ("left coronary artery", "left coronary tree"), "ja": ("左冠動脈", "左の冠動脈")},
+    "RCA": {
+        "en": ("right coronary artery", "right coronary tree"),
+        "ja": ("右冠動脈", "右の冠動脈"),
+    },
+}
+
+LEADS = {
+    "en": (
+        "Angiogram of the {side}{view}. ",
+        "The {side} is filled with contrast{view}. ",
+        "This picture shows the {side}{view}. ",
+    ),
+    "ja": ("{side}の造影像{view}。", "{side}が造影されている{view}。", "この画像は{side}{view}。"),
+}
+
+NOTHING = {
+    "en": (
+        "No narrowing is seen",
+        "Smooth vessels without narrowing",
+        "No significant lesion in the {laterality}",
+    ),
+    "ja": ("狭小化を認めない", "血管は平滑で狭小化はない", "{laterality}に有意な病変は認めません"),
+}
+
+WORDS = {
+    "en": {
+        "narrowing": "Narrowing in the {name}, {grade}",
+        "worst": "{artery} segment {segment}, {name}, {percent} percent, {grade}.",
+        "grade": "{percent} percent, {grade}.",
+        "normal": "No narrowing there.",
+        "none": "none.",
+        "and": ", ",
+        "stop": ". ",
+        "end": ".",
+        "gap": " ",
+        "advice": "Advice: {advice}.",
+        "example": "Example: ",
+        "picture": "This picture: ",
+        "translate": "Say in Japanese: {term}",
+        "which_advice": "Write this advice as a full sentence: {advice}",
+    },
+    "ja": {
+        "narrowing": "{name}に{grade}の狭小化",
+        "worst": "{artery}区域{segment}、{name}、{percent}パーセント、{grade}。",
+        "grade": "{percent}パーセント、{grade}。",
+        "normal": "そこに狭小化はない。",
+        "none": "なし。",
+        "and": "、",
+        "stop": "。",
+        "end": "。",
+        "gap": "",
+        "advice": "助言：{advice}。",
+        "example": "例：",
+        "picture": "この画像：",
+        "translate": "英語で：{term}",
+        "which_advice": "次の助言を文章にしてください：{advice}",
+    },
+}
+
+# What stands between artery and number, between number and grade, after it, and at the very end.
+# The first of each is the plain list format.
+FORMATS = {
+    "en": (
+        (" ", " #", " segment ", " no. ", "-"),
+        (": ", " = ", " shows ", " has ", ", "),
+        ("%", " percent", "% stenosis", "% narrowing", "% (stenosis)"),
+        (".", "", " in all."),
+    ),
+    "ja": (
+        (" ", " #", "区域", "の", "-"),
+        ("：", " = ", "に", "は", "、"),
+        ("%", "パーセント", "%の狭窄", "%の狭小化", "%（狭窄）"),
+        ("。", "", "を認める。", "が確認できます。", "あり。"),
+    ),
+}
+# The study's sentence in these terms; never drawn.
+STUDY_FORMAT = {
+    "en": (" #", " shows ", "% stenosis", "."),
+    "ja": (" #", "に", "%の狭窄", "が確認できます。"),
+}
+
+ASKS = {
+    "describe": {
+        "en": ("Describe the picture.", "What does this angiogram show?", "Caption this image."),
+        "ja": (
+            "画像を説明してください。",
+            "この造影像は何を示しますか？",
+            "所見を書いてください。",
+        ),
+    },
+    "side": {
+        "en": ("Which coronary artery is this?", "Left or right?"),
+        "ja": ("これはどちらの冠動脈ですか？", "左右どちらですか？"),
+    },
+    "worst": {
+        "en": ("Where is the worst narrowing?", "Name the culprit: where, and how tight?"),
+        "ja": ("最も強い狭小化はどこですか？", "責任病変の場所と程度は？"),
+    },
+    "list": {
+        "en": (
+            "List every lesion by AHA number.",
+            "Which segments are narrowed?",
+            "This image is a {side} angiogram. List its lesions.",
+        ),
+        "ja": (
+            "病変をAHA番号順に挙げてください。",
+            "どの区域が狭いですか？",
+            "この画像は{side}造影です。病変を挙げてください。",
+        ),
+    },
+    "grade": {
+        "en": ("How tight is segment {segment}?", "Grade the {name}."),
+        "ja": ("区域{segment}の程度は？", "{name}の程度は？"),
+    },
+    "referral": {
+        "en": (
+            "Read the image together with the clinical report: lesions, then advice.",
+            "This image is a {side} angiogram. Name the lesions and advise on management.",
+            "Lesions and plan, based on the report below, for future management?",
+            "With the explanation of the clinical report, provide lesions and advice.",
+        ),
+        "ja": (
+            "臨床レポートと画像を読み、病変と助言を述べてください。",
+            "この画像は{side}造影です。病変と今後の方針を挙げてください。",
+            "以下のレポートに基づいて、病変と治療方針は？",
+            "臨床レポートの説明とともに、病変についての助言をお願いします。",
+        ),
+    },
+    "examples": {
+        "en": ("Write like the examples.", "Follow the format."),
+        "ja": ("例にならって書いてください。", "同じ形式で書いてください。"),
+    },
+    "copy": {"en": ("Repeat the report.",), "ja": ("レポートを繰り返してください。",)},
+}
+
+# plan key -> the advice in other words than the study's sentence
+ADVICE: dict[str, dict[str, tuple[str, ...]]] = {
+    "none": {
+        "en": ("no procedure, control the risk factors", "nothing to open"),
+        "ja": ("処置は不要、危険因子の管理", "治療すべき病変なし"),
+    },
+    "medical": {
+        "en": ("drugs and follow-up", "medical therapy"),
+        "ja": ("薬物療法と経過観察", "内科的治療"),
+    },
+    "functional": {
+        "en": ("pressure wire first, stent only if ischemic", "FFR or iFR decides"),
+        "ja": ("まず圧測定、虚血があればステント", "FFRかiFRで決める"),
+    },
+    "pci": {
+        "en": ("drug-eluting stent", "open it with a stent"),
+        "ja": ("薬剤溶出性ステント", "ステント留置"),
+    },
+    "heart_team": {
+        "en": ("heart team, bypass surgery or stent", "ask the surgeons, CABG or PCI"),
+        "ja": ("ハートチーム、バイパス術かステント", "外科と相談、CABGかPCI"),
+    },
+    "cto": {
+        "en": ("test viability, then open the chronic occlusion", "CTO, prove ischemia first"),
+        "ja": ("バイアビリティを調べ、慢性閉塞を開く", "CTO、まず虚血の証明"),
+    },
+    "emergency_pci": {
+        "en": ("stent at once, emergency", "acute infarction, open now"),
+        "ja": ("直ちにステント、緊急", "急性梗塞、すぐ開通"),
+    },
+    "context": {
+        "en": ("weigh the other pictures and diseases", "grafts or dialysis, decide in context"),
+        "ja": ("他の画像と併存疾患を考える", "グラフトまたは透析、総合的に判断"),
+    },
+}
+
+GLOSSARY = (
+    ("stenosis", "狭窄"),
+    ("significant stenosis", "有意狭窄"),
+    ("significant stenosis is not seen", "有意狭窄は認めません"),
+    ("a stenosis can be confirmed", "狭窄が確認できます"),
+    ("total occlusion", "完全閉塞"),
+    ("left main", "左冠動脈主幹部"),
+    ("LM", "LMT"),
+    ("angiogram", "造影像"),
+    ("revascularization", "血行再建"),
+    ("clinical report", "臨床レポート"),
+    ("future management", "今後の方針"),
+    ("explanation of the findings", "所見の説明"),
+    ("treatment plan", "治療方針"),
+    ("comorbidities", "合併症"),
+)
