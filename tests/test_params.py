@@ -1,0 +1,66 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cag_utils.params import Params, check_choice, did_you_mean
+
+
+@dataclass(frozen=True)
+class Demo(Params):
+    profile: str
+    epochs: int
+    rate: float
+    ship: bool
+
+
+GOOD = {"profile": "smoke", "epochs": 3, "rate": 0.5, "ship": False}
+
+
+def test_reads_the_declared_names_and_nothing_else():
+    assert Demo.read(GOOD | {"other": 1}) == Demo("smoke", 3, 0.5, False)
+
+
+def test_a_whole_number_is_good_enough_for_a_float():
+    params = Demo.read(GOOD | {"rate": 2})
+    assert params.rate == 2.0 and type(params.rate) is float
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"epochs": True}, "epochs should be int, got True"),
+        ({"epochs": 1.5}, "epochs should be int"),
+        ({"profile": 7}, "profile should be str, got 7"),
+        ({"ship": 1}, "ship should be bool"),
+        ({"rate": None}, "rate should be float"),
+    ],
+)
+def test_refuses_a_wrong_type(change, match):
+    with pytest.raises(ValueError, match=match):
+        Demo.read(GOOD | change)
+
+
+def test_refuses_what_papermill_only_warns_about():
+    history = ["x = 1", "# Parameters\nepoch = 9\nprofile = 'smoke'\n"]
+    with pytest.raises(ValueError, match="unknown parameter 'epoch' .did you mean 'epochs'"):
+        Demo.read(GOOD | {"In": history, "epoch": 9})
+
+
+def test_a_missing_name_is_named():
+    with pytest.raises(ValueError, match="epochs should be int, got None"):
+        Demo.read({k: v for k, v in GOOD.items() if k != "epochs"})
+
+
+NAMES = st.text("abcdef_", min_size=1, max_size=8)
+
+
+@given(NAMES, st.lists(NAMES, min_size=1, max_size=4))
+def test_suggestions_only_name_what_exists(name, known):
+    if name in known:
+        assert check_choice("thing", name, known) == name
+    else:
+        with pytest.raises(ValueError, match="unknown thing"):
+            check_choice("thing", name, known)
+    assert any(k in did_you_mean(name, known) for k in known)

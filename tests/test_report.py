@@ -1,0 +1,48 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from cag_utils import report
+
+
+def test_an_estimate_and_its_interval():
+    assert report.estimate_cell(0.9119, 0.88, 0.941) == "0.912 (0.880 to 0.941)"
+    with pytest.raises(ValueError, match="outside its interval"):
+        report.estimate_cell(0.95, 0.88, 0.941)
+
+
+def test_a_figure_and_its_rows_have_the_same_bytes_twice(tmp_path):
+    rows = pd.DataFrame({"x": [0, 1], "y": [1.0, 3.5]})
+    written = []
+    for folder in ("a", "b"):
+        fig, ax = plt.subplots()
+        ax.plot(rows["x"], rows["y"])
+        written.append(report.save_figure(fig, rows, tmp_path / folder / "figure5_v1.2"))
+        plt.close(fig)
+    assert [p.name for p in written[0]] == [f"figure5_v1.2{s}" for s in (".png", ".svg", ".csv")]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*written, strict=True))
+    pd.testing.assert_frame_equal(pd.read_csv(written[0][2]), rows)
+
+
+def test_a_table_keeps_full_precision_for_machines_and_rounds_for_readers(tmp_path):
+    table = pd.DataFrame({"model": ["a_b", "c"], "mean": [1 / 3, np.nan], "n": [107, 5]})
+    csv, md, tex = report.save_table(table, tmp_path / "t", "Caption.")
+    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+    text = md.read_text(encoding="utf-8")
+    assert text.startswith("Caption.") and "0.333" in text and "–" in text and "107" in text
+    assert r"a\_b" in tex.read_text(encoding="utf-8")
+
+
+def test_the_papers_tables_are_as_printed():
+    table = report.paper_table("table2_corpus_split").set_index("split")
+    assert table.loc["train"].tolist() == [194, 425, 889]
+    table3 = report.paper_table("table3_vlscore").set_index(["model", "embedder"])["mean"]
+    assert table3["PaliGemma2 w/LoRA", "ConceptCLIP"] == 0.5823
+    with pytest.raises(ValueError, match="no table 'table9'"):
+        report.paper_table("table9")
+
+
+def test_every_model_has_a_name_and_a_colour():
+    assert report.MODEL_NAMES.keys() == report.MODEL_COLOURS.keys()
+    assert len(set(report.MODEL_COLOURS.values())) == len(report.MODEL_COLOURS)

@@ -1,0 +1,77 @@
+import re
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from cag_utils.settings import FOLDER, load_profile, parse_profile, profile_names
+
+PHANTOM = (FOLDER / "phantom.yaml").read_text(encoding="utf-8")
+
+
+def test_the_three_profiles_load():
+    assert profile_names() == ["paper", "phantom", "smoke"]
+    assert all(load_profile(name).name == name for name in profile_names())
+
+
+def test_the_paper_profile_holds_what_the_paper_prints():
+    profile = load_profile("paper")
+    assert profile.cnn.model.startswith("convnext_base") and profile.cnn.pretrained
+    assert (profile.cnn.epochs, profile.cnn.batch_size) == (200, 128)
+    assert profile.cnn.learning_rate == 1e-4 and profile.cnn.split_by == "video"
+    assert (profile.finetune.epochs, profile.finetune.learning_rate) == (5, 1e-5)
+    ranks = {name: (lora.rank, lora.alpha) for name, lora in profile.finetune.lora.items()}
+    assert ranks == {"paligemma2": (16, 16), "gemma3": (8, 8), "conceptclip_gemma3": (8, 8)}
+    assert profile.sampling.min_gap == 5
+
+
+@pytest.mark.parametrize("name", ["smoke", "phantom", "paper"])
+def test_every_value_has_a_source_in_a_comment(name):
+    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if re.match(r"^ {2}\w+: \S", line)]
+    assert len(values) > 30
+    assert not [line for line in values if "#" not in line]
+
+
+@pytest.mark.parametrize(
+    "old, new, match",
+    [
+        ("  epochs: 24", "  epoch: 24", r"unknown key 'cnn.epoch' \(did you mean 'epochs'"),
+        ("  split_by: patient", "  split_by: exam", "cnn.split_by.*'patient' or 'video'"),
+        ("  image_px: 128", "  image_px: many", "cnn.image_px"),
+        ("  min_gap: 5", "  min_gap: 0", "sampling.min_gap"),
+        ("    gemma3: {rank: 8,", "    gemma3: {ranks: 8,", "did you mean 'rank'"),
+        ("[paligemma2, gemma3, conceptclip_gemma3]", "[gemma4]", r"no rank for \['gemma4'\]"),
+        ("  source: phantom", "  source: folder", "data.folder is needed"),
+        ("  frames_low: 40", "  frames_low: 99", "frames_low and frames_high"),
+        ("vlscore:", "vlscores:", r"unknown key 'vlscores' \(did you mean 'vlscore'"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_the_right_name(old, new, match):
+    assert old in PHANTOM
+    with pytest.raises(ValueError, match=match):
+        parse_profile(PHANTOM.replace(old, new, 1), "x", "x.yaml")
+
+
+def test_text_that_is_no_mapping_is_refused():
+    with pytest.raises(ValueError, match="a profile is a mapping"):
+        parse_profile("- a", "x", "x.yaml")
+
+
+def test_an_unknown_profile_suggests_the_right_one():
+    with pytest.raises(ValueError, match=r"unknown profile 'phantm' \(did you mean 'phantom'"):
+        load_profile("phantm")
+
+
+def test_a_profile_cannot_be_changed_after_loading():
+    profile = load_profile("smoke")
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.cnn.epochs = 3
+
+
+def test_profiles_hold_the_same_keys():
+    def keys(text):
+        return {(s, k) for s, v in yaml.safe_load(text).items() for k in v}
+
+    smoke = (FOLDER / "smoke.yaml").read_text(encoding="utf-8")
+    assert keys(smoke) == keys(PHANTOM)

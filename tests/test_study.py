@@ -1,0 +1,99 @@
+import hashlib
+import hmac
+import stat
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from cag_utils import study
+from cag_utils.settings import load_profile
+
+
+@dataclass(frozen=True)
+class Demo:
+    profile: str = "smoke"
+    out_root: str = "outputs"
+    seed: int = 3
+
+
+@pytest.fixture
+def run(tmp_path):
+    return study.open_run(Demo(out_root=str(tmp_path)), "04_finetune", "gemma3_en")
+
+
+def test_a_run_lands_in_its_own_folder(run, tmp_path, capsys):
+    assert run.dir == tmp_path / "smoke" / "04_finetune" / "gemma3_en" and run.dir.is_dir()
+    assert run.outputs == tmp_path / "smoke"
+
+
+def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert study.under_root("outputs") == study.root() / "outputs"
+    assert (study.root() / "cag_utils" / "study.py").is_file()
+    assert study.under_root(tmp_path) == tmp_path
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    assert study.under_root("outputs") == tmp_path.resolve() / "outputs"
+
+
+def test_a_missing_input_names_the_command_that_makes_it(run):
+    with pytest.raises(FileNotFoundError, match="make study PROFILE=smoke") as error:
+        run.need("03_build_corpus/all/pairs.csv")
+    assert "papermill notebooks/03_build_corpus.ipynb" in str(error.value)
+
+
+def test_a_present_input_is_returned(run):
+    path = run.outputs / "03_build_corpus" / "all" / "pairs.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("x", encoding="utf-8")
+    assert run.need("03_build_corpus/all/pairs.csv") == path
+
+
+@pytest.mark.parametrize("path", ["04_finetune/x", "05_generate_reports/en/generations.csv"])
+def test_a_notebook_reads_only_lower_numbers(run, path):
+    with pytest.raises(ValueError, match="only lower-numbered"):
+        run.need(path)
+
+
+def test_metrics_are_flat_and_plain(run):
+    saved = run.save_metrics({"f1": np.float32(0.5), "n": np.int64(3), "note": None})
+    assert saved == {"f1": 0.5, "n": 3, "note": None} == study.read_json(run.dir / "metrics.json")
+    facts = study.read_json(run.dir / "provenance.json")
+    assert facts["seed"] == 3 and facts["profile"] == "smoke" and facts["torch"]
+    assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
+    with pytest.raises(ValueError, match="flat"):
+        run.save_metrics({"nested": {"a": 1}})
+
+
+def test_the_seed_makes_global_generators_repeat():
+    draws = []
+    for _ in range(2):
+        study.seed_everything(11)
+        draws.append(np.random.rand(3).tolist())  # noqa: NPY002
+    assert draws[0] == draws[1]
+
+
+def test_keyed_hash_is_hmac_sha256():
+    want = hmac.new(b"k", b"1.2.3", hashlib.sha256).hexdigest()[:12]
+    assert study.keyed_hash("1.2.3", b"k") == want != study.keyed_hash("1.2.3", b"other")
+
+
+def test_own_data_get_a_private_random_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    key = study.pseudonym_key(load_profile("paper"))
+    path = tmp_path / "data" / "private" / "pseudonym.key"
+    assert len(key) == 32 and study.pseudonym_key(load_profile("paper")) == key
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_phantom_key_is_fixed_and_its_folder_follows_the_settings():
+    smoke = load_profile("smoke")
+    assert study.pseudonym_key(smoke) == b"phantom:smoke"
+    larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
+    assert study.data_dir(smoke) != study.data_dir(larger)
+
+
+def test_own_data_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="data.folder"):
+        study.data_dir(load_profile("paper"))
