@@ -1,0 +1,282 @@
+"""Grow a coronary tree: every centreline point knows its radius, AHA segment and way from the ostium."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cag_utils.phantom.atlas import (
+    DOMINANCES,
+    HEART_BASE_MM,
+    LATERALITIES,
+    LONG_AXIS,
+    LONG_AXIS_MM,
+    MAIN_COURSE,
+    RCA_OSTIUM_MM,
+    SEGMENT_ENDS,
+    SIDE_BRANCHES,
+    TWIGS,
+    SideBranch,
+    Twigs,
+    spherical_mm,
+)
+from cag_utils.phantom.curves import march_epicardium, vessel
+
+TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
+MARCH_MM = 4.0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One side's coronary tree as flat arrays over its n centreline points.
+
+    Attributes:
+        laterality: LCA or RCA.
+        dominance: right, balanced or left.
+        points: (n, 3) mm, end-diastole, in the atlas frame.
+        radius: (n,) lumen radius, mm.
+        segment: (n,) AHA number.
+        order: (n,) 0 main vessel, 1 side branch, from `TWIG_ORDER` twigs.
+        branch: (n,) index into `names`.
+        path_mm: (n,) way from the ostium along the vessels.
+        open: (n,) False where a total occlusion keeps contrast out.
+        names: Of each branch.
+        attached: Of each branch, the index of the point it leaves from; -1 at the ostium.
+    """
+
+    laterality: str
+    dominance: str
+    points: np.ndarray
+    radius: np.ndarray
+    segment: np.ndarray
+    order: np.ndarray
+    branch: np.ndarray
+    path_mm: np.ndarray
+    open: np.ndarray
+    names: tuple[str, ...]
+    attached: np.ndarray
+
+    @property
+    def main(self) -> np.ndarray:
+        """(n,) bool: main vessels and named side branches wider than 0.8 mm, open or not."""
+        return (self.order <= 1) & (self.radius > 0.4) | self._reported
+
+    @property
+    def _reported(self) -> np.ndarray:
+        """Main vessels stay main where a lesion makes them thin."""
+        return self.order == 0
+
+    @property
+    def links(self) -> np.ndarray:
+        """(m,) indices of points that are joined to the next point."""
+        return np.flatnonzero(self.branch[:-1] == self.branch[1:])
+
+    def points_of(self, segment: int) -> np.ndarray:
+        """Return the indices of a segment's points on its widest reportable branch, or none."""
+        found = np.flatnonzero((self.segment == segment) & (self.order <= 1))
+        if not len(found):
+            return found
+        owners = self.branch[found]
+        size = {b: self.radius[found[owners == b]].sum() for b in np.unique(owners)}
+        return found[owners == max(size, key=size.get)]
+
+
+class _Grower:
+    """Collects branches while a tree grows."""
+
+    def __init__(self, rng, dominance, tortuosity, fineness, calibre, step_mm):
+        self.rng, self.dominance, self.step_mm = rng, dominance, step_mm
+        self.tortuosity, self.fineness, self.calibre = tortuosity, fineness, calibre
+        self.points, self.radius, self.segment = [], [], []
+        self.order, self.path, self.names, self.attached = [], [], [], []
+        self.count = 0
+        self.first = []
+
+    def add(self, name, knots, diameters, ends, origin=None, order=0, bend=1.0, sigma_mm=2.2):
+        """Shape one vessel and append it; `origin` is (branch, sample) or None at the ostium."""
+        length = np.linalg.norm(np.diff(knots, axis=0), axis=1).sum()
+        draw = [self.rng.standard_normal((max(2, int(length / w) + 3), 3)) for w in (16, 6, 8)]
+        points, width, arc = vessel(
+            np.ascontiguousarray(knots, dtype=float),
+            np.ascontiguousarray(diameters, dtype=float),
+            self.step_mm,
+            self.tortuosity * bend * (1.0 if order else 0.9),
+            *draw,
+            sigma_mm / self.step_mm,
+        )
+        share = arc / arc[-1]
+        stops = np.array([stop for stop, _ in ends[:-1]])
+        numbers = np.array([number for _, number in ends])
+        start = 0.0 if origin is None else self.path[origin[0]][origin[1]]
+        self.points.append(points)
+        self.radius.append(0.5 * self.calibre * width)
+        self.segment.append(numbers[np.searchsorted(stops, share, side="right")])
+        self.order.append(order)
+        self.path.append(start + arc)
+        self.names.append(name)
+        self.attached.append(-1 if origin is None else self.first[origin[0]] + origin[1])
+        self.first.append(self.count)
+        self.count += len(points)
+        return len(self.names) - 1
+
+    def site(self, branch, share):
+        """Return (sample, point mm, healthy diameter mm) at a share of a branch's length."""
+        sample = int(np.clip(share, 0, 1) * (len(self.points[branch]) - 1))
+        return sample, self.points[branch][sample], 2 * self.radius[branch][sample] / self.calibre
+
+    def sprout(self, rule: SideBranch):
+        """Add one named side branch, turned and scaled a little."""
+        parent = self.names.index(rule.parent)
+        sample, origin, parent_mm = self.site(parent, rule.at + 0.015 * self.rng.standard_normal())
+        turn = np.deg2rad(8) * self.rng.standard_normal(3)
+        size, calibre = np.exp(0.12 * self.rng.standard_normal(2))
+        offsets = np.array(rule.offsets_mm) * size
+        offsets = offsets + np.cross(turn, offsets)
+        knots = np.vstack([origin, origin + offsets])
+        widths = np.minimum(np.array(rule.diameters_mm) * calibre, 0.97 * parent_mm)
+        self.add(rule.name, knots, widths, ((1.0, rule.segment),), (parent, sample), 1, 1.5)
+
+    def twigs(self, rule: Twigs, parent: int, depth: int):
+        """Add a crop of twigs to a branch, and smaller ones to the long ones."""
+        for share in self.rng.uniform(0.12, 0.97, self.rng.poisson(rule.mean_count * self.fineness)):
+            sample, origin, parent_mm = self.site(parent, share)
+            length = self.rng.uniform(*rule.lengths_mm)
+            width = min(self.rng.uniform(*rule.diameters_mm), 0.6 * parent_mm)
+            heading = self._heading(parent, sample, rule.septal)
+            jitter = self.rng.standard_normal((max(2, int(length / MARCH_MM)), 3))
+            sink = 0.35 if rule.septal else 0.0
+            knots = march_epicardium(
+                origin, heading, jitter, 0.5, sink, MARCH_MM, HEART_BASE_MM, LONG_AXIS, LONG_AXIS_MM
+            )
+            ends = ((1.0, int(self.segment[parent][sample])),)
+            order = max(TWIG_ORDER, self.order[parent] + 1)
+            widths = np.linspace(width, 0.35, len(knots))
+            child = self.add("twig", knots, widths, ends, (parent, sample), order, 1.4, 1.5)
+            if depth > 1 and length > 14:
+                self.twigs(Twigs("twig", 1.3, (0.35, 0.6), (5, 14)), child, depth - 1)
+
+    def _heading(self, branch, sample, septal):
+        """Leave the parent at 30 to 80 degrees, along the surface (or into the septum)."""
+        points = self.points[branch]
+        tangent = points[min(sample + 2, len(points) - 1)] - points[max(sample - 2, 0)]
+        tangent = tangent / np.linalg.norm(tangent)
+        out = points[sample] - HEART_BASE_MM
+        out = out - (out @ LONG_AXIS) * LONG_AXIS
+        out = out / (np.linalg.norm(out) + 1e-6)
+        side = np.cross(out, tangent) * self.rng.choice([-1, 1])
+        angle = np.deg2rad(self.rng.uniform(30, 80))
+        return np.cos(angle) * tangent + np.sin(angle) * side - (0.5 * out if septal else 0)
+
+    def course(self, name, spread=0.7):
+        """Draw one heart's landmarks of a main vessel, mm, relative to its ostium."""
+        table = MAIN_COURSE[name]
+        shared = self.rng.standard_normal(3)
+        local = self.rng.standard_normal(3)
+        rows = np.empty((len(table), 3))
+        for i, row in enumerate(table):
+            local = 0.85 * local + 0.53 * self.rng.standard_normal(3)
+            rows[i] = row[:3] + row[3:6] * spread * (0.75 * shared + 0.5 * local)
+        return spherical_mm(*rows.T)
+
+    def tree(self, laterality) -> Tree:
+        """Flatten what has grown."""
+        lengths = [len(p) for p in self.points]
+        return Tree(
+            laterality=laterality,
+            dominance=self.dominance,
+            points=np.vstack(self.points),
+            radius=np.concatenate(self.radius),
+            segment=np.concatenate(self.segment).astype(np.int64),
+            order=np.repeat(self.order, lengths),
+            branch=np.repeat(np.arange(len(lengths)), lengths),
+            path_mm=np.concatenate(self.path),
+            open=np.ones(self.count, bool),
+            names=tuple(self.names),
+            attached=np.array(self.attached),
+        )
+
+
+def grow_tree(
+    rng: np.random.Generator,
+    laterality: str,
+    dominance: str = "right",
+    tortuosity: float = 1.0,
+    fineness: float = 1.0,
+    sex_scale: float = 1.0,
+    step_mm: float = 1.0,
+) -> Tree:
+    """Grow one patient's left or right coronary tree.
+
+    Args:
+        rng: Generator; the same state gives the same tree.
+        laterality: LCA or RCA.
+        dominance: right, balanced or left: which side supplies the posterior descending artery.
+        tortuosity: Size of the bends, about 0.7 to 2.2 mm.
+        fineness: Multiplies the mean number of twigs.
+        sex_scale: Multiplies every calibre; 0.91 for women.
+        step_mm: Spacing of centreline points.
+
+    Returns:
+        The healthy tree at end-diastole.
+
+    Raises:
+        ValueError: `laterality` or `dominance` is unknown, or `step_mm` is not above 0.
+
+    Source:
+        Dodge 1988 and 1992 by way of corsim's data tables; see `atlas`.
+    """
+    if laterality not in LATERALITIES:
+        raise ValueError(f"laterality must be one of {LATERALITIES}, got {laterality!r}")
+    if dominance not in DOMINANCES:
+        raise ValueError(f"dominance must be one of {DOMINANCES}, got {dominance!r}")
+    if step_mm <= 0:
+        raise ValueError(f"step_mm must be above 0, got {step_mm}")
+    calibre = sex_scale * np.exp(0.10 * rng.standard_normal())
+    grower = _Grower(rng, dominance, tortuosity, fineness, calibre, step_mm)
+    (_grow_left if laterality == "LCA" else _grow_right)(grower)
+    for rule in SIDE_BRANCHES[laterality]:
+        if rng.random() < rule.chance and dominance in rule.dominances:
+            grower.sprout(rule)
+    for rule in TWIGS[laterality]:
+        if rule.parent in grower.names:
+            grower.twigs(rule, grower.names.index(rule.parent), depth=2)
+    return grower.tree(laterality)
+
+
+def _grow_left(grower: _Grower) -> None:
+    """Left main, LAD and LCX; a left-dominant LCX stays wide and runs on."""
+    stem = grower.add("LM", grower.course("LM"), MAIN_COURSE["LM"][:, 6], SEGMENT_ENDS["LM"], bend=0.3)
+    tip = grower.points[stem][-1]
+    fork = (stem, len(grower.points[stem]) - 1)
+    miss = tip - spherical_mm(1.1, 79, 0)
+    lad = _joined(tip, grower.course("LAD"), miss)
+    widths = np.r_[3.75, MAIN_COURSE["LAD"][:, 6]]
+    keep = len(lad) - 2 if grower.rng.random() < 0.25 else len(lad)  # does not reach round the apex
+    grower.add("LAD", lad[:keep], widths[:keep], SEGMENT_ENDS["LAD"], fork)
+    lcx = _joined(tip, grower.course("LCX"), miss)
+    scale = {"right": 1.0, "balanced": 1.08, "left": 1.22}[grower.dominance]
+    widths = np.r_[3.4, MAIN_COURSE["LCX"][:, 6]] * scale
+    keep = len(lcx)
+    if grower.dominance == "right":
+        keep -= 2 if grower.rng.random() < 0.6 else 4
+    else:
+        tail = (3.1, 2.6) if grower.dominance == "left" else (2.3, 1.7)
+        widths[7:] = np.linspace(*tail, len(widths) - 7)
+    grower.add("LCX", lcx[:keep], widths[:keep], SEGMENT_ENDS["LCX"], fork)
+
+
+def _joined(tip, course, miss):
+    """Start a daughter at the left main's tip and let the misfit fade along it."""
+    fade = np.exp(-np.linspace(0, 3, len(course)))[:, None]
+    return np.vstack([tip, course + fade * miss])
+
+
+def _grow_right(grower: _Grower) -> None:
+    """The RCA; it ends at the acute margin when the left side is dominant."""
+    course = grower.course("RCA", spread=0.56)
+    course[0] = 0
+    scale = {"right": 1.0, "balanced": 0.92, "left": 0.70}[grower.dominance]
+    widths = MAIN_COURSE["RCA"][:, 6] * scale
+    if grower.dominance == "left":
+        course = course[:-2]
+        widths = np.r_[widths[:6], np.linspace(2.0, 1.2, len(course) - 6)]
+    grower.add("RCA", course + RCA_OSTIUM_MM, widths, SEGMENT_ENDS["RCA"], bend=1.2)
