@@ -33,7 +33,7 @@ study: .venv/installed  ## run every notebook that is not up to date; tables and
 test: .venv/installed  ## run the tests, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks

@@ -3,19 +3,21 @@
 #   snakemake --cores 2 --config profile=phantom
 # Each step is one notebook run by papermill. The executed notebook is the step's log, so a failed
 # step names it, with the error in its last cell.
-from pathlib import Path
+import sys
 
 from cag_utils.settings import FOLDER, load_profile
+from cag_utils.study import root, under_root
 from cag_utils.workflow import notebook_sources
 
 PROFILE = load_profile(config.get("profile", "phantom"))
-OUT_ROOT = str(config.get("out_root", "outputs"))
+OUT_ROOT = under_root(config.get("out_root", "outputs"))
 OUT = f"{OUT_ROOT}/{PROFILE.name}"
 BACKBONES, LANGUAGES = PROFILE.finetune.backbones, PROFILE.finetune.languages
 
 RUN = (
-    "OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE papermill --no-progress-bar --log-level ERROR "
-    f"{{input.sources[0]}} {{log}} -p profile {PROFILE.name} -p out_root {OUT_ROOT}"
+    f"OMP_NUM_THREADS={{threads}} OMP_WAIT_POLICY=PASSIVE {sys.executable} -m papermill "
+    "--no-progress-bar --log-level ERROR {input.sources[0]} {log} "
+    f"-p profile {PROFILE.name} -p out_root {OUT_ROOT}"
 )
 
 
@@ -27,7 +29,8 @@ wildcard_constraints:
 
 def sources(stem):
     """The notebook, the modules behind it, and the profile."""
-    return [*map(str, notebook_sources(Path("notebooks") / f"{stem}.ipynb")), str(FOLDER / f"{PROFILE.name}.yaml")]
+    notebook = root() / "notebooks" / f"{stem}.ipynb"
+    return [*map(str, notebook_sources(notebook)), str(FOLDER / f"{PROFILE.name}.yaml")]
 
 
 rule all:

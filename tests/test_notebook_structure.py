@@ -1,0 +1,82 @@
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FORBIDDEN = ("!pip", "%pip", "%cd", "sys.path", "tqdm.notebook", "except:", "/home/", "os.chdir")
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def test_the_study_is_complete():
+    numbers = [path.stem[:2] for path in NOTEBOOKS]
+    assert numbers[:9] == [f"0{i}" for i in range(9)]
+
+
+def test_is_valid_and_committed_without_outputs(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    assert all(not c.outputs and c.execution_count is None for c in code_cells(notebook))
+
+
+def test_opens_with_a_question_and_its_facts(path, notebook):
+    head = notebook.cells[0]
+    assert head.cell_type == "markdown" and head.source.startswith(f"# {path.stem[:2]} · ")
+    assert "?" in head.source.splitlines()[0]
+    for fact in ("Question", "Reads", "Writes", "Cost", "Run"):
+        assert f"**{fact}**" in head.source
+    assert "Research use only" in head.source
+
+
+def test_closes_with_what_was_found(notebook):
+    assert "save_metrics" in code_cells(notebook)[-1].source
+    last = notebook.cells[-1]
+    assert last.cell_type == "markdown"
+    assert all(f"**{word}" in last.source for word in ("Found", "Limit", "Try"))
+
+
+def test_parameters_are_annotated_literals_and_nothing_is_derived(notebook):
+    code = code_cells(notebook)
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0] is code[1]
+    names = set()
+    for line in ast.parse(tagged[0].source).body:
+        assert isinstance(line, ast.AnnAssign) and line.annotation.id in {
+            "str",
+            "int",
+            "float",
+            "bool",
+        }
+        ast.literal_eval(line.value)
+        names.add(line.target.id)
+    assert {"profile", "out_root", "seed"} <= names
+    assert all("#" in line for line in tagged[0].source.splitlines() if ":" in line)
+    assert ".read(globals())" in code[2].source and "open_run(" in code[2].source
+
+
+def test_is_a_walkthrough_of_readable_size(notebook):
+    code = code_cells(notebook)
+    lines = [len(c.source.splitlines()) for c in code]
+    words = sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown")
+    assert 8 <= len(code) <= 22 and max(lines) <= 25 and sum(lines) <= 190
+    assert 400 <= words <= 1500
+
+
+def test_leaves_the_machine_alone(notebook):
+    text = "\n".join(c.source for c in code_cells(notebook))
+    assert not [word for word in FORBIDDEN if word in text]

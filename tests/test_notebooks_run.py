@@ -1,0 +1,145 @@
+"""Every notebook, executed under the smoke profile, the way a person would run it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill as pm
+import pytest
+from nbclient import NotebookClient
+
+from cag_utils.settings import load_profile
+from cag_utils.study import read_json, root
+
+pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("notebooks")]
+NOTEBOOKS = root() / "notebooks"
+
+
+def snakemake(out: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile")]
+    command += ["--directory", str(out), "--cores", "2", *more]
+    command += ["--config", "profile=smoke", f"out_root={out}"]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The whole study, run once."""
+    out = tmp_path_factory.mktemp("study")
+    done = snakemake(out)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def test_the_whole_study_leaves_every_notebooks_metrics(study):
+    finetune = load_profile("smoke").finetune
+    slugs = {f"04_finetune/{b}_{la}" for b in finetune.backbones for la in finetune.languages}
+    slugs |= {f"{n}/{la}" for la in finetune.languages for n in ("05_generate_reports",)}
+    slugs |= {f"{n}/{la}" for la in finetune.languages for n in ("07_physician_scores",)}
+    slugs |= {"00_frame_sampling/cnn", "00_frame_sampling/corpus", "01_train_cnn/six_class"}
+    slugs |= {"02_confusion_matrices/six_class", "03_build_corpus/all", "06_vlscore/en"}
+    slugs |= {"08_paper_tables/all"}
+    found = {str(p.parent.relative_to(study / "smoke")) for p in study.rglob("metrics.json")}
+    assert found == slugs
+    assert all(read_json(study / "smoke" / slug / "metrics.json") for slug in slugs)
+
+
+def test_the_report_holds_every_table_and_figure(study):
+    folder = study / "smoke" / "08_paper_tables" / "all"
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    for name in (*(f"Table {i}" for i in range(1, 5)), *(f"Figure {i}" for i in range(3, 7))):
+        assert name in html
+    assert "phantom" in html.lower() and "rubric" in html.lower()
+    stems = {path.stem for path in folder.glob("table*.csv")}
+    assert len(stems) >= 4
+    assert all((folder / f"{s}{e}").exists() for s in stems for e in (".md", ".tex", ".csv"))
+
+
+def test_a_second_run_does_nothing_and_soon(study):
+    done = snakemake(study)
+    assert done.returncode == 0 and "Nothing to be done" in done.stderr
+
+
+def test_no_identity_lands_in_the_outputs(study):
+    for path in [*study.rglob("*.csv"), *study.rglob("*.json")]:
+        if ".snakemake" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            assert "PHANTOM-" not in text and "1.2.826" not in text and ".dcm" not in text, path
+
+
+def execute(stem: str, tmp_path: Path, **params) -> dict:
+    """Run one notebook through papermill from a foreign folder; return its metrics."""
+    settings = {"out_root": str(tmp_path), "profile": "smoke"} | params
+    source, out = NOTEBOOKS / f"{stem}.ipynb", tmp_path / "out.ipynb"
+    pm.execute_notebook(source, out, settings, cwd=tmp_path, progress_bar=False)
+    [found] = (tmp_path / "smoke" / stem).rglob("metrics.json")
+    return read_json(found)
+
+
+def test_the_same_seed_gives_the_same_metrics(study, tmp_path):
+    first = read_json(study / "smoke" / "00_frame_sampling" / "cnn" / "metrics.json")
+    assert execute("00_frame_sampling", tmp_path) == first
+
+
+def test_a_finished_study_lets_a_single_notebook_run_alone(study):
+    before = read_json(study / "smoke" / "04_finetune" / "gemma3_en" / "metrics.json")
+    assert execute_in(study, "04_finetune", "gemma3_en", backbone="gemma3") == before
+
+
+def execute_in(study: Path, stem: str, slug: str, **params) -> dict:
+    """Run one notebook over a finished study."""
+    settings = {"out_root": str(study), "profile": "smoke"} | params
+    pm.execute_notebook(
+        NOTEBOOKS / f"{stem}.ipynb", study / "again.ipynb", settings, cwd=study, progress_bar=False
+    )
+    return read_json(study / "smoke" / stem / slug / "metrics.json")
+
+
+def test_before_the_study_it_fails_within_seconds_and_names_the_command(tmp_path):
+    began = time.monotonic()
+    with pytest.raises(pm.PapermillExecutionError, match="make study PROFILE=smoke"):
+        execute("04_finetune", tmp_path, backbone="gemma3")
+    assert time.monotonic() - began < 120  # a hang, not a speed, is what this guards against
+
+
+@pytest.mark.parametrize(
+    "params, match",
+    [
+        ({"backbon": "gemma3"}, "did you mean 'backbone'"),
+        ({"backbone": "gema3"}, "did you mean 'gemma3'"),
+        ({"profile": "phantm"}, "did you mean 'phantom'"),
+    ],
+)
+def test_a_mistyped_parameter_stops_the_run(params, match, tmp_path):
+    with pytest.raises(pm.PapermillExecutionError, match=match):
+        execute("04_finetune", tmp_path, **params)
+
+
+def test_runs_from_jupyterlabs_kernel_folder(tmp_path):
+    notebook = nbformat.read(NOTEBOOKS / "00_frame_sampling.ipynb", as_version=4)
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += f"\nprofile, out_root = 'smoke', {str(tmp_path)!r}"
+    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    assert (tmp_path / "smoke" / "00_frame_sampling" / "cnn" / "frames.csv").exists()
+
+
+@pytest.mark.realdata
+def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
+    metrics = execute("00_frame_sampling", tmp_path, data_dir=str(real_data))
+    [folder] = (tmp_path / "smoke" / "00_frame_sampling").iterdir()
+    frames = pd.read_csv(folder / "frames.csv")
+    rejected = pd.read_csv(folder / "rejected.csv")
+    assert frames["video_id"].nunique() == 1 and frames["frame"].diff().dropna().ge(5).all()
+    n_files = sum(path.is_file() for path in real_data.rglob("*"))
+    assert len(rejected) == n_files - 1 and rejected["reason"].notna().all()
+    assert metrics
+
+
+@pytest.mark.parametrize("stem", ["A2_pretrain_twins", "A3_pretrain_embedders"])
+def test_the_appendices_run(stem, tmp_path):
+    assert execute(stem, tmp_path)
