@@ -1,0 +1,218 @@
+"""The rubric: a program that marks a report by the paper's five error criteria.
+
+It compares entities (`cag_utils.entities`) of the output with those of the truth. It is not a
+physician and does not imitate one; where a table is filled by it, the table says "rubric".
+
+The overall score, 0 to 10:
+
+| part | points | rule |
+|---|---|---|
+| laterality | 2 | the text names the right side, and only that |
+| vessel | 3 | 1 if the diseased arteries are right, plus 2 x Jaccard index of the AHA numbers |
+| stenosis | 2 | 2 if the worst grade is right; 1 if off by one AHA step, not an error; else 0 |
+| treatment | 2 | the plan is the true plan |
+| logic | 1 | nothing in the text contradicts itself |
+
+A part whose truth is unknown is left out and the rest scaled to 10. A text from which neither a
+stenosis, nor its absence, nor a plan can be read scores 0 with all five errors. The weights are the
+study's own: the paper gives none.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from cag_utils.entities import Entities, Stenosis, to_grade
+from cag_utils.lexicon import PLANS
+from cag_utils.params import check_choice
+from cag_utils.segments import AHA_SEGMENTS, LATERALITIES, artery_of, check_lesion, laterality_of
+
+ERRORS = (
+    "laterality_error",
+    "vessel_error",
+    "treatment_error",
+    "logical_error",
+    "stenosis_error",
+)
+READER = "rubric"
+STEPS = (0, 25, 50, 75, 90, 99, 100)
+# worst stated AHA grade -> plans that do not contradict it. Anything goes with `context`.
+FITTING_PLANS = {
+    0: {"none", "medical"},
+    25: {"none", "medical"},
+    50: {"none", "medical", "functional"},
+    75: {"medical", "functional", "pci", "heart_team"},
+    90: {"functional", "pci", "emergency_pci", "heart_team"},
+    99: {"pci", "emergency_pci", "heart_team"},
+    100: {"cto", "pci", "emergency_pci", "heart_team"},
+}
+MAIN_STEM_PLANS = {"functional", "pci", "emergency_pci", "heart_team"}  # left main >= 50 %
+INTERVENTIONS = {"pci", "emergency_pci", "cto", "heart_team"}
+
+
+def truth_entities(laterality: str, lesions: Iterable[Mapping], plan: str) -> Entities:
+    """Return the entities of a known truth, as `read_entities` reads them from perfect findings.
+
+    Args:
+        laterality: LCA or RCA.
+        lesions: `{segment, percent}` of that side.
+        plan: Plan key.
+
+    Raises:
+        ValueError: Unknown laterality or plan, or a malformed lesion.
+    """
+    check_choice("laterality", laterality, LATERALITIES)
+    check_choice("plan", plan, PLANS)
+    checked = sorted((check_lesion(x) for x in lesions), key=lambda x: (x["segment"], x["percent"]))
+    stenoses = tuple(Stenosis(x["artery"], x["segment"], x["percent"]) for x in checked)
+    cleared = frozenset() if stenoses else frozenset({laterality})
+    return Entities(frozenset({laterality}), stenoses, cleared, (plan,))
+
+
+def score(output: Entities, truth: Entities) -> dict[str, float | None]:
+    """Mark one output.
+
+    Args:
+        output: What the model's text states.
+        truth: What is so.
+
+    Returns:
+        `overall` (0 to 10), the five errors, `segment_match`, `laterality_match` and `unparseable`
+        (0 or 1). A criterion whose truth is unknown (own data without a side or plan that can be
+        read) is None, never 0.
+    """
+    errors = {name: _error(name, output, truth) for name in ERRORS}
+    if output.unparseable:
+        errors = {name: None if error is None else 1 for name, error in errors.items()}
+    side_error = errors["laterality_error"]
+    return {
+        "overall": 0.0 if output.unparseable else _overall(errors, output, truth),
+        **errors,
+        "segment_match": int(_segments_match(output, truth)),
+        "laterality_match": None if side_error is None else 1 - side_error,
+        "unparseable": int(output.unparseable),
+    }
+
+
+def contradictions(entities: Entities) -> frozenset[str]:
+    """Return what in a text contradicts itself.
+
+    Five kinds: an artery that does not own the segment number; two grades for one segment; stenoses
+    on both sides of one picture; a significant stenosis where the text denies any; and a plan that
+    does not fit the worst grade stated, or excludes another plan stated.
+
+    Args:
+        entities: What the text states.
+
+    Returns:
+        One short phrase each; empty when the text is consistent.
+    """
+    found = {f"{s.artery} #{s.segment}" for s in entities.stenoses if _wrong_artery(s)}
+    graded = {(s.segment, s.percent) for s in entities.stenoses if s.segment and s.percent}
+    numbers = [segment for segment, _ in graded]
+    found |= {f"two grades for #{n}" for n in numbers if numbers.count(n) > 1}
+    if len({_side(s) for s in entities.stenoses} - {None}) > 1:
+        found.add("stenoses on both sides")
+    found |= {
+        f"{s.percent}% where stenosis is denied"
+        for s in entities.stenoses
+        if _significant(s) and entities.cleared & {"all", _side(s), s.artery, f"#{s.segment}"}
+    }
+    return frozenset(found | _plan_conflicts(entities))
+
+
+def _error(name: str, output: Entities, truth: Entities) -> int | None:
+    """Judge one criterion; None where the truth does not say."""
+    if name == "laterality_error":
+        return None if truth.laterality is None else int(output.laterality != truth.laterality)
+    if name == "vessel_error":
+        wrong = any(_wrong_artery(s) for s in output.stenoses)
+        return int(wrong or not _segments_match(output, truth))
+    if name == "treatment_error":
+        return None if truth.plan is None else int(output.plan != truth.plan)
+    if name == "logical_error":
+        # What the truth itself says so (serial lesions of one segment) is no contradiction.
+        return int(bool(contradictions(output) - contradictions(truth)))
+    return None if truth.worst_percent is None else int(_stenosis_error(output, truth))
+
+
+def _overall(errors: Mapping[str, int | None], output: Entities, truth: Entities) -> float:
+    grade_right = output.worst_percent is not None and _steps_apart(output, truth) == 0
+    parts = (
+        (2, errors["laterality_error"], 2.0),
+        (3, errors["vessel_error"], _vessel_points(output, truth)),
+        (2, errors["stenosis_error"], 2.0 if grade_right else 1.0),
+        (2, errors["treatment_error"], 2.0),
+        (1, errors["logical_error"], 1.0),
+    )
+    known = [(points, error, full) for points, error, full in parts if error is not None]
+    # Only the vessel part gives credit to an error: a neighbouring segment of the right artery.
+    earned = sum(full for points, error, full in known if not error or points == 3)
+    return round(10 * earned / sum(points for points, *_ in known), 2)
+
+
+def _vessel_points(output: Entities, truth: Entities) -> float:
+    if not truth.stenoses or not output.stenoses:
+        return 3.0 * (output.no_stenosis and not truth.stenoses)
+    arteries = {s.artery for s in output.stenoses} == {s.artery for s in truth.stenoses}
+    union = output.segments | truth.segments
+    shared = len(output.segments & truth.segments) / len(union) if union else 0.0
+    return arteries + 2.0 * shared
+
+
+def _segments_match(output: Entities, truth: Entities) -> bool:
+    """Same AHA numbers, none left unnumbered; for a clean picture, absence is stated."""
+    if not truth.stenoses:
+        return output.no_stenosis
+    numbered = all(s.segment is not None for s in output.stenoses)
+    return bool(output.stenoses) and numbered and output.segments == truth.segments
+
+
+def _stenosis_error(output: Entities, truth: Entities) -> bool:
+    """Wrong number of significant stenoses, or a worst grade more than one AHA step away."""
+    ungraded = any(s.percent is None for s in output.stenoses)
+    if output.worst_percent is None or ungraded or _steps_apart(output, truth) is None:
+        return True
+    counts = [sum(map(_significant, e.stenoses)) for e in (output, truth)]
+    return counts[0] != counts[1] or _steps_apart(output, truth) > 1
+
+
+def _steps_apart(output: Entities, truth: Entities) -> int | None:
+    if output.worst_percent is None or truth.worst_percent is None:
+        return None
+    one, other = (STEPS.index(to_grade(e.worst_percent)) for e in (output, truth))
+    return abs(one - other)
+
+
+def _plan_conflicts(entities: Entities) -> set[str]:
+    plans = set(entities.plans) - {"context"}
+    excluding = plans & INTERVENTIONS
+    found = {f"none against {plan}" for plan in excluding} if "none" in plans else set()
+    worst = entities.worst_percent
+    if entities.plan in (None, "context") or worst is None:
+        return found
+    fitting = FITTING_PLANS[to_grade(worst)]
+    if any(_main_stem(s) and _significant(s) for s in entities.stenoses):
+        fitting = MAIN_STEM_PLANS | ({"cto"} if worst == 100 else set())
+    elif worst < 50 and not entities.stenoses and entities.cleared - {"all", *LATERALITIES}:
+        return found  # only some vessels are called clean; the rest may well need a plan
+    return found | (set() if entities.plan in fitting else {f"{entities.plan} for {worst}%"})
+
+
+def _significant(stenosis: Stenosis) -> bool:
+    """At least 75 %, or 50 % in the left main (the usual Japanese threshold)."""
+    grade = to_grade(stenosis.percent or 0)
+    return grade >= 75 or (grade >= 50 and _main_stem(stenosis))
+
+
+def _main_stem(stenosis: Stenosis) -> bool:
+    return stenosis.artery == "LM" or stenosis.segment == 5
+
+
+def _wrong_artery(stenosis: Stenosis) -> bool:
+    known = stenosis.artery is not None and stenosis.segment in AHA_SEGMENTS
+    return known and artery_of(stenosis.segment) != stenosis.artery
+
+
+def _side(stenosis: Stenosis) -> str | None:
+    if stenosis.segment in AHA_SEGMENTS:
+        return laterality_of(stenosis.segment)
+    return {None: None, "RCA": "RCA"}.get(stenosis.artery, "LCA")
