@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cag_utils.labels import SIX_CLASSES
@@ -126,7 +125,7 @@ def prepare(pictures: Tensor, name: str) -> Tensor:
     if entry.high_pass:
         mean = grey.mean((2, 3), keepdim=True)
         deviation = grey.std((2, 3), keepdim=True) + 4  # 4: an empty frame is all noise otherwise
-        fine = (grey - _blur(grey, grey.shape[-1] / 32)) / 8
+        fine = (grey - _blur(grey)) / 8
         out = torch.cat([(grey - mean) / deviation, fine], 1)
     else:
         config = timm.get_pretrained_cfg(entry.timm_name)
@@ -135,14 +134,23 @@ def prepare(pictures: Tensor, name: str) -> Tensor:
     return out.contiguous(memory_format=torch.channels_last)
 
 
-def _blur(grey: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian blur, cut at two sigma, as two 1-D passes (a 2-D kernel would cost ten times)."""
+def _blur(grey: Tensor) -> Tensor:
+    """Gaussian blur as two matrix products, ten times faster on a CPU than a one-channel conv."""
+    rows, columns = (_blur_matrix(n, grey.shape[-1] / 32).to(grey) for n in grey.shape[-2:])
+    return rows @ grey @ columns.T
+
+
+@functools.cache
+def _blur_matrix(n_px: int, sigma_px: float) -> Tensor:
+    """(n, n) matrix of a 1-D Gaussian, cut at two sigma, mirrored at the border pixel."""
     reach = max(1, int(2 * sigma_px))
-    x = torch.arange(-reach, reach + 1, dtype=grey.dtype, device=grey.device)
-    kernel = torch.exp(-0.5 * (x / sigma_px) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    padded = F.pad(grey, (reach, reach, reach, reach), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3))
+    offsets = np.arange(-reach, reach + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma_px) ** 2)
+    sources = np.pad(np.arange(n_px), reach, mode="reflect")
+    matrix = np.zeros((n_px, n_px))
+    for offset, weight in zip(offsets, kernel / kernel.sum(), strict=True):
+        np.add.at(matrix, (np.arange(n_px), sources[np.arange(n_px) + reach + offset]), weight)
+    return torch.from_numpy(matrix)
 
 
 def pick_device() -> torch.device:
