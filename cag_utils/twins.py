@@ -33,9 +33,9 @@ from cag_utils.params import check_choice
 
 KINDS = ("gemma3", "paligemma2")
 WEIGHTS = Path(__file__).parent / "weights"
-IMAGE_PX, PATCH_PX = 224, 16  # 14 x 14 = 196 patches; the real ones have 16 x 16 at patch 14
-POOLED_TOKENS = 49  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
-VOCABULARY_SIZE = 1800
+IMAGE_PX, PATCH_PX = 240, 20  # 12 x 12 = 144 patches; the real PaliGemma2 has 16 x 16
+POOLED_TOKENS = 36  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
+VOCABULARY_SIZE = 1500
 PAD, EOS, BOS, UNK, MASK = "<pad>", "<eos>", "<bos>", "<unk>", "<mask>"
 TURN = ["<start_of_turn>", "<end_of_turn>"]
 GEMMA3_IMAGE = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
@@ -127,7 +127,7 @@ def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
 def make_processor(
     kind: str, vocabulary: dict | None = None
 ) -> Gemma3Processor | PaliGemmaProcessor:
-    """Return a twin's processor: 224 px, grey levels to -1 .. 1, chat template included.
+    """Return a twin's processor: 240 px, grey levels to -1 .. 1, chat template included.
 
     Raises:
         ValueError: Unknown kind.
@@ -174,7 +174,7 @@ def make_config(kind: str, tokenizer: GemmaTokenizer) -> Gemma3Config | PaliGemm
     text = dict(
         vocab_size=len(tokenizer),
         hidden_size=width,
-        intermediate_size=3 * width,
+        intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=1,
