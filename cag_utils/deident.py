@@ -1,0 +1,59 @@
+"""Keep identities out of `outputs/`: keyed pseudonyms, and link tables that stay private."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from cag_utils.params import check_choice
+from cag_utils.study import keyed_hash, root
+
+PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi"}
+
+
+def pseudonym(kind: str, value: str, key: bytes) -> str:
+    """Return the study's id for one real id.
+
+    The same value and key always give the same id, so files written by different notebooks join.
+    Without the key the id cannot be traced back or guessed from a list of real ids.
+
+    Args:
+        kind: `patient`, `exam`, `video` or `file`.
+        value: The real id: PatientID, Study or SOP Instance UID, or a path in the archive.
+        key: Secret of the study, `study.pseudonym_key(profile)`.
+
+    Returns:
+        A prefix and 12 hex digits, e.g. `vi-3f9a2c1b77d0`. Among 100,000 values the chance of
+        any collision is 2e-5.
+
+    Raises:
+        ValueError: `kind` is unknown, or `value` is empty (two unnamed patients must not merge).
+    """
+    prefix = PREFIXES[check_choice("kind of id", kind, PREFIXES)]
+    if not value:
+        raise ValueError(f"an empty {kind} id has no pseudonym: give the file a stand-in id first")
+    return f"{prefix}-{keyed_hash(f'{kind}:{value}', key)}"
+
+
+def private_folder() -> Path:
+    """Return `data/private/`, made for the owner alone; what links ids to people stays there."""
+    folder = root() / "data" / "private"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def save_links(name: str, links: pd.DataFrame) -> Path:
+    """Write the table that leads from pseudonyms back to files, mode 600, outside `outputs/`.
+
+    Args:
+        name: File name without suffix; one per cohort and profile.
+        links: Pseudonyms and what they stand for.
+
+    Returns:
+        The file written, `data/private/<name>.csv`.
+    """
+    path = private_folder() / f"{name}.csv"
+    part = path.with_name(f".{name}.{os.getpid()}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        links.to_csv(file, index=False)
+    return part.replace(path)
