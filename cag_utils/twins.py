@@ -35,7 +35,7 @@ KINDS = ("gemma3", "paligemma2")
 WEIGHTS = Path(__file__).parent / "weights"
 IMAGE_PX, PATCH_PX = 240, 20  # 12 x 12 = 144 patches; the real PaliGemma2 has 16 x 16
 POOLED_TOKENS = 36  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
-VOCABULARY_SIZE = 1500
+VOCABULARY_SIZE = 1800
 PAD, EOS, BOS, UNK, MASK = "<pad>", "<eos>", "<bos>", "<unk>", "<mask>"
 TURN = ["<start_of_turn>", "<end_of_turn>"]
 GEMMA3_IMAGE = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
