@@ -1,0 +1,248 @@
+"""Shoot a cine: a tree in motion, its bolus, the catheter, drawn frame by frame."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from cag_utils.phantom.anatomy import Tree
+from cag_utils.phantom.backdrop import draw_backdrop
+from cag_utils.phantom.catheter import draw_catheter, follow_ostium, ostium_mm, reflux_discs
+from cag_utils.phantom.contrast import (
+    ATTENUATION_PER_MM,
+    NEVER,
+    arrival_s,
+    concentration,
+    inlet,
+    inlet_table,
+)
+from cag_utils.phantom.grading import VISIBLE, FrameTruth
+from cag_utils.phantom.motion import beat, breathing, contraction
+from cag_utils.phantom.shot import Shot
+from cag_utils.phantom.splat import draw_discs, draw_tubes, link_steps
+from cag_utils.phantom.subject import Subject
+from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose
+
+BLUSH_DELAY_S, CATHETER_LEAD_S = 1.2, 0.12
+BLUR_STEP_PX = 1.3  # movement within a pulse from which more than one exposure is drawn
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where everything is in each of t frames.
+
+    Attributes:
+        points: (t, n, 3) centreline, mm.
+        u: (t, n) columns at the start of the pulse, pixels.
+        v: (t, n) rows.
+        scale: (t, n) pixels per mm.
+        du: (t, n) movement within the pulse, pixels.
+        dv: (t, n) likewise, rows.
+        state: (t,) contraction, 0 to 1.
+        breath_mm: (t, 3) shift with breathing.
+        clock_s: (t,) seconds of flow since the injection.
+    """
+
+    points: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    scale: np.ndarray
+    du: np.ndarray
+    dv: np.ndarray
+    state: np.ndarray
+    breath_mm: np.ndarray
+    clock_s: np.ndarray
+
+
+def pose_tree(tree: Tree, shot: Shot) -> Pose:
+    """Move a tree through a cine and project it.
+
+    Args:
+        tree: End-diastolic tree.
+        shot: The cine's settings.
+
+    Returns:
+        Positions in every frame.
+    """
+    state = contraction(shot.time_s, shot.rr_s, shot.phase)
+    later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
+    breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
+    points = beat(tree.points, state) + breath[:, None]
+    u, v, scale = shot.arm.project(points)
+    after_u, after_v, _ = shot.arm.project(beat(tree.points, later) + breath[:, None])
+    return Pose(
+        points=points,
+        u=u + shot.pan_px[:, :1],
+        v=v + shot.pan_px[:, 1:],
+        scale=scale,
+        du=after_u - u,
+        dv=after_v - v,
+        state=state,
+        breath_mm=breath,
+        clock_s=shot.injection.clock(shot.time_s, shot.rr_s, shot.phase),
+    )
+
+
+def film(
+    rng: np.random.Generator, subject: Subject, tree: Tree, shot: Shot, pose: Pose | None = None
+) -> tuple[np.ndarray, FrameTruth]:
+    """Render a cine.
+
+    Args:
+        rng: Generator of the chest, the noise and the reflux.
+        subject: Supplies the chest and the access.
+        tree: The injected tree, with its lesions.
+        shot: The cine's settings.
+        pose: From `pose_tree`, if it is already there.
+
+    Returns:
+        ((t, H, W) uint8 frames, their truth).
+    """
+    pose = pose or pose_tree(tree, shot)
+    depth = draw_backdrop(rng, shot.arm, subject.body, shot.margin_px)
+    detector = expose(rng, depth, shot.look, shot.margin_px)
+    canvas = _Canvas(rng, subject, tree, shot, pose, detector)
+    frames = np.empty((shot.n_frames, shot.arm.size_px, shot.arm.size_px), np.uint8)
+    for index, frame in enumerate(frames):
+        canvas.tree(index)
+        canvas.catheter(index)
+        canvas.develop(index, frame)
+    return frames, frame_truth(tree, shot, pose)
+
+
+def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return which picture positions (...) lie in the open field."""
+    left, right, top, bottom = np.array(shot.look.shutters) * shot.arm.size_px
+    last = shot.arm.size_px - 1
+    return (u > left) & (u < last - right) & (v > top) & (v < last - bottom)
+
+
+def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
+    """Measure what each frame shows; shares are weighted by calibre.
+
+    Args:
+        tree: The tree; points behind an occlusion do not count, as they can never fill.
+        shot: The cine's settings.
+        pose: Positions in every frame.
+
+    Returns:
+        The truth of every frame.
+    """
+    weight = np.where(tree.main & tree.open, tree.radius, 0.0)
+    weight = weight / weight.sum()
+    filled = concentration(pose.clock_s, arrival_s(tree, shot.injection.speed_mm_s), shot.injection)
+    inside = inside_shutters(shot, pose.u, pose.v)
+    moved = np.hypot(pose.du, pose.dv)[:, tree.main]
+    return FrameTruth(
+        opacified=((filled >= VISIBLE) & inside) @ weight,
+        contrast=filled @ weight,
+        in_field=inside @ weight,
+        blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
+    )
+
+
+class _Canvas:
+    """The optical-depth picture of one frame, reused for the next."""
+
+    def __init__(self, rng, subject, tree, shot: Shot, pose: Pose, detector: Detector):
+        self.rng, self.shot, self.pose, self.detector = rng, shot, pose, detector
+        size = shot.arm.size_px
+        self.depth = np.zeros((size, size), np.float32)
+        self.spans = np.empty((size, 2), np.int64)
+        self.radius, self.links = tree.radius, tree.links
+        self.steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
+        self.arrival = arrival_s(tree, shot.injection.speed_mm_s)
+        self.table = inlet_table(shot.injection.duration_s)
+        moved = np.hypot(pose.du, pose.dv)[:, tree.main]
+        self.exposures = np.clip(np.ceil(np.median(moved, axis=1) / BLUR_STEP_PX), 1, 9).astype(int)
+        self.grain = rng.integers(0, NOISE_BORDER, (shot.n_frames, 2))
+        self._place_catheter(subject, tree)
+        self._place_blush(tree)
+
+    def _place_catheter(self, subject, tree):
+        """Course, its projection in every frame, and the contrast in its lumen."""
+        course = draw_catheter(self.rng, tree.laterality, subject.radial)
+        ostium = ostium_mm(tree.laterality)[None] + 1e-3
+        moved = (beat(ostium, self.pose.state) - ostium)[:, 0] + self.pose.breath_mm
+        self.shaft_points = follow_ostium(course, moved)
+        u, v, self.shaft_scale = self.shot.arm.project(self.shaft_points)
+        self.shaft_u, self.shaft_v = u + self.shot.pan_px[:, :1], v + self.shot.pan_px[:, 1:]
+        duration = self.shot.injection.duration_s
+        self.lumen = inlet(np.maximum(self.pose.clock_s + CATHETER_LEAD_S, -9), duration)
+
+    def _place_blush(self, tree):
+        """A soft cloud around the small vessels, and how strong it is in each frame."""
+        size, cells = self.shot.arm.size_px, 40
+        tips = tree.open & (tree.order >= 1)
+        at = [np.clip(w[0, tips][::7] / size * cells, 0, cells - 1) for w in (self.pose.v, self.pose.u)]
+        cloud = np.zeros((cells, cells), np.float32)
+        np.add.at(cloud, tuple(w.astype(int) for w in at), 1.0)
+        cloud = cv2.GaussianBlur(cloud, (0, 0), 2.5)
+        cloud = np.maximum(cv2.resize(cloud, (size, size), interpolation=cv2.INTER_CUBIC), 0)
+        strength = self.shot.blush * self.shot.look.gain / 1.6 * min(1, self.shot.injection.strength)
+        self.blush = (cloud * strength / max(1e-6, float(cloud.max()))).astype(np.float32)
+        since = np.maximum(self.pose.clock_s - BLUSH_DELAY_S, -9)
+        self.blush_share = inlet(since, self.shot.injection.duration_s + 0.8, 0.5, 1.3)
+
+    def tree(self, i: int):
+        """Draw the opacified vessels of frame `i`."""
+        self.spans[:] = (len(self.depth), -1)
+        if self.pose.clock_s[i] <= -NEVER:
+            return
+        pose, strength = self.pose, self.shot.injection.strength
+        moving = pose.u[i], pose.v[i], pose.scale[i], pose.du[i], pose.dv[i], pose.points[i]
+        draw_tubes(
+            self.depth, self.spans, *moving, self.radius, self.arrival, self.links, self.steps,
+            pose.clock_s[i], *self.table, ATTENUATION_PER_MM * strength, self.exposures[i],
+        )  # fmt: skip
+
+    def catheter(self, i: int):
+        """Draw wall, lumen and reflux of frame `i`."""
+        shot, n = self.shot, self.shaft_u.shape[1]
+        wall, none = shot.catheter_per_mm, np.zeros(n)
+        place = self.shaft_u[i], self.shaft_v[i], self.shaft_scale[i], none, none
+        steady = np.arange(n - 1), np.full(n - 1, 2), 0.0, np.ones(2), -1.0, 0.5
+        full = ATTENUATION_PER_MM * min(1.0, shot.injection.strength / 0.3)
+        tubes = ((1.0, wall), (0.6, 0.9 * full * self.lumen[i] - 0.55 * wall))
+        for share, attenuation in tubes:
+            radius = np.full(n, share * shot.catheter_mm)
+            draw_tubes(
+                self.depth, self.spans, *place, self.shaft_points[i], radius, none, *steady,
+                attenuation, 1,
+            )  # fmt: skip
+        if shot.reflux and self.lumen[i] > 0.1:
+            weight = 1.1 * shot.reflux * self.lumen[i] * ATTENUATION_PER_MM * shot.injection.strength
+            near = place[0], place[1], self.shaft_scale[i, 0]
+            draw_discs(self.depth, self.spans, *reflux_discs(self.rng, *near, weight))
+
+    def develop(self, i: int, frame: np.ndarray):
+        """Blur, add the background and its noise, and wipe the canvas for the next frame."""
+        rows = np.flatnonzero(self.spans[:, 1] >= 0)
+        box = None
+        if len(rows):
+            size = len(self.depth)
+            top, bottom = max(0, rows[0] - 3), min(size, rows[-1] + 4)
+            left = max(0, self.spans[rows, 0].min() - 3)
+            right = min(size, self.spans[rows, 1].max() + 4)
+            box = (slice(top, bottom), slice(left, right))
+            self.depth[box] = cv2.GaussianBlur(self.depth[box], (0, 0), self.shot.look.blur_px)
+            self.spans[box[0]] = (left, right - 1)
+        still, grain = self.detector, self.grain[i]
+        compose(
+            frame, still.background, *self._shift(i), self.depth, self.spans, still.scatter,
+            still.gain, self.blush, self.blush_share[i], still.texture, *grain, still.noise_sigma,
+            still.field,
+        )  # fmt: skip
+        if box:
+            self.depth[box] = 0
+
+    def _shift(self, i: int) -> tuple[float, float]:
+        """Where the background's cut-out begins: breathing, heartbeat, panning."""
+        shot, margin = self.shot, self.shot.margin_px
+        unit = shot.arm.size_px / 512
+        down = (0.55 * self.pose.breath_mm[i, 1] * -1 + 1.5 * self.pose.state[i]) / (
+            shot.arm.isocentre_pixel_mm
+        )
+        u = margin - 1.2 * unit * self.pose.state[i] - shot.pan_px[i, 0]
+        return tuple(float(np.clip(w, 1, 2 * margin - 2))
+                     for w in (u, margin - down - shot.pan_px[i, 1]))  # fmt: skip

@@ -1,0 +1,164 @@
+"""One cine as the laboratory shoots it: every choice that is made before the first frame."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cag_utils.phantom.anatomy import Tree
+from cag_utils.phantom.carm import CArm, aim, draw_carm
+from cag_utils.phantom.contrast import NEVER, SPEED_MM_S, Injection
+from cag_utils.phantom.motion import panning
+from cag_utils.phantom.subject import Subject
+from cag_utils.phantom.xray import Look, draw_look
+
+# Kinds of cine. All but the first fail in a way that a single frame shows.
+KINDS = ("normal", "weak", "slow", "short", "noninjected", "cropped", "panned", "blurred")
+MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
+
+
+@dataclass(frozen=True)
+class Shot:
+    """The settings of one cine.
+
+    Attributes:
+        kind: One of `KINDS`.
+        view: Name of the standard view.
+        n_frames: Frames.
+        frame_rate: Frames a second.
+        arm: C-arm, aimed.
+        look: Display and noise.
+        injection: The bolus.
+        rr_s: Seconds a beat.
+        phase: Share of a beat over at the first frame.
+        breath_mm: Depth of breathing, 0 for a held breath.
+        breath_s: Seconds a breath.
+        breath_phase: Radians.
+        pan_px: (n_frames, 2) table movement.
+        pulse_s: Length of the X-ray pulse.
+        catheter_mm: Outer radius.
+        catheter_per_mm: Attenuation of its wall.
+        reflux: Contrast that spills into the aorta, share.
+        blush: Strength of the myocardial blush, log exposure.
+    """
+
+    kind: str
+    view: str
+    n_frames: int
+    frame_rate: float
+    arm: CArm
+    look: Look
+    injection: Injection
+    rr_s: float
+    phase: float
+    breath_mm: float
+    breath_s: float
+    breath_phase: float
+    pan_px: np.ndarray
+    pulse_s: float
+    catheter_mm: float
+    catheter_per_mm: float
+    reflux: float
+    blush: float
+
+    @property
+    def time_s(self) -> np.ndarray:
+        """(n_frames,) seconds from the first frame."""
+        return np.arange(self.n_frames) / self.frame_rate
+
+    @property
+    def margin_px(self) -> int:
+        """Border of the backdrop."""
+        return int(np.ceil(self.arm.size_px * MARGIN_SHARE))
+
+
+def draw_shot(
+    rng: np.random.Generator,
+    subject: Subject,
+    tree: Tree,
+    kind: str = "normal",
+    n_frames: int = 60,
+    frame_rate: float = 15.0,
+    size_px: int = 512,
+    view: str | None = None,
+) -> Shot:
+    """Draw the settings of one cine.
+
+    Args:
+        rng: Generator.
+        subject: Supplies heart rate.
+        tree: The side that is injected; the arm is aimed at it.
+        kind: One of `KINDS`.
+        n_frames: At least 1.
+        frame_rate: Frames a second, above 0.
+        size_px: Rows and columns, at least 64.
+        view: Standard view, or None to draw one.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: A value breaks its rule, or the view is none of this side's.
+
+    Source:
+        Pulse 6.7 ms in 45 real headers (facts.md); breathing from Shechter 2004; the rest are choices.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
+        raise ValueError(
+            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
+            f"got {n_frames}, {frame_rate} and {size_px}"
+        )
+    name, arm = draw_carm(rng, tree.laterality, size_px, view)
+    arm = aim(arm, tree.points[tree.main], _offset(rng, kind))
+    pans = rng.random() < 0.12 or kind == "panned"
+    travel = rng.normal(0, 0.05, 2) * size_px
+    start = rng.uniform(0.35, 0.8)
+    return Shot(
+        kind=kind,
+        view=name,
+        n_frames=n_frames,
+        frame_rate=frame_rate,
+        arm=arm,
+        look=draw_look(rng, size_px),
+        injection=_injection(rng, kind, tree.laterality),
+        rr_s=60 / subject.heart_rate_bpm * np.exp(0.05 * rng.standard_normal()),
+        phase=rng.uniform(),
+        breath_mm=rng.uniform(2, 9) * (rng.random() < 0.5),
+        breath_s=rng.uniform(2.8, 5.0),
+        breath_phase=rng.uniform(0, 2 * np.pi),
+        pan_px=panning(n_frames, start, travel * pans, 0.7 * MARGIN_SHARE * size_px),
+        pulse_s=rng.uniform(0.035, 0.060) if kind == "blurred" else rng.uniform(0.004, 0.0067),
+        catheter_mm=rng.uniform(0.8, 1.05),
+        catheter_per_mm=rng.uniform(0.07, 0.16),
+        reflux=rng.uniform(0.15, 0.6) * (rng.random() < 0.7),
+        blush=rng.uniform(0.02, 0.08),
+    )
+
+
+def _offset(rng, kind: str) -> tuple[float, float]:
+    """Where the artery's middle sits: near the picture's, or for a cropped cine far off it."""
+    near = rng.normal(0, 0.025, 2)
+    if kind != "cropped":
+        return tuple(near)
+    axis, far = rng.integers(2), rng.uniform(0.34, 0.46) * rng.choice([-1, 1])
+    near[axis] = far
+    return tuple(near)
+
+
+def _injection(rng, kind: str, laterality: str) -> Injection:
+    """The bolus of one cine; weak, slow, short and missing ones by kind."""
+    injection = Injection(
+        start_s=rng.uniform(0.25, 0.7),
+        duration_s=rng.uniform(1.7, 2.8),
+        strength=rng.uniform(0.8, 1.1),
+        speed_mm_s=SPEED_MM_S[laterality] * np.exp(0.15 * rng.standard_normal()),
+        pulsatility=0.55 if laterality == "LCA" else 0.15,
+    )
+    other = {
+        "weak": {"strength": rng.uniform(0.15, 0.30)},
+        "slow": {"speed_mm_s": injection.speed_mm_s * rng.uniform(0.30, 0.45)},
+        "short": {"duration_s": rng.uniform(0.25, 0.40)},
+        "noninjected": {"start_s": NEVER},
+    }
+    return replace(injection, **other.get(kind, {}))

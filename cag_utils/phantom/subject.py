@@ -1,0 +1,83 @@
+"""One phantom patient: body, circulation and lesions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cag_utils.phantom.anatomy import Tree, grow_tree
+from cag_utils.phantom.atlas import DOMINANCE_SHARES, DOMINANCES, FEMALE_SCALE
+from cag_utils.phantom.backdrop import Body, draw_body
+from cag_utils.phantom.lesions import Lesion, draw_lesions, narrow
+from cag_utils.segments import laterality_of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What stays the same over a patient's cines.
+
+    Attributes:
+        sex: M or F.
+        dominance: right, balanced or left.
+        tortuosity: Size of the vessels' bends, mm.
+        fineness: Multiplies the number of twigs.
+        body: The chest.
+        heart_rate_bpm: Beats a minute.
+        radial: Catheter from the arm, not from the groin.
+        lesions: Dicts of segment, percent and artery, both sides.
+    """
+
+    sex: str
+    dominance: str
+    tortuosity: float
+    fineness: float
+    body: Body
+    heart_rate_bpm: float
+    radial: bool
+    lesions: tuple[dict, ...]
+
+
+def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> Subject:
+    """Draw a patient.
+
+    Args:
+        rng: Generator.
+        lesion_shares: Shares of patients with 0, 1, 2 ... lesions.
+
+    Returns:
+        The patient; trees grow later, from their own generators.
+    """
+    return Subject(
+        sex=str(rng.choice(["M", "F"], p=[0.7, 0.3])),
+        dominance=str(rng.choice(DOMINANCES, p=DOMINANCE_SHARES)),
+        tortuosity=rng.uniform(0.8, 2.4),
+        fineness=rng.uniform(0.7, 1.3),
+        body=draw_body(rng),
+        heart_rate_bpm=rng.uniform(52, 95),
+        radial=bool(rng.random() < 0.75),
+        lesions=tuple(draw_lesions(rng, lesion_shares)),
+    )
+
+
+def diseased_tree(
+    rng: np.random.Generator, subject: Subject, laterality: str
+) -> tuple[Tree, tuple[Lesion, ...]]:
+    """Grow one side of a patient's circulation with its lesions.
+
+    Args:
+        rng: Generator of this side.
+        subject: The patient.
+        laterality: LCA or RCA.
+
+    Returns:
+        The tree and the lesions of this side.
+    """
+    scale = FEMALE_SCALE if subject.sex == "F" else 1.0
+    tree = grow_tree(
+        rng, laterality, subject.dominance, subject.tortuosity, subject.fineness, scale
+    )
+    placed = []
+    for lesion in subject.lesions:
+        if laterality_of(lesion["segment"]) == laterality:
+            tree, found = narrow(rng, tree, lesion["segment"], lesion["percent"])
+            placed.append(found)
+    return tree, tuple(placed)
