@@ -164,9 +164,10 @@ TESTS: dict[str, tuple[Pair, ...]] = {
         ("eGFR {egfr} mL/min.", "eGFR {egfr} mL/min。"),
     ),
     "lipids": (("LDL-C {ldl} mg/dL.", "LDL-C {ldl} mg/dL。"),),
+    # Drawn without regard to the lesions, so the score gives nothing away.
     "ct_calcium": (
-        ("Coronary calcification on CT.", "CTで冠動脈石灰化あり。"),
         ("Calcium score {calcium} on CT.", "CTでカルシウムスコア {calcium}。"),
+        ("CT: Agatston score {calcium}.", "CT：Agatstonスコア {calcium}。"),
     ),
 }
 
