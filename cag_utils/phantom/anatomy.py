@@ -137,7 +137,9 @@ class _Grower:
 
     def twigs(self, rule: Twigs, parent: int, depth: int):
         """Add a crop of twigs to a branch, and smaller ones to the long ones."""
-        for share in self.rng.uniform(0.12, 0.97, self.rng.poisson(rule.mean_count * self.fineness)):
+        for share in self.rng.uniform(
+            0.12, 0.97, self.rng.poisson(rule.mean_count * self.fineness)
+        ):
             sample, origin, parent_mm = self.site(parent, share)
             length = self.rng.uniform(*rule.lengths_mm)
             width = min(self.rng.uniform(*rule.diameters_mm), 0.6 * parent_mm)
@@ -244,7 +246,9 @@ def grow_tree(
 
 def _grow_left(grower: _Grower) -> None:
     """Left main, LAD and LCX; a left-dominant LCX stays wide and runs on."""
-    stem = grower.add("LM", grower.course("LM"), MAIN_COURSE["LM"][:, 6], SEGMENT_ENDS["LM"], bend=0.3)
+    stem = grower.add(
+        "LM", grower.course("LM"), MAIN_COURSE["LM"][:, 6], SEGMENT_ENDS["LM"], bend=0.3
+    )
     tip = grower.points[stem][-1]
     fork = (stem, len(grower.points[stem]) - 1)
     miss = tip - spherical_mm(1.1, 79, 0)

@@ -106,9 +106,7 @@ def box_chords(source, rays, centre, half_mm, turn):
     return chord
 
 
-def draw_backdrop(
-    rng: np.random.Generator, arm: CArm, body: Body, margin_px: int
-) -> np.ndarray:
+def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: int) -> np.ndarray:
     """Trace the chest once for a cine.
 
     Args:
@@ -161,7 +159,9 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
     k, dome = body.scale, body.diaphragm_mm
 
     def spans(centre, half_axes, turn=np.eye(3)):  # noqa: B008 - a constant
-        return ellipsoid_spans(source, rays, np.array(centre, float), np.array(half_axes, float), turn)
+        return ellipsoid_spans(
+            source, rays, np.array(centre, float), np.array(half_axes, float), turn
+        )
 
     trunk = spans((-15, -40, -15), (175 * k, 2000, 118 * k))
     lungs = [spans((x * k, -20, -20), (68 * k, 140, 92 * k)) for x in (70, -98)]
@@ -177,7 +177,9 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
     air = 0
     for lung in lungs:
         solid = np.maximum(_shared(lung, heart), _shared(lung, liver))
-        solid = np.maximum(solid, np.maximum(_shared(lung, stomach), 0.7 * _shared(lung, mediastinum)))
+        solid = np.maximum(
+            solid, np.maximum(_shared(lung, stomach), 0.7 * _shared(lung, mediastinum))
+        )
         air = air + np.maximum(0, _shared(lung, trunk) - solid)
     soft = SOFT_TISSUE_PER_MM * (trunk[1] - trunk[0]) + 0.003 * _shared(aorta, trunk)
     return soft, air
@@ -189,7 +191,9 @@ def _spine(rng, source, rays, body: Body) -> np.ndarray:
     top = rng.uniform(-12, 12)
     body_mm, plate_mm = np.array([17, 10.5, 14.0]), np.array([18, 1.2, 15.0])
     for level in range(-5, 6):
-        centre = np.array([-20 + body.scoliosis_mm * level, top - 40 + 26 * level, -76 * body.scale - 6])
+        centre = np.array(
+            [-20 + body.scoliosis_mm * level, top - 40 + 26 * level, -76 * body.scale - 6]
+        )
         tilt = np.deg2rad(3 * rng.standard_normal())
         turn = np.array(
             [[np.cos(tilt), np.sin(tilt), 0], [-np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]]

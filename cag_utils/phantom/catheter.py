@@ -37,7 +37,10 @@ def draw_catheter(rng: np.random.Generator, laterality: str, radial: bool) -> np
         way += [bent(18, (-16, 90, 6)), bent(10, (-40, 130, 5))]
     else:
         way += [bent(5, (4, 85, -25))]
-        way += [tip + np.array(o) for o in ((20, 92, -60), (24, 50, -86), (20, -20, -86), (16, -120, -86))]
+        way += [
+            tip + np.array(o)
+            for o in ((20, 92, -60), (24, 50, -86), (20, -20, -86), (16, -120, -86))
+        ]
     knots = np.array(way, float)
     return resample(knots, np.zeros(len(knots)), 1.2)[0]
 

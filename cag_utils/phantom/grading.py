@@ -12,7 +12,9 @@ import numpy as np
 from cag_utils.segments import LATERALITIES
 
 VISIBLE = 0.4  # share of undiluted contrast above which a vessel counts as opacified
-BETTER_OPACIFIED = 0.70  # share of the open main tree, by calibre, opacified and inside the shutters
+BETTER_OPACIFIED = (
+    0.70  # share of the open main tree, by calibre, opacified and inside the shutters
+)
 BETTER_CONTRAST = 0.50  # mean share of undiluted contrast over the open main tree
 BETTER_BLUR_MM = 0.60  # movement within one X-ray pulse
 OTHER_CONTRAST = 0.08  # below: nothing to see

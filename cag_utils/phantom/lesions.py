@@ -83,9 +83,7 @@ def _grade(rng, segment: int) -> int:
     return int(rng.choice(GRADES, p=weights / weights.sum()))
 
 
-def narrow(
-    rng: np.random.Generator, tree: Tree, segment: int, percent: int
-) -> tuple[Tree, Lesion]:
+def narrow(rng: np.random.Generator, tree: Tree, segment: int, percent: int) -> tuple[Tree, Lesion]:
     """Put one stenosis into the middle part of a segment.
 
     The radius falls by exactly `percent` at one point and less around it; contrast does not pass a
@@ -107,7 +105,9 @@ def narrow(
         raise ValueError(f"stenosis grades are {GRADES} percent, got {percent}")
     where = tree.points_of(segment)
     if len(where) < 6:
-        raise ValueError(f"the {tree.dominance} dominant {tree.laterality} has no segment {segment}")
+        raise ValueError(
+            f"the {tree.dominance} dominant {tree.laterality} has no segment {segment}"
+        )
     centre = int(where[int(len(where) * rng.uniform(0.35, 0.65))])
     length, eccentricity = rng.uniform(8, 22), rng.choice([0.0, 0.7])
     same = tree.branch == tree.branch[centre]
@@ -119,9 +119,7 @@ def narrow(
     )
     moved = tree.points + eccentricity * lost[:, None] * _sideways(rng, tree, centre)
     beyond = downstream(tree, centre) if percent == 100 else np.zeros(len(away), bool)
-    return replace(
-        tree, points=moved, radius=tree.radius - lost, open=tree.open & ~beyond
-    ), lesion
+    return replace(tree, points=moved, radius=tree.radius - lost, open=tree.open & ~beyond), lesion
 
 
 def _profile(away_mm: np.ndarray, length_mm: float) -> np.ndarray:

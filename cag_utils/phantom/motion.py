@@ -57,7 +57,9 @@ def contract(points: np.ndarray, state: float) -> np.ndarray:
     twist = np.deg2rad(state * (-4 + 13 * low)) * (1 - held)
     turned = out * np.cos(twist)[:, None] + np.cross(LONG_AXIS, out) * np.sin(twist)[:, None]
     shrink = 1 - state * (0.10 + 0.05 * low) * (1 - 0.8 * held)
-    descent = state * 0.135 * (1 - np.clip(height, -0.2, 1)) * (1 + 0.55 * right) * (1 - 0.35 * held)
+    descent = (
+        state * 0.135 * (1 - np.clip(height, -0.2, 1)) * (1 + 0.55 * right) * (1 - 0.35 * held)
+    )
     return (
         HEART_BASE_MM
         + turned * shrink[:, None]

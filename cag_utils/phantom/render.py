@@ -174,12 +174,17 @@ class _Canvas:
         """A soft cloud around the small vessels, and how strong it is in each frame."""
         size, cells = self.shot.arm.size_px, 40
         tips = tree.open & (tree.order >= 1)
-        at = [np.clip(w[0, tips][::7] / size * cells, 0, cells - 1) for w in (self.pose.v, self.pose.u)]
+        at = [
+            np.clip(w[0, tips][::7] / size * cells, 0, cells - 1)
+            for w in (self.pose.v, self.pose.u)
+        ]
         cloud = np.zeros((cells, cells), np.float32)
         np.add.at(cloud, tuple(w.astype(int) for w in at), 1.0)
         cloud = cv2.GaussianBlur(cloud, (0, 0), 2.5)
         cloud = np.maximum(cv2.resize(cloud, (size, size), interpolation=cv2.INTER_CUBIC), 0)
-        strength = self.shot.blush * self.shot.look.gain / 1.6 * min(1, self.shot.injection.strength)
+        strength = (
+            self.shot.blush * self.shot.look.gain / 1.6 * min(1, self.shot.injection.strength)
+        )
         self.blush = (cloud * strength / max(1e-6, float(cloud.max()))).astype(np.float32)
         since = np.maximum(self.pose.clock_s - BLUSH_DELAY_S, -9)
         self.blush_share = inlet(since, self.shot.injection.duration_s + 0.8, 0.5, 1.3)
@@ -211,7 +216,9 @@ class _Canvas:
                 attenuation, 1,
             )  # fmt: skip
         if shot.reflux and self.lumen[i] > 0.1:
-            weight = 1.1 * shot.reflux * self.lumen[i] * ATTENUATION_PER_MM * shot.injection.strength
+            weight = (
+                1.1 * shot.reflux * self.lumen[i] * ATTENUATION_PER_MM * shot.injection.strength
+            )
             near = place[0], place[1], self.shaft_scale[i, 0]
             draw_discs(self.depth, self.spans, *reflux_discs(self.rng, *near, weight))
 

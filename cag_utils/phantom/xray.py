@@ -78,9 +78,7 @@ def draw_look(rng: np.random.Generator, size_px: int) -> Look:
     )
 
 
-def expose(
-    rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: int
-) -> Detector:
+def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: int) -> Detector:
     """Turn the chest's optical depth into a displayed background and its noise.
 
     Exposure is primary exp(-depth) plus a smooth scatter; the display is its logarithm with the

@@ -1,0 +1,127 @@
+"""Single opacified key frames with dense truth, cheap enough to draw by the ten thousand."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cag_utils.phantom.anatomy import Tree
+from cag_utils.phantom.atlas import LATERALITIES
+from cag_utils.phantom.grading import label
+from cag_utils.phantom.lesions import Lesion
+from cag_utils.phantom.render import Pose, film, frame_truth, inside_shutters, pose_tree
+from cag_utils.phantom.shot import Shot, draw_shot
+from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
+from cag_utils.segments import check_lesion, laterality_of
+
+STREAM = 3  # the cohorts use 1 and 2, so no still shows a patient of theirs
+LESION_SHARES = (0.25, 0.45, 0.30)  # patients with 0, 1, 2 lesions
+DIASTASIS = 0.78  # share of a beat at which the heart stands still
+
+
+@dataclass(frozen=True)
+class Still:
+    """One key frame and everything known about it.
+
+    Attributes:
+        image: (H, W) uint8.
+        laterality: LCA or RCA.
+        view: Name of the standard view.
+        label: One of the six classes.
+        lesions: Dicts of segment, percent and artery on this side.
+        points: (n, 2) float32 columns and rows of every visible main-branch centreline point.
+        segments: (n,) int64 AHA number of each point.
+        lesion_points: (k, 3) float32 column, row and percent of each visible lesion's centre.
+        primary_deg: DICOM primary angle.
+        secondary_deg: DICOM secondary angle.
+    """
+
+    image: np.ndarray
+    laterality: str
+    view: str
+    label: str
+    lesions: list[dict]
+    points: np.ndarray
+    segments: np.ndarray
+    lesion_points: np.ndarray
+    primary_deg: float
+    secondary_deg: float
+
+
+def still(
+    seed: int, size_px: int = 512, laterality: str | None = None, lesion: dict | None = None
+) -> Still:
+    """Draw one opacified key frame of a patient nobody else shares.
+
+    Args:
+        seed: 0 or more; the same seed gives the same picture.
+        size_px: Rows and columns, at least 64.
+        laterality: LCA or RCA, or None to draw one (60 % LCA); a lesion decides it.
+        lesion: `{segment, percent}` to show, the only one of its side; None draws 0 to 2.
+
+    Returns:
+        The picture and its truth.
+
+    Raises:
+        ValueError: `seed` is negative, the laterality is unknown, or the lesion is malformed, lies on
+            the other side or in a segment that no phantom of this side has.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    rng = np.random.default_rng([STREAM, seed])
+    side, subject = _subject(rng, laterality, lesion)
+    tree, lesions = diseased_tree(rng, subject, side)
+    shot = _full(draw_shot(rng, subject, tree, n_frames=1, size_px=size_px))
+    pose = replace(pose_tree(tree, shot), clock_s=np.array([_full_at(tree, shot)]))
+    frames, _ = film(rng, subject, tree, shot, pose)
+    return _described(frames[0], tree, lesions, shot, pose)
+
+
+def _subject(rng, laterality: str | None, lesion: dict | None) -> tuple[str, Subject]:
+    """Draw the side and the patient; a wanted lesion fixes the one and goes into the other."""
+    if laterality is not None and laterality not in LATERALITIES:
+        raise ValueError(f"laterality must be LCA or RCA, got {laterality!r}")
+    drawn = str(rng.choice(LATERALITIES, p=[0.6, 0.4]))
+    subject = draw_subject(rng, LESION_SHARES)
+    side = laterality or drawn
+    if lesion is None:
+        return side, subject
+    wanted = check_lesion(lesion)
+    owner = laterality_of(wanted["segment"])
+    if laterality not in (None, owner):
+        raise ValueError(f"segment {wanted['segment']} is seen from the {owner}, not {laterality}")
+    dominance = {15: "left", 4: "right"}.get(wanted["segment"], subject.dominance)
+    return owner, replace(subject, lesions=(wanted,), dominance=dominance)
+
+
+def _full(shot: Shot) -> Shot:
+    """Stop the heart in diastasis and hold the breath: a key frame is sharp."""
+    return replace(shot, phase=DIASTASIS, breath_mm=0.0, pan_px=np.zeros((1, 2)))
+
+
+def _full_at(tree: Tree, shot: Shot) -> float:
+    """Seconds after which the whole tree is opacified and the inlet has not yet washed out."""
+    longest = tree.path_mm[tree.main & tree.open].max() / shot.injection.speed_mm_s
+    return float(min(longest + 0.45, shot.injection.duration_s + 0.2))
+
+
+def _described(
+    image: np.ndarray, tree: Tree, lesions: tuple[Lesion, ...], shot: Shot, pose: Pose
+) -> Still:
+    """Attach labels, centreline points and lesion centres that can be seen."""
+    u, v = pose.u[0], pose.v[0]
+    inside = inside_shutters(shot, u, v)
+    visible = tree.main & tree.open & inside
+    truth = frame_truth(tree, shot, pose)
+    centres = [(u[x.index], v[x.index], x.percent) for x in lesions if inside[x.index]]
+    return Still(
+        image=image,
+        laterality=tree.laterality,
+        view=shot.view,
+        label=label(tree.laterality, truth.opacified[0], truth.contrast[0], truth.blur_mm[0]),
+        lesions=[x.as_dict() for x in lesions],
+        points=np.stack([u[visible], v[visible]], axis=1).astype(np.float32),
+        segments=tree.segment[visible],
+        lesion_points=np.array(centres, np.float32).reshape(-1, 3),
+        primary_deg=shot.arm.primary_deg,
+        secondary_deg=shot.arm.secondary_deg,
+    )
