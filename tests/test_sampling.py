@@ -1,0 +1,117 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.signal import argrelextrema
+
+from cag_utils.sampling import frame_statistics, local_extrema, pick_frames
+
+levels = st.integers(-50, 50).map(float)
+curves = hnp.arrays(np.float64, st.integers(0, 60), elements=levels)
+pairs = st.integers(0, 60).flatmap(
+    lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=levels)] * 2)
+)
+
+
+def frames_and_kinds(curve):
+    table = local_extrema(np.array(curve, dtype=float))
+    return list(zip(table["frame"], table["kind"], strict=True))
+
+
+def test_statistics_worked_by_hand():
+    frames = [np.array([[0, 2], [4, 6]], np.uint8), np.full((2, 2), 9, np.uint8)]
+    mean, variance = frame_statistics(iter(frames))
+    assert mean.tolist() == [3, 9] and variance.tolist() == pytest.approx([5, 0])  # (9+1+1+9) / 4
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))))
+def test_statistics_agree_with_numpy(frames):
+    mean, variance = frame_statistics(frames)
+    np.testing.assert_allclose(mean, frames.mean((1, 2)))
+    np.testing.assert_allclose(variance, frames.var((1, 2)), atol=1e-6)
+
+
+def test_extrema_worked_by_hand():
+    assert frames_and_kinds([0, 2, 1, 3, 0]) == [(1, "max"), (2, "min"), (3, "max")]
+
+
+def test_a_plateau_counts_once_at_its_middle_the_earlier_of_two():
+    assert frames_and_kinds([0, 5, 5, 5, 0]) == [(2, "max")]
+    assert frames_and_kinds([0, 5, 5, 5, 5, 0]) == [(2, "max")]
+    assert frames_and_kinds([3, 1, 1, 4]) == [(1, "min")]
+
+
+@pytest.mark.parametrize("curve", [[], [1], [1, 2], [1, 2, 3], [3, 3, 3], [1, 2, 2, 3], [2, 2, 1]])
+def test_ends_steps_and_flat_curves_are_no_extrema(curve):
+    assert frames_and_kinds(curve) == []
+
+
+def test_prominence_is_in_units_of_the_spread():
+    curve = np.array([0.0, 4.0, 3.0, 4.5, 0.0])
+    table = local_extrema(curve).set_index("frame")["prominence"] * curve.std()
+    assert table[1] == pytest.approx(1.0) and table[3] == pytest.approx(4.5)
+
+
+def test_the_most_prominent_wins_and_the_gap_holds():
+    mean = np.array([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], dtype=float)
+    picks = pick_frames(mean, np.arange(12.0), min_gap=5)
+    assert picks["frame"].tolist() == [4, 9]  # 2 and 6 are flickers close to the dip at 4
+    assert picks["reason"].tolist() == ["mean_min", "mean_min"]
+
+
+def test_of_two_equals_the_earlier_frame_wins():
+    curve = np.array([0, 1, 0, 1, 0], dtype=float)
+    picks = pick_frames(curve, np.zeros(5), min_gap=2)
+    assert picks["frame"].tolist() == [1, 3]
+    assert pick_frames(curve, np.zeros(5), min_gap=3)["frame"].tolist() == [1]
+
+
+def test_a_frame_that_is_both_says_so():
+    picks = pick_frames(np.array([1, 0, 1.0]), np.array([0, 1, 0.0]))
+    assert picks["reason"].tolist() == ["mean_min+variance_max"]
+
+
+@given(pairs, st.integers(1, 8))
+def test_picks_are_extrema_in_order_and_apart(pair, gap):
+    picks = pick_frames(*pair, min_gap=gap)
+    frames = picks["frame"].to_numpy()
+    assert (np.diff(frames) >= gap).all()
+    known = set(local_extrema(pair[0])["frame"]) | set(local_extrema(pair[1])["frame"])
+    assert set(frames) <= known
+    near = [any(abs(f - k) < gap for f in frames) for k in known]
+    assert all(near)  # nothing that could still be taken was left
+
+
+@given(pairs)
+def test_grey_scale_and_offset_change_nothing(pair):
+    got = pick_frames(4 * pair[0] + 8, 16 * pair[1])
+    assert got["frame"].tolist() == pick_frames(*pair)["frame"].tolist()
+
+
+@given(curves)
+def test_without_plateaus_scipy_agrees(curve):
+    curve = curve + np.arange(curve.size) * 1e-3  # no two neighbours equal
+    if (np.diff(curve) == 0).any():
+        return
+    maxima = local_extrema(curve).query("kind == 'max'")["frame"].tolist()
+    assert maxima == argrelextrema(curve, np.greater)[0].tolist()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="same cine"):
+        pick_frames(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="min_gap must be at least 1"):
+        pick_frames(np.zeros(3), np.zeros(3), min_gap=0)
+    with pytest.raises(ValueError, match="finite"):
+        local_extrema(np.array([0, np.nan, 0]))
+
+
+def test_a_cine_of_a_passing_bolus_is_picked_at_its_fullest_frame():
+    fill = np.exp(-0.5 * ((np.arange(60) - 30) / 8) ** 2)
+    frames = [np.full((16, 16), 150, np.uint8) for _ in range(60)]
+    for t, frame in enumerate(frames):
+        cv2.line(frame, (0, 8), (15, 8), int(150 - 100 * fill[t]), 2)
+    picks = pick_frames(*frame_statistics(frames))
+    assert 30 in picks["frame"].tolist()
