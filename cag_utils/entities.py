@@ -189,7 +189,7 @@ def _stenoses(clause: str, language: str) -> list[Stenosis]:
 def _specific(places: list[Mark]) -> list[Mark]:
     """Drop an artery or side that only introduces a segment: "the LAD shows 75% in #7"."""
     arteries = {_stenosis(p, None).artery for p in places if p.segment}
-    kept = [p for p in places if p.segment or (p.artery not in arteries and p.artery != "LCA")]
+    kept = [p for p in places if not p.whole or p.artery not in (arteries | {"LCA"})]
     return kept or places
 
 

@@ -16,6 +16,7 @@ class Mark(NamedTuple):
         artery: RCA, LM, LAD, LCX, or LCA where only the left side is named.
         segment: AHA number as stated.
         percent: 0 to 100; None for a place.
+        whole: The place is a whole artery or side, and may only introduce a segment.
     """
 
     start: int
@@ -23,6 +24,7 @@ class Mark(NamedTuple):
     artery: str | None = None
     segment: int | None = None
     percent: int | None = None
+    whole: bool = False
 
 
 def normalise(text: str) -> str:
@@ -75,7 +77,8 @@ def _named_place(match: re.Match) -> Mark:
     if segment is None and part and artery in lexicon.PART_OF and name == artery.lower():
         which = next(i for i, words in enumerate(lexicon.PARTS) if any(w in part for w in words))
         segment = lexicon.PART_OF[artery][which]
-    return Mark(match.start(), match.end(), artery, segment)
+    whole = segment is None and name == artery.lower()  # not a diagonal or septal branch
+    return Mark(match.start(), match.end(), artery, segment, whole=whole)
 
 
 def _numbered(match: re.Match) -> list[Mark]:
