@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import secrets
 import subprocess
 import sys
@@ -196,6 +197,11 @@ def provenance() -> dict[str, str | float]:
 def keyed_hash(value: str, key: bytes, digits: int = 12) -> str:
     """Return the first hex digits of HMAC-SHA256, the study's one pseudonym function."""
     return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:digits]
+
+
+def slugify(path: str) -> str:
+    """Return a folder's name fit for a run's folder: letters, digits, `_` and `-` alone."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).expanduser().resolve().name) or "data"
 
 
 def write_json(path: Path, content: dict) -> None:
