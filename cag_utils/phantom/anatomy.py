@@ -19,7 +19,7 @@ from cag_utils.phantom.atlas import (
     Twigs,
     spherical_mm,
 )
-from cag_utils.phantom.curves import march_epicardium, vessel
+from cag_utils.phantom.curves import branching, march_epicardium, vessel
 
 TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
 MARCH_MM = 4.0
@@ -160,13 +160,11 @@ class _Grower:
         """Leave the parent at 30 to 80 degrees, along the surface (or into the septum)."""
         points = self.points[branch]
         tangent = points[min(sample + 2, len(points) - 1)] - points[max(sample - 2, 0)]
-        tangent = tangent / np.linalg.norm(tangent)
         out = points[sample] - HEART_BASE_MM
         out = out - (out @ LONG_AXIS) * LONG_AXIS
-        out = out / (np.linalg.norm(out) + 1e-6)
-        side = np.cross(out, tangent) * self.rng.choice([-1, 1])
+        side = 1.0 if self.rng.random() < 0.5 else -1.0
         angle = np.deg2rad(self.rng.uniform(30, 80))
-        return np.cos(angle) * tangent + np.sin(angle) * side - (0.5 * out if septal else 0)
+        return branching(tangent, out, side, angle, 0.5 if septal else 0.0)
 
     def course(self, name, spread=0.7):
         """Draw one heart's landmarks of a main vessel, mm, relative to its ostium."""

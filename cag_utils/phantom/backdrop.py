@@ -10,7 +10,7 @@ from cag_utils.phantom.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
 from cag_utils.phantom.carm import CArm
 from cag_utils.phantom.splat import draw_discs
 
-COARSE = 112  # rays a side; organs are smooth, so the map is traced coarse and enlarged
+COARSE = (72, 112)  # fewest and most rays a side; organs are smooth, so one ray serves 5 pixels
 SOFT_TISSUE_PER_MM = 0.0195  # effective attenuation at 70 to 90 kVp; assumption of the prototype
 
 
@@ -119,12 +119,13 @@ def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: in
         (size + 2 margin, same) float32 optical depth.
     """
     span = arm.size_px + 2 * margin_px
-    edge = (np.arange(COARSE) + 0.5) / COARSE * span - margin_px - 0.5
+    coarse = int(np.clip(span / 5, *COARSE))
+    edge = (np.arange(coarse) + 0.5) / coarse * span - margin_px - 0.5
     u, v = np.meshgrid(edge, edge)
-    wobble = [_lumps(rng, 5, 5.0) + _lumps(rng, 11, 2.2) for _ in range(2)]  # mm at the detector
+    wobble = [_lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)]  # mm at the detector
     source, bent = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     _, straight = arm.rays(u, v)
-    soft, air = _organs(source, bent.reshape(-1, 3), body)
+    soft, air = (w.reshape(coarse, coarse) for w in _organs(source, bent.reshape(-1, 3), body))
     bone = cv2.GaussianBlur(_spine(rng, source, straight.reshape(-1, 3), body), (0, 0), 0.8)
     depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
     depth += _enlarge(body.bone * bone, span)
@@ -136,9 +137,9 @@ def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: in
     return depth
 
 
-def _lumps(rng, cells: int, size: float) -> np.ndarray:
+def _lumps(rng, coarse: int, cells: int, size: float) -> np.ndarray:
     """A smooth random field on the coarse grid."""
-    return size * _resize(rng.standard_normal((cells, cells)), COARSE, cv2.INTER_CUBIC)
+    return size * _resize(rng.standard_normal((cells, cells)), coarse, cv2.INTER_CUBIC)
 
 
 def _resize(picture, span: int, how: int) -> np.ndarray:
@@ -146,7 +147,7 @@ def _resize(picture, span: int, how: int) -> np.ndarray:
 
 
 def _enlarge(coarse: np.ndarray, span: int) -> np.ndarray:
-    return _resize(coarse.reshape(COARSE, COARSE), span, cv2.INTER_CUBIC)
+    return _resize(coarse, span, cv2.INTER_CUBIC)
 
 
 def _shared(first, second) -> np.ndarray:
@@ -186,7 +187,7 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spine(rng, source, rays, body: Body) -> np.ndarray:
-    """Vertebral bodies with end plates, spinous processes and pedicles, (COARSE, COARSE)."""
+    """Vertebral bodies with end plates, spinous processes and pedicles, on the coarse grid."""
     bone = np.zeros(len(rays))
     top = rng.uniform(-12, 12)
     body_mm, plate_mm = np.array([17, 10.5, 14.0]), np.array([18, 1.2, 15.0])
@@ -207,30 +208,28 @@ def _spine(rng, source, rays, body: Body) -> np.ndarray:
             bone += 0.016 * (leave - entry)
         process = centre + np.array([0, -6, -32.0])
         bone += 0.010 * box_chords(source, rays, process, np.array([4.0, 8, 12]), turn)
-    return bone.reshape(COARSE, COARSE).astype(np.float32)
+    side = int(np.sqrt(len(rays)))
+    return bone.reshape(side, side).astype(np.float32)
 
 
 def _ribs(rng, arm: CArm, body: Body, margin_px: int) -> np.ndarray:
     """Hollow ribs at half resolution."""
     span = (arm.size_px + 2 * margin_px) // 2
     picture, spans = np.zeros((span, span), np.float32), np.zeros((span, 2), np.int64)
-    turn = np.linspace(0.15, 2.8, 400)
-    k = body.scale
-    for side in (-1, 1):
-        for level in range(-4, 7):
-            x = -15 + side * 152 * k * np.sin(turn)
-            y = 25 * level - 10 + rng.normal(0, 2) - 34 * (1 - np.cos(turn))
-            course = np.stack([x, y, -15 - 110 * k * np.cos(turn)], axis=1)
-            u, v, scale = arm.project(course)
-            u, v = (u + margin_px) / 2, (v + margin_px) / 2
-            radius = rng.uniform(4.2, 5.8) * scale / 2
-            near = (u > -60) & (u < span + 60) & (v > -60) & (v < span + 60)
-            if near.sum() < 3:
-                continue
-            piece = np.linalg.norm(np.gradient(course, axis=0), axis=1)[near]
-            where = u[near], v[near]
-            draw_discs(picture, spans, *where, radius[near], 0.021 * body.rib * piece)
-            draw_discs(picture, spans, *where, 0.74 * radius[near], -0.012 * body.rib * piece)
+    turn = np.linspace(0.15, 2.8, 300)
+    side, level = (w.ravel()[:, None] for w in np.meshgrid([-1, 1], np.arange(-4, 7)))
+    x = -15 + side * 152 * body.scale * np.sin(turn)
+    z = -15 - 110 * body.scale * np.cos(turn) + 0 * side
+    y = 25 * level - 10 + rng.normal(0, 2, side.shape) - 34 * (1 - np.cos(turn))
+    course = np.stack([x, y, z], axis=-1)
+    u, v, scale = arm.project(course)
+    u, v = (u + margin_px) / 2, (v + margin_px) / 2
+    radius = rng.uniform(4.2, 5.8, side.shape) * scale / 2
+    piece = np.linalg.norm(np.gradient(course, axis=1), axis=-1) * body.rib
+    near = (u > -60) & (u < span + 60) & (v > -60) & (v < span + 60)
+    where = u[near], v[near]
+    draw_discs(picture, spans, *where, radius[near], 0.021 * piece[near])
+    draw_discs(picture, spans, *where, 0.74 * radius[near], -0.012 * piece[near])
     return cv2.GaussianBlur(picture, (0, 0), 1.0 * arm.size_px / 512)
 
 

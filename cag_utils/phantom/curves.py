@@ -177,3 +177,29 @@ def vessel(knots, diameters, step_mm, amplitude_mm, long_waves, short_waves, cal
     for i in range(1, n):
         arc[i] = arc[i - 1] + np.sqrt(((points[i] - points[i - 1]) ** 2).sum())
     return points, width, arc
+
+
+@njit(cache=True)
+def branching(tangent, out, side, angle_rad, sink):
+    """Return the heading of a twig that leaves its parent.
+
+    Args:
+        tangent: (3,) along the parent, any length.
+        out: (3,) from the heart's axis to the site, square to the axis.
+        side: +1 or -1, which flank it leaves from.
+        angle_rad: Angle to the parent.
+        sink: How much it dives into the muscle.
+
+    Returns:
+        (3,) heading, about unit length.
+    """
+    ahead = tangent / np.sqrt((tangent**2).sum())
+    normal = out / (np.sqrt((out**2).sum()) + 1e-6)
+    flank = np.array(
+        [
+            normal[1] * ahead[2] - normal[2] * ahead[1],
+            normal[2] * ahead[0] - normal[0] * ahead[2],
+            normal[0] * ahead[1] - normal[1] * ahead[0],
+        ]
+    )
+    return np.cos(angle_rad) * ahead + np.sin(angle_rad) * side * flank - sink * normal
