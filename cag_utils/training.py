@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cag_utils.keyframes import probabilities, save_model
 from cag_utils.labels import SIX_CLASSES, f1_scores
