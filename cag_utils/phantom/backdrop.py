@@ -122,7 +122,9 @@ def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: in
     coarse = int(np.clip(span / 5, *COARSE))
     edge = (np.arange(coarse) + 0.5) / coarse * span - margin_px - 0.5
     u, v = np.meshgrid(edge, edge)
-    wobble = [_lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)]  # mm at the detector
+    wobble = [
+        _lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)
+    ]  # mm at the detector
     source, bent = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     _, straight = arm.rays(u, v)
     soft, air = (w.reshape(coarse, coarse) for w in _organs(source, bent.reshape(-1, 3), body))

@@ -1,5 +1,177 @@
-"""Phantom cohorts on disk. (First the stills.)"""
+"""Whole cohorts on disk: rendered in parallel, resumed patient by patient, never half written."""
 
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from cag_utils.phantom.exam import CohortSettings, exam_tables, shoot_exam
 from cag_utils.phantom.stills import Still, still
+from cag_utils.settings import Profile
+from cag_utils.study import data_dir
 
-__all__ = ["Still", "still"]
+__all__ = ["CohortSettings", "Still", "cohort_settings", "ensure_phantom", "make_cohort", "still"]
+
+VERSION = 1  # raise it whenever the same settings give other pictures or tables
+MARKER = "finished.json"
+
+
+def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> Path:
+    """Render a cohort, or return at once if it is already there.
+
+    Args:
+        folder: Where it goes: `cines/<patient>/cine_NN.dcm`, `truth_exams.csv`, `truth_videos.csv`,
+            `truth_frames.csv`, `frame_labels.csv`, and for the corpus `reports.csv` and
+            `findings.csv`. Patients that an interrupted run has finished are kept.
+        settings: The cohort. The same settings give the same bytes, whatever `n_workers`.
+        n_workers: Processes, at least 1.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: `n_workers` is below 1, or the folder holds a cohort of other settings.
+    """
+    if n_workers < 1:
+        raise ValueError(f"n_workers must be at least 1, got {n_workers}")
+    folder = Path(folder)
+    wanted = {"version": VERSION} | asdict(settings)
+    if _read_json(folder / MARKER) == wanted:
+        return folder
+    _refuse_other(folder, settings)
+    (folder / "patients").mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "settings.json", asdict(settings))
+    missing = [i for i in range(settings.n_patients) if not _finished(folder, settings, i)]
+    _shoot_all(folder, settings, missing, n_workers)
+    exams = [
+        json.loads(_truth_path(folder, i).read_text(encoding="utf-8"))
+        for i in range(settings.n_patients)
+    ]
+    for stem, table in exam_tables(exams, with_clinic=settings.name == "corpus").items():
+        _write_text(folder / f"{stem}.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write_json(folder / MARKER, wanted)
+    return folder
+
+
+def _shoot_all(folder: Path, settings: CohortSettings, numbers: list[int], n_workers: int) -> None:
+    """Render the missing patients, one task each, with a bar that counts patients."""
+    tasks = [delayed(shoot_patient)(folder, settings, number) for number in numbers]
+    done = settings.n_patients - len(numbers)
+    about = f"phantom {settings.name}"
+    with tqdm(
+        total=settings.n_patients, initial=done, desc=about, unit="patient", mininterval=30
+    ) as bar:
+        for _ in Parallel(n_workers, return_as="generator_unordered")(tasks):
+            bar.update()
+
+
+def shoot_patient(folder: Path, settings: CohortSettings, number: int) -> None:
+    """Render one patient's cines and, last of all, the truth that marks them as finished.
+
+    Args:
+        folder: The cohort's folder.
+        settings: The cohort.
+        number: Of the patient, from 0.
+    """
+    cv2.setNumThreads(1)  # one core a worker
+    _truth_path(folder, number).unlink(missing_ok=True)
+    cines = folder / "cines" / f"patient_{number + 1:04d}"
+    cines.mkdir(parents=True, exist_ok=True)
+    truth = shoot_exam(cines, settings, number)
+    _write_json(_truth_path(folder, number), {"fingerprint": _fingerprint(settings)} | truth)
+
+
+def _truth_path(folder: Path, number: int) -> Path:
+    return folder / "patients" / f"patient_{number + 1:04d}.json"
+
+
+def _fingerprint(settings: CohortSettings) -> str:
+    """A hash of everything that one patient's files depend on."""
+    content = {k: v for k, v in asdict(settings).items() if k != "n_patients"}
+    text = json.dumps({"version": VERSION} | content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _finished(folder: Path, settings: CohortSettings, number: int) -> bool:
+    """Whether an earlier run with these settings has finished this patient."""
+    truth = _read_json(_truth_path(folder, number))
+    return truth is not None and truth.get("fingerprint") == _fingerprint(settings)
+
+
+def _refuse_other(folder: Path, settings: CohortSettings) -> None:
+    """Leave a cohort of other settings alone; another version of the phantom is drawn anew."""
+    found = _read_json(folder / "settings.json")
+    if found is not None and found != asdict(settings):
+        changed = [k for k, v in asdict(settings).items() if found.get(k) != v]
+        raise ValueError(
+            f"{folder} holds a cohort with other {', '.join(changed)}: delete it or choose another "
+            "folder"
+        )
+
+
+def _read_json(path: Path):
+    """Content of a JSON file; None if it is missing or cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _write_json(path: Path, content) -> None:
+    _write_text(path, json.dumps(content, ensure_ascii=False))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(text.encode())
+    part.replace(path)
+
+
+def cohort_settings(profile: Profile, name: str) -> CohortSettings:
+    """Return the settings of one of a profile's two cohorts.
+
+    Args:
+        profile: Its `data` section counts patients, cines and frames; `scale` multiplies patients.
+        name: cnn or corpus.
+
+    Raises:
+        ValueError: The profile reads own data, or a number breaks its rule.
+    """
+    data = profile.data
+    if data.source != "phantom":
+        raise ValueError(f"profile {profile.name!r} reads its own data from {data.folder!r}")
+    patients = {"cnn": data.cnn_patients, "corpus": data.corpus_patients}
+    cines = {"cnn": data.cnn_cines, "corpus": data.corpus_cines}
+    return CohortSettings(
+        name=name,
+        seed=data.seed,
+        n_patients=max(1, round(patients[name] * data.scale)),
+        cines_per_patient=cines[name],
+        frames_low=data.frames_low,
+        frames_high=data.frames_high,
+        size_px=data.size_px,
+    )
+
+
+def ensure_phantom(profile: Profile, n_workers: int = 2) -> Path:
+    """Make both cohorts of a phantom profile if they are missing.
+
+    Args:
+        profile: A profile whose data source is the phantom.
+        n_workers: Processes.
+
+    Returns:
+        The folder that holds `cnn/` and `corpus/`.
+
+    Raises:
+        ValueError: The profile reads own data.
+    """
+    folder = data_dir(profile)
+    for name in ("cnn", "corpus"):
+        make_cohort(folder / name, cohort_settings(profile, name), n_workers)
+    return folder

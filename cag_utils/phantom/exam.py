@@ -1,0 +1,218 @@
+"""One patient's exam: its cines, what is true of them, and what the clinic wrote."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cag_utils.phantom.atlas import LATERALITIES
+from cag_utils.phantom.clinic import decide_plan, write_findings, write_report
+from cag_utils.phantom.patients import Record, draw_record
+from cag_utils.phantom.render import film
+from cag_utils.phantom.shot import KINDS, draw_shot
+from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
+from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
+from cag_utils.segments import laterality_of
+
+STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never share a patient
+# Shares of cines by kind, in the order of `KINDS`. The CNN's cohort shows what an archive holds, the
+# corpus is what a report would be written from.
+KIND_SHARES = {
+    "cnn": (0.62, 0.08, 0.02, 0.06, 0.08, 0.07, 0.03, 0.04),
+    "corpus": (0.90, 0.02, 0.01, 0.01, 0.01, 0.01, 0.03, 0.01),
+}
+LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
+READER = "phantom truth"
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """How large a cohort is, and which.
+
+    Attributes:
+        name: cnn or corpus.
+        seed: Of the whole cohort.
+        n_patients: One exam each.
+        cines_per_patient: At least 1; with 2 or more both sides are shown.
+        frames_low: Fewest frames of a cine.
+        frames_high: Most frames of a cine.
+        size_px: Rows and columns.
+        frame_rate: Frames a second.
+
+    Raises:
+        ValueError: The name is unknown, or a number breaks its rule.
+    """
+
+    name: str
+    seed: int
+    n_patients: int
+    cines_per_patient: int
+    frames_low: int
+    frames_high: int
+    size_px: int = 512
+    frame_rate: float = 15.0
+
+    def __post_init__(self):
+        if self.name not in STREAMS:
+            raise ValueError(f"a cohort is one of {tuple(STREAMS)}, got {self.name!r}")
+        if min(self.n_patients, self.cines_per_patient, self.frames_low) < 1 or self.seed < 0:
+            raise ValueError(f"a cohort needs patients, cines, frames and seed >= 0, got {self}")
+        if self.frames_low > self.frames_high:
+            raise ValueError(
+                f"frames_low {self.frames_low} must not exceed frames_high {self.frames_high}"
+            )
+        if self.size_px < 64 or self.frame_rate <= 0:
+            raise ValueError(f"size_px must be >= 64 and frame_rate > 0, got {self}")
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """First two words of every seed of this cohort."""
+        return STREAMS[self.name], self.seed
+
+
+def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
+    """Render one patient's cines into files.
+
+    Everything is drawn from the cohort's seed and the patient's number, so neither order nor workers
+    matter.
+
+    Args:
+        folder: Existing folder for this patient's cines.
+        settings: The cohort.
+        number: Of the patient, from 0.
+
+    Returns:
+        JSON-ready truth: `exam` (one row), `videos` (rows) and `frames` (columns by video).
+    """
+    rng = np.random.default_rng([*settings.key, number])
+    subject = draw_subject(rng, LESION_SHARES[settings.name])
+    record = draw_record(rng, subject.lesions, subject.sex)
+    exam = _exam_row(rng, settings, number, subject, record)
+    trees = {
+        side: diseased_tree(np.random.default_rng([*settings.key, number, 1, i]), subject, side)[0]
+        for i, side in enumerate(LATERALITIES)
+    }
+    videos, frames = [], {}
+    for cine, side in enumerate(_sides(rng, settings.cines_per_patient), start=1):
+        own = np.random.default_rng([*settings.key, number, 2, cine])
+        kind = str(own.choice(KINDS, p=KIND_SHARES[settings.name]))
+        length = int(own.integers(settings.frames_low, settings.frames_high + 1))
+        shot = draw_shot(
+            own, subject, trees[side], kind, length, settings.frame_rate, settings.size_px
+        )
+        pictures, truth = film(own, subject, trees[side], shot)
+        identity = _identity(exam, cine)
+        data = xa_dataset(pictures, identity, shot.arm, shot.frame_rate, shot.pulse_s)
+        write_xa(folder / f"cine_{cine:02d}.dcm", data)
+        videos.append(_video_row(exam, identity, side, shot, subject, record))
+        frames[identity.cine_uid] = {
+            "label": truth.labels(side),
+            "opacified": truth.opacified.round(4).tolist(),
+            "blur_mm": truth.blur_mm.round(4).tolist(),
+            "contrast": truth.contrast.round(4).tolist(),
+        }
+    return {"exam": exam, "videos": videos, "frames": frames}
+
+
+def _sides(rng, count: int) -> list[str]:
+    """Sides of an exam's cines: both if there is room, then three of five left, in any order."""
+    sides = [*LATERALITIES, *rng.choice(LATERALITIES, max(count - 2, 0), p=[0.6, 0.4])]
+    if count == 1:
+        return [str(rng.choice(LATERALITIES, p=[0.6, 0.4]))]
+    return [str(side) for side in rng.permutation(sides)]
+
+
+def _exam_row(rng, settings: CohortSettings, number: int, subject: Subject, record: Record) -> dict:
+    """The exam's row of truth_exams.csv, reports included."""
+    report = write_report(rng, record)
+    plans = {side: decide_plan(record, _of_side(subject, side)) for side in LATERALITIES}
+    return {
+        "exam": make_uid("study", *settings.key, number),
+        "patient": f"PHANTOM-{settings.name.upper()}-{number + 1:04d}",
+        "sex": subject.sex,
+        "age": record.age,
+        "dominance": subject.dominance,
+        "lesions": json.dumps(subject.lesions),
+        "plan": json.dumps(plans),
+        "record": json.dumps(asdict(record)),
+        "report_ja": report["ja"],
+        "report_en": report["en"],
+        "date": f"{2020 + int(rng.integers(5))}{int(rng.integers(1, 13)):02d}"
+        f"{int(rng.integers(1, 29)):02d}",
+    }
+
+
+def _of_side(subject: Subject, laterality: str) -> list[dict]:
+    return [x for x in subject.lesions if laterality_of(x["segment"]) == laterality]
+
+
+def _identity(exam: dict, cine: int) -> Identity:
+    """DICOM identity of one cine of an exam."""
+    return Identity(
+        patient=exam["patient"],
+        sex=exam["sex"],
+        age=exam["age"],
+        study_uid=exam["exam"],
+        series_uid=make_uid("series", exam["exam"], cine),
+        cine_uid=make_uid("cine", exam["exam"], cine),
+        number=cine,
+        date=exam["date"],
+        time=f"{9 + cine // 60:02d}{cine % 60:02d}00",
+    )
+
+
+def _video_row(exam, identity: Identity, side: str, shot, subject: Subject, record: Record) -> dict:
+    """The cine's row of truth_videos.csv, findings included."""
+    lesions = _of_side(subject, side)
+    plan = decide_plan(record, lesions)
+    findings = write_findings(lesions, side, plan)
+    return {
+        "video": identity.cine_uid,
+        "exam": exam["exam"],
+        "patient": exam["patient"],
+        "laterality": side,
+        "view": shot.view,
+        "primary_angle_deg": round(shot.arm.primary_deg, 1),
+        "secondary_angle_deg": round(shot.arm.secondary_deg, 1),
+        "kind": shot.kind,
+        "lesions": json.dumps(lesions),
+        "plan": plan,
+        "findings_ja": findings["ja"],
+        "findings_en": findings["en"],
+    }
+
+
+def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]:
+    """Gather the truth of many exams into the study's tables.
+
+    Args:
+        exams: From `shoot_exam`, in the order of patients.
+        with_clinic: Also reports.csv and findings.csv.
+
+    Returns:
+        File stem to table.
+    """
+    videos = pd.DataFrame([row for exam in exams for row in exam["videos"]])
+    frames = pd.concat(
+        [
+            pd.DataFrame({"video": uid, "frame": range(len(columns["label"]))} | columns)
+            for exam in exams
+            for uid, columns in exam["frames"].items()
+        ],
+        ignore_index=True,
+    )
+    every = pd.DataFrame([exam["exam"] for exam in exams])
+    tables = {
+        "truth_exams": every.drop(columns=["report_ja", "report_en", "date"]),
+        "truth_videos": videos.drop(columns=["findings_ja", "findings_en"]),
+        "truth_frames": frames,
+        "frame_labels": frames.assign(reader=READER)[["video", "frame", "reader", "label"]],
+    }
+    if with_clinic:
+        tables["reports"] = every[["exam", "report_ja", "report_en"]]
+        findings = videos[["video", "findings_ja", "findings_en"]].assign(validated_by=READER)
+        findings.insert(1, "frame", pd.array([pd.NA] * len(findings), dtype="Int64"))
+        tables["findings"] = findings
+    return tables
