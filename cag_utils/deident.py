@@ -35,6 +35,18 @@ def pseudonym(kind: str, value: str, key: bytes) -> str:
     return f"{prefix}-{keyed_hash(f'{kind}:{value}', key)}"
 
 
+def study_id(kind: str, value: str, key: bytes) -> str:
+    """Return the pseudonym of an id, or the id itself if it already is one.
+
+    Tables that people keep may name exams by their UID, or by the ids this study printed.
+
+    Raises:
+        ValueError: As `pseudonym`.
+    """
+    is_ours = value.startswith(f"{PREFIXES[check_choice('kind of id', kind, PREFIXES)]}-")
+    return value if is_ours else pseudonym(kind, value, key)
+
+
 def private_folder() -> Path:
     """Return `data/private/`, made for the owner alone; what links ids to people stays there."""
     folder = root() / "data" / "private"
