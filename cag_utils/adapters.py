@@ -1,0 +1,135 @@
+"""LoRA adapters: what they touch, what they train, and how they come back."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
+
+from cag_utils.backbones import load_backbone
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# A plain list of the seven names also hits the image tower's q, k and v.
+LANGUAGE_MODEL_ONLY = (
+    r".*language_model\..*\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)"
+    r"|mlp\.(gate_proj|up_proj|down_proj))"
+)
+PROJECTOR = "multi_modal_projector"
+
+
+def lora_config(rank: int, alpha: int, dropout: float = 0.0) -> LoraConfig:
+    """Return the paper's adapter: seven projections of the language model, projector in full.
+
+    Args:
+        rank: 16 for PaliGemma2, 8 for both Gemma3.
+        alpha: The same as the rank, so LoRA's scale is 1.
+        dropout: On LoRA's input.
+
+    Source:
+        CAG-VLM section 3.2.
+    """
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LANGUAGE_MODEL_ONLY,
+        modules_to_save=[PROJECTOR],
+        task_type="CAUSAL_LM",
+    )
+
+
+def trainable_table(model: torch.nn.Module) -> pd.DataFrame:
+    """Count what an adapted model trains, part by part.
+
+    Args:
+        model: A model with an adapter.
+
+    Returns:
+        One row a part and method: part (image tower, projector, language model: q_proj ...),
+        method (frozen, LoRA, full), tensors, parameters; frozen originals of trained copies are
+        counted as frozen.
+    """
+    rows = [
+        {"part": _part(name), "method": _method(name, values), "parameters": values.numel()}
+        for name, values in model.named_parameters()
+    ]
+    table = pd.DataFrame(rows).groupby(["part", "method"], sort=True)["parameters"]
+    return table.agg(tensors="count", parameters="sum").reset_index()
+
+
+def raise_trained_to_float32(model: torch.nn.Module) -> None:
+    """Keep trained weights in float32 whatever the base's type.
+
+    PEFT does so for LoRA but not for the projector. At a learning rate of 1e-5 an update is
+    smaller than bfloat16's step, so a bfloat16 projector would silently stay where it is.
+    """
+    for values in model.parameters():
+        if values.requires_grad:
+            values.data = values.data.float()
+
+
+def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
+    """Write the adapter, and only it.
+
+    Args:
+        model: The tuned model. Its projector is put back to the base's type first, so the live
+            model and the reloaded one compute the same.
+        folder: Made if missing.
+        base: The base's name for `adapter_config.json`, never this machine's path.
+
+    Returns:
+        The folder.
+    """
+    dtype = next(v.dtype for n, v in model.named_parameters() if "vision_tower" in n)
+    for name, values in model.named_parameters():
+        if PROJECTOR in name:
+            values.data = values.data.to(dtype)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    # "auto" would ask the hub for the base's vocabulary; no embedding is trained here
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return Path(folder)
+
+
+def load_tuned(
+    backbone: str, size: str, adapter: str | Path, device: str | None = None
+) -> tuple[PeftModel | PreTrainedModel, ProcessorMixin]:
+    """Load a base and put a saved adapter on it.
+
+    Args:
+        backbone: A key of `backbones.BACKBONES`.
+        size: tiny or real; must be the one it was tuned at.
+        adapter: Folder written by `save_adapter`.
+        device: As `load_backbone`.
+
+    Returns:
+        The tuned model in evaluation mode, and the base's processor.
+
+    Raises:
+        FileNotFoundError: No adapter in the folder.
+    """
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"no adapter in {adapter}: run notebook 04_finetune with -p backbone {backbone} first"
+        )
+    model, processor = load_backbone(backbone, size, device)
+    return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
+
+
+def _part(name: str) -> str:
+    if "vision_tower" in name:
+        return "image tower"
+    if PROJECTOR in name:
+        return "projector"
+    words = name.split(".")
+    kind = next((p for p in PROJECTIONS if p in words), None)
+    if kind is None:
+        kind = "embeddings" if "embed_tokens" in name or "lm_head" in name else "norms"
+    return f"language model: {kind}"
+
+
+def _method(name: str, values: torch.nn.Parameter) -> str:
+    if not values.requires_grad:
+        return "frozen"
+    return "LoRA" if "lora_" in name else "full"

@@ -1,0 +1,153 @@
+"""An OpenAI-compatible endpoint, for the baseline that has no published weights (o4-mini).
+
+Nothing is sent unless an endpoint is configured in the environment, and a hospital's own pictures
+only when the user says so by name.
+"""
+
+import base64
+import io
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openai
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+OPENAI_URL = "https://api.openai.com/v1"
+TIMEOUT_S = 120
+RETRIES = 3
+MAX_COMPLETION_TOKENS = 4096  # a reasoning model's hidden tokens count too
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and whom to ask.
+
+    Attributes:
+        model: The name the server knows, e.g. `o4-mini`.
+        base_url: Ends in `/v1`.
+        api_key: Secret; local servers take any.
+        timeout_s: Of one request.
+        retries: After time-outs, dropped connections and answers 408, 409, 429 and 5xx.
+    """
+
+    model: str
+    base_url: str
+    api_key: str
+    timeout_s: float = TIMEOUT_S
+    retries: int = RETRIES
+
+    def __repr__(self):
+        """Leave the key out: a notebook prints what a cell ends on."""
+        return f"Endpoint({self.model!r} at {self.base_url!r})"
+
+
+class EndpointError(RuntimeError):
+    """The endpoint could not answer a case; nothing of its run is used."""
+
+
+def find_endpoint(model: str, environment: Mapping[str, str] = os.environ) -> Endpoint | None:
+    """Read the endpoint from the environment.
+
+    Args:
+        model: Name of the model.
+        environment: `CAG_API_BASE_URL` or `OPENAI_BASE_URL`, and `OPENAI_API_KEY`. A key alone
+            means OpenAI; an address alone a server that wants no key.
+
+    Returns:
+        The endpoint, or None if neither is set.
+    """
+    url = environment.get("CAG_API_BASE_URL") or environment.get("OPENAI_BASE_URL")
+    key = environment.get("OPENAI_API_KEY")
+    if not url and not key:
+        return None
+    return Endpoint(model, url or OPENAI_URL, key or "none")
+
+
+def reason_not_to_ask(endpoint: Endpoint | None, source: str, send_own_images: bool) -> str:
+    """Say why the endpoint must not be asked; an empty text if it may.
+
+    Args:
+        endpoint: From `find_endpoint`.
+        source: The profile's `data.source`.
+        send_own_images: The user's explicit word. A frame may carry burnt-in text, and a rare case
+            can be recognised: de-identification must be settled with the hospital first.
+    """
+    if endpoint is None:
+        return "no endpoint: set CAG_API_BASE_URL or OPENAI_API_KEY"
+    if source != "phantom" and not send_own_images:
+        return "own pictures leave this machine only with -p send_own_images True"
+    return ""
+
+
+def picture_url(path: str | Path) -> str:
+    """Return a frame as a data URL: PNG, pixels only, without the file's own metadata."""
+    with Image.open(path) as found:
+        clean = Image.fromarray(np.asarray(found.convert("RGB")))
+    buffer = io.BytesIO()
+    clean.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def ask(endpoint: Endpoint, images: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:
+    """Ask about each case, one request a case.
+
+    No temperature is sent: o4-mini takes none, so its answers differ from run to run.
+
+    Args:
+        endpoint: Whom.
+        images: Paths of frames.
+        prompts: One a frame.
+
+    Returns:
+        One row a case: output, seconds, n_tokens (visible and hidden), status (`refusal` when the
+        server marks one, else empty: `generate.answer_status` decides).
+
+    Raises:
+        EndpointError: A case got no answer after all retries. What was answered is not used: a
+            model is run on every case or on none.
+    """
+    client = openai.OpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        timeout=endpoint.timeout_s,
+        max_retries=endpoint.retries,
+    )
+    rows = []
+    cases = zip(images, prompts, strict=True)
+    for i, (image, prompt) in enumerate(tqdm(cases, endpoint.model, len(prompts), mininterval=30)):
+        try:
+            rows.append(_ask_one(client, endpoint.model, image, prompt))
+        except openai.OpenAIError as error:
+            raise EndpointError(
+                f"{endpoint!r} failed at case {i + 1} of {len(prompts)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return pd.DataFrame(rows, columns=["output", "seconds", "n_tokens", "status"])
+
+
+def _ask_one(client: openai.OpenAI, model: str, image: str, prompt: str) -> tuple:
+    content = [
+        {"type": "image_url", "image_url": {"url": picture_url(image)}},
+        {"type": "text", "text": prompt},
+    ]
+    began = time.perf_counter()
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": content}],
+        max_completion_tokens=MAX_COMPLETION_TOKENS,
+    )
+    seconds = time.perf_counter() - began
+    if not answer.choices:
+        raise openai.OpenAIError("the answer holds no choice")
+    message = answer.choices[0].message
+    refusal = getattr(message, "refusal", None)
+    stopped = answer.choices[0].finish_reason == "content_filter"
+    tokens = answer.usage.completion_tokens if answer.usage else 0
+    text = (message.content or refusal or "").strip()
+    return text, seconds, tokens, "refusal" if refusal or stopped else ""

@@ -1,0 +1,216 @@
+"""Answers of tuned and untuned models: greedy, in batches, timed, and every one kept."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from cag_utils.examples import encode_prompts, open_picture
+from cag_utils.params import check_choice
+
+STATUSES = ("ok", "empty", "refusal")
+COLUMNS = (
+    "case_id",
+    "model",
+    "language",
+    "prompt",
+    "output",
+    "seconds",
+    "n_tokens",
+    "status",
+    "ground_truth",
+)
+SHOT_WORDS = {
+    "en": ("Examples of the answer, from other patients:", "Report: ", "Answer: "),
+    "ja": ("他の患者の回答例：", "レポート：", "回答："),
+}
+# The first is PaliGemma2's, as the paper quotes it (4.3).
+REFUSALS = (
+    r"\bas an? (base |large )?(vlm|vision|ai|language model|assistant)",
+    r"\bnot (been )?trained to\b",
+    r"\b(i('m| am)|we('re| are)) (sorry|afraid|unable|not able|not allowed|not qualified)\b",
+    r"^\W*(sorry|apologies)\b",
+    r"\bi (can('t|not| not)|won't|will not|must decline)\b",
+    r"申し訳(あり|ござい)ません",
+    r"(お?答え|回答|対応|診断|判断|お手伝い)(する)?(こと)?(は|が)?(いた|致)?(し)?(でき|出来|しかね)(ません|かね|ない)",
+)
+REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
+FINDING = re.compile(r"#\s*\d+|\d+\s*[%％]")
+
+
+def answer_status(output: str) -> str:
+    """Say whether a model answered.
+
+    The rule: nothing but white space and punctuation is `empty`. A text with a phrase of refusal
+    is a `refusal`, unless it names a segment (#11) or a grade (75%): then the model answered, with
+    an apology. All else is `ok`, right or wrong.
+
+    Args:
+        output: What the model wrote.
+
+    Returns:
+        ok, empty or refusal.
+    """
+    if not re.search(r"\w", output):
+        return "empty"
+    if REFUSAL.search(output.replace("’", "'")) and not FINDING.search(output):
+        return "refusal"
+    return "ok"
+
+
+def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Draw the examples that untuned models are shown; sides take turns.
+
+    Args:
+        examples: From `examples.read_examples`; only the train split is drawn from.
+        n_shots: How many.
+        rng: Generator.
+
+    Returns:
+        `n_shots` rows, LCA and RCA in turn as far as both exist.
+
+    Raises:
+        ValueError: The train split is smaller than that.
+    """
+    train = examples[examples["split"] == "train"]
+    if len(train) < n_shots:
+        raise ValueError(f"{n_shots} shots need as many training cases, there are {len(train)}")
+    shuffled = train.iloc[rng.permutation(len(train))]
+    turn = shuffled.groupby("laterality").cumcount()
+    order = turn.to_numpy() * 2 + (shuffled["laterality"] == "RCA").to_numpy()
+    return shuffled.iloc[np.argsort(order, kind="stable")[:n_shots]]
+
+
+def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
+    """Put examples of report and answer before a prompt.
+
+    The shots are text only: PaliGemma was pretrained on one picture a prompt, and all untuned
+    models, o4-mini too, should get the same words. They show the format, not how pictures look.
+
+    Args:
+        prompt: The dataset's prompt of one case.
+        shots: Columns report, answer; none leaves the prompt as it is.
+        language: en or ja.
+
+    Raises:
+        ValueError: Unknown language.
+    """
+    check_choice("language", language, SHOT_WORDS)
+    if shots.empty:
+        return prompt
+    lead, report, answer = SHOT_WORDS[language]
+    blocks = [
+        f"{report}{row.report}\n{answer}{row.answer}" for row in shots.itertuples(index=False)
+    ]
+    return "\n\n".join([lead, *blocks, prompt])
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[str],
+    prompts: Sequence[str],
+    batch_size: int,
+    max_new_tokens: int,
+    label: str = "generating",
+) -> pd.DataFrame:
+    """Let a model answer, greedily.
+
+    Args:
+        model: Tuned or not, in evaluation mode.
+        processor: Its processor.
+        images: Paths of frames.
+        prompts: One a frame.
+        batch_size: Cases at a time; it changes the speed, not the answers.
+        max_new_tokens: Longest answer.
+        label: Of the progress bar.
+
+    Returns:
+        One row a case: output, seconds (a batch's time shared out evenly), n_tokens (without
+        padding and end of text).
+    """
+    rows = []
+    starts = range(0, len(prompts), batch_size)
+    for i in tqdm(starts, desc=label, mininterval=30):
+        began = time.perf_counter()
+        part = slice(i, i + batch_size)
+        pictures = [open_picture(path, processor) for path in images[part]]
+        batch = encode_prompts(processor, pictures, list(prompts[part])).to(model.device)
+        with torch.inference_mode():
+            made = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        made = made[:, batch["input_ids"].shape[1] :].cpu()
+        texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
+        counts = count_tokens(made, end_tokens(model))
+        each = (time.perf_counter() - began) / len(texts)
+        rows += [(t.strip(), each, n) for t, n in zip(texts, counts, strict=True)]
+    return pd.DataFrame(rows, columns=["output", "seconds", "n_tokens"])
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the ids that end an answer or fill the space after it."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return [i for i in [*ends, config.pad_token_id] if i is not None]
+
+
+def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
+    """Count the tokens of each answer up to its end.
+
+    Args:
+        made: (cases, tokens) ids.
+        ends: Ids of end and padding.
+    """
+    ended = torch.isin(made, torch.tensor(list(ends)))
+    return [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
+
+
+def generation_table(
+    examples: pd.DataFrame, prompts: Sequence[str], answers: pd.DataFrame, model: str, language: str
+) -> pd.DataFrame:
+    """Put answers into the table that the later notebooks read.
+
+    Args:
+        examples: One row a case, in the order of the answers.
+        prompts: What the model was given.
+        answers: From `generate_answers` or `endpoint.ask`; a `status` it brings is kept.
+        model: Its key, e.g. `gemma3_lora`.
+        language: en or ja.
+
+    Returns:
+        Columns `COLUMNS`; no case is dropped.
+
+    Raises:
+        ValueError: Not one answer a case.
+    """
+    if not len(examples) == len(prompts) == len(answers):
+        raise ValueError(
+            f"{model}: {len(examples)} cases, {len(prompts)} prompts and {len(answers)} answers"
+        )
+    statuses = [answer_status(text) for text in answers["output"]]
+    if "status" in answers:
+        statuses = answers["status"].where(answers["status"] != "", statuses).tolist()
+    return pd.DataFrame(
+        {
+            "case_id": examples["case_id"].to_numpy(),
+            "model": model,
+            "language": language,
+            "prompt": list(prompts),
+            "output": answers["output"].to_numpy(),
+            "seconds": answers["seconds"].to_numpy(),
+            "n_tokens": answers["n_tokens"].to_numpy(),
+            "status": statuses,
+            "ground_truth": examples["answer"].to_numpy(),
+        }
+    )[list(COLUMNS)]
+
+
+def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
+    """Count answers, empty outputs and refusals of each model; cases add up."""
+    counts = pd.crosstab(generations["model"], generations["status"])
+    counts = counts.reindex(columns=list(STATUSES), fill_value=0)
+    return counts.assign(cases=counts.sum(axis=1)).reset_index().rename_axis(columns=None)

@@ -1,0 +1,359 @@
+"""Fine-tuning: what is trained, what is masked, and that a stopped run ends as if it never was."""
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from vlm_world import write_pairs, write_twins
+
+from cag_utils import backbones, sft
+from cag_utils.adapters import (
+    LANGUAGE_MODEL_ONLY,
+    PROJECTIONS,
+    load_tuned,
+    lora_config,
+    raise_trained_to_float32,
+    trainable_table,
+)
+from cag_utils.backbones import load_backbone
+from cag_utils.examples import encode_prompts, open_picture, read_examples
+from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
+from cag_utils.settings import load_profile
+from cag_utils.sft import (
+    PaliGemmaCollator,
+    loss_history,
+    make_trainer,
+    reload_difference,
+    run_job,
+    to_dataset,
+    training_config,
+)
+
+NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twins on disk and a corpus; yields the path of `pairs.csv`."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "WEIGHTS", write_twins(folder / "weights"))
+        yield write_pairs(folder / "outputs" / "smoke", train=8, val=2, test=3)
+
+
+def job_for(pairs, folder, backbone="gemma3", language="en", **changes) -> Job:
+    settings = load_profile("smoke").finetune
+    changes = {"batch_size": 4, "max_steps": -1, "epochs": 2.0, "dropout": 0.1} | changes
+    return make_job(settings.model_copy(update=changes), backbone, language, pairs, folder, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tuned(world, tmp_path_factory):
+    """One finished run of each backbone."""
+    jobs = {}
+    for name in NAMES:
+        jobs[name] = job_for(world, tmp_path_factory.mktemp(name), name, epochs=1.0)
+        run_job(jobs[name])
+    return jobs
+
+
+def examples_of(pairs, language="en"):
+    return read_examples(pairs, language, pairs.parents[2])
+
+
+def batch_of(name, pairs, n=3):
+    model, processor = load_backbone(name, "tiny", device="cpu")
+    data = to_dataset(examples_of(pairs).head(n), processor)
+    if name == "paligemma2":
+        collate = PaliGemmaCollator(processor)
+    else:
+        collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    return model, processor, collate([dict(data[i]) for i in range(n)])
+
+
+def test_examples_carry_prompt_and_answer_of_one_language(world):
+    english, japanese = examples_of(world), examples_of(world, "ja")
+    assert english["case_id"].is_monotonic_increasing and len(english) == 13
+    first = english.iloc[0]
+    assert "left coronary" in first["prompt"] and first["prompt"].endswith(first["report"])
+    assert "左冠動脈" in japanese["prompt"][0] and japanese["answer"][0].startswith("LCX #11")
+    with pytest.raises(ValueError, match="unknown language 'fr'"):
+        examples_of(world, "fr")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("findings_en", " ", "case-0002 has an empty answer"),
+        ("report_en", "", "case-0002 has an empty report"),
+        ("split", "tests", "did you mean 'test'"),
+    ],
+)
+def test_bad_pairs_are_named(world, tmp_path, column, value, match):
+    table = pd.read_csv(world)
+    table.loc[2, column] = value
+    table.to_csv(tmp_path / "pairs.csv", index=False)
+    with pytest.raises(ValueError, match=match):
+        read_examples(tmp_path / "pairs.csv", "en", world.parents[2])
+
+
+def test_a_lost_picture_is_named(world, tmp_path):
+    with pytest.raises(FileNotFoundError, match="and 12 more pictures"):
+        read_examples(world, "en", tmp_path)
+
+
+def test_pictures_are_shrunk_never_enlarged(world):
+    _, processor = load_backbone("gemma3", "tiny", device="cpu")
+    path = examples_of(world)["image"][0]
+    assert open_picture(path, processor).size == (240, 240)  # from 256
+    processor.image_processor.size = {"height": 896, "width": 896}
+    picture = open_picture(path, processor)
+    assert (picture.size, picture.mode) == ((256, 256), "RGB")
+    data = to_dataset(examples_of(world).head(1), processor)
+    assert data[0]["images"][0].size == (256, 256)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_only_the_answer_is_scored(world, name):
+    _, processor, batch = batch_of(name, world)
+    for row, labels in zip(examples_of(world).head(3).itertuples(), batch["labels"], strict=True):
+        scored = processor.tokenizer.decode(labels[labels >= 0], skip_special_tokens=True)
+        assert scored.strip().removesuffix("<end_of_turn>").strip() == row.answer
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    last = [int(row[row >= 0][-1]) for row in batch["labels"]]
+    # the end of the answer is learnt too: a model that never learnt to stop never stops
+    ends = processor.tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
+    last = last if name == "paligemma2" else [int(r[r >= 0][-2]) for r in batch["labels"]]
+    assert set(last) <= set(ends)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_no_answer_token_is_seen_before_its_turn(world, name):
+    model, processor, batch = batch_of(name, world, n=1)
+    batch.pop("labels")
+    at = int(batch["attention_mask"][0].sum()) - 4  # inside the answer, before its end
+    changed = {k: v.clone() for k, v in batch.items()}
+    changed["input_ids"][0, at] = 300 + (int(batch["input_ids"][0, at]) == 300)
+    with torch.no_grad():
+        moved = (model(**batch).logits - model(**changed).logits).abs().amax(-1)[0]
+    assert (moved[:at] <= 1e-6).all() and moved[at] > 1e-6
+
+
+def test_the_prefix_of_paligemma_and_the_picture_of_gemma_are_bidirectional(world):
+    for name in ("gemma3", "paligemma2"):
+        model, _, batch = batch_of(name, world, n=1)
+        batch.pop("labels")
+        grey = {**batch, "pixel_values": batch["pixel_values"].clone()}
+        grey["pixel_values"][:, :, -40:] += 1.0  # the lower edge of the picture: its last tokens
+        with torch.no_grad():
+            moved = (model(**batch).logits - model(**grey).logits).abs().amax(-1)[0]
+        first = int((batch["input_ids"][0] == model.config.image_token_index).nonzero()[0])
+        assert moved[first] > 1e-6, name  # the first image token knows the last
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_and_generation_see_the_same_prompt(world, name):
+    _, processor, batch = batch_of(name, world, n=1)
+    row = examples_of(world).iloc[0]
+    asked = encode_prompts(processor, [open_picture(row["image"], processor)], [row["prompt"]])
+    n = asked["input_ids"].shape[1]
+    assert torch.equal(asked["input_ids"][0], batch["input_ids"][0, :n])
+    assert torch.equal(asked["pixel_values"], batch["pixel_values"])
+    assert torch.equal(asked["token_type_ids"][0], batch["token_type_ids"][0, :n])
+    assert (batch["labels"][0, :n] == -100).all() and batch["labels"][0, n] >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_language_model_lora_and_projector_train(tuned, name):
+    table = pd.read_csv(tuned[name].path / "trainable.csv")
+    trained = table[table["method"] != "frozen"].set_index("part")
+    want = {f"language model: {p}" for p in PROJECTIONS} | {"projector"}
+    assert set(trained.index) == want
+    assert (trained["method"].drop("projector") == "LoRA").all()
+    assert trained.loc["projector", "method"] == "full"
+    # 4 layers of 160: q_proj is 160 -> 160, so A and B hold r x 160 each
+    rank = 16 if name == "paligemma2" else 8
+    assert trained.loc["language model: q_proj", "parameters"] == 4 * rank * (160 + 160)
+    tower = table[table["part"] == "image tower"]
+    assert list(tower["method"]) == ["frozen"] and tower["parameters"].item() > 1e6
+
+
+def test_a_plain_list_of_projections_would_hit_the_tower(world):
+    import re
+
+    model, _ = load_backbone("gemma3", "tiny", device="cpu")
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    hit = [n for n in names if re.fullmatch(LANGUAGE_MODEL_ONLY, n)]
+    plain = [n for n in names if n.endswith(PROJECTIONS)]
+    assert len(hit) == 7 * 4 and not any("vision" in n for n in hit)
+    assert any("vision" in n for n in plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_moved_where_they_should_and_nowhere_else(tuned, name):
+    base = load_backbone(name, "tiny", device="cpu")[0].state_dict()
+    saved = load_file(tuned[name].path / "adapter" / "adapter_model.safetensors")
+    assert not any("vision_tower" in key for key in saved)
+    assert all(v.abs().max() > 0 for k, v in saved.items() if "lora_B" in k)
+    projector = {
+        k.split("multi_modal_projector.")[1]: v
+        for k, v in saved.items()
+        if "proj" in k and "multi_modal_projector" in k
+    }
+    assert len(projector) == 2
+    for key, value in projector.items():
+        assert not torch.equal(base[f"model.multi_modal_projector.{key}"], value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reloaded_adapter_answers_exactly_as_the_live_model(tuned, name):
+    job = tuned[name]
+    assert reload_difference(job) == 0
+    base, processor = load_backbone(name, "tiny", device="cpu")
+    live = load_file(job.path / "probe.safetensors")["logits"]
+    assert (sft.probe(job, base, processor)["logits"] - live).abs().max() > 1e-3
+
+
+def test_the_loss_falls_on_train_and_val(tuned):
+    for job in tuned.values():
+        history = pd.read_csv(job.path / "history.csv")
+        val = history[history["split"] == "val"].sort_values("step")["loss"]
+        assert val.iloc[-1] < val.iloc[0]
+        assert history["loss"].notna().all() and not (job.path / "checkpoints").exists()
+        assert "/" not in history.columns and (job.path / "job.json").is_file()
+
+
+def test_the_adapters_card_names_no_path_of_this_machine(tuned):
+    text = (tuned["gemma3"].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    assert '"cag_utils/weights/gemma3"' in text
+
+
+class Kill(TrainerCallback):
+    """Stops a run as a crash would, after so many steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(world, tmp_path):
+    whole, broken = (job_for(world, tmp_path / name) for name in ("whole", "broken"))
+    run_job(whole)
+    start_folder(broken)
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(broken, [Kill(step=3)])  # 2 steps an epoch: in the second epoch
+    assert last_checkpoint(broken).endswith("checkpoint-2")
+    run_job(broken)
+    first, second = (
+        load_file(job.path / "adapter" / "adapter_model.safetensors") for job in (whole, broken)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    columns = ["step", "split", "loss"]
+    one, two = (pd.read_csv(job.path / "history.csv")[columns] for job in (whole, broken))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
+    job = job_for(world, tmp_path)
+    start_folder(job)
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    start_folder(job)
+    assert last_checkpoint(job).endswith("checkpoint-3")
+    start_folder(job_for(world, tmp_path, learning_rate=1e-4))
+    assert last_checkpoint(job) is None
+
+
+def test_a_bfloat16_base_trains_its_projector_in_float32(world):
+    from peft import get_peft_model
+
+    model, _ = load_backbone("gemma3", "tiny", device="cpu", dtype=torch.bfloat16)
+    model = get_peft_model(model, lora_config(8, 8))
+    raise_trained_to_float32(model)
+    kinds = {values.dtype for values in model.parameters() if values.requires_grad}
+    assert kinds == {torch.float32}
+    assert model.base_model.model.model.vision_tower.dtype == torch.bfloat16
+
+
+def test_trl_defaults_that_bite_are_set(world, tmp_path):
+    job = job_for(world, tmp_path, warmup_share=0.5)
+    config = training_config(job, n_train=12, cuda=False)
+    assert config.max_length is None and config.report_to == [] and config.use_cpu
+    assert not config.bf16 and not config.gradient_checkpointing
+    assert config.learning_rate == job.finetune.learning_rate and config.warmup_steps == 3
+    real = Job(**(job.__dict__ | {"size": "real"}))
+    assert training_config(real, 12, cuda=False).gradient_checkpointing
+
+
+def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
+    settings = load_profile("paper").finetune
+    job = make_job(settings, "paligemma2", "ja", world, tmp_path, seed=0)
+    config = training_config(job, n_train=889, cuda=False)
+    assert (config.num_train_epochs, config.learning_rate) == (5.0, 1e-5)
+    assert config.optim == "adamw_torch" and job.size == "real"
+    lora = lora_config(settings.lora["paligemma2"].rank, settings.lora["paligemma2"].alpha)
+    assert (lora.r, lora.lora_alpha) == (16, 16)
+
+
+def test_max_steps_caps_a_run(world, tmp_path):
+    trainer = make_trainer(job_for(world, tmp_path, max_steps=1))
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"backbone": "gema3"}, "did you mean 'gemma3'"),
+        ({"language": "fr"}, "unknown language 'fr'"),
+        ({"size": "huge"}, "unknown size 'huge'"),
+        ({"epochs": -1.0}, "epochs must be > 0"),
+    ],
+)
+def test_a_bad_job_is_refused_before_anything_starts(world, tmp_path, changes, match):
+    plain = {"backbone": "gemma3", "language": "en"} | changes
+    with pytest.raises(ValueError, match=match):
+        make_job(load_profile("smoke").finetune, pairs=world, folder=tmp_path, seed=0, **plain)
+
+
+def test_a_backbone_without_a_rank_is_refused(world, tmp_path):
+    job = job_for(world, tmp_path)
+    settings = job.settings | {"backbones": ["paligemma2"]}
+    settings["lora"] = {"paligemma2": {"rank": 16, "alpha": 16}}
+    with pytest.raises(ValueError, match="gives no rank for 'gemma3'"):
+        Job(**(job.__dict__ | {"settings": settings}))
+
+
+def test_tuning_comes_before_loading(tmp_path):
+    with pytest.raises(FileNotFoundError, match="04_finetune with -p backbone gemma3"):
+        load_tuned("gemma3", "tiny", tmp_path)
+
+
+def test_history_counts_a_measurement_once():
+    log = [
+        {"step": 0, "epoch": 0.0, "eval_loss": 3.0, "eval_runtime": 1.0},
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
+        {"step": 2, "epoch": 1.0, "train_runtime": 9.0},
+    ]
+    table = loss_history(log)
+    assert table["loss"].tolist() == [3.0, 2.0, 1.5]
+    assert table["split"].tolist() == ["val", "train", "val"]
+
+
+def test_trainable_table_counts_every_parameter(world):
+    model, _ = load_backbone("gemma3", "tiny", device="cpu")
+    table = trainable_table(model)
+    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
+
+
+def test_a_failed_process_is_reported(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="training on 2 processes failed"):
+        run_job(job_for(world, tmp_path), processes=2)
