@@ -32,7 +32,6 @@ ERRORS = (
     "logical_error",
     "stenosis_error",
 )
-READER = "rubric"
 STEPS = (0, 25, 50, 75, 90, 99, 100)
 # worst stated AHA grade -> plans that do not contradict it. Anything goes with `context`.
 FITTING_PLANS = {
@@ -76,8 +75,8 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
 
     Returns:
         `overall` (0 to 10), the five errors, `segment_match`, `laterality_match` and `unparseable`
-        (0 or 1). A criterion whose truth is unknown (own data without a side or plan that can be
-        read) is None, never 0.
+        (0 or 1). A criterion whose truth is unknown (own findings in which no side, stenosis or
+        plan can be read) is None, never 0.
     """
     errors = {name: _error(name, output, truth) for name in ERRORS}
     if output.unparseable:
@@ -86,7 +85,7 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
     return {
         "overall": 0.0 if output.unparseable else _overall(errors, output, truth),
         **errors,
-        "segment_match": int(_segments_match(output, truth)),
+        "segment_match": int(_segments_match(output, truth)) if _says_where(truth) else None,
         "laterality_match": None if side_error is None else 1 - side_error,
         "unparseable": int(output.unparseable),
     }
@@ -125,7 +124,7 @@ def _error(name: str, output: Entities, truth: Entities) -> int | None:
         return None if truth.laterality is None else int(output.laterality != truth.laterality)
     if name == "vessel_error":
         wrong = any(_wrong_artery(s) for s in output.stenoses)
-        return int(wrong or not _segments_match(output, truth))
+        return int(wrong or not _segments_match(output, truth)) if _says_where(truth) else None
     if name == "treatment_error":
         return None if truth.plan is None else int(output.plan != truth.plan)
     if name == "logical_error":
@@ -156,6 +155,10 @@ def _vessel_points(output: Entities, truth: Entities) -> float:
     union = output.segments | truth.segments
     shared = len(output.segments & truth.segments) / len(union) if union else 0.0
     return arteries + 2.0 * shared
+
+
+def _says_where(truth: Entities) -> bool:
+    return bool(truth.stenoses or truth.cleared)
 
 
 def _segments_match(output: Entities, truth: Entities) -> bool:

@@ -1,0 +1,225 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cag_utils.entities import Entities, read_entities
+from cag_utils.phantom.clinic import PLANS, decide_plan, write_findings
+from cag_utils.phantom.patients import Record
+from cag_utils.rubric import ERRORS, contradictions, score, truth_entities
+from cag_utils.segments import GRADES, LATERALITIES, segments_of
+
+CONTEXT = "Consider treatment plan in context of other angiographic findings and comorbidities."
+MEDICAL, FFR, PCI = (PLANS[key][0] for key in ("medical", "functional", "pci"))
+
+
+def truth(*lesions, plan="context", laterality="LCA"):
+    return truth_entities(laterality, [dict(segment=s, percent=p) for s, p in lesions], plan)
+
+
+def mark(text, wanted, language="en"):
+    return score(read_entities(text, language), wanted)
+
+
+def errors(marks):
+    return {name.removesuffix("_error") for name in ERRORS if marks[name]}
+
+
+@st.composite
+def cases(draw):
+    """A patient, a side, its lesions and the plan that the teaching rule gives."""
+    side = draw(st.sampled_from(LATERALITIES))
+    one = st.fixed_dictionaries(
+        {"segment": st.sampled_from(segments_of(side)), "percent": st.sampled_from(GRADES)}
+    )
+    lesions = draw(st.lists(one, max_size=4, unique_by=lambda x: x["segment"]))
+    risks = draw(st.sampled_from([(), ("hemodialysis",)]))
+    indication = draw(st.sampled_from(["stemi", "effort_angina"]))
+    patient = Record(70, "M", risks, indication, (), (), 60)
+    return lesions, side, decide_plan(patient, lesions)
+
+
+@settings(deadline=None)
+@given(cases(), st.sampled_from(["en", "ja"]))
+def test_perfect_findings_get_full_marks(case, language):
+    text = write_findings(*case)[language]
+    lesions, side, plan = case
+    marks = mark(text, truth_entities(side, lesions, plan), language)
+    assert marks["overall"] == 10 and not errors(marks)
+    assert (marks["segment_match"], marks["laterality_match"], marks["unparseable"]) == (1, 1, 0)
+
+
+@settings(deadline=None)
+@given(cases(), cases())
+def test_any_output_gets_marks_in_range_and_errors_cost(one, other):
+    lesions, side, plan = other
+    wanted = truth_entities(side, lesions, plan)
+    marks = mark(write_findings(*one)["en"], wanted)
+    assert 0 <= marks["overall"] <= 10 and all(marks[name] in (0, 1) for name in ERRORS)
+    assert marks["overall"] < 10 or not errors(marks)
+    assert marks["laterality_match"] == 1 - marks["laterality_error"]
+    assert marks["segment_match"] == (1 - marks["vessel_error"])
+
+
+@settings(deadline=None)
+@given(cases(), cases())
+def test_swapping_output_and_truth_keeps_what_is_symmetric(one, other):
+    texts = [write_findings(*case)["en"] for case in (one, other)]
+    wanted = [truth_entities(side, lesions, plan) for lesions, side, plan in (one, other)]
+    there, back = mark(texts[0], wanted[1]), mark(texts[1], wanted[0])
+    for name in ("laterality_error", "vessel_error", "treatment_error", "stenosis_error"):
+        assert there[name] == back[name], name
+    assert there["segment_match"] == back["segment_match"]
+
+
+@settings(deadline=None)
+@given(cases(), st.randoms())
+def test_the_order_of_sentences_does_not_matter(case, random):
+    sentences = write_findings(*case)["en"].split(". ")
+    random.shuffle(sentences)
+    lesions, side, plan = case
+    wanted = truth_entities(side, lesions, plan)
+    assert mark(". ".join(s.removesuffix(".") for s in sentences) + ".", wanted)["overall"] == 10
+
+
+# The paper's Figure 3: truth LCX #11 75 %, plan "in context of".
+@pytest.mark.parametrize(
+    "text, overall, wrong",
+    [
+        (f"LCX #11 shows 90% stenosis. {CONTEXT}", 9, set()),
+        # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
+        (f"LCX #12 shows 90% stenosis. {CONTEXT}", 7, {"vessel"}),
+        # 2 side + 1 grade off by a step
+        (
+            "LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
+            3,
+            {"vessel", "treatment", "logical"},
+        ),
+    ],
+)
+def test_the_papers_figure_3(text, overall, wrong):
+    marks = mark(text, truth((11, 75)))
+    assert marks["overall"] == overall and errors(marks) == wrong
+
+
+@pytest.mark.parametrize(
+    "text, wrong, overall",
+    [
+        # laterality: names no side, both, or the wrong one
+        (f"There is 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
+        (f"LCX #11 75%. RCA is shown too. {FFR}", {"laterality"}, 8),
+        (f"RCA #2 shows 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
+        # vessel: number missing, wrong, one too many, or at odds with its artery
+        (f"LCX shows 75% stenosis. {FFR}", {"vessel"}, 8),
+        (f"LAD #6 shows 75% stenosis. {FFR}", {"vessel"}, 7),
+        (f"LCX #11 and #13 show 50% and 75% stenosis. {FFR}", {"vessel"}, 9),
+        (f"LAD #11 shows 75% stenosis. {FFR}", {"vessel", "logical"}, 8),
+        # treatment: another plan, or none
+        (f"LCX #11 shows 75% stenosis. {PCI}", {"treatment"}, 8),
+        ("LCX #11 shows 75% stenosis.", {"treatment"}, 8),
+        # stenosis: significance, two steps off, or no grade
+        (f"LCX #11 shows 50% stenosis. {FFR}", {"stenosis"}, 8),
+        (f"LCX #11 shows 90% stenosis. {FFR}", set(), 9),
+        (f"LCX #11 shows 99% stenosis. {FFR}", {"stenosis", "logical"}, 7),
+        (f"LCX #11 has a stenosis. {FFR}", {"stenosis"}, 8),
+        # nothing wrong, in other words
+        ("In segment 11 there is a 70% narrowing; measure iFR.", set(), 10),
+    ],
+)
+def test_each_error_alone(text, wrong, overall):
+    marks = mark(text, truth((11, 75), plan="functional"))
+    assert (errors(marks), marks["overall"]) == (wrong, overall)
+
+
+def test_a_missed_second_lesion_is_missed_detection():
+    wanted = truth((6, 90), (11, 75), plan="heart_team")
+    marks = mark("LAD #6 shows 90% stenosis. Discuss CABG or PCI in the heart team.", wanted)
+    # 2 side + (0 arteries + 2 x 1/2) vessel + 0 stenosis + 2 plan + 1 logic = 6
+    assert errors(marks) == {"vessel", "stenosis"} and marks["overall"] == 6
+
+
+def test_a_clean_picture():
+    wanted = truth(plan="none", laterality="RCA")
+    found = mark("RCA #2 shows 75% stenosis. PCI is recommended.", wanted)
+    assert errors(found) == {"vessel", "stenosis", "treatment"} and found["overall"] == 3
+    clean = mark("The RCA is normal. No treatment is needed.", wanted)
+    assert clean["overall"] == 10 and clean["segment_match"] == 1
+    silent = mark("This is the RCA. No treatment is needed.", wanted)
+    assert errors(silent) == {"vessel", "stenosis"} and silent["segment_match"] == 0
+
+
+def test_no_significant_stenosis_is_right_about_25_percent_but_names_no_vessel():
+    wanted = truth((7, 25), plan="medical")
+    marks = mark(f"No significant stenosis in the LCA. {MEDICAL}", wanted)
+    assert errors(marks) == {"vessel"} and marks["overall"] == 6  # 2 + 0 + 1 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Sorry, as a base VLM I am not trained to answer this question.", "LCA."]
+)
+def test_what_cannot_be_read_is_wrong_on_everything(text):
+    marks = mark(text, truth((11, 75)))
+    assert marks["overall"] == 0 and len(errors(marks)) == 5
+    assert (marks["segment_match"], marks["laterality_match"], marks["unparseable"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("LAD #11 75%.", {"LAD #11"}),
+        ("LAD #6 75%. LAD #6 90%.", {"two grades for #6"}),
+        ("LAD #6 75%. RCA #2 90%.", {"stenoses on both sides"}),
+        ("No stenosis in the LCA. LAD #6 90%.", {"90% where stenosis is denied"}),
+        ("No significant stenosis. LAD #6 50%.", set()),  # 50 % is not significant
+        ("No significant stenosis in the LAD. LCX #11 90%.", set()),
+        ("LAD #6 90%. No revascularization is needed.", {"none for 90%"}),
+        ("LAD #6 25%. Emergency PCI.", {"emergency_pci for 25%"}),
+        ("LAD #6 75%. Evaluate viability before CTO-PCI.", {"cto for 75%"}),
+        ("LM #5 50%. Optimal medical therapy.", {"medical for 50%"}),
+        ("LAD #6 50%. Optimal medical therapy.", set()),
+        ("No stenosis. PCI is recommended.", {"pci for 0%"}),
+        ("LAD #6 75%. No PCI is needed. CABG is needed.", {"none against heart_team"}),
+        (f"LAD #6 90%. {CONTEXT}", set()),
+        ("LAD is normal. PCI is recommended.", set()),  # the LCX may need it
+        ("PCI is recommended.", set()),
+    ],
+)
+def test_contradictions(text, expected):
+    assert contradictions(read_entities(text, "en")) == expected
+
+
+@settings(deadline=None)
+@given(cases())
+def test_no_truth_contradicts_itself(case):
+    lesions, side, plan = case
+    assert not contradictions(truth_entities(side, lesions, plan))
+
+
+def test_what_the_truth_says_too_is_no_contradiction():
+    own = read_entities(f"LAD #7 shows 75% stenosis. LAD #7 shows 90% stenosis. {PCI}", "en")
+    assert contradictions(own) == {"two grades for #7"}
+    assert score(own, own)["overall"] == 10 and score(own, own)["logical_error"] == 0
+
+
+def test_unknown_truth_is_missing_and_never_counted_as_right():
+    own = read_entities("LCX #11 75%.", "en")  # no plan in the validated findings
+    marks = mark(f"LCX #12 shows 75% stenosis. {PCI}", own)
+    assert marks["treatment_error"] is None
+    assert marks["overall"] == 7.5  # (2 side + 1 artery + 2 grade + 1 logic) of 8
+    unread = mark(f"LCX #11 shows 75% stenosis. {PCI}", Entities())
+    missing = {k for k, v in unread.items() if v is None}
+    assert missing == set(ERRORS) - {"logical_error"} | {"segment_match", "laterality_match"}
+    empty = mark("", own)
+    assert empty["treatment_error"] is None and empty["stenosis_error"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (("left", [], "none"), "unknown laterality 'left'"),
+        (("LCA", [], "surgery"), "unknown plan 'surgery'"),
+        (("LCA", [{"segment": 6, "percent": 80}], "pci"), "grades are .* got 80"),
+    ],
+)
+def test_refuses_a_malformed_truth(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        truth_entities(*arguments)
