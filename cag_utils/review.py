@@ -1,14 +1,16 @@
 """Score sheets for human readers: made blind, read back with every cell checked."""
 
+import hashlib
+import re
 import string
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-from pandera.errors import SchemaErrors
 
 from cag_utils.rubric import ERRORS
+from cag_utils.tables import read_table
 
 SCORES = pa.DataFrameSchema(
     {
@@ -24,12 +26,14 @@ SCORES = pa.DataFrameSchema(
 )
 RULES = {
     "case_id": "must name a case, e.g. case-0001",
-    "model": "must be a model or its blinded letter",
+    "model": "must be a model or its blinded code",
     "reader": "must name or number the reader who gave the score",
     "overall": "must be a number from 0 to 10",
     **{name: "must be 0 (no error) or 1 (error)" for name in ERRORS},
 }
-SHOWN = ("png", "prompt", "ground_truth", "output")  # what the reader sees of an item
+BLIND = re.compile(r"[A-Z]-[0-9a-f]{6}")  # a letter and the sheet it belongs to
+# What the reader sees of an item. Not the prompt: few-shot examples would give untuned models away.
+SHOWN = ("png", "report", "ground_truth", "output")
 
 
 def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -37,15 +41,16 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
 
     Cases come in random order, and within each case the models' texts in random order under the
     letters A, B, C ...; a letter stands for another model in the next case, so style gives nothing
-    away. Keep the key from the reader until the sheet is complete.
+    away. The letter carries the sheet's own number, so that the key of another run is refused
+    instead of naming the wrong models. Keep the key from the reader until the sheet is complete.
 
     Args:
         generations: 05's table: case_id, model, output, and what else of `SHOWN` it has.
         seed: Order of cases and letters.
 
     Returns:
-        The sheet (case_id, model as a letter, the item, empty columns for reader, overall and the
-        five errors) and the key (case_id, code, model).
+        The sheet (case_id, model as a code such as `B-3f09c1`, the item, empty columns for reader,
+        overall and the five errors) and the key (case_id, code, model).
 
     Raises:
         ValueError: A model wrote two texts for one case.
@@ -56,11 +61,14 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
         raise ValueError(f"{row['model']} has two texts for {row['case_id']}; keep one")
     rng = np.random.default_rng(seed)
     ordered = generations.sort_values(["case_id", "model"])
+    content = ordered[["case_id", "model", "output"]].to_csv(index=False) + str(seed)
+    number = hashlib.sha256(content.encode()).hexdigest()[:6]
     cases = {case: part for case, part in ordered.groupby("case_id", sort=False)}
     parts = []
     for case in rng.permutation(list(cases)):
         part = cases[case].iloc[rng.permutation(len(cases[case]))]
-        parts.append(part.assign(code=list(string.ascii_uppercase[: len(part)])))
+        codes = [f"{letter}-{number}" for letter in string.ascii_uppercase[: len(part)]]
+        parts.append(part.assign(code=codes))
     items = pd.concat(parts, ignore_index=True)
     shown = [name for name in SHOWN if name in items]
     sheet = items[["case_id", "code", *shown]].rename(columns={"code": "model"})
@@ -74,47 +82,29 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
     Args:
         path: CSV with case_id, model, reader, overall (0 to 10) and the five errors (0 or 1);
             further columns are dropped. UTF-8, with or without the byte order mark Excel adds.
-        key: case_id, code, model as `blank_sheet` made it; None if `model` names models.
+        key: case_id, code, model as `blank_sheet` made it, or several keys in one table. Only
+            needed where `model` holds blinded codes.
 
     Returns:
         One row a case, model and reader, in the file's order, unblinded.
 
     Raises:
         ValueError: A column is missing, a cell breaks its rule, a reader scored a text twice, or
-            a blinded letter is not in the key. Rows count as in a spreadsheet: 1 is the header.
+            a blinded code is not in the key. Rows count as in a spreadsheet: 1 is the header.
+        FileNotFoundError: There is no such file.
     """
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if missing := [name for name in SCORES.columns if name not in raw.columns]:
-        raise ValueError(f"{path}: no column {missing}; it has {list(raw.columns)}")
-    raw = raw[list(SCORES.columns)].apply(lambda column: column.str.strip())
-    try:
-        sheet = SCORES.validate(raw, lazy=True)
-    except SchemaErrors as errors:
-        raise ValueError(f"{path}: " + _explain(errors.failure_cases, raw)) from None
+    sheet = read_table(path, SCORES, RULES, "this reader scored this text twice; keep one row")
     sheet = sheet.astype({name: int for name in ERRORS})
-    return sheet if key is None else _unblind(sheet, key, path)
+    return _unblind(sheet, key, path)
 
 
-def _unblind(sheet: pd.DataFrame, key: pd.DataFrame, path: Path) -> pd.DataFrame:
-    model_of = key.set_index(["case_id", "code"])["model"].to_dict()
+def _unblind(sheet: pd.DataFrame, key: pd.DataFrame | None, path: Path) -> pd.DataFrame:
+    model_of = {} if key is None else key.set_index(["case_id", "code"])["model"].to_dict()
     places = list(zip(sheet["case_id"], sheet["model"], strict=True))
     for row, (case, code) in enumerate(places):
-        if (case, code) not in model_of:
+        if BLIND.fullmatch(code) and (case, code) not in model_of:
             known = sorted(letter for name, letter in model_of if name == case)
             rule = f"the key knows {known}" if known else "the key has no such case"
-            raise ValueError(f"{path}: row {row + 2}: model {code!r} of {case}: {rule}")
-    return sheet.assign(model=[model_of[place] for place in places])
-
-
-def _explain(failures: pd.DataFrame, raw: pd.DataFrame) -> str:
-    """Say the first bad cell of each column in words, with spreadsheet rows."""
-    twice = failures["check"] == "multiple_fields_uniqueness"
-    texts = []
-    for column, cases in failures[~twice].groupby("column", sort=False):
-        row, n_rows = int(cases["index"].min()), cases["index"].nunique()
-        value = raw[column][row]
-        texts.append(f"row {row + 2}: {column} {value!r} {RULES[column]} ({n_rows} rows in all)")
-    if twice.any():
-        row = int(failures.loc[twice, "index"].max())
-        texts.append(f"row {row + 2}: this reader scored this text twice; keep one row")
-    return "; ".join(texts)
+            place = f"{path}: row {row + 2}: model {code!r} of {case}"
+            raise ValueError(f"{place}: {rule}; use the key of this sheet")
+    return sheet.assign(model=[model_of.get(place, place[1]) for place in places])

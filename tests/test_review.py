@@ -13,7 +13,7 @@ def generations(n_cases=6, models=MODELS):
     rows = [(f"case-{i:04d}", m) for i in range(1, n_cases + 1) for m in models]
     table = pd.DataFrame(rows, columns=["case_id", "model"])
     # The text tells no model's name, and the seconds would give the model away.
-    return table.assign(output=[f"text {i}" for i in range(len(rows))], seconds=1.0, prompt="p")
+    return table.assign(output=[f"text {i}" for i in range(len(rows))], seconds=1.0, prompt="shots")
 
 
 def filled(tmp_path, **changes):
@@ -45,7 +45,8 @@ def test_the_sheet_is_blind_shuffled_and_repeatable():
     sheet, key = blank_sheet(table, 3)
     text = sheet.to_csv()
     assert not any(model in text for model in MODELS) and "seconds" not in sheet
-    assert set(sheet["model"]) == {"A", "B", "C"}
+    assert "shots" not in text  # a few-shot prompt would tell the untuned models
+    assert set(sheet["model"].str[:2]) == {"A-", "B-", "C-"} and sheet["model"].nunique() == 3
     # One letter stands for every model somewhere: a reader cannot learn who A is.
     assert key.groupby("code")["model"].nunique().tolist() == [3, 3, 3]
     assert sheet["case_id"].drop_duplicates().tolist() != sorted(set(table["case_id"]))
@@ -106,6 +107,11 @@ def test_names_every_bad_column_at_once(tmp_path):
         read_sheet(path)
 
 
+def test_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.csv is missing"):
+        read_sheet(tmp_path / "none.csv")
+
+
 def test_names_a_missing_column(tmp_path):
     path = filled(tmp_path)
     pd.read_csv(path).drop(columns="reader").to_csv(path, index=False)
@@ -114,12 +120,28 @@ def test_names_a_missing_column(tmp_path):
 
 
 def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
-    key = pd.DataFrame({"case_id": ["case-0001"], "code": ["A"], "model": ["gemma3_lora"]})
-    with pytest.raises(ValueError, match="row 3: model 'A' of case-0002: the key has no such case"):
-        read_sheet(filled(tmp_path), key)
-    path = filled(tmp_path, case_id=["case-0001"] * 2, model=["A", "B"])
-    with pytest.raises(ValueError, match=r"row 3: model 'B' of case-0001: the key knows \['A'\]"):
+    a, b = "A-00ff00", "B-00ff00"
+    key = pd.DataFrame({"case_id": ["case-0001"], "code": [a], "model": ["gemma3_lora"]})
+    with pytest.raises(ValueError, match=f"row 3: model '{a}' of case-0002: the key has no such"):
+        read_sheet(filled(tmp_path, model=[a, a]), key)
+    path = filled(tmp_path, case_id=["case-0001"] * 2, model=[a, b])
+    with pytest.raises(ValueError, match=rf"row 3: model '{b}' of case-0001: .* knows \['{a}'\]"):
         read_sheet(path, key)
+    with pytest.raises(ValueError, match="use the key of this sheet"):
+        read_sheet(path)
+
+
+def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
+    sheet, key = blank_sheet(generations(2), 1)
+    later = generations(2).assign(output="another text")
+    _, other = blank_sheet(later, 1)
+    sheet.assign(reader="r", overall=5, **{name: 0 for name in ERRORS}).to_csv(
+        tmp_path / "scores.csv", index=False
+    )
+    with pytest.raises(ValueError, match="use the key of this sheet"):
+        read_sheet(tmp_path / "scores.csv", other)
+    both = pd.concat([other, key])
+    assert read_sheet(tmp_path / "scores.csv", both)["model"].tolist() == key["model"].tolist()
 
 
 def test_without_a_key_models_go_by_name(tmp_path):
