@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ __all__ = ["CohortSettings", "Still", "cohort_settings", "ensure_phantom", "make
 
 VERSION = 1  # raise it whenever the same settings give other pictures or tables
 MARKER = "finished.json"
+COHORTS = ("cnn", "corpus")
 
 
 def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> Path:
@@ -158,12 +160,13 @@ def cohort_settings(profile: Profile, name: str) -> CohortSettings:
     )
 
 
-def ensure_phantom(profile: Profile, n_workers: int = 2) -> Path:
-    """Make both cohorts of a phantom profile if they are missing.
+def ensure_phantom(profile: Profile, n_workers: int = 2, cohorts: Sequence[str] = COHORTS) -> Path:
+    """Make the cohorts of a phantom profile that are missing.
 
     Args:
         profile: A profile whose data source is the phantom.
         n_workers: Processes.
+        cohorts: Which ones; two notebooks that need one each can then run side by side.
 
     Returns:
         The folder that holds `cnn/` and `corpus/`.
@@ -172,6 +175,6 @@ def ensure_phantom(profile: Profile, n_workers: int = 2) -> Path:
         ValueError: The profile reads own data.
     """
     folder = data_dir(profile)
-    for name in ("cnn", "corpus"):
+    for name in cohorts:
         make_cohort(folder / name, cohort_settings(profile, name), n_workers)
     return folder
