@@ -1,0 +1,158 @@
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cag_utils import corpus
+from cag_utils.deident import pseudonym
+
+KEY = b"secret"
+VIDEOS = [pseudonym("video", f"9.{i}", KEY) for i in range(4)]
+EXAMS = [pseudonym("exam", f"8.{i}", KEY) for i in range(4)]
+
+
+def predicted():
+    rows = [
+        (0, 10, "better", 0.9), (0, 20, "better", 0.9), (0, 30, "better", 0.95),
+        (1, 5, "better", 0.4), (1, 15, "bad", 0.99),
+        (2, 7, "better", 0.8),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["n", "frame", "quality", "confidence"])
+    return table.assign(
+        video_id=[VIDEOS[n] for n in table["n"]],
+        exam_id=[EXAMS[n] for n in table["n"]],
+        patient_id=[f"pt-{n}" for n in table["n"]],
+        png="x.png",
+        laterality="LCA",
+    )
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_prompt_is_the_papers():
+    got = corpus.prompt("LCA", "84-year-old male.", "en")
+    assert got == (
+        "This image is a left coronary angiogram. Based on the image and the clinical report "
+        "below, provide an explanation and advice on future management.\n\n84-year-old male."
+    )
+    assert corpus.prompt("RCA", "84歳男性", "ja").startswith("この画像は右冠動脈造影です。")
+
+
+@pytest.mark.parametrize("side, language", [("LAD", "en"), ("LCA", "fr")])
+def test_the_prompt_refuses_what_it_does_not_know(side, language):
+    with pytest.raises(ValueError, match="unknown"):
+        corpus.prompt(side, "", language)
+
+
+def test_the_surest_key_frames_win_and_the_earlier_of_equals():
+    got = corpus.choose_key_frames(predicted(), per_video=2, min_confidence=0.5)
+    chosen = list(zip(got["video_id"], got["frame"], strict=True))
+    assert chosen == sorted([(VIDEOS[0], 10), (VIDEOS[0], 30), (VIDEOS[2], 7)])
+
+
+@given(st.integers(1, 4), st.floats(0, 1))
+def test_choice_never_breaks_its_limits(per_video, least):
+    got = corpus.choose_key_frames(predicted(), per_video, least)
+    assert (got["confidence"] >= least).all() and (got["quality"] == "better").all()
+    assert got.groupby("video_id").size().max() <= per_video if len(got) else True
+
+
+@pytest.fixture
+def tables(tmp_path):
+    reports = "exam,report_ja,report_en\n8.0,報告0,report 0\n8.1,報告1,\n8.3,報告3,report 3\n"
+    findings = (
+        "video,frame,findings_ja,findings_en,validated_by\n"
+        "9.0,,全体,whole,phantom truth\n9.0,30,一枚,one,phantom truth\n"
+        "9.2,,他,other,phantom truth\n"
+    )
+    reports = corpus.read_reports(write(tmp_path / "reports.csv", reports), KEY)
+    return reports, corpus.read_findings(write(tmp_path / "findings.csv", findings), KEY)
+
+
+def test_pairs_join_report_and_findings_and_the_frame_comes_before_the_cine(tables):
+    pairs, unpaired = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables)
+    assert pairs["case_id"].tolist() == ["case-0001", "case-0002"]
+    assert pairs["frame"].tolist() == [10, 30]
+    assert pairs["findings_en"].tolist() == ["whole", "one"]
+    assert pairs["report_ja"].tolist() == ["報告0", "報告0"]
+    why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
+    assert why == {
+        EXAMS[2]: "key frames but no report",
+        EXAMS[1]: "a report but no key frame",
+        EXAMS[3]: "a report but no key frame",
+    }
+
+
+def test_findings_without_a_frame_or_a_key_frame_are_listed(tables):
+    reports, findings = tables
+    chosen = corpus.choose_key_frames(predicted(), 1, 0.0)  # videos 0, 1 and 2
+    _, unpaired = corpus.pair(chosen[chosen["video_id"] != VIDEOS[2]], reports, findings)
+    why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
+    assert why[VIDEOS[1]] == "key frames but no findings"
+    assert why[VIDEOS[2]] == "findings but no key frame"
+
+
+def test_ids_of_this_study_are_read_as_they_are(tmp_path):
+    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAMS[0]},報告\n")
+    assert corpus.read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAMS[0]]
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("exam\n8.0\n", r"reports.csv: no column \['report_ja'\]"),
+        ("exam,report_ja\n8.0,あ\nYamada,い\n", "row 3: exam 'Yamada' must be a StudyInstanceUID"),
+        ("exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's text"),
+        ("exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report already"),
+    ],
+)
+def test_a_wrong_report_names_file_row_and_rule(tmp_path, text, match):
+    with pytest.raises(ValueError, match=match):
+        corpus.read_reports(write(tmp_path / "reports.csv", text), KEY)
+
+
+@pytest.mark.parametrize(
+    "row, match",
+    [
+        ("9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
+        ("9.0,1,あ,,", "row 2: validated_by '' must say who"),
+        ("9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings already"),
+    ],
+)
+def test_wrong_findings_name_file_row_and_rule(tmp_path, row, match):
+    head = "video,frame,findings_ja,findings_en,validated_by\n"
+    with pytest.raises(ValueError, match=match):
+        corpus.read_findings(write(tmp_path / "findings.csv", head + row + "\n"), KEY)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="reports.csv is missing"):
+        corpus.read_reports(tmp_path / "reports.csv", KEY)
+
+
+def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
+    pairs, _ = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables)
+    lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
+    path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
+    got = corpus.add_truth(pairs, path, KEY)
+    assert got["truth_laterality"].tolist() == ["LCA", "LCA"]
+    assert '"segment": 11' in got["truth_lesions"][0]
+    stale = write(tmp_path / "u.csv", "video,laterality,lesions,plan\n9.5,LCA,[],none\n")
+    with pytest.raises(ValueError, match="lacks 1 cines"):
+        corpus.add_truth(pairs, stale, KEY)
+
+
+def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
+    pairs, _ = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables)
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
+    counts = corpus.save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
+    assert counts == {"train": 1, "test": 1}
+    row = datasets.load_from_disk(tmp_path / "d")["test"][0]
+    assert row["completion_ja"] == "一枚" and row["prompt_en"].endswith("report 0")
+    assert np.asarray(row["image"]).tolist() == [[77] * 8] * 8
