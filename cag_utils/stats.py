@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 
 class Estimate(NamedTuple):
@@ -34,43 +33,63 @@ def bootstrap_interval(
         data: One row an observation.
         groups: Column that names the patient or exam.
         statistic: Maps rows to a number; it sees a group's rows as often as the group was drawn.
-        n_resamples: Bootstrap samples.
+        n_resamples: Bootstrap samples, 1 or more.
         seed: Of the resampling.
         level: Confidence level, between 0 and 1.
 
     Returns:
         The statistic of all rows and its interval. With one group there is nothing to resample:
         the interval is the value itself. Where a skewed statistic falls outside its percentile
-        interval, the interval is widened to hold it.
+        interval, the interval is widened to hold it. A sample on which the statistic is undefined
+        (no lesion was drawn, say) is left out.
 
     Raises:
-        ValueError: `data` is empty, or `groups` has missing values.
+        ValueError: `data` is empty, `groups` has missing values, `n_resamples` or `level` is out
+            of range, or the statistic of all rows is undefined.
 
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 8.
     """
-    if data.empty:
-        raise ValueError("no rows to bootstrap")
-    if data[groups].isna().any():
-        raise ValueError(f"{data[groups].isna().sum()} rows have no {groups}: whose are they?")
+    rows = _rows_by_group(data, groups)
     value = float(statistic(data))
-    rows = [np.asarray(index) for index in data.groupby(groups, sort=True).indices.values()]
-    if len(rows) == 1:
-        return Estimate(value, value, value)
+    samples = (
+        statistic(data.iloc[np.concatenate([rows[group] for group in drawn])])
+        for drawn in _draws(len(rows), n_resamples, seed)
+    )
+    return _percentiles(value, np.fromiter(samples, float, n_resamples), level)
 
-    def resampled(drawn: np.ndarray) -> float:
-        return statistic(data.iloc[np.concatenate([rows[group] for group in drawn])])
 
-    interval = bootstrap(
-        (np.arange(len(rows)),),
-        resampled,
-        vectorized=False,
-        n_resamples=n_resamples,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, min(value, float(interval.low)), max(value, float(interval.high)))
+def mean_interval(
+    data: pd.DataFrame,
+    groups: str,
+    column: str,
+    n_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate a column's mean: `bootstrap_interval` of a mean, a hundred times as fast.
+
+    Args:
+        data: One row an observation.
+        groups: Column that names the patient or exam.
+        column: Numbers, none missing.
+        n_resamples: Bootstrap samples, 1 or more.
+        seed: Of the resampling; the same draws as `bootstrap_interval`'s.
+        level: Confidence level, between 0 and 1.
+
+    Returns:
+        The mean over rows and its interval.
+
+    Raises:
+        ValueError: As `bootstrap_interval`, or a number is missing.
+    """
+    rows = _rows_by_group(data, groups)
+    x = data[column].to_numpy(float)
+    if np.isnan(x).any():
+        raise ValueError(f"{np.isnan(x).sum()} rows have no {column}: a mean would hide them")
+    total, count = np.array([(x[index].sum(), len(index)) for index in rows]).T
+    drawn = _draws(len(rows), n_resamples, seed)
+    return _percentiles(float(x.mean()), total[drawn].sum(1) / count[drawn].sum(1), level)
 
 
 def paired_difference(
@@ -102,6 +121,31 @@ def paired_difference(
     if data[[first, second]].isna().any(axis=None):
         raise ValueError(f"a paired difference needs both {first!r} and {second!r} on every row")
     paired = data.assign(_difference=data[first].astype(float) - data[second].astype(float))
-    return bootstrap_interval(
-        paired, groups, lambda rows: rows["_difference"].mean(), n_resamples, seed, level
-    )
+    return mean_interval(paired, groups, "_difference", n_resamples, seed, level)
+
+
+def _rows_by_group(data: pd.DataFrame, groups: str) -> list[np.ndarray]:
+    """Return each group's row numbers, in the order of the groups' names."""
+    if data.empty:
+        raise ValueError("no rows to bootstrap")
+    if data[groups].isna().any():
+        raise ValueError(f"{data[groups].isna().sum()} rows have no {groups}: whose are they?")
+    return [np.asarray(index) for index in data.groupby(groups, sort=True).indices.values()]
+
+
+def _draws(n_groups: int, n_resamples: int, seed: int) -> np.ndarray:
+    """Draw groups with replacement: (n_resamples, n_groups) group numbers."""
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be 1 or more, got {n_resamples}")
+    return np.random.default_rng(seed).integers(n_groups, size=(n_resamples, n_groups))
+
+
+def _percentiles(value: float, samples: np.ndarray, level: float) -> Estimate:
+    """Return the value and the samples' percentile interval, widened to hold the value."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if not np.isfinite(value):
+        raise ValueError(f"the statistic of all rows is {value}: there is nothing to estimate")
+    defined = samples[np.isfinite(samples)]
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
