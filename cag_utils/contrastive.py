@@ -1,0 +1,196 @@
+"""Contrastive training of the embedders' twins: pictures and texts that belong together, together."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from cag_utils.embedders import Embedder
+from cag_utils.phantom.captions import Scene, name_view, write_caption
+from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings
+from cag_utils.pretrain import cpu_autocast, jitter, set_rate
+from cag_utils.stills import Stills
+
+# A text tower that only read captions would find the study's findings foreign, and one that only
+# read findings would know nothing of other wordings.
+FINDINGS_SHARE = 0.4
+CAPTIONS = ("describe", "worst", "list", "referral")
+TOWER_RATE = 0.3  # of the learning rate, for a tower that was pretrained
+
+
+def write_text(rng: np.random.Generator, stills: Stills, index: int) -> str:
+    """Write one English text about a still: a generic caption, or findings in the study's format.
+
+    Args:
+        rng: Generator; draws the kind, the wording and a patient's history, hence the advice.
+        stills: Pictures with their lesions.
+        index: Which one.
+    """
+    side, lesions = stills.laterality(index), stills.lesions(index)
+    facts = [{"segment": x["segment"], "percent": x["percent"]} for x in lesions]
+    plan = decide_plan(draw_record(rng, facts, str(rng.choice(["M", "F"]))), facts)
+    if rng.random() < FINDINGS_SHARE:
+        return write_findings(facts, side, plan)["en"]
+    report = {"en": "", "ja": ""}  # an embedder reads what was found, not what was asked
+    scene = Scene(side, tuple(lesions), name_view(*stills.angles[index]), report, plan)
+    return write_caption(rng, scene, "en", str(rng.choice(CAPTIONS)))[1]
+
+
+def softmax_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Return InfoNCE in both directions, nats.
+
+    Args:
+        logits: (B, B) scaled cosines, picture by text.
+        same: (B, B) bool; which texts fit which pictures. Equal texts all fit, so that a batch
+            with two healthy right coronaries does not ask for the impossible.
+    """
+    wanted = same.float()
+    rows = functional.cross_entropy(logits, wanted / wanted.sum(1, keepdim=True))
+    columns = functional.cross_entropy(logits.T, wanted.T / wanted.T.sum(1, keepdim=True))
+    return (rows + columns) / 2
+
+
+def sigmoid_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Return SigLIP's pairwise loss: each picture and text is a yes or a no of its own.
+
+    Args:
+        logits: (B, B) scaled and shifted cosines.
+        same: As in `softmax_loss`.
+
+    Source:
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, algorithm 1.
+    """
+    sign = 2 * same.float() - 1
+    return -functional.logsigmoid(sign * logits).sum() / len(logits)
+
+
+def fit_stills(embedder: Embedder, stills: Stills) -> np.ndarray:
+    """Return the stills as the embedder's network reads them: (n, side, side) uint8."""
+    fitted = (embedder.pixels.fit(image) for image in stills.images)
+    return np.stack([np.asarray(x)[..., 0] for x in fitted])
+
+
+def train_embedder(
+    embedder: Embedder,
+    stills: Stills,
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    pretrained_trunk: torch.nn.Module | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train a twin, in place. SigLIP2 gets the sigmoid loss, the others InfoNCE.
+
+    Args:
+        embedder: A tiny one.
+        stills: Training pictures.
+        steps: Optimiser steps.
+        seed: Order, wording and jitter.
+        batch_size: Pairs a step.
+        learning_rate: Peak, with warm-up and cosine.
+        pretrained_trunk: Part of the network that learns at `TOWER_RATE` of that.
+        on_step: Called with the step and its loss.
+
+    Returns:
+        The loss of every step, nats.
+
+    Raises:
+        ValueError: Fewer pictures than a batch.
+    """
+    if len(stills) < batch_size:
+        raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    model = embedder.towers.module.train()
+    images = fit_stills(embedder, stills)
+    optimisers = _optimisers(model, pretrained_trunk, learning_rate)
+    losses = []
+    for step in range(steps):
+        for optimiser, peak in optimisers:
+            set_rate(optimiser, peak, step, steps)
+        index = rng.choice(len(stills), batch_size, replace=False)
+        texts = [write_text(rng, stills, int(i)) for i in index]
+        with cpu_autocast():
+            logits = _logits(embedder, jitter(rng, images[index]), texts)
+        same = torch.tensor([[a == b for b in texts] for a in texts])
+        loss = LOSS[loss_of(embedder.name)](logits.float(), same)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser, _ in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+        if on_step:
+            on_step(step, losses[-1])
+    model.eval()
+    return losses
+
+
+def loss_of(name: str) -> str:
+    """Return the loss an embedder's authors used: sigmoid for SigLIP2, softmax for the others."""
+    return "sigmoid" if name == "siglip2" else "softmax"
+
+
+def retrieval(embedder: Embedder, pictures: Sequence, texts: Sequence[str]) -> dict[str, float]:
+    """Measure how often a picture finds its text among all texts.
+
+    Args:
+        embedder: Any.
+        pictures: (n) held-out pictures.
+        texts: (n) the text of each; equal texts are equally right.
+
+    Returns:
+        `top1` and `top5`, shares of pictures whose best (five best) distinct texts hold a right
+        one; `chance_top1` and `chance_top5`, the same for a blind guess; `n_texts`, distinct ones.
+
+    Raises:
+        ValueError: Not one text a picture.
+    """
+    if len(pictures) != len(texts):
+        raise ValueError(f"{len(pictures)} pictures and {len(texts)} texts: one text a picture")
+    distinct = sorted(set(texts))
+    right = np.array([distinct.index(text) for text in texts])
+    image, text = _unit(embedder.images(pictures)), _unit(embedder.texts(distinct))
+    rank = np.argsort(-image @ text.T, axis=1, kind="stable")
+    found = {f"top{k}": float((rank[:, :k] == right[:, None]).any(1).mean()) for k in (1, 5)}
+    chance = {f"chance_top{k}": min(1.0, k / len(distinct)) for k in (1, 5)}
+    return found | chance | {"n_texts": len(distinct)}
+
+
+def side_accuracy(embedder: Embedder, pictures: Sequence, is_left: Sequence[bool]) -> float:
+    """Return the share of pictures nearer to the right one of two sentences: left or right side."""
+    sides = ["Angiogram of the left coronary artery.", "Angiogram of the right coronary artery."]
+    image, text = _unit(embedder.images(pictures)), _unit(embedder.texts(sides))
+    return float(((image @ text.T).argmax(1) == 1 - np.asarray(is_left, int)).mean())
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _logits(embedder: Embedder, images: np.ndarray, texts: list[str]) -> torch.Tensor:
+    towers, model = embedder.towers, embedder.towers.module
+    image = towers.image(embedder.pixels.tensor(list(images)))
+    ids, mask = embedder.tokens([towers.clean(text) for text in texts])
+    text = towers.text(ids, mask)
+    image, text = (functional.normalize(x.float(), dim=-1) for x in (image, text))
+    bias = getattr(model, "logit_bias", None)
+    logits = model.logit_scale.clamp(max=4.6052).exp() * image @ text.T
+    return logits + bias if embedder.name == "siglip2" and bias is not None else logits
+
+
+def _optimisers(model, trunk, learning_rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
+    slow = (
+        {id(w) for name, w in trunk.named_parameters() if "attn_pool" not in name} if trunk else ()
+    )
+    groups = [
+        ([w for w in model.parameters() if id(w) not in slow], learning_rate),
+        ([w for w in model.parameters() if id(w) in slow], learning_rate * TOWER_RATE),
+    ]
+    adamw = {"weight_decay": 0.05, "betas": (0.9, 0.98)}
+    return [(torch.optim.AdamW(ws, lr=rate, **adamw), rate) for ws, rate in groups if ws]
+
+
+LOSS = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
