@@ -132,6 +132,8 @@ def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.
     if "PixelData" not in dataset:
         raise NotACine("no pixel data")
     wanted = list(range(int(dataset.NumberOfFrames))) if frames is None else list(frames)
+    if not wanted:  # pydicom would take an empty list for all frames
+        return
     n_decoded = 0
     is_baseline = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
     plugin = "pillow" if is_baseline else ""  # 2.5 times the speed of gdcm; "" tries all

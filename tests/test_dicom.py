@@ -51,6 +51,7 @@ def test_single_frames_can_be_asked_for(tmp_path):
     path = write_cine(tmp_path / "a")
     got = list(iter_frames(path, [1, 3]))
     np.testing.assert_array_equal(np.stack(got), RAMP[[1, 3]])
+    assert list(iter_frames(path, [])) == []
 
 
 def test_monochrome1_is_inverted(tmp_path):
