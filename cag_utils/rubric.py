@@ -123,7 +123,7 @@ def _error(name: str, output: Entities, truth: Entities) -> int | None:
     if name == "laterality_error":
         return None if truth.laterality is None else int(output.laterality != truth.laterality)
     if name == "vessel_error":
-        wrong = any(_wrong_artery(s) for s in output.stenoses)
+        wrong = any(_wrong_artery(s) for s in set(output.stenoses) - set(truth.stenoses))
         return int(wrong or not _segments_match(output, truth)) if _says_where(truth) else None
     if name == "treatment_error":
         return None if truth.plan is None else int(output.plan != truth.plan)
@@ -135,9 +135,10 @@ def _error(name: str, output: Entities, truth: Entities) -> int | None:
 
 def _overall(errors: Mapping[str, int | None], output: Entities, truth: Entities) -> float:
     grade_right = output.worst_percent is not None and _steps_apart(output, truth) == 0
+    near = _vessel_points(output, truth)
     parts = (
         (2, errors["laterality_error"], 2.0),
-        (3, errors["vessel_error"], _vessel_points(output, truth)),
+        (3, errors["vessel_error"], 3.0 if not errors["vessel_error"] else near),
         (2, errors["stenosis_error"], 2.0 if grade_right else 1.0),
         (2, errors["treatment_error"], 2.0),
         (1, errors["logical_error"], 1.0),
@@ -149,8 +150,9 @@ def _overall(errors: Mapping[str, int | None], output: Entities, truth: Entities
 
 
 def _vessel_points(output: Entities, truth: Entities) -> float:
+    """Credit for vessels that are not all right: 1 for the arteries, 2 for shared numbers."""
     if not truth.stenoses or not output.stenoses:
-        return 3.0 * (output.no_stenosis and not truth.stenoses)
+        return 0.0
     arteries = {s.artery for s in output.stenoses} == {s.artery for s in truth.stenoses}
     union = output.segments | truth.segments
     shared = len(output.segments & truth.segments) / len(union) if union else 0.0
@@ -162,16 +164,16 @@ def _says_where(truth: Entities) -> bool:
 
 
 def _segments_match(output: Entities, truth: Entities) -> bool:
-    """Same AHA numbers, none left unnumbered; for a clean picture, absence is stated."""
+    """Same AHA numbers, and numbers wherever the truth has them; absence for a clean picture."""
     if not truth.stenoses:
         return output.no_stenosis
-    numbered = all(s.segment is not None for s in output.stenoses)
-    return bool(output.stenoses) and numbered and output.segments == truth.segments
+    there, here = ({s.segment or s.artery for s in e.stenoses} for e in (output, truth))
+    return there == here
 
 
 def _stenosis_error(output: Entities, truth: Entities) -> bool:
     """Wrong number of significant stenoses, or a worst grade more than one AHA step away."""
-    ungraded = any(s.percent is None for s in output.stenoses)
+    ungraded = any(s.percent is None for s in set(output.stenoses) - set(truth.stenoses))
     if output.worst_percent is None or ungraded or _steps_apart(output, truth) is None:
         return True
     counts = [sum(map(_significant, e.stenoses)) for e in (output, truth)]

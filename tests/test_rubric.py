@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.entities import Entities, read_entities
+from cag_utils.entities import Entities, Stenosis, read_entities
 from cag_utils.phantom.clinic import PLANS, decide_plan, write_findings
 from cag_utils.phantom.patients import Record
 from cag_utils.rubric import ERRORS, contradictions, score, truth_entities
@@ -36,6 +36,27 @@ def cases(draw):
     indication = draw(st.sampled_from(["stemi", "effort_angina"]))
     patient = Record(70, "M", risks, indication, (), (), 60)
     return lesions, side, decide_plan(patient, lesions)
+
+
+stenosis_st = st.builds(
+    Stenosis,
+    st.sampled_from([None, "RCA", "LM", "LAD", "LCX"]),
+    st.none() | st.integers(1, 16),
+    st.none() | st.integers(0, 100),
+)
+entities_st = st.builds(
+    Entities,
+    st.frozensets(st.sampled_from(LATERALITIES)),
+    st.lists(stenosis_st, max_size=3, unique=True).map(tuple),
+    st.frozensets(st.sampled_from(["LCA", "LAD", "all"]), max_size=2),
+    st.lists(st.sampled_from(list(PLANS)), max_size=2, unique=True).map(tuple),
+)
+
+
+@given(entities_st)
+def test_whatever_a_reader_validated_is_right_by_itself(own):
+    marks = score(own, own)
+    assert own.unparseable or (marks["overall"] == 10 and not errors(marks))
 
 
 @settings(deadline=None)

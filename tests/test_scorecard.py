@@ -2,6 +2,7 @@ import json
 import math
 
 import pandas as pd
+import papermill as pm
 import pytest
 
 from cag_utils.phantom.clinic import write_findings
@@ -16,6 +17,7 @@ from cag_utils.scorecard import (
     truth_of,
 )
 from cag_utils.settings import Stats
+from cag_utils.study import read_json, root
 
 STATS = Stats(n_resamples=200, level=0.95)
 TRUTHS = (
@@ -193,3 +195,52 @@ def test_refuses_what_does_not_belong_together():
     foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
     with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
         score_by_sheet(foreign, scored)
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """What notebooks 03 and 05 leave, for six patients and three models."""
+    table = pairs(6).assign(png="x.png", report_en="A report.", report_ja="報告。")
+    folder = tmp_path / "smoke" / "03_build_corpus" / "all"
+    folder.mkdir(parents=True)
+    table.to_csv(folder / "pairs.csv", index=False)
+    answers = {"gemma3_base": sorry, "gemma3_lora": lambda row: row["findings_ja"]}
+    answers["paligemma2_lora"] = lambda row: "" if row["case_id"] < "case-0004" else "LAD #6 75%"
+    made = generations(table, answers).assign(
+        language="ja", prompt="p", seconds=0.1, n_tokens=9, ground_truth="truth"
+    )
+    folder = tmp_path / "smoke" / "05_generate_reports" / "ja"
+    folder.mkdir(parents=True)
+    made.to_csv(folder / "generations.csv", index=False)
+    return tmp_path
+
+
+def execute(outputs, **params):
+    """Run notebook 07 on the fixture; return its folder and metrics."""
+    settings = {"out_root": str(outputs), "profile": "smoke"} | params
+    source = root() / "notebooks" / "07_physician_scores.ipynb"
+    pm.execute_notebook(source, outputs / "out.ipynb", settings, cwd=outputs, progress_bar=False)
+    folder = outputs / "smoke" / "07_physician_scores" / "ja"
+    return folder, read_json(folder / "metrics.json")
+
+
+@pytest.mark.notebook
+def test_the_notebook_with_the_rubric_and_then_with_a_readers_sheet(outputs):
+    folder, metrics = execute(outputs)
+    assert metrics["reader"] == "rubric" and metrics["gemma3_lora.overall_mean"] == 10
+    assert metrics["gemma3_lora.segment_gain_clear"] == 1
+    assert metrics["paligemma2_lora.unparseable_rate"] == pytest.approx(4 / 12)
+    text = (folder / "table4_scores.md").read_text(encoding="utf-8")
+    assert "rubric (a program, no physician)" in text and "cardiologist" not in text
+    columns = ["case_id", "model", "reader", "overall", *ERRORS, "segment_match"]
+    assert list(pd.read_csv(folder / "scores.csv").columns)[: len(columns)] == columns
+    assert all((folder / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
+
+    sheet = pd.read_csv(folder / "blank_sheet.csv")
+    assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
+    sheet = sheet.assign(reader="reader 1", overall=4.0, **{name: 0 for name in ERRORS})
+    sheet.to_csv(outputs / "filled.csv", index=False)
+    folder, metrics = execute(outputs, scores=str(outputs / "filled.csv"))
+    assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
+    text = (folder / "table4_scores.md").read_text(encoding="utf-8")
+    assert "scored by reader 1" in text and "rubric" not in text
