@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import timm
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,39 @@ def read_pictures(paths: Sequence[Path], image_px: int) -> Tensor:
             raise ValueError(f"{path} is {'no picture' if found else 'missing'}; need PNG or JPEG")
         out[i, 0] = cv2.resize(grey, (image_px, image_px), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(out)
+
+
+@dataclass(frozen=True)
+class FrameSet:
+    """Pictures and their classes.
+
+    Attributes:
+        pictures: (n, 1, px, px) uint8.
+        targets: (n,) int64, index into SIX_CLASSES.
+    """
+
+    pictures: Tensor
+    targets: Tensor
+
+
+def read_frame_set(frames: pd.DataFrame, folder: Path, image_px: int) -> FrameSet:
+    """Read the stills of a table into memory (a byte a pixel: 6,597 of 224 px take 0.33 GB).
+
+    Args:
+        frames: Columns png (relative to `folder`) and label.
+        folder: Run folder of notebook 00.
+        image_px: Side of the square, pixels.
+
+    Raises:
+        ValueError: No rows, an unknown label, or a still that cannot be read.
+    """
+    if frames.empty:
+        raise ValueError("no frames in this split; label more videos or change the shares")
+    if unknown := sorted(set(frames["label"]) - set(SIX_CLASSES)):
+        raise ValueError(f"unknown labels {unknown}; they must be among {SIX_CLASSES}")
+    pictures = read_pictures([folder / p for p in frames["png"]], image_px)
+    targets = torch.tensor([SIX_CLASSES.index(label) for label in frames["label"]])
+    return FrameSet(pictures, targets)
 
 
 def prepare(pictures: Tensor, name: str) -> Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,44 +14,11 @@ from tqdm import tqdm
 
 from cag_utils.keyframes import probabilities, save_model
 from cag_utils.labels import SIX_CLASSES, f1_scores
-from cag_utils.networks import autocast, build_model, pick_device, prepare, read_pictures
+from cag_utils.networks import FrameSet, autocast, build_model, pick_device, prepare
 from cag_utils.settings import Cnn
 
 CLIP_NORM = 1.0  # not given in the paper; keeps the twin's high learning rate from diverging
 EVALUATION_BATCH = 128  # memory only, no influence on the result
-
-
-@dataclass(frozen=True)
-class FrameSet:
-    """Pictures and their classes.
-
-    Attributes:
-        pictures: (n, 1, px, px) uint8.
-        targets: (n,) int64, index into SIX_CLASSES.
-    """
-
-    pictures: Tensor
-    targets: Tensor
-
-
-def read_frame_set(frames: pd.DataFrame, folder: Path, image_px: int) -> FrameSet:
-    """Read the stills of a table into memory (a byte a pixel: 6,597 of 224 px take 0.33 GB).
-
-    Args:
-        frames: Columns png (relative to `folder`) and label.
-        folder: Run folder of notebook 00.
-        image_px: Side of the square, pixels.
-
-    Raises:
-        ValueError: No rows, an unknown label, or a still that cannot be read.
-    """
-    if frames.empty:
-        raise ValueError("no frames in this split; label more videos or change the shares")
-    if unknown := sorted(set(frames["label"]) - set(SIX_CLASSES)):
-        raise ValueError(f"unknown labels {unknown}; they must be among {SIX_CLASSES}")
-    pictures = read_pictures([folder / p for p in frames["png"]], image_px)
-    targets = torch.tensor([SIX_CLASSES.index(label) for label in frames["label"]])
-    return FrameSet(pictures, targets)
 
 
 def augment(pictures: Tensor, policy: nn.Module) -> Tensor:

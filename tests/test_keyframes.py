@@ -12,10 +12,17 @@ from torchvision.transforms import v2
 from cag_utils import keyframes, training
 from cag_utils.keyframes import describe, load_model, predict_frames, save_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import build_model, pick_device, prepare, read_pictures
+from cag_utils.networks import (
+    FrameSet,
+    build_model,
+    pick_device,
+    prepare,
+    read_frame_set,
+    read_pictures,
+)
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json, write_json
-from cag_utils.training import FrameSet, Trainer, augment, rate_factor, read_frame_set, train_cnn
+from cag_utils.training import Trainer, augment, rate_factor, train_cnn
 
 CNN = load_profile("smoke").cnn.model_copy(update={"image_px": 32, "batch_size": 8})
 CPU = torch.device("cpu")
