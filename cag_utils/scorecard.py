@@ -9,7 +9,7 @@ from cag_utils.entities import Entities, read_entities
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.rubric import ERRORS, score, truth_entities
 from cag_utils.settings import Stats
-from cag_utils.stats import Estimate, bootstrap_interval, paired_difference
+from cag_utils.stats import Estimate, mean_interval, paired_difference
 
 RUBRIC = "rubric"  # the "reader" of a score that a program gave
 MATCHES = ("segment_match", "laterality_match", "unparseable")
@@ -130,7 +130,9 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
     shown["model"] = [MODEL_NAMES.get(model, model) for model in shown["model"]]
     shown[list(ERRORS)] = shown[list(ERRORS)].astype("Int64")  # counts; <NA> where not judged
     cells = zip(summary["segment"], summary["segment_low"], summary["segment_high"], strict=True)
-    shown["segment_match"] = [estimate_cell(*cell, digits=2) for cell in cells]
+    shown["segment_match"] = [
+        "–" if pd.isna(cell[0]) else estimate_cell(*cell, digits=2) for cell in cells
+    ]
     return shown.assign(unparseable_rate=summary["unparseable_rate"])
 
 
@@ -148,12 +150,13 @@ def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         One row a tuned model whose base was run and a measure (overall, segment_match): model,
         base, measure, cases, difference (tuned - base), low, high, beats_base (low > 0).
     """
-    measures = ["overall", "segment_match"]
-    wide = scores.pivot_table(measures, ["patient_id", "case_id"], "model", aggfunc="mean")
+    case = ["patient_id", "case_id"]
+    measures = ("overall", "segment_match")
+    wide = {name: scores.pivot_table(name, case, "model", aggfunc="mean") for name in measures}
     rows = []
     for tuned, base in _tuned_and_base(set(scores["model"])):
         for measure in measures:
-            both = wide[measure][[tuned, base]].dropna().reset_index()
+            both = wide[measure].reindex(columns=[tuned, base]).dropna().reset_index()
             if both.empty:
                 continue
             found = paired_difference(
@@ -201,7 +204,7 @@ def flat_metrics(summary: pd.DataFrame, compared: pd.DataFrame) -> dict[str, flo
 
 
 def _interval(part: pd.DataFrame, column: str, stats: Stats, seed: int) -> Estimate:
-    rows = part[["patient_id", column]]
-    return bootstrap_interval(
-        rows, "patient_id", lambda drawn: drawn[column].mean(), stats.n_resamples, seed, stats.level
-    )
+    known = part.dropna(subset=column)
+    if known.empty:  # own findings that name no vessel: nothing to be right about
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    return mean_interval(known, "patient_id", column, stats.n_resamples, seed, stats.level)

@@ -37,7 +37,7 @@ seed_st = st.integers(0, 2**32 - 1)
 TELLTALE = re.compile(
     r"#|segment|stenos|narrow|occlu|\bLAD\b|\bLCX\b|\bRCA\b|\bLCA\b|\bLM|circumflex|descending|left"
     r"|right|anterior|inferior|lateral|septal|vessel disease|calcif|normal coronar"
-    r"|狭窄|閉塞|枝|主幹|左|右|前壁|下壁|側壁|番|有意|\d月|\d日|(?:19|20)\d\d|Dr\.|医師",
+    r"|狭窄|閉塞|枝|主幹|左|右|前壁|下壁|側壁|番|有意|\d月|\d日|(?:19|20)\d\d[年/.-]|Dr\.|医師",
     re.IGNORECASE,
 )
 

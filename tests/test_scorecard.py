@@ -104,11 +104,17 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings():
 def test_unknown_truth_stays_missing_in_the_table():
     table = pairs().drop(columns=["truth_laterality", "truth_lesions", "truth_plan"])
     table["findings_en"] = "LCX #11 shows 75% stenosis."  # validated findings without a plan
-    made = generations(table, {"gemma3_lora": perfect})
+    made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
     summary = summarise(score_generations(made, table, "en"), STATS, 0)
     assert math.isnan(summary["treatment_error"][0]) and summary["vessel_error"][0] == 0
     assert table4(summary)["treatment_error"].isna().all()
     assert flat_metrics(summary, pd.DataFrame())["gemma3_lora.treatment_error_rate"] is None
+
+    table["findings_en"] = "PCI is recommended."  # and now without a vessel
+    scored = score_generations(made, table, "en")
+    summary = summarise(scored, STATS, 0)
+    assert math.isnan(summary["segment"][0]) and table4(summary)["segment_match"][0] == "–"
+    assert set(against_base(scored, STATS, 0)["measure"]) == {"overall"}
 
 
 def test_the_summary_hand_worked():
