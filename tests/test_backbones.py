@@ -7,7 +7,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, PaliGemmaForConditionalGeneration
-from vlm_world import timm_twin, write_twins
 
 from cag_utils import backbones
 from cag_utils.backbones import (
@@ -22,6 +21,7 @@ from cag_utils.backbones import (
 )
 from cag_utils.settings import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
+from tests.vlm_world import timm_twin, write_twins
 
 NOWHERE = Checkpoint("nobody/nothing", "main", "https://example.org/licence", "gemma3")
 

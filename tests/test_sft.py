@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-from vlm_world import write_pairs, write_twins
 
 from cag_utils import backbones, sft
 from cag_utils.adapters import (
@@ -30,6 +29,7 @@ from cag_utils.sft import (
     to_dataset,
     training_config,
 )
+from tests.vlm_world import write_pairs, write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
 
