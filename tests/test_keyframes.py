@@ -75,7 +75,7 @@ def test_three_channels_are_timms_normalisation():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 100), st.sampled_from([0.5, 1.0]))
 def test_the_twin_does_not_see_brightness(offset, gain):
     rng = np.random.default_rng(offset)
