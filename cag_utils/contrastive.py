@@ -1,4 +1,4 @@
-"""Contrastive training of the embedders' twins: pictures and texts that belong together, together."""
+"""Contrastive training of the embedders' twins: a picture lies near its text, far from others'."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ from cag_utils.stills import Stills
 # read findings would know nothing of other wordings.
 FINDINGS_SHARE = 0.4
 CAPTIONS = ("describe", "worst", "list", "referral")
-TOWER_RATE = 0.3  # of the learning rate, for a tower that was pretrained
+TRUNK_RATE = 0.3  # of the learning rate, for a tower that was pretrained
 
 
 def write_text(rng: np.random.Generator, stills: Stills, index: int) -> str:
@@ -42,8 +42,8 @@ def softmax_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: (B, B) scaled cosines, picture by text.
-        same: (B, B) bool; which texts fit which pictures. Equal texts all fit, so that a batch
-            with two healthy right coronaries does not ask for the impossible.
+        same: (B, B) bool; which rows and columns tell of the same side and lesions, so that
+            a batch with two healthy right coronaries does not ask for the impossible.
     """
     wanted = same.float()
     rows = functional.cross_entropy(logits, wanted / wanted.sum(1, keepdim=True))
@@ -76,21 +76,24 @@ def train_embedder(
     stills: Stills,
     steps: int,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 48,
     learning_rate: float = 1e-3,
-    pretrained_trunk: torch.nn.Module | None = None,
+    trunk: torch.nn.Module | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train a twin, in place. SigLIP2 gets the sigmoid loss, the others InfoNCE.
+    """Train a twin, in place: SigLIP2 with the sigmoid loss, the others with InfoNCE.
+
+    A step draws two texts a picture. The picture is pulled towards the first, and the two texts
+    towards each other, so that wordings of one finding meet even where the picture is hard to read.
 
     Args:
         embedder: A tiny one.
         stills: Training pictures.
         steps: Optimiser steps.
         seed: Order, wording and jitter.
-        batch_size: Pairs a step.
+        batch_size: Pictures a step.
         learning_rate: Peak, with warm-up and cosine.
-        pretrained_trunk: Part of the network that learns at `TOWER_RATE` of that.
+        trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of that.
         on_step: Called with the step and its loss.
 
     Returns:
@@ -102,25 +105,25 @@ def train_embedder(
     if len(stills) < batch_size:
         raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
     rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
     model = embedder.towers.module.train()
     images = fit_stills(embedder, stills)
-    optimisers = _optimisers(model, pretrained_trunk, learning_rate)
+    facts = np.column_stack([stills.lca, stills.grades])
+    optimiser, peaks = _optimiser(model, trunk, learning_rate)
     losses = []
     for step in range(steps):
-        for optimiser, peak in optimisers:
-            set_rate(optimiser, peak, step, steps)
+        set_rate(optimiser, 1.0, step, steps)
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] *= peak
         index = rng.choice(len(stills), batch_size, replace=False)
-        texts = [write_text(rng, stills, int(i)) for i in index]
+        texts = [[write_text(rng, stills, int(i)) for i in index] for _ in range(2)]
         with cpu_autocast():
-            logits = _logits(embedder, jitter(rng, images[index]), texts)
-        same = torch.tensor([[a == b for b in texts] for a in texts])
-        loss = LOSS[loss_of(embedder.name)](logits.float(), same)
+            image, *text = embed_pairs(embedder, jitter(rng, images[index]), texts)
+        same = torch.from_numpy((facts[index, None] == facts[None, index]).all(-1))
+        loss = pair_loss(embedder, image, text[0], same) + pair_loss(embedder, *text, same)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser, _ in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        optimiser.step()
+        optimiser.zero_grad()
         losses.append(float(loss.detach()))
         if on_step:
             on_step(step, losses[-1])
@@ -128,9 +131,27 @@ def train_embedder(
     return losses
 
 
-def loss_of(name: str) -> str:
-    """Return the loss an embedder's authors used: sigmoid for SigLIP2, softmax for the others."""
-    return "sigmoid" if name == "siglip2" else "softmax"
+def embed_pairs(
+    embedder: Embedder, images: np.ndarray, texts: Sequence[list[str]]
+) -> list[torch.Tensor]:
+    """Embed fitted pictures and any number of lists of texts, with gradients; unit vectors."""
+    towers = embedder.towers
+    vectors = [towers.image(embedder.pixels.tensor(images).to(embedder.device))]
+    for one in texts:
+        tokens = embedder.tokens([towers.clean(text) for text in one])
+        vectors.append(towers.text(*(part.to(embedder.device) for part in tokens)))
+    return [functional.normalize(x.float(), dim=-1) for x in vectors]
+
+
+def pair_loss(
+    embedder: Embedder, left: torch.Tensor, right: torch.Tensor, same: torch.Tensor
+) -> torch.Tensor:
+    """Return the loss the embedder's authors used, with its own scale and bias."""
+    model = embedder.towers.module
+    logits = model.logit_scale.exp().clamp(max=100) * left @ right.T
+    if embedder.name == "siglip2":
+        return sigmoid_loss(logits + model.logit_bias, same)
+    return softmax_loss(logits, same)
 
 
 def retrieval(embedder: Embedder, pictures: Sequence, texts: Sequence[str]) -> dict[str, float]:
@@ -170,27 +191,16 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _logits(embedder: Embedder, images: np.ndarray, texts: list[str]) -> torch.Tensor:
-    towers, model = embedder.towers, embedder.towers.module
-    image = towers.image(embedder.pixels.tensor(list(images)))
-    ids, mask = embedder.tokens([towers.clean(text) for text in texts])
-    text = towers.text(ids, mask)
-    image, text = (functional.normalize(x.float(), dim=-1) for x in (image, text))
-    bias = getattr(model, "logit_bias", None)
-    logits = model.logit_scale.clamp(max=4.6052).exp() * image @ text.T
-    return logits + bias if embedder.name == "siglip2" and bias is not None else logits
-
-
-def _optimisers(model, trunk, learning_rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
-    slow = (
-        {id(w) for name, w in trunk.named_parameters() if "attn_pool" not in name} if trunk else ()
-    )
+def _optimiser(model, trunk, learning_rate: float) -> tuple[torch.optim.Optimizer, list[float]]:
+    """AdamW, and the peak rate of each of its groups; a trunk's pooling head is always new."""
+    named = trunk.named_parameters() if trunk else ()
+    slow = {id(weight) for name, weight in named if "attn_pool" not in name}
     groups = [
         ([w for w in model.parameters() if id(w) not in slow], learning_rate),
-        ([w for w in model.parameters() if id(w) in slow], learning_rate * TOWER_RATE),
+        ([w for w in model.parameters() if id(w) in slow], learning_rate * TRUNK_RATE),
     ]
-    adamw = {"weight_decay": 0.05, "betas": (0.9, 0.98)}
-    return [(torch.optim.AdamW(ws, lr=rate, **adamw), rate) for ws, rate in groups if ws]
-
-
-LOSS = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
+    groups = [(weights, peak) for weights, peak in groups if weights]
+    optimiser = torch.optim.AdamW(
+        [{"params": weights} for weights, _ in groups], weight_decay=0.05, betas=(0.9, 0.98)
+    )
+    return optimiser, [peak for _, peak in groups]

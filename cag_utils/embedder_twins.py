@@ -153,9 +153,8 @@ def start_from_tower(trunk: torch.nn.Module, tower: dict[str, torch.Tensor]) -> 
             for timm_name, name in BLOCK_NAMES.items():
                 found[f"{block}.{timm_name}.{kind}"] = tower[f"{layer}.{name}.{kind}"]
     if wrong := [k for k, v in found.items() if own[k].shape != v.shape]:
-        raise ValueError(
-            f"the pretrained tower does not fit: {wrong[0]} is {found[wrong[0]].shape}"
-        )
+        shape = tuple(found[wrong[0]].shape)
+        raise ValueError(f"the pretrained tower does not fit: its {wrong[0]} is {shape}")
     trunk.load_state_dict(own | {k: v.float() for k, v in found.items()})
 
 

@@ -55,7 +55,7 @@ def vit_twin_patch20_siglip_240(pretrained: bool = False, **kwargs) -> VisionTra
 
 @register_model
 def vit_twin_patch20_siglip_200(pretrained: bool = False, **kwargs) -> VisionTransformer:
-    """Return the tower of ConceptCLIP's twin: fewer patches than Gemma3's own, like the real one."""
+    """Return the tower of ConceptCLIP's twin: fewer patches than Gemma3's, as the real one."""
     return _tiny_siglip(CONCEPTCLIP_TINY_PX, **kwargs)
 
 
