@@ -109,25 +109,24 @@ def read_findings(path: Path, key: bytes) -> pd.DataFrame:
 def choose_key_frames(
     predicted: pd.DataFrame, per_video: int, min_confidence: float
 ) -> pd.DataFrame:
-    """Keep each cine's frames that the CNN holds for key frames, the surest first.
+    """Keep each cine's frames that the CNN is surest are key frames.
 
     Args:
-        predicted: One row a sampled frame: `video_id`, `frame`, `quality` (better, bad, other),
-            `confidence` (0 to 1) and anything else.
+        predicted: One row a sampled frame: `video_id`, `frame`, `laterality`, `p_LCA_better`,
+            `p_RCA_better` and anything else.
         per_video: Most frames a cine.
-        min_confidence: Least confidence.
+        min_confidence: Least confidence, 0 to 1.
 
     Returns:
-        The chosen rows, sorted by `video_id` and `frame`; of two equally sure the earlier frame.
+        The chosen rows, sorted by `video_id` and `frame`, with `confidence`: the probability of
+        the better class of the frame's own side. Of two equally sure frames the earlier is kept.
     """
-    good = predicted[predicted["quality"] == "better"]
-    good = good[good["confidence"] >= min_confidence]
+    is_left = predicted["laterality"] == "LCA"
+    confidence = predicted["p_LCA_better"].where(is_left, predicted["p_RCA_better"])
+    good = predicted.assign(confidence=confidence)[confidence >= min_confidence]
     order = good.sort_values(["video_id", "confidence", "frame"], ascending=[True, False, True])
-    return (
-        order.groupby("video_id")
-        .head(per_video)
-        .sort_values(["video_id", "frame"], ignore_index=True)
-    )
+    chosen = order.groupby("video_id").head(per_video)
+    return chosen.sort_values(["video_id", "frame"], ignore_index=True)
 
 
 def pair(

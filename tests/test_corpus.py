@@ -16,17 +16,16 @@ EXAMS = [pseudonym("exam", f"8.{i}", KEY) for i in range(4)]
 
 def predicted():
     rows = [
-        (0, 10, "better", 0.9), (0, 20, "better", 0.9), (0, 30, "better", 0.95),
-        (1, 5, "better", 0.4), (1, 15, "bad", 0.99),
-        (2, 7, "better", 0.8),
+        (0, 10, 0.9), (0, 20, 0.9), (0, 30, 0.95), (1, 5, 0.4), (1, 15, 0.1), (2, 7, 0.8),
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["n", "frame", "quality", "confidence"])
+    table = pd.DataFrame(rows, columns=["n", "frame", "p_LCA_better"])
     return table.assign(
         video_id=[VIDEOS[n] for n in table["n"]],
         exam_id=[EXAMS[n] for n in table["n"]],
         patient_id=[f"pt-{n}" for n in table["n"]],
         png="x.png",
         laterality="LCA",
+        p_RCA_better=0.05,
     )
 
 
@@ -56,10 +55,15 @@ def test_the_surest_key_frames_win_and_the_earlier_of_equals():
     assert chosen == sorted([(VIDEOS[0], 10), (VIDEOS[0], 30), (VIDEOS[2], 7)])
 
 
+def test_confidence_is_that_of_the_frames_own_side():
+    table = predicted().head(1).assign(laterality="RCA")
+    assert corpus.choose_key_frames(table, 1, 0.0)["confidence"].tolist() == [0.05]
+
+
 @given(st.integers(1, 4), st.floats(0, 1))
 def test_choice_never_breaks_its_limits(per_video, least):
     got = corpus.choose_key_frames(predicted(), per_video, least)
-    assert (got["confidence"] >= least).all() and (got["quality"] == "better").all()
+    assert (got["confidence"] >= least).all()
     assert got.groupby("video_id").size().max() <= per_video if len(got) else True
 
 
