@@ -1,0 +1,260 @@
+"""Pretraining of the SigLIP tower: label every patch first, then let every token know the answer.
+
+A tower and a language model that start from noise together stay blind for a long time: the loss
+falls by learning the wording alone. So the tower learns where vessels run and where they narrow
+(per patch), and then to spread that over all tokens, before a word is read.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from cag_utils.segments import GRADES
+from cag_utils.stills import N_SEGMENTS, Stills
+
+N_GRADES = len(GRADES) + 1  # no narrowing, then the six grades
+TOKENS_ASKED = 16  # tokens a step that must know the whole picture's lesions
+DENSE_SHARE = 0.35  # of the steps, before tokens are asked about the whole picture
+
+
+class TowerTask(nn.Module):
+    """A SigLIP tower with linear heads on its tokens; the heads are thrown away afterwards.
+
+    Attributes:
+        tower: The tower.
+        segment: Token to the AHA segment in its patch, or none (16).
+        narrowing: Token to the grade of narrowing in its patch, or none (7).
+        summary: Token to the grade of each of the 15 segments in the whole picture (15 x 7).
+    """
+
+    def __init__(self, config: SiglipVisionConfig):
+        super().__init__()
+        # Eager attention: on CPUs, SDPA's backward pass is the slower one in bfloat16.
+        self.tower = SiglipVisionModel._from_config(config, attn_implementation="eager")
+        width = config.hidden_size
+        self.segment = nn.Linear(width, N_SEGMENTS + 1)
+        self.narrowing = nn.Linear(width, N_GRADES)
+        self.summary = nn.Linear(width, N_SEGMENTS * N_GRADES)
+
+    def losses(
+        self, pixels: torch.Tensor, truth: dict[str, torch.Tensor], whole: bool
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss of each head.
+
+        Args:
+            pixels: (B, 3, S, S), -1 to 1.
+            truth: `segment_map` and `grade_map` (B, P), `grades` (B, 15), long.
+            whole: Whether tokens are also asked about the whole picture.
+        """
+        tokens = self.tower(pixel_values=pixels).last_hidden_state
+        weight = torch.ones(N_GRADES)
+        weight[0] = 0.3  # one patch in a hundred holds a narrowing
+        found = {
+            "segment": _cross_entropy(self.segment(tokens), truth["segment_map"]),
+            "narrowing": _cross_entropy(self.narrowing(tokens), truth["grade_map"], weight),
+        }
+        if whole:
+            asked = tokens[:, torch.randperm(tokens.shape[1])[:TOKENS_ASKED]]
+            logits = self.summary(asked).unflatten(-1, (N_SEGMENTS, N_GRADES))
+            grades = truth["grades"][:, None].expand(-1, asked.shape[1], -1)
+            found["summary"] = N_SEGMENTS * _cross_entropy(logits, grades)
+        return found
+
+
+def to_pixels(images: np.ndarray) -> torch.Tensor:
+    """Turn (N, S, S) uint8 pictures into (N, 3, S, S) float32, -1 to 1, as the processors do."""
+    grey = torch.from_numpy(np.ascontiguousarray(images)).float() / 127.5 - 1
+    return grey[:, None].expand(-1, 3, -1, -1)
+
+
+def train_tower(
+    stills: Stills,
+    config: SiglipVisionConfig,
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 32,
+    learning_rate: float = 1.5e-3,
+    task: TowerTask | None = None,
+    dense_share: float = DENSE_SHARE,
+    on_step: Callable[[int, dict], None] | None = None,
+) -> tuple[TowerTask, list[dict]]:
+    """Pretrain the tower.
+
+    Args:
+        stills: Training pictures with dense labels.
+        config: From `twins.tower_config`.
+        steps: Optimiser steps.
+        seed: Order of the pictures, jitter and initial weights.
+        batch_size: Pictures a step.
+        learning_rate: Peak; 100 steps of warm-up, then a cosine to zero.
+        task: Goes on from here instead of starting afresh, e.g. with more pictures.
+        dense_share: Share of the steps before tokens are asked about the whole picture.
+        on_step: Called with the step and its losses, e.g. to print or to evaluate.
+
+    Returns:
+        (the trained task, one row of losses a step).
+
+    Raises:
+        ValueError: Fewer pictures than one batch.
+    """
+    if len(stills) < batch_size:
+        raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    if task is None:
+        task = TowerTask(config)
+        start_from_statistics(task.tower, stills.images[:1000])
+    task.train()
+    optimiser = torch.optim.AdamW(
+        task.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
+    )
+    history = []
+    for step, index in enumerate(_batches(rng, len(stills), batch_size, steps)):
+        set_rate(optimiser, learning_rate, step, steps)
+        truth = {
+            name: torch.from_numpy(getattr(stills, name)[index]).long()
+            for name in ("segment_map", "grade_map", "grades")
+        }
+        pixels = to_pixels(jitter(rng, stills.images[index]))
+        with cpu_autocast():
+            losses = task.losses(pixels, truth, whole=step >= dense_share * steps)
+        (losses["segment"] + 4 * losses["narrowing"] + losses.get("summary", 0)).backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        history.append({"step": step} | {k: float(v.detach()) for k, v in losses.items()})
+        if on_step:
+            on_step(step, history[-1])
+    return task.eval(), history
+
+
+@torch.no_grad()
+def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[str, float]:
+    """Measure a tower on held-out stills.
+
+    Args:
+        task: The trained task.
+        stills: Held-out pictures.
+        batch_size: Pictures a pass.
+
+    Returns:
+        `patch_accuracy` (segment of vessel patches), `laterality_accuracy`, `segment_accuracy`
+        (pictures with a lesion whose likeliest narrowed segment is a true one), `grade_accuracy`
+        (of those named right, the exact grade), `lesion_f1` (segments called narrowed) and
+        `healthy_accuracy` (pictures without a lesion called so). Shares, 0 to 1.
+    """
+    patches, summaries = [], []
+    for start in range(0, len(stills), batch_size):
+        with cpu_autocast():
+            pixels = to_pixels(stills.images[start : start + batch_size])
+            tokens = task.tower(pixel_values=pixels).last_hidden_state
+            patches.append(task.segment(tokens).argmax(-1).numpy())
+            logits = task.summary(tokens).float().unflatten(-1, (N_SEGMENTS, N_GRADES))
+        summaries.append(logits.softmax(-1).mean(1).numpy())
+    patch, chance = np.concatenate(patches), np.concatenate(summaries)
+    vessel = stills.segment_map > 0
+    patch_is_lca = (patch >= 5).sum(1) > ((patch >= 1) & (patch <= 4)).sum(1)
+    return {
+        "patch_accuracy": float((patch == stills.segment_map)[vessel].mean()),
+        "laterality_accuracy": float((patch_is_lca == stills.lca).mean()),
+    } | _lesion_scores(chance, stills.grades)
+
+
+def start_from_statistics(tower: SiglipVisionModel, images: np.ndarray) -> None:
+    """Start a tower from what is known before training, in place: it then learns much faster.
+
+    Patches are projected on their whitened principal components; positions start as 2-D sines.
+
+    Args:
+        tower: The tower, freshly made.
+        images: (N, S, S) uint8 typical pictures.
+
+    Source:
+        Position sines: Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k".
+    """
+    embeddings = tower.embeddings if hasattr(tower, "embeddings") else tower.vision_model.embeddings
+    weight = embeddings.patch_embedding.weight
+    width, _, size, _ = weight.shape
+    grid = images.shape[1] // size
+    patches = (images / 127.5 - 1).reshape(len(images), grid, size, grid, size)
+    patches = patches.transpose(0, 1, 3, 2, 4).reshape(-1, size * size)
+    patches = patches[:: max(1, len(patches) // 40_000)]
+    values, vectors = np.linalg.eigh(np.cov(patches.T))
+    keep = min(width, size * size)
+    scale = 0.5 / np.sqrt(values[-keep:] + values[-keep:].mean() * 0.02)
+    rows = torch.from_numpy((vectors[:, -keep:] * scale).T.reshape(keep, 1, size, size)).float()
+    with torch.no_grad():
+        weight[:keep] = rows / 3  # the three channels are equal
+        embeddings.position_embedding.weight.copy_(position_sines(grid, width) * 0.5)
+
+
+def position_sines(grid: int, width: int) -> torch.Tensor:
+    """Return 2-D sine positions: (grid * grid, width), -1 to 1, row by row.
+
+    Raises:
+        ValueError: `width` is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sine positions need a width that 4 divides, got {width}")
+    rate = torch.exp(-math.log(100) * torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    waves = [axis.reshape(-1, 1) * rate for axis in (row, column)]
+    return torch.cat([f(wave) for wave in waves for f in (torch.sin, torch.cos)], 1)
+
+
+def jitter(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Vary brightness, contrast and grain of (N, S, S) uint8 pictures; never mirror or turn."""
+    grain = rng.standard_normal(images.shape, dtype=np.float32)
+    grain *= rng.uniform(0, 2.5, (len(images), 1, 1)).astype(np.float32)
+    gain = rng.uniform(0.75, 1.25, (len(images), 1, 1)).astype(np.float32)
+    offset = rng.normal(0, 12, (len(images), 1, 1)).astype(np.float32)
+    mean = images.mean((1, 2), keepdims=True, dtype=np.float32)
+    return np.clip((images - mean) * gain + mean + offset + grain, 0, 255).astype(np.uint8)
+
+
+def cpu_autocast() -> torch.autocast:
+    """Return bfloat16 autocasting where the CPU computes in it, twice as fast; else float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+
+
+def set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
+    """Set the learning rate: linear warm-up (100 steps, at most a tenth), then a cosine to zero."""
+    warm = max(1, min(100, steps // 10))
+    rate = peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def _cross_entropy(logits, truth, weight=None):
+    return functional.cross_entropy(logits.float().flatten(0, -2), truth.flatten(), weight)
+
+
+def _batches(rng: np.random.Generator, count: int, size: int, steps: int):
+    order, at = rng.permutation(count), 0
+    for _ in range(steps):
+        if at + size > count:
+            order, at = rng.permutation(count), 0
+        yield np.sort(order[at : at + size])
+        at += size
+
+
+def _lesion_scores(chance: np.ndarray, grades: np.ndarray) -> dict[str, float]:
+    """Compare (N, 15, 7) probabilities with (N, 15) grades."""
+    ill = (grades > 0).any(1)
+    rows = np.flatnonzero(ill)
+    likeliest = (1 - chance[rows, :, 0]).argmax(1)
+    right = grades[rows, likeliest] > 0
+    named = chance[rows, likeliest, 1:].argmax(1) + 1
+    called = chance[..., 0] < 0.5
+    hits = (called & (grades > 0)).sum()
+    return {
+        "segment_accuracy": float(right.mean()),
+        "grade_accuracy": float((named == grades[rows, likeliest])[right].mean()),
+        "lesion_f1": float(2 * hits / max(1, called.sum() + (grades > 0).sum())),
+        "healthy_accuracy": float((~called[~ill].any(1)).mean()) if (~ill).any() else float("nan"),
+    }

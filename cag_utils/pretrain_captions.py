@@ -1,0 +1,271 @@
+"""Caption pretraining: a language model learns to read a frozen tower, in generic words.
+
+The tower's features are computed once. Every step writes fresh questions and answers about them,
+in both languages, so no caption is seen twice and the model must look at the picture.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from cag_utils.phantom.captions import LANGUAGES, Scene, name_view, write_caption
+from cag_utils.phantom.clinic import decide_plan, draw_record, write_report
+from cag_utils.pretrain import cpu_autocast, set_rate, to_pixels
+from cag_utils.stills import Stills
+from cag_utils.twins import POOLED_TOKENS
+
+PROMPT_WEIGHT = 0.2  # Gemma3 also learns to continue its prompt, so that it knows reports by heart
+
+
+def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
+    """Give a still a patient: a history that fits its lesions, and the plan they lead to."""
+    lesions = stills.lesions(index)
+    record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
+    return Scene(
+        laterality=stills.laterality(index),
+        lesions=tuple(lesions),
+        view=name_view(*stills.angles[index]),
+        report=write_report(rng, record),
+        plan=decide_plan(record, lesions),
+    )
+
+
+@torch.no_grad()
+def encode_stills(tower: torch.nn.Module, stills: Stills, batch_size: int = 64) -> torch.Tensor:
+    """Return the tower's tokens of every still: (N, P, width) float16.
+
+    Args:
+        tower: A SiglipVisionModel.
+        stills: The pictures.
+        batch_size: Pictures a pass.
+    """
+    tower.eval()
+    rows = []
+    for start in range(0, len(stills), batch_size):
+        with cpu_autocast():
+            pixels = to_pixels(stills.images[start : start + batch_size])
+            rows.append(tower(pixel_values=pixels).last_hidden_state.half())
+    return torch.cat(rows)
+
+
+def prompt_ids(processor, question: str) -> list[int]:
+    """Return a question's token ids, image tokens included, exactly as its processor writes them.
+
+    Args:
+        processor: A twin's processor.
+        question: The user's text.
+    """
+    tok = processor.tokenizer
+    if _is_gemma3(processor):
+        image = f"{tok.boi_token}{tok.image_token * POOLED_TOKENS}{tok.eoi_token}"
+        text = (
+            f"{tok.bos_token}<start_of_turn>user\n\n\n{image}\n\n{question.strip()}<end_of_turn>\n"
+            "<start_of_turn>model\n"
+        )
+    else:
+        images = tok.image_token * processor.image_processor.image_seq_length
+        text = f"{images}{tok.bos_token}{question.strip()}\n"
+    return tok(text, add_special_tokens=False).input_ids
+
+
+def answer_ids(processor, answer: str) -> list[int]:
+    """Return an answer's token ids with the token that ends it."""
+    end = "<end_of_turn>\n" if _is_gemma3(processor) else processor.tokenizer.eos_token
+    return processor.tokenizer(answer + end, add_special_tokens=False).input_ids
+
+
+def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """Turn questions and answers into a right-padded batch.
+
+    Args:
+        processor: A twin's processor.
+        pairs: (question, answer).
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids` (as the model class wants them: image tokens
+        for Gemma3, the answer for PaliGemma) and `weight`, each (B, T); `weight` is what the loss
+        of predicting each token counts.
+    """
+    tok = processor.tokenizer
+    rows = [(prompt_ids(processor, q), answer_ids(processor, a)) for q, a in pairs]
+    shape = (len(rows), max(len(q) + len(a) for q, a in rows))
+    ids = torch.full(shape, tok.pad_token_id)
+    mask, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for i, (question, answer) in enumerate(rows):
+        n = len(question) + len(answer)
+        ids[i, :n] = torch.tensor(question + answer)
+        mask[i, :n] = 1
+        is_answer[i, len(question) : n] = 1
+    weight = is_answer.float()
+    if not _is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
+        return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_answer, weight=weight)
+    is_image = (ids == tok.image_token_id).long()
+    after_image = is_image.flip(1).cumsum(1).flip(1) == 0
+    weight += PROMPT_WEIGHT * (mask.bool() & after_image & (is_answer == 0))
+    return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_image, weight=weight)
+
+
+def caption_loss(model, batch: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+    """Return the weighted next-token loss of a batch, from cached tower features.
+
+    Args:
+        model: A twin.
+        batch: From `collate`.
+        features: (B, P, width) the tower's tokens.
+    """
+    inputs = {k: v for k, v in batch.items() if k != "weight"}
+    seen = model.model.multi_modal_projector(features)
+    image = BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=seen)
+    hidden = model.model(**inputs, mm_encoder_outputs={"image": image}).last_hidden_state
+    weight = batch["weight"][:, 1:]
+    asked = weight > 0  # the vocabulary is wide: only the positions that count are scored
+    logits = model.lm_head(hidden[:, :-1][asked]).float()
+    loss = functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked], reduction="none")
+    return (loss * weight[asked]).sum() / weight.sum()
+
+
+def train_captions(
+    model,
+    processor,
+    stills: Stills,
+    features: torch.Tensor,
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[dict]:
+    """Train projector and language model on generic captions, in place; the tower stays as it is.
+
+    Args:
+        model: A twin whose tower made `features`.
+        processor: Its processor.
+        stills: Training pictures.
+        features: From `encode_stills`.
+        steps: Optimiser steps.
+        seed: Order of pictures, patients and wording.
+        batch_size: Captions a step.
+        learning_rate: Peak.
+        on_step: Called with step and loss.
+
+    Returns:
+        One row (step, loss) a step.
+    """
+    rng = np.random.default_rng(seed)
+    model.train()
+    model.set_attn_implementation("eager")  # faster than SDPA in bfloat16 on a CPU
+    trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
+    optimiser = torch.optim.AdamW(
+        trained, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
+    )
+    history = []
+    for step in range(steps):
+        set_rate(optimiser, learning_rate, step, steps)
+        index = rng.integers(len(stills), size=batch_size)
+        scenes = [draw_scene(rng, stills, i) for i in index]
+        pairs = [write_caption(rng, s, LANGUAGES[int(rng.integers(2))]) for s in scenes]
+        batch = collate(processor, pairs)
+        with cpu_autocast():
+            loss = caption_loss(model, batch, features[index].float())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        history.append({"step": step, "loss": float(loss.detach())})
+        if on_step:
+            on_step(step, history[-1]["loss"])
+    model.eval()
+    return history
+
+
+@torch.no_grad()
+def answer(
+    model,
+    processor,
+    questions: Sequence[str],
+    images: np.ndarray,
+    max_new_tokens: int = 48,
+) -> list[str]:
+    """Answer one question about each picture, greedily.
+
+    Args:
+        model: A twin.
+        processor: Its processor.
+        questions: One a picture.
+        images: (N, S, S) uint8.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        The answers.
+    """
+    tok = processor.tokenizer
+    rows = [prompt_ids(processor, q) for q in questions]
+    shape = (len(rows), max(map(len, rows)))
+    ids = torch.full(shape, tok.pad_token_id)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, shape[1] - len(row) :] = torch.tensor(row)
+        mask[i, shape[1] - len(row) :] = 1
+    kinds = (ids == tok.image_token_id).long() if _is_gemma3(processor) else torch.zeros_like(ids)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        token_type_ids=kinds,
+        pixel_values=to_pixels(images),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )[:, shape[1] :]
+    return tok.batch_decode(out, skip_special_tokens=True)
+
+
+def score_captions(
+    model, processor, stills: Stills, language: str, batch_size: int = 50
+) -> dict[str, float]:
+    """Ask a twin to list the lesions of held-out stills and compare with the truth.
+
+    Args:
+        model: A twin.
+        processor: Its processor.
+        stills: Held-out pictures.
+        language: en or ja.
+        batch_size: Pictures a pass.
+
+    Returns:
+        Shares, 0 to 1: `laterality` (side of the named arteries, or of the description when none is
+        named), `segment` (pictures with a lesion of which the first listed is a true one), `grade`
+        (of those, the exact grade), `list_exact` (all pictures: the very list), `healthy`.
+    """
+    question = {"en": "List every lesion by AHA number.", "ja": "病変をAHA番号順に挙げてください。"}
+    side = {"en": "Which coronary artery is this?", "ja": "これはどちらの冠動脈ですか？"}
+    lists, sides = [], []
+    for start in range(0, len(stills), batch_size):
+        part = stills.images[start : start + batch_size]
+        lists += answer(model, processor, [question[language]] * len(part), part)
+        sides += answer(model, processor, [side[language]] * len(part), part, 16)
+    truth = [{x["segment"]: x["percent"] for x in stills.lesions(i)} for i in range(len(stills))]
+    found = [
+        {int(s): int(p) for s, p in re.findall(r"(?:RCA|LMT?|LAD|LCX) (\d+)(?:: |：)(\d+)%", text)}
+        for text in lists
+    ]
+    ill = [(t, f) for t, f in zip(truth, found, strict=True) if t]
+    hits = [next(iter(f), None) in t for t, f in ill]
+    exact = [
+        t[next(iter(f))] == f[next(iter(f))] for (t, f), hit in zip(ill, hits, strict=True) if hit
+    ]
+    well = [not f for t, f in zip(truth, found, strict=True) if not t]
+    named = [stills.laterality(i) in text for i, text in enumerate(sides)]
+    return {
+        "laterality": float(np.mean(named)),
+        "segment": float(np.mean(hits)),
+        "grade": float(np.mean(exact)) if exact else 0.0,
+        "list_exact": float(np.mean([t == f for t, f in zip(truth, found, strict=True)])),
+        "healthy": float(np.mean(well)) if well else float("nan"),
+    }
+
+
+def _is_gemma3(processor) -> bool:
+    return "Gemma3" in type(processor).__name__
