@@ -1,4 +1,4 @@
-"""Grow a coronary tree: every centreline point knows its radius, AHA segment and way from the ostium."""
+"""Grow a coronary tree: every point knows its radius, AHA segment and way from the ostium."""
 
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from cag_utils.phantom.atlas import (
 from cag_utils.phantom.curves import branching, march_epicardium, vessel
 
 TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
+MAIN_MM = 0.8  # narrower side branches are not graded
 MARCH_MM = 4.0
 
 
@@ -38,6 +39,7 @@ class Tree:
         order: (n,) 0 main vessel, 1 side branch, from `TWIG_ORDER` twigs.
         branch: (n,) index into `names`.
         path_mm: (n,) way from the ostium along the vessels.
+        main: (n,) main vessels and named side branches wider than `MAIN_MM` when healthy.
         open: (n,) False where a total occlusion keeps contrast out.
         names: Of each branch.
         attached: Of each branch, the index of the point it leaves from; -1 at the ostium.
@@ -51,19 +53,10 @@ class Tree:
     order: np.ndarray
     branch: np.ndarray
     path_mm: np.ndarray
+    main: np.ndarray
     open: np.ndarray
     names: tuple[str, ...]
     attached: np.ndarray
-
-    @property
-    def main(self) -> np.ndarray:
-        """(n,) bool: main vessels and named side branches wider than 0.8 mm, open or not."""
-        return (self.order <= 1) & (self.radius > 0.4) | self._reported
-
-    @property
-    def _reported(self) -> np.ndarray:
-        """Main vessels stay main where a lesion makes them thin."""
-        return self.order == 0
 
     @property
     def links(self) -> np.ndarray:
@@ -180,15 +173,17 @@ class _Grower:
     def tree(self, laterality) -> Tree:
         """Flatten what has grown."""
         lengths = [len(p) for p in self.points]
+        radius, order = np.concatenate(self.radius), np.repeat(self.order, lengths)
         return Tree(
             laterality=laterality,
             dominance=self.dominance,
             points=np.vstack(self.points),
-            radius=np.concatenate(self.radius),
+            radius=radius,
             segment=np.concatenate(self.segment).astype(np.int64),
-            order=np.repeat(self.order, lengths),
+            order=order,
             branch=np.repeat(np.arange(len(lengths)), lengths),
             path_mm=np.concatenate(self.path),
+            main=(order <= 1) & (radius > MAIN_MM / 2),
             open=np.ones(self.count, bool),
             names=tuple(self.names),
             attached=np.array(self.attached),

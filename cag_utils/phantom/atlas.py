@@ -1,12 +1,11 @@
 """Published coronary geometry: where the arteries run and how wide they are. Data only.
 
-Frame of every coordinate: x to the patient's left, y to the head, z to the front, millimetres, origin
-in the ostium of the left coronary artery.
+Frame of every coordinate: x to the patient's left, y to the head, z to the front, millimetres,
+origin in the ostium of the left coronary artery.
 
 Source: mean 3-D course and spread of Dodge et al. 1988 and lumen diameters of Dodge et al. 1992, as
-transcribed in the data tables of the public project corsim; the papers themselves were not read. (One
-row there has x and z swapped and is not used here.) Offsets, frequencies and calibres of side branches
-and small twigs are choices that keep to those tables.
+transcribed in the data tables of the public project corsim; the papers themselves were not read.
+Offsets, frequencies and calibres of side branches and small twigs are the prototype's choices.
 """
 
 from typing import NamedTuple
@@ -43,7 +42,7 @@ def spherical_mm(distance_cm, theta_deg, phi_deg) -> np.ndarray:
 
 RCA_OSTIUM_MM = spherical_mm(3.7, -25, -23)
 
-# One row a landmark: distance cm, theta deg, phi deg | their SD | lumen diameter mm (men, right dominant)
+# A row a landmark: distance cm, theta deg, phi deg | their SD | lumen mm (men, right dominant)
 MAIN_COURSE = {
     "LM": np.array(
         [
@@ -137,7 +136,8 @@ _SEPTAL = ((-1, -6, 5), (-6.2, -17, 12.4), (-12, -28, 18))
 _NOT_LEFT, _NOT_RIGHT = ("right", "balanced"), ("balanced", "left")
 SIDE_BRANCHES = {
     "LCA": (
-        SideBranch("D1", "LAD", 0.22, ((8, -5, 4.5), (22, -19.8, 12.3), (34, -38, 17), (41, -55, 20)),
+        SideBranch("D1", "LAD", 0.22,
+                   ((8, -5, 4.5), (22, -19.8, 12.3), (34, -38, 17), (41, -55, 20)),
                    (2.3, 2.2, 1.8, 1.3, 0.8), 9),
         SideBranch("D2", "LAD", 0.44, ((6.4, -6, 6), (18, -21, 13.5), (25, -36, 18), (29, -50, 20)),
                    (2.1, 1.9, 1.6, 1.1, 0.7), 10),

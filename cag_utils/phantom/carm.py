@@ -1,4 +1,4 @@
-"""The C-arm: where source and detector stand, and where a point of the heart lands on the picture."""
+"""The C-arm: where source and detector stand, and where a point lands on the picture."""
 
 from dataclasses import dataclass, replace
 

@@ -174,7 +174,8 @@ def ensure_phantom(profile: Profile, n_workers: int = 2, cohorts: Sequence[str] 
     Raises:
         ValueError: The profile reads own data.
     """
+    wanted = [cohort_settings(profile, name) for name in cohorts]
     folder = data_dir(profile)
-    for name in cohorts:
-        make_cohort(folder / name, cohort_settings(profile, name), n_workers)
+    for settings in wanted:
+        make_cohort(folder / settings.name, settings, n_workers)
     return folder

@@ -7,8 +7,8 @@ import numpy as np
 from cag_utils.phantom.anatomy import TWIG_ORDER, Tree
 
 NEVER = 1e6  # seconds; a delay that no cine reaches
-# mm/s along the vessel, so that the tree fills in about Gibson's corrected TIMI frame counts (LAD 36.2,
-# LCX 22.2, RCA 20.4 at 30 frames/s).
+# mm/s along the vessel, so that the tree fills in about Gibson's corrected TIMI frame counts
+# (LAD 36.2, LCX 22.2, RCA 20.4 at 30 frames/s).
 SPEED_MM_S = {"LCA": 142.0, "RCA": 178.0}
 ATTENUATION_PER_MM = 0.21  # undiluted contrast at 70 to 90 kVp; assumption of the prototype
 RISE_S, WASHOUT_S = 0.16, 0.40

@@ -1,8 +1,8 @@
 """What a frame shows, in numbers, and the written rule that turns them into a label.
 
-The rule is the study's own. The paper's reader sorted frames into "better", "bad" and "other" by eye and
-gives no rule; this one uses only what a single frame shows: how much of the tree is opacified within the
-picture, how strongly, and how sharply. It knows nothing of a reader's taste.
+The rule is the study's own. The paper's reader sorted frames into "better", "bad" and "other" by
+eye and gives no rule; this one uses only what a single frame shows: how much of the tree is
+opacified within the picture, how strongly, and how sharply. It knows nothing of a reader's taste.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class FrameTruth:
     """Known truth of every frame of a cine.
 
     Attributes:
-        opacified: (t,) share of the open main tree that is opacified and inside the shutters, 0 to 1.
+        opacified: (t,) share of the open main tree opacified and inside the shutters, 0 to 1.
         contrast: (t,) mean concentration over the open main tree, share of undiluted contrast.
         in_field: (t,) share of the open main tree inside the shutters.
         blur_mm: (t,) median movement of the main tree within one X-ray pulse.

@@ -7,10 +7,11 @@ import numpy as np
 from cag_utils.phantom.anatomy import Tree
 from cag_utils.segments import GRADES, artery_of, laterality_of
 
-# Choice, after the usual predilection sites (proximal and mid LAD, mid RCA). Segments 4, 10, 14 and 15
-# are left out for now: small, and not in every heart.
+# Choice, after the usual predilection sites (proximal and mid LAD, mid RCA). Segments 4, 10, 14
+# and 15 are left out for now: small, and not in every heart.
 SEGMENT_WEIGHTS = {
-    1: 0.10, 2: 0.13, 3: 0.08, 5: 0.04, 6: 0.18, 7: 0.16, 8: 0.05, 9: 0.08, 11: 0.10, 12: 0.05, 13: 0.03,
+    1: 0.10, 2: 0.13, 3: 0.08, 5: 0.04, 6: 0.18, 7: 0.16, 8: 0.05, 9: 0.08,
+    11: 0.10, 12: 0.05, 13: 0.03,
 }  # fmt: skip
 GRADE_WEIGHTS = {25: 0.14, 50: 0.20, 75: 0.26, 90: 0.20, 99: 0.12, 100: 0.08}
 MAX_A_SIDE = 2

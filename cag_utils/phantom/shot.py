@@ -100,7 +100,7 @@ def draw_shot(
         ValueError: A value breaks its rule, or the view is none of this side's.
 
     Source:
-        Pulse 6.7 ms in 45 real headers (facts.md); breathing from Shechter 2004; the rest are choices.
+        Pulse 6.7 ms in 45 real headers, breathing Shechter 2004 (facts.md); the rest are choices.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
@@ -141,7 +141,7 @@ def _offset(rng, kind: str) -> tuple[float, float]:
     near = rng.normal(0, 0.025, 2)
     if kind != "cropped":
         return tuple(near)
-    axis, far = rng.integers(2), rng.uniform(0.34, 0.46) * rng.choice([-1, 1])
+    axis, far = rng.integers(2), rng.uniform(0.46, 0.58) * rng.choice([-1, 1])
     near[axis] = far
     return tuple(near)
 
@@ -156,7 +156,7 @@ def _injection(rng, kind: str, laterality: str) -> Injection:
         pulsatility=0.55 if laterality == "LCA" else 0.15,
     )
     other = {
-        "weak": {"strength": rng.uniform(0.15, 0.30)},
+        "weak": {"strength": rng.uniform(0.20, 0.33)},
         "slow": {"speed_mm_s": injection.speed_mm_s * rng.uniform(0.30, 0.45)},
         "short": {"duration_s": rng.uniform(0.25, 0.40)},
         "noninjected": {"start_s": NEVER},

@@ -1,8 +1,8 @@
 """Draw tubes as thick as they are: anti-aliased discs along a centreline, summed.
 
-A disc carries the arc length it stands for. Summed along a tube of radius r, the discs that cover a
-pixel at distance x from the axis add up to 2 sqrt(r^2 - x^2), the exact thickness of the tube, however
-the tube is foreshortened.
+A disc carries the arc length it stands for. Summed along a tube of radius r, the discs that cover
+a pixel at distance x from the axis add up to 2 sqrt(r^2 - x^2), the exact thickness of the tube;
+foreshortened, to that over the cosine of its slant.
 """
 
 import math
@@ -18,7 +18,7 @@ def _disc(image, spans, u, v, radius, weight):
     """Add one flat disc with a one-pixel soft rim; widen the touched row spans."""
     height, width = image.shape
     if radius < SMALLEST_PX:
-        weight *= radius * radius / (SMALLEST_PX * SMALLEST_PX)
+        weight *= radius * radius / (SMALLEST_PX * SMALLEST_PX + 1 / 12)  # the rim's share
         radius = SMALLEST_PX
     outer, inner = radius + 0.5, radius - 0.5
     if u < -outer or v < -outer or u > width + outer or v > height + outer:

@@ -62,8 +62,8 @@ def still(
         The picture and its truth.
 
     Raises:
-        ValueError: `seed` is negative, the laterality is unknown, or the lesion is malformed, lies on
-            the other side or in a segment that no phantom of this side has.
+        ValueError: `seed` is negative, the laterality is unknown, or the lesion is malformed or
+            lies on the other side.
     """
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")

@@ -1,7 +1,7 @@
 """Write cines as XA DICOM files that any viewer opens.
 
-Pixels are JPEG Baseline at quality 92: about 2.5 MB for 60 frames of 512 x 512, a sixth of the raw size,
-with a mean error below the quantum noise. The real cine in `../shared/real` uses the same syntax.
+Pixels are JPEG Baseline at quality 92: about 2.5 MB for 60 frames of 512 x 512, a sixth of the raw
+size, with a mean error below the quantum noise. The real cine in `../shared/real` has it too.
 """
 
 import uuid

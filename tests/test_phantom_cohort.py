@@ -1,0 +1,366 @@
+import filecmp
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
+
+from cag_utils.labels import SIX_CLASSES
+from cag_utils.phantom.__main__ import main
+from cag_utils.phantom.carm import CArm
+from cag_utils.phantom.cohort import (
+    CohortSettings,
+    cohort_settings,
+    ensure_phantom,
+    make_cohort,
+    still,
+)
+from cag_utils.phantom.exam import shoot_exam
+from cag_utils.phantom.grading import label
+from cag_utils.phantom.xadicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset
+from cag_utils.segments import GRADES, artery_of, laterality_of
+from cag_utils.settings import load_profile
+
+TINY = CohortSettings("corpus", 7, 2, 2, 6, 8, size_px=128)
+UID = re.compile(r"2\.25\.(0|[1-9]\d*)")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("one") / "corpus", TINY, n_workers=1)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def table(folder, stem):
+    return pd.read_csv(folder / f"{stem}.csv", dtype={"video": str, "exam": str})
+
+
+def test_two_workers_write_the_same_bytes_as_one(cohort, tmp_path):
+    other = make_cohort(tmp_path / "two", TINY, n_workers=2)
+    assert files(other) == files(cohort)
+    same, different, failed = filecmp.cmpfiles(cohort, other, files(cohort), shallow=False)
+    assert not different and not failed and len(same) == 4 + 2 + 2 + 6
+
+
+def test_nothing_half_written_is_left(cohort):
+    assert not [name for name in files(cohort) if name.endswith(".part")]
+
+
+def test_a_finished_cohort_is_not_touched_again(cohort):
+    before = {p: p.stat().st_mtime_ns for p in cohort.rglob("*")}
+    assert make_cohort(cohort, TINY, n_workers=1) == cohort
+    assert {p: p.stat().st_mtime_ns for p in cohort.rglob("*")} == before
+
+
+def test_an_interrupted_cohort_keeps_its_finished_patients(cohort, tmp_path):
+    folder = make_cohort(tmp_path / "again", TINY, n_workers=1)
+    kept = folder / "cines" / "patient_0001" / "cine_01.dcm"
+    stamp = kept.stat().st_mtime_ns
+    (folder / "finished.json").unlink()
+    (folder / "patients" / "patient_0002.json").write_text('{"finger', encoding="utf-8")  # cut off
+    (folder / "cines" / "patient_0002" / "cine_02.dcm").unlink()
+    make_cohort(folder, TINY, n_workers=1)
+    assert kept.stat().st_mtime_ns == stamp
+    assert not filecmp.cmpfiles(cohort, folder, files(cohort), shallow=False)[1]
+
+
+def test_another_cohort_in_the_folder_is_refused(cohort):
+    with pytest.raises(ValueError, match="cohort with other seed"):
+        make_cohort(cohort, CohortSettings("corpus", 8, 2, 2, 6, 8, size_px=128))
+
+
+def test_zero_workers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="n_workers must be at least 1"):
+        make_cohort(tmp_path, TINY, n_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"name": "test"}, "a cohort is one of"),
+        ({"n_patients": 0}, "needs patients"),
+        ({"seed": -1}, "seed >= 0"),
+        ({"frames_low": 9}, "must not exceed frames_high"),
+        ({"size_px": 32}, "size_px must be >= 64"),
+    ],
+)
+def test_bad_cohort_settings_are_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        CohortSettings(**(vars(TINY) | change))
+
+
+def test_truth_tables_agree_with_each_other(cohort):
+    exams, videos = table(cohort, "truth_exams"), table(cohort, "truth_videos")
+    frames, labels = table(cohort, "truth_frames"), table(cohort, "frame_labels")
+    assert list(videos.columns) == [
+        "video", "exam", "patient", "laterality", "view", "primary_angle_deg",
+        "secondary_angle_deg", "kind", "lesions", "plan",
+    ]  # fmt: skip
+    assert videos["video"].is_unique and set(videos["exam"]) == set(exams["exam"])
+    assert exams["patient"].is_unique and exams["patient"].str.contains("PHANTOM").all()
+    assert labels[["video", "frame", "label"]].equals(frames[["video", "frame", "label"]])
+    assert set(labels["reader"]) == {"phantom truth"} and set(labels["label"]) <= set(SIX_CLASSES)
+    sides = frames["video"].map(videos.set_index("video")["laterality"])
+    columns = frames["opacified"], frames["contrast"], frames["blur_mm"], sides, frames["label"]
+    for opacified, contrast, blur, side, found in zip(*columns, strict=True):
+        assert label(side, opacified, contrast, blur) == found
+    for _, exam in exams.iterrows():
+        mine = videos[videos["exam"] == exam["exam"]]
+        assert set(mine["laterality"]) == {"LCA", "RCA"}
+        for _, video in mine.iterrows():
+            side = video["laterality"]
+            own = [
+                x
+                for x in json.loads(exam["lesions"])
+                if laterality_of(x["segment"]) == video["laterality"]
+            ]
+            assert json.loads(video["lesions"]) == own and len(own) <= 2
+            assert json.loads(exam["plan"])[side] == video["plan"]
+            assert all(
+                x["percent"] in GRADES and x["artery"] == artery_of(x["segment"]) for x in own
+            )
+
+
+def test_clinic_tables_cover_every_exam_and_cine(cohort):
+    reports, findings = table(cohort, "reports"), table(cohort, "findings")
+    assert list(reports.columns) == ["exam", "report_ja", "report_en"]
+    assert list(findings.columns) == [
+        "video",
+        "frame",
+        "findings_ja",
+        "findings_en",
+        "validated_by",
+    ]
+    assert set(reports["exam"]) == set(table(cohort, "truth_exams")["exam"])
+    videos = table(cohort, "truth_videos").set_index("video")
+    assert set(findings["video"]) == set(videos.index)
+    assert findings["frame"].isna().all() and set(findings["validated_by"]) == {"phantom truth"}
+    for _, row in findings.iterrows():
+        for lesion in json.loads(videos.loc[row["video"], "lesions"]):
+            for text in (row["findings_en"], row["findings_ja"]):
+                assert f"{lesion['artery']} #{lesion['segment']}" in text
+                assert f"{lesion['percent']}%" in text
+
+
+def test_cohorts_share_neither_patients_nor_pictures(cohort, tmp_path):
+    other = make_cohort(tmp_path / "cnn", CohortSettings("cnn", 7, 1, 2, 6, 8, size_px=128), 1)
+    assert not (other / "reports.csv").exists() and (other / "frame_labels.csv").exists()
+    for column in ("video", "exam", "patient"):
+        mine, theirs = (set(table(f, "truth_videos")[column]) for f in (cohort, other))
+        assert not mine & theirs
+    first = [pydicom.dcmread(next(f.rglob("cine_01.dcm"))).PixelData for f in (cohort, other)]
+    assert first[0] != first[1]
+
+
+def test_every_cine_is_a_valid_xa_object(cohort):
+    videos = table(cohort, "truth_videos").set_index("video")
+    frames = table(cohort, "truth_frames").groupby("video").size()
+    for path in sorted((cohort / "cines").rglob("*.dcm")):
+        data = pydicom.dcmread(path)
+        row = videos.loc[data.SOPInstanceUID]
+        assert data.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.50"
+        assert data.SOPClassUID == "1.2.840.10008.5.1.4.1.1.12.1" and data.Modality == "XA"
+        assert data.file_meta.MediaStorageSOPInstanceUID == data.SOPInstanceUID
+        for uid in (data.SOPInstanceUID, data.StudyInstanceUID, data.SeriesInstanceUID):
+            assert UID.fullmatch(uid) and len(uid) <= 64
+        assert data.StudyInstanceUID == row["exam"] and data.PatientID == row["patient"]
+        assert str(data.PatientName).startswith("PHANTOM")
+        assert data.ImageType == ["ORIGINAL", "PRIMARY", "SINGLE PLANE"]
+        assert data.FrameIncrementPointer == 0x00181063
+        assert float(data.FrameTime) == pytest.approx(1000 / 15, abs=1e-3)
+        assert data.NumberOfFrames == frames[data.SOPInstanceUID]
+        assert (data.Rows, data.Columns, data.BitsAllocated, data.BitsStored) == (128, 128, 8, 8)
+        assert data.PhotometricInterpretation == "MONOCHROME2" and data.SamplesPerPixel == 1
+        assert float(data.PositionerPrimaryAngle) == row["primary_angle_deg"]
+        assert float(data.PositionerSecondaryAngle) == row["secondary_angle_deg"]
+        ratio = float(data.DistanceSourceToDetector) / float(data.DistanceSourceToPatient)
+        assert float(data.EstimatedRadiographicMagnificationFactor) == pytest.approx(
+            ratio, rel=1e-3
+        )
+        assert data.ImagerPixelSpacing[0] == data.ImagerPixelSpacing[1]
+        assert (data.WindowCenter, data.WindowWidth) == (128, 256)
+        assert data.LossyImageCompression == "01" and data.PixelIntensityRelationship == "LOG"
+
+
+# PS3.3 A.14.3: type 1 and 2 attributes of the mandatory modules
+REQUIRED = """PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime
+ReferringPhysicianName StudyID AccessionNumber Modality SeriesInstanceUID SeriesNumber
+Manufacturer InstanceNumber PatientOrientation SamplesPerPixel PhotometricInterpretation Rows
+Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData FrameTime NumberOfFrames FrameIncrementPointer
+ImageType PixelIntensityRelationship KVP RadiationSetting ExposureTime XRayTubeCurrent Exposure
+PositionerMotion PositionerPrimaryAngle PositionerSecondaryAngle ContrastBolusAgent SOPClassUID
+SOPInstanceUID""".split()
+
+
+def test_no_required_attribute_is_missing(cohort):
+    data = pydicom.dcmread(next(cohort.rglob("*.dcm")))
+    assert not [name for name in REQUIRED if name not in data]
+
+
+def test_pixels_survive_the_file_and_decoders_agree(tmp_path):
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    frames = np.stack([ramp, 200 - ramp, np.full_like(ramp, 90)])
+    write_xa(tmp_path / "a.dcm", xa_dataset(frames, identity(), ARM, 12.5, 0.006))
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    decoder = get_decoder(data.file_meta.TransferSyntaxUID)
+    got = {name: decoder.as_array(data, decoding_plugin=name)[0] for name in ("gdcm", "pillow")}
+    np.testing.assert_array_equal(got["gdcm"], got["pillow"])
+    np.testing.assert_array_equal(got["gdcm"], data.pixel_array)
+    plain = [
+        np.array(Image.open(BytesIO(x)))
+        for x in generate_frames(data.PixelData, number_of_frames=3)
+    ]
+    np.testing.assert_array_equal(got["pillow"], plain)
+    assert np.abs(got["gdcm"].astype(int) - frames).max() <= 3  # quality 92 on smooth pictures
+    assert float(data.FrameTime) == 80 and data.CineRate == 12
+
+
+ARM = CArm(-30.0, 25.0, 1090.0, 780.0, 0.3, 64)
+
+
+def identity(patient="PHANTOM-CNN-0001"):
+    return Identity(
+        patient, "F", 71, make_uid("a"), make_uid("b"), make_uid("c"), 1, "20200101", "090100"
+    )
+
+
+def test_angles_keep_their_signs():
+    data = xa_dataset(np.zeros((1, 64, 64), np.uint8), identity(), ARM, 15, 0.006)
+    assert (data.PositionerPrimaryAngle, data.PositionerSecondaryAngle) == (-30, 25)  # RAO, CRA
+    assert str(data.PatientName) == "PHANTOM^CNN 0001" and data.PatientAge == "071Y"
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: xa_dataset(np.zeros((4, 4), np.uint8), identity(), ARM, 15, 0.006), "T, H, W"),
+        (lambda: xa_dataset(np.zeros((1, 4, 4)), identity(), ARM, 15, 0.006), "uint8"),
+        (
+            lambda: xa_dataset(np.zeros((1, 4, 4), np.uint8), identity("Doe"), ARM, 15, 0.006),
+            "must say PHANTOM",
+        ),
+        (lambda: encode_jpeg(np.zeros((4, 4))), "uint8"),
+    ],
+)
+def test_bad_pixels_and_names_are_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_uids_depend_on_their_parts_alone():
+    assert make_uid("cine", 1, 2) == make_uid("cine", 1, 2) != make_uid("cine", 12)
+    assert all(UID.fullmatch(make_uid(i)) and len(make_uid(i)) <= 64 for i in range(50))
+
+
+def test_an_exams_files_do_not_depend_on_its_neighbours(cohort, tmp_path):
+    shoot_exam(tmp_path, TINY, 1)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (cohort / "cines" / "patient_0002" / path.name).read_bytes()
+
+
+# --- stills ---
+
+
+def test_stills_repeat_and_differ_by_seed():
+    first, again, other = still(3, 96), still(3, 96), still(4, 96)
+    np.testing.assert_array_equal(first.image, again.image)
+    assert first.image.shape == (96, 96) and first.image.dtype == np.uint8
+    assert (first.image != other.image).any()
+
+
+def test_stills_are_key_frames_and_their_truth_lies_in_the_picture():
+    for seed in range(12):
+        got = still(seed, 96)
+        assert got.label == f"{got.laterality}_better"
+        assert got.points.dtype == np.float32 and got.points.shape == (len(got.segments), 2)
+        assert got.points.min() > 0 and got.points.max() < 95
+        assert {laterality_of(int(s)) for s in got.segments} == {got.laterality}
+        assert got.lesion_points.shape[0] <= len(got.lesions) and got.lesion_points.shape[1] == 3
+        assert all(laterality_of(x["segment"]) == got.laterality for x in got.lesions)
+
+
+def test_centreline_points_lie_on_dark_vessels():
+    darker = []
+    for seed in range(8):
+        got = still(seed, 256, lesion=None)
+        u, v = np.rint(got.points).astype(int).T
+        near = [
+            got.image[np.clip(v + a, 0, 255), np.clip(u + b, 0, 255)]
+            for a, b in ((12, 12), (-12, -12))
+        ]
+        darker.append(np.mean(near) - got.image[v, u].mean())
+    assert np.mean(darker) > 5 and min(darker) > 0
+
+
+@pytest.mark.parametrize("segment", [1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 13])
+def test_a_wanted_lesion_is_the_one_shown(segment):
+    got = still(segment, 96, lesion={"segment": segment, "percent": 90})
+    assert got.lesions == [{"segment": segment, "percent": 90, "artery": artery_of(segment)}]
+    assert got.laterality == laterality_of(segment)
+    if len(got.lesion_points):
+        at = got.lesion_points[0]
+        assert at[2] == 90
+        nearest = np.argmin(np.hypot(*(got.points - at[:2]).T))
+        assert np.hypot(*(got.points[nearest] - at[:2])) < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": 0, "laterality": "LAD"}, "laterality must be LCA or RCA"),
+        ({"seed": 0, "lesion": {"segment": 2, "percent": 80}}, "grades are"),
+        (
+            {"seed": 0, "laterality": "LCA", "lesion": {"segment": 2, "percent": 90}},
+            "seen from the RCA",
+        ),
+    ],
+)
+def test_bad_stills_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        still(size_px=64, **arguments)
+
+
+# --- profiles ---
+
+
+def test_profile_numbers_reach_the_cohorts():
+    profile = load_profile("smoke")
+    doubled = profile.model_copy(update={"data": profile.data.model_copy(update={"scale": 2.0})})
+    got = cohort_settings(doubled, "corpus")
+    assert got.n_patients == 2 * profile.data.corpus_patients
+    assert got.cines_per_patient == profile.data.corpus_cines
+    assert (got.size_px, got.seed) == (profile.data.size_px, profile.data.seed)
+
+
+def test_a_profile_with_own_data_has_no_phantom():
+    with pytest.raises(ValueError, match="reads its own data"):
+        cohort_settings(load_profile("paper"), "cnn")
+
+
+def test_ensure_phantom_makes_both_cohorts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    profile = load_profile("smoke")
+    small = dict(cnn_patients=1, corpus_patients=1, cnn_cines=1, corpus_cines=1, frames_low=4,
+                 frames_high=4, size_px=64)  # fmt: skip
+    tiny = profile.model_copy(update={"data": profile.data.model_copy(update=small)})
+    folder = ensure_phantom(tiny, n_workers=1)
+    assert folder.is_relative_to(tmp_path)
+    assert (folder / "cnn" / "finished.json").exists()
+    assert (folder / "corpus" / "findings.csv").exists()
+
+
+def test_the_command_refuses_a_profile_without_phantom(capsys):
+    with pytest.raises(SystemExit):
+        main(["--profile", "paper"])
+    assert "own data" in capsys.readouterr().err
