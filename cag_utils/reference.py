@@ -1,0 +1,200 @@
+"""Run the phantom study from nothing, measure it, and refresh `outputs/reference/` and the README.
+
+`make reference` calls it. Every number in the README and in `outputs/reference/` comes from here.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from cag_utils.report import MODEL_NAMES
+from cag_utils.settings import load_profile
+from cag_utils.study import data_dir, provenance, read_json, root, under_root, write_json
+
+PROFILE = "phantom"
+CORES = 2
+KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
+LARGEST_BYTES = 1_000_000
+
+
+def main() -> None:
+    """Run, measure, collect, write."""
+    profile = load_profile(PROFILE)
+    outputs = under_root("outputs") / PROFILE
+    shutil.rmtree(data_dir(profile), ignore_errors=True)
+    shutil.rmtree(outputs, ignore_errors=True)
+    minutes, peak_gb = measured_run(
+        [sys.executable, "-m", "snakemake", "--cores", str(CORES), "--config", f"profile={PROFILE}"]
+    )
+    metrics = {"study.minutes": round(minutes, 2), "study.peak_gb": round(peak_gb, 2)}
+    metrics |= headline_figures(outputs, profile.finetune.backbones)
+    metrics |= benchmarks(root() / "tests" / "benchmarks")
+    write_reference(outputs / "08_paper_tables" / "all", metrics)
+    update_readme(root() / "README.md", metrics)
+
+
+def measured_run(command: list[str]) -> tuple[float, float]:
+    """Run a command and watch the memory of all its processes.
+
+    Args:
+        command: Program and arguments, run in the repository.
+
+    Returns:
+        Minutes, and the peak over time of the processes' summed memory in GB. Memory shared
+        between processes counts once (proportional set size; resident size where the system
+        does not tell).
+
+    Raises:
+        RuntimeError: The command failed.
+    """
+    began, peak = time.monotonic(), 0
+    process = psutil.Popen(command, cwd=root())
+    while process.poll() is None:
+        peak = max(peak, _tree_bytes(process))
+        time.sleep(1)
+    if process.returncode != 0:
+        raise RuntimeError(f"the study failed with exit code {process.returncode}; see its log")
+    return (time.monotonic() - began) / 60, peak / 1e9
+
+
+def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
+    """Collect the study's figures from the notebooks' metrics under one flat set of keys.
+
+    Args:
+        outputs: `outputs/<profile>/` of a finished study.
+        backbones: Fine-tuned backbones.
+
+    Returns:
+        Keys such as `cnn.laterality_f1`, `finetune.gemma3.en.segment_accuracy`,
+        `finetune.gemma3.en.base_segment_accuracy`, `vlscore.gemma3.conceptclip.mean`.
+    """
+    sampling = read_json(outputs / "00_frame_sampling" / "cnn" / "metrics.json")
+    figures = {"sampling.picks_per_cine": sampling["picks_per_cine"]}
+    cnn = read_json(outputs / "02_confusion_matrices" / "six_class" / "metrics.json")
+    for name in ("six_class_f1", "laterality_f1", "three_class_f1"):
+        figures |= {f"cnn.{name}{end}": cnn[f"{name}{end}"] for end in ("", "_low", "_high")}
+    figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
+    for path in sorted((outputs / "07_physician_scores").glob("*/metrics.json")):
+        scores, language = read_json(path), path.parent.name
+        for backbone in backbones:
+            figures |= _finetune_figures(scores, backbone, f"finetune.{backbone}.{language}")
+    for path in sorted((outputs / "06_vlscore").glob("*/metrics.json")):
+        for key, value in read_json(path).items():
+            model, _, rest = key.partition(".")
+            if model in MODEL_NAMES and rest.endswith((".mean", ".sd", ".area_mean")):
+                figures[f"vlscore.{model.removesuffix('_lora')}.{rest}"] = value
+    return figures
+
+
+def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float]:
+    figures = {}
+    for model, prefix in ((f"{backbone}_lora", ""), (f"{backbone}_base", "base_")):
+        for name in ("segment_accuracy", "laterality_accuracy", "overall_mean"):
+            for end in ("", "_low", "_high"):
+                if (value := scores.get(f"{model}.{name}{end}")) is not None:
+                    figures[f"{stem}.{prefix}{name}{end}"] = value
+    return figures
+
+
+def benchmarks(folder: Path) -> dict[str, float]:
+    """Run every benchmark and return its ratios as `benchmark.<name>`.
+
+    Args:
+        folder: Holds `bench_*.py`; each prints one JSON object as its last line.
+
+    Raises:
+        subprocess.CalledProcessError: A benchmark failed.
+    """
+    figures = {}
+    for path in sorted(folder.glob("bench_*.py")):
+        done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
+        figures |= json.loads(done.stdout.strip().splitlines()[-1])
+    return {f"benchmark.{name}": value for name, value in figures.items()}
+
+
+def write_reference(tables: Path, metrics: dict[str, float]) -> None:
+    """Copy the small tables and figures, and write `metrics.json` and `provenance.json`."""
+    folder = under_root("outputs") / "reference"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*"):
+        if old.suffix in {".csv", ".md", ".tex", ".png"} and old.name != "gpu.md":
+            old.unlink()
+    for path in sorted(tables.iterdir()):
+        if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
+            shutil.copyfile(path, folder / path.name)
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
+
+
+def update_readme(path: Path, metrics: dict[str, float]) -> None:
+    """Replace what stands between the README's result markers.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    text = path.read_text(encoding="utf-8")
+    pattern = r"(<!-- results: make reference -->\n).*?(<!-- end of results -->)"
+    if not re.search(pattern, text, flags=re.S):
+        raise ValueError(f"{path} has no result markers")
+    table = results_table(metrics)
+    path.write_text(
+        re.sub(pattern, lambda m: m[1] + table + m[2], text, flags=re.S), encoding="utf-8"
+    )
+
+
+def results_table(metrics: dict[str, float]) -> str:
+    """Return the README's results as Markdown, each beside the paper's figure where there is one.
+
+    Args:
+        metrics: As in `outputs/reference/metrics.json`.
+    """
+
+    def cell(key: str) -> str:
+        value = f"{metrics[key]:.3f}"
+        if f"{key}_low" in metrics:
+            value += f" ({metrics[f'{key}_low']:.3f} to {metrics[f'{key}_high']:.3f})"
+        return value
+
+    rows = ["| figure | phantom, this study | paper, real patients |", "|---|---|---|"]
+    printed = {"laterality_f1": 0.959, "three_class_f1": 0.925, "six_class_f1": 0.766}
+    for name, paper in printed.items():
+        rows.append(f"| CNN {name.replace('_', ' ')} | {cell(f'cnn.{name}')} | {paper} |")
+    for key in sorted(key for key in metrics if key.endswith(".segment_accuracy")):
+        _, backbone, language, _ = key.split(".")
+        base = key.replace("segment", "base_segment")
+        rows.append(
+            f"| {MODEL_NAMES[f'{backbone}_lora']} ({language}): named segment right, "
+            f"tuned / untuned | {cell(key)} / {cell(base) if base in metrics else 'not run'} | – |"
+        )
+    for key in sorted(key for key in metrics if re.fullmatch(r"finetune.*\.overall_mean", key)):
+        if ".base_" not in key:
+            _, backbone, language, _ = key.split(".")
+            base = key.replace("overall", "base_overall")
+            rows.append(
+                f"| {MODEL_NAMES[f'{backbone}_lora']} ({language}): rubric, 0 to 10, tuned / untuned"
+                f" | {cell(key)} / {cell(base) if base in metrics else 'not run'} | – |"
+            )
+    cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
+    rows.append(f"| whole study, two cores | {cost} | – |")
+    return "\n".join(rows) + "\n"
+
+
+def _tree_bytes(process: psutil.Process) -> int:
+    total = 0
+    for member in (process, *process.children(recursive=True)):
+        try:
+            memory = member.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it ended between listing and asking
+    return total
+
+
+if __name__ == "__main__":
+    main()
