@@ -165,21 +165,15 @@ def results_table(metrics: dict[str, float]) -> str:
     printed = {"laterality_f1": 0.959, "three_class_f1": 0.925, "six_class_f1": 0.766}
     for name, paper in printed.items():
         rows.append(f"| CNN {name.replace('_', ' ')} | {cell(f'cnn.{name}')} | {paper} |")
-    for key in sorted(key for key in metrics if key.endswith(".segment_accuracy")):
-        _, backbone, language, _ = key.split(".")
-        base = key.replace("segment", "base_segment")
-        rows.append(
-            f"| {MODEL_NAMES[f'{backbone}_lora']} ({language}): named segment right, "
-            f"tuned / untuned | {cell(key)} / {cell(base) if base in metrics else 'not run'} | – |"
-        )
-    for key in sorted(key for key in metrics if re.fullmatch(r"finetune.*\.overall_mean", key)):
-        if ".base_" not in key:
-            _, backbone, language, _ = key.split(".")
-            base = key.replace("overall", "base_overall")
-            rows.append(
-                f"| {MODEL_NAMES[f'{backbone}_lora']} ({language}): rubric, 0 to 10, tuned / untuned"
-                f" | {cell(key)} / {cell(base) if base in metrics else 'not run'} | – |"
-            )
+    measures = {"segment_accuracy": "named segment right", "overall_mean": "rubric, 0 to 10"}
+    for measure, words in measures.items():
+        for key in sorted(metrics):
+            if not (found := re.fullmatch(rf"finetune\.(\w+)\.(\w+)\.{measure}", key)):
+                continue
+            model, base = MODEL_NAMES[f"{found[1]}_lora"], key.replace(measure, f"base_{measure}")
+            untuned = cell(base) if base in metrics else "not run"
+            rows.append(f"| {model}, {found[2]}: {words}, tuned | {cell(key)} | – |")
+            rows.append(f"| {model}, {found[2]}: {words}, untuned | {untuned} | – |")
     cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
     rows.append(f"| whole study, two cores | {cost} | – |")
     return "\n".join(rows) + "\n"
