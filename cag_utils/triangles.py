@@ -174,8 +174,16 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
 
 
 def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
-    """Return what the area follows, over all non-empty outputs: see `vlscore.what_moves_it`."""
-    return what_moves_it(*space.corners(cases[~cases["empty"]]))
+    """Return what the area follows, over all non-empty outputs: see `vlscore.what_moves_it`.
+
+    Args:
+        cases: From `join_cases`.
+        space: From `embed`.
+    """
+    said = cases[~cases["empty"]]
+    if said.empty:
+        return dict.fromkeys(("text_text", "image_truth", "image_report"), float("nan"))
+    return what_moves_it(*space.corners(said))
 
 
 def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
