@@ -195,10 +195,11 @@ def test_every_cine_is_a_valid_xa_object(cohort):
 # PS3.3 A.14.3: type 1 and 2 attributes of the mandatory modules
 REQUIRED = """PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime
 ReferringPhysicianName StudyID AccessionNumber Modality SeriesInstanceUID SeriesNumber
-Manufacturer InstanceNumber PatientOrientation SamplesPerPixel PhotometricInterpretation Rows
-Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData FrameTime NumberOfFrames FrameIncrementPointer
-ImageType PixelIntensityRelationship KVP RadiationSetting ExposureTime XRayTubeCurrent Exposure
-PositionerMotion PositionerPrimaryAngle PositionerSecondaryAngle ContrastBolusAgent SOPClassUID
+Manufacturer InstanceNumber PatientOrientation SamplesPerPixel PhotometricInterpretation
+Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData FrameTime
+NumberOfFrames FrameIncrementPointer ImageType PixelIntensityRelationship KVP
+RadiationSetting ExposureTime XRayTubeCurrent Exposure PositionerMotion
+PositionerPrimaryAngle PositionerSecondaryAngle ContrastBolusAgent SOPClassUID
 SOPInstanceUID""".split()
 
 
