@@ -135,6 +135,8 @@ def _side(place: Mark) -> str | None:
 
 def _read_sentence(sentence: str, language: str) -> tuple[list[Stenosis], set[str]]:
     """Return the stenoses a sentence states and the places it clears."""
+    if lexicon.NONE_AT_ALL.match(sentence):
+        return [], {"all"}
     if not lexicon.ABSENCE[language].search(sentence):
         return _stenoses(sentence, language), set()
     stenoses, cleared, denied = [], set(), False

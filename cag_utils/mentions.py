@@ -114,6 +114,8 @@ def find_grades(clause: str, language: str) -> list[Mark]:
 def _graded_words(clause: str, language: str, grades) -> list[Mark]:
     marks, taken = [], []
     for grade in grades:
+        if grade == 75 and marks:  # "significant" says less than any other word
+            break
         for m in lexicon.GRADE_WORDS[grade][language].finditer(clause):
             if not any(m.start() < end and start < m.end() for start, end in taken):
                 marks.append(Mark(m.start(), m.end(), percent=grade))

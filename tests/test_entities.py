@@ -1,11 +1,13 @@
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.entities import Entities, Stenosis, read_entities, to_grade
-from cag_utils.phantom.clinic import PLANS, write_findings
+from cag_utils.phantom.captions import Scene, write_caption
+from cag_utils.phantom.clinic import PLANS, draw_record, write_findings, write_report
 from cag_utils.rubric import truth_entities
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, laterality_of, segments_of
 
@@ -94,6 +96,8 @@ def test_no_text_breaks_the_reader(text):
         ("RCA #2 is a CTO", [("RCA", 2, 100)]),
         ("LAD #7 subtotal occlusion, 99%", [("LAD", 7, 99)]),
         ("Mild stenosis in LAD #8", [("LAD", 8, 25)]),
+        ("Significant stenosis in LAD #8", [("LAD", 8, 75)]),
+        ("Significant, severe stenosis in LAD #8", [("LAD", 8, 90)]),
         ("LAD septal shows 90% stenosis", [("LAD", None, 90)]),
         ("LAD #11 shows 75% stenosis", [("LAD", 11, 75)]),  # kept as said, to be judged wrong
         ("RCA #16 99%", [("RCA", 16, 99)]),
@@ -140,6 +144,8 @@ def test_japanese_as_models_write_it(text, expected):
         ("No significant stenosis in the RCA.", "en", {"RCA"}),
         ("There is no evidence of obstructive coronary disease.", "en", {"all"}),
         ("The coronary arteries appear normal.", "en", {"all"}),
+        ("None. Advice: follow-up.", "en", {"all"}),
+        ("なし。", "ja", {"all"}),
         ("LAD and LCX are free of significant stenosis.", "en", {"LAD", "LCX"}),
         ("Stenosis is not seen in LAD #6.", "en", {"#6"}),
         ("The image does not show any significant narrowing.", "en", {"all"}),
@@ -170,6 +176,28 @@ def test_absence_beside_a_stenosis(text, language, cleared, expected):
     read = read_entities(text, language)
     assert not read.no_stenosis and read.cleared == cleared
     assert [tuple(s) for s in read.stenoses] == expected
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_segment_is_known_by_name(language):
+    for segment in AHA_SEGMENTS.values():
+        name = segment.name_en if language == "en" else segment.name_ja
+        text = {"en": f"90% stenosis of the {name}", "ja": f"{name}に90%の狭窄"}[language]
+        assert stenoses(text, language) == [(segment.artery, segment.number, 90)], name
+
+
+@settings(deadline=None, max_examples=60)
+@given(truth_st, st.sampled_from(LANGUAGES), st.integers(0, 2**32 - 1))
+def test_the_untuned_twins_own_words_are_read_as_well(truth, language, seed):
+    # Else a tuned model would beat its base by format alone.
+    lesions, laterality, plan = truth
+    rng = np.random.default_rng(seed)
+    report = write_report(rng, draw_record(rng, lesions, "M"))
+    scene = Scene(laterality, tuple(lesions), "LAO cranial", report, plan)
+    _, answer = write_caption(rng, scene, language, "referral")
+    read, wanted = read_entities(answer, language), truth_entities(laterality, lesions, plan)
+    assert (read.stenoses, read.plan) == (wanted.stenoses, wanted.plan), answer
+    assert read.no_stenosis == wanted.no_stenosis
 
 
 @pytest.mark.parametrize(
