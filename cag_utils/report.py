@@ -1,5 +1,6 @@
 """Figures and tables, written the same way from every notebook."""
 
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -69,6 +70,28 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
     tex = style.to_latex(caption=caption, hrules=True, position_float="centering")
     paths[2].write_text(tex, encoding="utf-8")
     return paths
+
+
+def copy_result(source: Path, target: Path) -> list[Path]:
+    """Copy a saved table or figure, all of its files, under another name.
+
+    Args:
+        source: Path without suffix, as given to `save_figure` or `save_table`.
+        target: Likewise.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: Nothing was saved under `source`.
+    """
+    found = [path for path in sorted(source.parent.glob(f"{source.name}.*")) if path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"no table or figure was saved as {source}.*")
+    copies = [target.parent / f"{target.name}{path.suffix}" for path in found]
+    for path, copy in zip(found, copies, strict=True):
+        shutil.copyfile(path, copy)
+    return copies
 
 
 def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:

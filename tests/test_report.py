@@ -46,3 +46,13 @@ def test_the_papers_tables_are_as_printed():
 def test_every_model_has_a_name_and_a_colour():
     assert report.MODEL_NAMES.keys() == report.MODEL_COLOURS.keys()
     assert len(set(report.MODEL_COLOURS.values())) == len(report.MODEL_COLOURS)
+
+
+def test_a_result_is_copied_with_all_its_files(tmp_path):
+    table = pd.DataFrame({"x": [1]})
+    written = report.save_table(table, tmp_path / "a", "Caption.")
+    copies = report.copy_result(tmp_path / "a", tmp_path / "table9")
+    assert [p.name for p in copies] == ["table9.csv", "table9.md", "table9.tex"]
+    assert copies[0].read_bytes() == written[0].read_bytes()
+    with pytest.raises(FileNotFoundError, match="no table or figure"):
+        report.copy_result(tmp_path / "b", tmp_path / "table9")
