@@ -49,6 +49,8 @@ WORDS = {
         "gap": " ",
         "advice": "Advice: {advice}.",
         "example": "Example: ",
+        "report": "Report: ",
+        "answer": "Answer: ",
         "picture": "This picture: ",
         "translate": "Say in Japanese: {term}",
         "which_advice": "Write this advice as a full sentence: {advice}",
@@ -65,6 +67,8 @@ WORDS = {
         "gap": "",
         "advice": "助言：{advice}。",
         "example": "例：",
+        "report": "レポート：",
+        "answer": "回答：",
         "picture": "この画像：",
         "translate": "英語で：{term}",
         "which_advice": "次の助言を文章にしてください：{advice}",
@@ -141,8 +145,8 @@ ASKS = {
         ),
     },
     "examples": {
-        "en": ("Write like the examples.", "Follow the format."),
-        "ja": ("例にならって書いてください。", "同じ形式で書いてください。"),
+        "en": ("Write like the examples of other patients.", "Follow the format."),
+        "ja": ("他の患者の回答例にならって書いてください。", "同じ形式で書いてください。"),
     },
     "copy": {"en": ("Repeat the report.",), "ja": ("レポートを繰り返してください。",)},
 }
