@@ -146,7 +146,7 @@ def _read_sentence(sentence: str, language: str) -> tuple[list[Stenosis], set[st
         found = [] if absent else _stenoses(clause, language)
         stenoses += found
         denied |= absent and not elsewhere
-        if not found and not elsewhere:
+        if not found:
             cleared |= {_scope(place) for place in find_places(clause, language)}
     return stenoses, (cleared or {"all"}) if denied else set()
 

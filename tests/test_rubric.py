@@ -197,6 +197,8 @@ def test_what_cannot_be_read_is_wrong_on_everything(text):
         ("LAD #6 75%. Evaluate viability before CTO-PCI.", {"cto for 75%"}),
         ("LM #5 50%. Optimal medical therapy.", {"medical for 50%"}),
         ("LAD #6 50%. Optimal medical therapy.", set()),
+        ("LAD #6 75%. Optimal medical therapy.", set()),  # not the rule's plan, but no nonsense
+        ("LAD #6 90%. Optimal medical therapy.", {"medical for 90%"}),
         ("No stenosis. PCI is recommended.", {"pci for 0%"}),
         ("LAD #6 75%. No PCI is needed. CABG is needed.", {"none against heart_team"}),
         (f"LAD #6 90%. {CONTEXT}", set()),

@@ -150,6 +150,18 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     assert (worse["high"] < 0).all() and not worse["beats_base"].any()
 
 
+def test_a_gain_on_half_of_the_patients_is_not_clear():
+    def half(row):  # right on two of four patients, refused on the others
+        return perfect(row) if row["case_id"] < "case-0004" else sorry(row)
+
+    def rest(row):
+        return sorry(row) if row["case_id"] < "case-0003" else perfect(row)
+
+    compared = against_base(marks({"gemma3_base": half, "gemma3_lora": rest}), STATS, 0)
+    assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
+    assert not compared["beats_base"].any()
+
+
 def test_which_base_a_tuned_model_is_compared_with():
     def based(*models):
         found = against_base(marks({m: perfect for m in models}), STATS, 0)
