@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cag_utils.phantom.anatomy import grow_tree
 from cag_utils.phantom.backdrop import box_chords, draw_backdrop, draw_body, ellipsoid_spans
-from cag_utils.phantom.carm import VIEWS, CArm, aim, draw_carm
+from cag_utils.phantom.carm import VIEWS, CArm, aim, crop, draw_carm
 from cag_utils.phantom.catheter import draw_catheter, follow_ostium, ostium_mm
 from cag_utils.phantom.contrast import (
     NEVER,
@@ -87,13 +87,32 @@ def test_rays_and_projection_undo_each_other(u, v, angle):
     assert got_u[0] == pytest.approx(u, abs=1e-6) and got_v[0] == pytest.approx(v, abs=1e-6)
 
 
-def test_aim_centres_an_artery_and_offsets_it():
+def test_aim_centres_an_artery_and_keeps_the_tip():
     points = rng().normal(0, 20, (200, 3)) + [30, -40, 20]
-    for offset in ((0.0, 0.0), (0.2, -0.1)):
-        u, v, _ = (aimed := aim(arm(20, 10), points, offset)).project(points)
-        middle = [np.percentile(w, [2, 98]).mean() for w in (u, v)]
-        np.testing.assert_allclose(middle, 50 + 101 * np.array(offset), atol=1e-6)
+    aimed = aim(arm(20, 10), points)
+    u, v, _ = aimed.project(points)
+    np.testing.assert_allclose([np.percentile(w, [2, 98]).mean() for w in (u, v)], 50, atol=1e-6)
     assert aimed.magnification == 2 and aimed.isocentre_pixel_mm == 0.5
+    tip = points.mean(axis=0, keepdims=True) + [0, 90, 0]
+    wide = aim(arm(20, 10), points, tip)
+    low = np.percentile(wide.project(points)[1], 98)
+    assert (wide.project(tip)[1][0] + low) / 2 == pytest.approx(50)
+
+
+@pytest.mark.parametrize("towards", range(4))
+def test_crop_leaves_the_wanted_share(towards):
+    points = rng(1).normal(0, 10, (400, 3))
+    cropped = crop(aim(arm(10, 20), points), points, 0.4, towards)
+    u, v, _ = cropped.project(points)
+    assert ((u >= 0) & (u <= 100) & (v >= 0) & (v <= 100)).mean() == pytest.approx(0.4, abs=0.01)
+    off = (u > 100, v > 100, u < 0, v < 0)[towards]
+    assert off.mean() == pytest.approx(0.6, abs=0.01)
+
+
+@pytest.mark.parametrize(("share", "towards"), [(1.1, 0), (0.5, 4)])
+def test_impossible_crops_are_refused(share, towards):
+    with pytest.raises(ValueError, match="share must be 0 to 1"):
+        crop(arm(), np.zeros((3, 3)), share, towards)
 
 
 def test_every_standard_view_is_drawn_near_its_angles():
@@ -356,7 +375,7 @@ def test_failed_cines_fail_in_their_own_way(kind):
     elif kind == "short":
         assert truth.contrast.max() < 0.8 and "bad" in grades
     elif kind == "cropped":
-        assert np.median(truth.in_field) < 0.7
+        assert np.median(truth.in_field) < 0.65
     elif kind == "blurred":
         assert truth.blur_mm.max() > 0.6
     else:
@@ -375,7 +394,8 @@ def test_truth_counts_only_what_can_fill_and_lies_in_the_picture():
     assert part.opacified.max() > 0.9  # a stump that is full is full
     beside = replace(shot, arm=replace(shot.arm, shift_px=(500.0, 0.0)))
     gone = frame_truth(tree, beside, pose_tree(tree, beside))
-    assert gone.opacified.max() == 0 and gone.contrast.max() == pytest.approx(whole.contrast.max())
+    assert gone.opacified.max() == gone.contrast.max() == gone.in_field.max() == 0
+    assert set(gone.labels("RCA")) == {"RCA_other"} != set(whole.labels("RCA"))
 
 
 @pytest.mark.parametrize(

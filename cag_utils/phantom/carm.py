@@ -134,29 +134,53 @@ def draw_carm(
         secondary_deg=float(table[name][1] + rng.normal(0, 4)),
         source_detector_mm=float(np.clip(rng.normal(1090, 55), 1020, 1200)),
         source_isocentre_mm=float(np.clip(rng.normal(781, 45), 691, 872)),
-        pixel_mm=float(rng.uniform(140, 185)) / size_px,
+        pixel_mm=float(rng.uniform(145, 190)) / size_px,
         size_px=size_px,
     )
     return name, arm
 
 
-def aim(arm: CArm, points: np.ndarray, offset: tuple[float, float] = (0.0, 0.0)) -> CArm:
-    """Move table and arm so that an artery sits in the picture.
+def aim(arm: CArm, points: np.ndarray, keep: np.ndarray | None = None) -> CArm:
+    """Move table and arm so that an artery fills the picture's middle.
 
     Args:
         arm: The arm, any isocentre.
         points: (n, 3) centreline, mm.
-        offset: Shift of the artery's middle from the picture's, as shares of its size.
+        keep: (k, 3) mm, what must not fall off the edge, such as the catheter's tip.
 
     Returns:
         The arm with its isocentre in the artery and the shift that centres it.
     """
     centre = (np.percentile(points, 4, axis=0) + np.percentile(points, 96, axis=0)) / 2
     still = replace(arm, isocentre_mm=tuple(map(float, centre)), shift_px=(0.0, 0.0))
-    u, v, _ = still.project(points)
+    ends = [np.percentile(w, [2, 98]) for w in still.project(points)[:2]]
+    if keep is not None:
+        ends = [np.r_[e, w] for e, w in zip(ends, still.project(keep)[:2], strict=True)]
     middle = (arm.size_px - 1) / 2
-    shift = tuple(
-        float(middle - np.percentile(w, [2, 98]).mean() + share * arm.size_px)
-        for w, share in zip((u, v), offset, strict=True)
-    )
-    return replace(still, shift_px=shift)
+    return replace(still, shift_px=tuple(float(middle - (e.min() + e.max()) / 2) for e in ends))
+
+
+def crop(arm: CArm, points: np.ndarray, share: float, towards: int) -> CArm:
+    """Shift the table until only a share of an artery is left in the picture.
+
+    Args:
+        arm: An aimed arm.
+        points: (n, 3) centreline, mm.
+        share: Of the points that stay in the picture, 0 to 1.
+        towards: 0 off the right edge, 1 off the lower, 2 off the left, 3 off the upper one.
+
+    Returns:
+        The shifted arm.
+
+    Raises:
+        ValueError: `share` is not 0 to 1 or `towards` not 0 to 3.
+    """
+    if not 0 <= share <= 1 or towards not in range(4):
+        raise ValueError(f"share must be 0 to 1 and towards 0 to 3, got {share} and {towards}")
+    at = arm.project(points)[towards % 2]
+    shift = list(arm.shift_px)
+    if towards < 2:
+        shift[towards] += arm.size_px - 1 - float(np.quantile(at, share))
+    else:
+        shift[towards - 2] -= float(np.quantile(at, 1 - share))
+    return replace(arm, shift_px=tuple(shift))

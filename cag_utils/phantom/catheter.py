@@ -15,6 +15,12 @@ def ostium_mm(laterality: str) -> np.ndarray:
     return np.zeros(3) if laterality == "LCA" else RCA_OSTIUM_MM
 
 
+def tip_mm(laterality: str) -> np.ndarray:
+    """Return where the engaged catheter's last 3 cm lie, (3, 3) mm."""
+    bend = np.array([[0, 0, 0], [0, 3, 0], [0, 14.0, 0]])
+    return ostium_mm(laterality) + np.array([[0], [12], [24]]) * _EXIT[laterality] + bend
+
+
 def draw_catheter(rng: np.random.Generator, laterality: str, radial: bool) -> np.ndarray:
     """Draw the catheter's course from the ostium to the edge of the picture.
 
@@ -31,8 +37,8 @@ def draw_catheter(rng: np.random.Generator, laterality: str, radial: bool) -> np
     def bent(along, offset):
         return tip + away * along + np.array(offset) + rng.normal(0, 4, 3)
 
-    way = [tip - 2 * away, tip + away * 12 + np.array([0, 3, 0])]
-    way += [bent(24, (0, 14, 0)), bent(24, (-6, 45, 4))]
+    way = [tip - 2 * away, *tip_mm(laterality)[1:], bent(24, (-6, 45, 4))]
+    way[2] = way[2] + rng.normal(0, 3, 3)
     if radial:
         way += [bent(18, (-16, 90, 6)), bent(10, (-40, 130, 5))]
     else:

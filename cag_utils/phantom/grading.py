@@ -15,7 +15,7 @@ VISIBLE = 0.4  # share of undiluted contrast above which a vessel counts as opac
 BETTER_OPACIFIED = (
     0.70  # share of the open main tree, by calibre, opacified and inside the shutters
 )
-BETTER_CONTRAST = 0.50  # mean share of undiluted contrast over the open main tree
+BETTER_CONTRAST = 0.50  # mean share of undiluted contrast in view, over the open main tree
 BETTER_BLUR_MM = 0.60  # movement within one X-ray pulse
 OTHER_CONTRAST = 0.08  # below: nothing to see
 
@@ -26,7 +26,8 @@ class FrameTruth:
 
     Attributes:
         opacified: (t,) share of the open main tree opacified and inside the shutters, 0 to 1.
-        contrast: (t,) mean concentration over the open main tree, share of undiluted contrast.
+        contrast: (t,) mean concentration over the open main tree, share of undiluted contrast; what
+            lies outside the shutters counts as none.
         in_field: (t,) share of the open main tree inside the shutters.
         blur_mm: (t,) median movement of the main tree within one X-ray pulse.
     """

@@ -15,6 +15,9 @@ SEGMENT_WEIGHTS = {
 }  # fmt: skip
 GRADE_WEIGHTS = {25: 0.14, 50: 0.20, 75: 0.26, 90: 0.20, 99: 0.12, 100: 0.08}
 MAX_A_SIDE = 2
+# An occluded left main rules out an elective study; behind an occluded proximal RCA nothing would be
+# seen, as there is no collateral filling yet.
+NEVER_OCCLUDED = (1, 5)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Lesion:
 
 
 def draw_lesions(rng: np.random.Generator, count_shares: tuple[float, ...]) -> list[dict]:
-    """Draw a patient's lesions: distinct segments, at most two a side, no occluded left main.
+    """Draw a patient's lesions: distinct segments, at most two a side.
 
     Args:
         rng: Generator.
@@ -77,9 +80,9 @@ def draw_lesions(rng: np.random.Generator, count_shares: tuple[float, ...]) -> l
 
 
 def _grade(rng, segment: int) -> int:
-    """A grade; an occluded left main is not compatible with an elective study."""
+    """Draw a grade that this segment may have."""
     weights = np.array([GRADE_WEIGHTS[g] for g in GRADES])
-    if segment == 5:
+    if segment in NEVER_OCCLUDED:
         weights[GRADES.index(100)] = 0
     return int(rng.choice(GRADES, p=weights / weights.sum()))
 

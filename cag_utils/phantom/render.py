@@ -135,7 +135,7 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
     moved = np.hypot(pose.du, pose.dv)[:, tree.main]
     return FrameTruth(
         opacified=((filled >= VISIBLE) & inside) @ weight,
-        contrast=filled @ weight,
+        contrast=(filled * inside) @ weight,
         in_field=inside @ weight,
         blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
     )

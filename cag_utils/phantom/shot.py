@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cag_utils.phantom.anatomy import Tree
-from cag_utils.phantom.carm import CArm, aim, draw_carm
+from cag_utils.phantom.carm import CArm, aim, crop, draw_carm
+from cag_utils.phantom.catheter import tip_mm
 from cag_utils.phantom.contrast import NEVER, SPEED_MM_S, Injection
 from cag_utils.phantom.motion import panning
 from cag_utils.phantom.subject import Subject
@@ -110,7 +111,7 @@ def draw_shot(
             f"got {n_frames}, {frame_rate} and {size_px}"
         )
     name, arm = draw_carm(rng, tree.laterality, size_px, view)
-    arm = aim(arm, tree.points[tree.main], _offset(rng, kind))
+    arm = _aimed(rng, kind, tree, arm)
     pans = rng.random() < 0.12 or kind == "panned"
     travel = rng.normal(0, 0.05, 2) * size_px
     start = rng.uniform(0.35, 0.8)
@@ -130,20 +131,19 @@ def draw_shot(
         pan_px=panning(n_frames, start, travel * pans, 0.7 * MARGIN_SHARE * size_px),
         pulse_s=rng.uniform(0.035, 0.060) if kind == "blurred" else rng.uniform(0.004, 0.0067),
         catheter_mm=rng.uniform(0.8, 1.05),
-        catheter_per_mm=rng.uniform(0.07, 0.16),
+        catheter_per_mm=rng.uniform(0.12, 0.24),
         reflux=rng.uniform(0.15, 0.6) * (rng.random() < 0.7),
         blush=rng.uniform(0.02, 0.08),
     )
 
 
-def _offset(rng, kind: str) -> tuple[float, float]:
-    """Where the artery's middle sits: near the picture's, or for a cropped cine far off it."""
-    near = rng.normal(0, 0.025, 2)
-    if kind != "cropped":
-        return tuple(near)
-    axis, far = rng.integers(2), rng.uniform(0.46, 0.58) * rng.choice([-1, 1])
-    near[axis] = far
-    return tuple(near)
+def _aimed(rng, kind: str, tree: Tree, arm: CArm) -> CArm:
+    """Aim at the artery and the catheter's tip, with a slip of the hand; or crop most of it."""
+    arm = aim(arm, tree.points[tree.main], tip_mm(tree.laterality))
+    slip, share, towards = rng.normal(0, 0.02, 2), rng.uniform(0.40, 0.60), int(rng.integers(4))
+    if kind == "cropped":
+        return crop(arm, tree.points[tree.order == 0], share, towards)
+    return replace(arm, shift_px=tuple(map(float, np.add(arm.shift_px, slip * arm.size_px))))
 
 
 def _injection(rng, kind: str, laterality: str) -> Injection:
