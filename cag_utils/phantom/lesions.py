@@ -15,8 +15,8 @@ SEGMENT_WEIGHTS = {
 }  # fmt: skip
 GRADE_WEIGHTS = {25: 0.14, 50: 0.20, 75: 0.26, 90: 0.20, 99: 0.12, 100: 0.08}
 MAX_A_SIDE = 2
-# An occluded left main rules out an elective study; behind an occluded proximal RCA nothing would be
-# seen, as there is no collateral filling yet.
+# An occluded left main rules out an elective study; behind an occluded proximal RCA nothing would
+# be seen, as there is no collateral filling yet.
 NEVER_OCCLUDED = (1, 5)
 
 
