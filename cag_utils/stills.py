@@ -13,6 +13,7 @@ from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion
 N_SEGMENTS = len(AHA_SEGMENTS)
 # Stills and cohorts draw from separate random streams: no study patient is a pretraining patient.
 # Held-out stills have a range of seeds of their own.
+PART = 2000  # stills a cache file
 LESION_SHARE = 0.65  # of the stills, asked for one lesion; the others are natural patients
 FIRST_SEED, FIRST_HELD_OUT_SEED = 0, 10_000_000
 
@@ -121,6 +122,9 @@ def cached_stills(
 ) -> Stills:
     """Return `make_stills` for `count` seeds in a row, drawn once and kept as .npz in `folder`.
 
+    They are kept in parts of 2000, so that a killed run goes on where it was. A part whose first
+    picture the phantom would draw differently today is drawn anew.
+
     Args:
         folder: Where the cache lives, below `data/`.
         first_seed: First seed.
@@ -129,13 +133,27 @@ def cached_stills(
         patch_px: Side of the tower's patches.
         workers: Processes.
     """
-    path = Path(folder) / f"stills_{first_seed}_{count}_{size_px}_{patch_px}.npz"
-    if not path.exists():
-        stills = make_stills(range(first_seed, first_seed + count), size_px, patch_px, workers)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **{f.name: getattr(stills, f.name) for f in fields(Stills)})
-        partial.replace(path)  # a killed run leaves no half-written cache
+    parts = []
+    for start in range(first_seed, first_seed + count, PART):
+        seeds = range(start, min(start + PART, first_seed + count))
+        path = Path(folder) / f"stills_{start}_{len(seeds)}_{size_px}_{patch_px}.npz"
+        parts.append(_read(path) if path.exists() else None)
+        today = make_stills(seeds[:1], size_px, patch_px).images[0]
+        if parts[-1] is None or not np.array_equal(parts[-1].images[0], today):
+            parts[-1] = make_stills(seeds, size_px, patch_px, workers)
+            _write(parts[-1], path)
+    columns = ([getattr(part, f.name) for part in parts] for f in fields(Stills))
+    return Stills(*map(np.concatenate, columns))
+
+
+def _write(stills: Stills, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **{f.name: getattr(stills, f.name) for f in fields(Stills)})
+    partial.replace(path)  # a killed run leaves no half-written cache
+
+
+def _read(path: Path) -> Stills:
     with np.load(path) as found:
         return Stills(**{f.name: found[f.name] for f in fields(Stills)})
 

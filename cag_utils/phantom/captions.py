@@ -5,14 +5,15 @@ English and Japanese, as descriptions, answers to questions, lists and examples 
 study's own sentence ("LCX #11 shows 75% stenosis.") is never written here: LoRA has to teach it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from cag_utils.phantom.caption_writers import LANGUAGES, WRITERS
-from cag_utils.phantom.clinic import PLANS
-from cag_utils.segments import LATERALITIES, check_lesion, segments_of
+from cag_utils.phantom.clinic import PLANS, decide_plan, write_findings, write_report
+from cag_utils.phantom.patients import draw_record
+from cag_utils.segments import GRADES, LATERALITIES, check_lesion, segments_of
 
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
@@ -106,19 +107,46 @@ def write_caption(
     return WRITERS[kind](rng, scene, language)
 
 
-def base_corpus(rng: np.random.Generator, scenes: Iterable[Scene]) -> list[str]:
-    """Return text for the tokenizer: a question and an answer of every kind, both languages.
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene without a picture: any side, up to three lesions, a patient to fit."""
+    side = str(rng.choice(LATERALITIES))
+    segments = rng.choice(segments_of(side), size=int(rng.integers(4)), replace=False)
+    lesions = tuple(
+        check_lesion({"segment": int(s), "percent": int(rng.choice(GRADES))}) for s in segments
+    )
+    record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
+    view = name_view(rng.uniform(-50, 50), rng.uniform(-40, 40))
+    return Scene(side, lesions, view, write_report(rng, record), decide_plan(record, lesions))
+
+
+def base_corpus(rng: np.random.Generator, patients: int) -> list[str]:
+    """Return the captions that the twins are pretrained on, as text: all kinds, both languages.
 
     Args:
         rng: Generator.
-        scenes: Pictures; a few thousand cover every wording.
+        patients: Random scenes; a few hundred cover every wording.
 
     Returns:
         Texts, with a blank line between question and answer.
     """
     return [
         "\n\n".join(write_caption(rng, scene, language, kind))
-        for scene in scenes
+        for scene in (random_scene(rng) for _ in range(patients))
         for language in LANGUAGES
         for kind in KINDS
     ]
+
+
+def vocabulary_corpus(rng: np.random.Generator, patients: int = 3000) -> list[str]:
+    """Return the text that the tokenizer is trained on: captions and the study's findings.
+
+    The tokenizer may know the study's spelling; the models never read the findings themselves.
+
+    Args:
+        rng: Generator.
+        patients: Random scenes.
+    """
+    scenes = [random_scene(rng) for _ in range(patients)]
+    findings = [write_findings(s.lesions, s.laterality, s.plan).values() for s in scenes]
+    advice = [text for pair in PLANS.values() for text in pair] * (patients // 5)
+    return base_corpus(rng, patients) + [text for both in findings for text in both] + advice

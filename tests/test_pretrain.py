@@ -1,0 +1,367 @@
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import SiglipVisionConfig
+
+from cag_utils.phantom.captions import (
+    KINDS,
+    LANGUAGES,
+    Scene,
+    base_corpus,
+    name_view,
+    random_scene,
+    vocabulary_corpus,
+    write_caption,
+)
+from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings, write_report
+from cag_utils.pretrain import (
+    TowerTask,
+    jitter,
+    position_sines,
+    score_tower,
+    start_from_statistics,
+    to_pixels,
+    train_tower,
+)
+from cag_utils.pretrain_captions import (
+    answer,
+    caption_loss,
+    collate,
+    draw_scene,
+    encode_stills,
+    prompt_ids,
+    score_captions,
+    train_captions,
+)
+from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
+from cag_utils.stills import cached_stills, dense_labels, make_stills
+from cag_utils.twins import IMAGE_PX, PATCH_PX, TURN, build_twin, make_tokenizer
+
+SIDES = st.sampled_from(["LCA", "RCA"])
+
+
+def toy_still(seed, size_px, lesion=None):
+    """A bright square on a picture that is dark for the left side, grey for the right."""
+    side = ("LCA", "RCA")[seed % 2]
+    lesions = [check_lesion({"segment": 7 if side == "LCA" else 2, "percent": 90})]
+    image = np.full((size_px, size_px), 60 if side == "LCA" else 120, np.uint8)
+    middle = size_px // 2
+    image[middle : middle + 9, middle : middle + 9] = 250
+    return SimpleNamespace(
+        image=image,
+        laterality=side,
+        lesions=lesions,
+        points=np.array([[middle, middle], [1, 1], [-4, 2]], np.float32),
+        segments=np.array([lesions[0]["segment"], 5 if side == "LCA" else 1, 3]),
+        lesion_points=np.array([[middle, middle, 90]], np.float32),
+        primary_deg=30.0,
+        secondary_deg=-20.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def stills():
+    return make_stills(range(8), IMAGE_PX, PATCH_PX, draw=toy_still)
+
+
+@pytest.fixture(scope="module", params=["gemma3", "paligemma2"])
+def twin(request, tmp_path_factory):
+    return request.param, *build_twin(request.param, tmp_path_factory.mktemp("twin"))
+
+
+def scene(side="LCA", segments=(7, 11), percents=(90, 75), seed=0):
+    rng = np.random.default_rng(seed)
+    pairs = zip(segments, percents, strict=True)
+    lesions = tuple(check_lesion({"segment": s, "percent": p}) for s, p in pairs)
+    record = draw_record(rng, lesions, "M")
+    return Scene(side, lesions, "LAO", write_report(rng, record), decide_plan(record, lesions))
+
+
+# --- dense labels -------------------------------------------------------------------------------
+
+
+def test_dense_labels_by_hand():
+    # a 30 px picture of 3 x 3 patches of 10 px, numbered row by row
+    points = np.array([[2, 3], [4, 8], [9, 9], [15, 5], [25, 29], [-1, 5], [30, 5]])
+    segments = np.array([5, 6, 6, 6, 11, 13, 13])
+    lesions = np.array([[12, 2], [14, 9], [29, 29]])
+    where, grade = dense_labels(points, segments, lesions, [50, 99, 25], 30, 10)
+    assert where.tolist() == [6, 6, 0, 0, 0, 0, 0, 0, 11]  # two points of #6 outvote one of #5
+    assert grade.tolist() == [0, 5, 0, 0, 0, 0, 0, 0, 1]  # 99 % is the fifth grade and beats 50 %
+
+
+def test_dense_labels_of_a_healthy_picture_without_vessels():
+    where, grade = dense_labels(np.empty((0, 2)), np.empty(0, int), np.empty((0, 2)), [], 20, 10)
+    assert where.sum() == 0 and grade.sum() == 0 and where.shape == (4,)
+
+
+def test_dense_labels_refuse():
+    nothing = np.empty((0, 2)), np.empty(0, int)
+    with pytest.raises(ValueError, match="do not tile"):
+        dense_labels(*nothing, nothing[0], [], 30, 20)
+    with pytest.raises(ValueError, match="grades"):
+        dense_labels(*nothing, np.array([[1, 1]]), [80], 30, 10)
+
+
+def test_stills_know_their_lesions(stills):
+    assert len(stills) == 8 and stills.images.shape == (8, IMAGE_PX, IMAGE_PX)
+    assert stills.laterality(0) == "LCA" and stills.laterality(1) == "RCA"
+    assert stills.lesions(1) == [{"segment": 2, "percent": 90, "artery": "RCA"}]
+    middle = (IMAGE_PX // PATCH_PX) // 2 * (IMAGE_PX // PATCH_PX + 1)
+    assert stills.segment_map[0, middle] == 7 and stills.grade_map[0, middle] == 4
+
+
+def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
+    kept = cached_stills(tmp_path, 5, 2, 120, 20)
+    again = cached_stills(tmp_path, 5, 2, 120, 20)
+    fresh = make_stills([5, 6], 120, 20)
+    for name in ("images", "segment_map", "grades"):
+        assert np.array_equal(getattr(kept, name), getattr(again, name))
+        assert np.array_equal(getattr(kept, name), getattr(fresh, name))
+    assert len(list(tmp_path.iterdir())) == 1
+    shown = segments_of(kept.laterality(0))
+    assert set(kept.segment_map[0]) - {0} <= set(shown)
+
+
+# --- tower --------------------------------------------------------------------------------------
+
+
+def small_tower():
+    return SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=IMAGE_PX,
+        patch_size=PATCH_PX,
+        vision_use_head=False,
+    )
+
+
+def test_a_tower_learns_a_toy_world_and_repeats_itself(stills):
+    task, history = train_tower(stills, small_tower(), 60, batch_size=8, learning_rate=1e-2)
+    assert history[-1]["segment"] < 0.5 * history[0]["segment"]
+    assert "summary" not in history[0] and "summary" in history[-1]
+    scores = score_tower(task, stills)
+    assert scores["laterality_accuracy"] == 1 and scores["segment_accuracy"] == 1
+    _, again = train_tower(stills, small_tower(), 3, batch_size=8, learning_rate=1e-2)
+    _, third = train_tower(stills, small_tower(), 3, batch_size=8, learning_rate=1e-2)
+    assert again == third
+
+
+def test_scores_by_hand(stills):
+    task = TowerTask(small_tower())
+    torch.nn.init.zeros_(task.summary.weight)
+    with torch.no_grad():  # the heads' biases decide: everyone has 99 % in #7, nothing else
+        bias = task.summary.bias.view(15, 7)
+        bias.zero_()
+        bias[:, 0] = 5
+        bias[6] = torch.tensor([0.0, 0, 0, 0, 0, 5, 0])
+    scores = score_tower(task, stills)
+    assert scores["segment_accuracy"] == 0.5  # right on the left side alone
+    assert scores["grade_accuracy"] == 0.0  # 99 % named, 90 % true
+    assert scores["lesion_f1"] == 0.5  # 8 called, 8 true, 4 shared
+    assert np.isnan(scores["healthy_accuracy"])
+
+
+def test_tower_training_needs_a_batch(stills):
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        train_tower(stills, small_tower(), 1, batch_size=9)
+
+
+def test_positions_and_patches_start_from_what_is_known(stills):
+    sines = position_sines(3, 8)
+    assert sines.shape == (9, 8) and sines[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert torch.equal(sines[1, :4], sines[0, :4])  # same row, so the row's waves agree
+    with pytest.raises(ValueError, match="4 divides"):
+        position_sines(3, 10)
+    task = TowerTask(small_tower())
+    noise = np.random.default_rng(0).integers(0, 256, stills.images.shape, dtype=np.uint8)
+    start_from_statistics(task.tower, noise)
+    with torch.no_grad():
+        weight = next(p for n, p in task.tower.named_parameters() if "patch_embedding.weight" in n)
+        spread = torch.nn.functional.conv2d(to_pixels(noise), weight, stride=PATCH_PX).std(
+            (0, 2, 3)
+        )
+    assert torch.allclose(spread, torch.full_like(spread, 0.5), rtol=0.2)  # whitened
+
+
+def test_jitter_changes_grey_levels_alone():
+    flat = np.full((3, 20, 20), 128, np.uint8)
+    out = jitter(np.random.default_rng(0), flat)
+    assert out.shape == flat.shape and out.dtype == np.uint8
+    assert len({int(x.mean()) for x in out}) > 1 and out.std((1, 2)).max() < 4
+
+
+# --- captions -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), SIDES, st.sampled_from(LANGUAGES), st.sampled_from(list(KINDS)))
+def test_captions_never_use_the_study_sentence(seed, side, language, kind):
+    rng = np.random.default_rng(seed)
+    segments = sorted(rng.choice(segments_of(side), 2, replace=False).tolist())
+    made = scene(side, segments, rng.choice(GRADES, 2), seed)
+    question, text = write_caption(rng, made, language, kind)
+    assert question.strip() and text.strip()
+    for sentence in (r"#\d+ shows \d+% stenosis\.", r"#\d+に\d+%の狭窄が確認できます"):
+        assert not re.search(sentence, question + text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), SIDES, st.sampled_from(LANGUAGES))
+def test_lists_and_examples_tell_the_truth(seed, side, language):
+    rng = np.random.default_rng(seed)
+    segments = sorted(rng.choice(segments_of(side), 2, replace=False).tolist())
+    made = scene(side, segments, rng.choice(GRADES, 2), seed)
+    numbers = [str(n) for x in made.lesions for n in (x["segment"], x["percent"])]
+    for kind in ("list", "examples"):
+        _, text = write_caption(rng, made, language, kind)
+        assert re.findall(r"\d+", text) == numbers
+
+
+def test_captions_by_hand():
+    rng = np.random.default_rng(0)
+    assert write_caption(rng, scene(), "en", "list")[1] == "LAD 7: 90%, LCX 11: 75%."
+    left_main = scene("LCA", (5,), (50,))
+    assert write_caption(rng, left_main, "ja", "list")[1] == "LMT 5：50%。"
+    worst = write_caption(rng, scene(), "en", "worst")[1]
+    assert worst == "LAD segment 7, mid LAD, 90 percent, severe."
+    healthy = scene("RCA", (), ())
+    assert write_caption(rng, healthy, "en", "list")[1] == "none."
+    assert "RCA" in write_caption(rng, healthy, "en", "side")[1]
+
+
+def test_the_tokenizers_text_holds_the_findings_and_repeats_itself():
+    texts = vocabulary_corpus(np.random.default_rng(1), 20)
+    assert texts == vocabulary_corpus(np.random.default_rng(1), 20)
+    assert any(" shows 90% stenosis" in t for t in texts)
+
+
+@pytest.mark.parametrize(
+    "angles, name",
+    [((0, 0), "AP"), ((45, -30), "LAO caudal"), ((-30, 25), "RAO cranial"), ((-10, 9), "RAO")],
+)
+def test_views_are_named_as_in_the_laboratory(angles, name):
+    assert name_view(*angles) == name
+
+
+def test_captions_refuse():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="written in"):
+        write_caption(rng, scene(), "fr")
+    with pytest.raises(ValueError, match="of the kinds"):
+        write_caption(rng, scene(), "en", "poem")
+    with pytest.raises(ValueError, match="LCA or RCA"):
+        Scene("left", (), "", {}, "none")
+    with pytest.raises(ValueError, match="does not show"):
+        Scene("RCA", ({"segment": 7, "percent": 50},), "", {}, "none")
+
+
+def test_the_base_has_seen_every_token_that_the_study_writes():
+    rng = np.random.default_rng(0)
+    tokenizer = make_tokenizer("gemma3")
+    scenes = [random_scene(rng) for _ in range(400)]
+    seen = {i for t in base_corpus(rng, 800) for i in tokenizer(t).input_ids}
+    findings = [write_findings(s.lesions, s.laterality, s.plan) for s in scenes]
+    asked = {i for f in findings for text in f.values() for i in tokenizer(text).input_ids}
+    assert not tokenizer.convert_ids_to_tokens(sorted(asked - seen))
+
+
+# --- caption pretraining ------------------------------------------------------------------------
+
+
+def test_prompts_are_the_processors_own(twin, stills):
+    kind, _, processor = twin
+    question = "この画像は左\n\nReport #11?"
+    picture = Image.fromarray(stills.images[0]).convert("RGB")
+    if kind == "gemma3":
+        parts = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": parts}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+    else:
+        inputs = processor(images=[[picture]], text=["<image>" + question], return_tensors="pt")
+    assert inputs["input_ids"][0].tolist() == prompt_ids(processor, question)
+    assert torch.allclose(inputs["pixel_values"], to_pixels(stills.images[:1]), atol=1e-6)
+
+
+def test_batches_are_the_processors_own(twin, stills):
+    kind, _, processor = twin
+    batch = collate(processor, [("Where?", "LAD 7."), ("How tight is it there?", "90%")])
+    tok = processor.tokenizer
+    assert batch["attention_mask"].sum(1).tolist()[0] < batch["input_ids"].shape[1]
+    answered = batch["input_ids"][0][batch["weight"][0] == 1]
+    if kind == "gemma3":
+        assert tok.decode(answered) == f"LAD 7.{TURN[1]}\n"
+        images = batch["input_ids"] == tok.image_token_id
+        assert torch.equal(batch["token_type_ids"].bool(), images)
+        assert not batch["weight"][images].any()
+        return
+    assert tok.decode(answered) == "LAD 7.<eos>"
+    picture = Image.fromarray(stills.images[0]).convert("RGB")
+    own = processor(
+        images=[[picture]], text=["<image>How tight is it there?"], suffix=["90%"],
+        return_tensors="pt",
+    )  # fmt: skip
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(own[name][0], batch[name][1])
+
+
+def test_the_cached_loss_is_the_models_own(twin, stills):
+    kind, model, processor = twin
+    model.eval()
+    batch = collate(processor, [("Where?", "LAD 7."), ("Side?", "LCA")])
+    batch["weight"] = (batch["weight"] == 1).float()  # the answer alone, as the class counts it
+    labels = batch["input_ids"].masked_fill(batch["weight"] == 0, -100)
+    inputs = {k: v for k, v in batch.items() if k != "weight"}
+    with torch.no_grad():
+        pixels = to_pixels(stills.images[:2])
+        tokens = model.model.vision_tower(pixel_values=pixels).last_hidden_state
+        cached = caption_loss(model, batch, tokens)
+        own = model(**inputs, pixel_values=pixels, labels=labels).loss
+    assert torch.allclose(cached, own, atol=1e-5)
+
+
+def test_captions_train_the_language_model_and_leave_the_tower(twin, stills):
+    _, model, processor = twin
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    features = encode_stills(model.model.vision_tower, stills)
+    assert features.shape == (8, (IMAGE_PX // PATCH_PX) ** 2, 128)
+    history = train_captions(model, processor, stills, features, 3, batch_size=2)
+    assert [row["step"] for row in history] == [0, 1, 2]
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert any("projector" in k for k in changed) and not any("vision_tower" in k for k in changed)
+
+
+def test_answers_and_scores(twin, stills, monkeypatch):
+    _, model, processor = twin
+    texts = answer(model, processor, ["Where?", "Which side is it?"], stills.images[:2], 3)
+    assert len(texts) == 2
+    said = {"LCA": ["LAD 7: 90%.", "left coronary artery (LCA)."], "RCA": ["none.", "RCA"]}
+
+    def scripted(model, processor, questions, images, max_new_tokens=48):
+        column = int("Which" in questions[0])
+        return [said["LCA" if image[0, 0] == 60 else "RCA"][column] for image in images]
+
+    monkeypatch.setattr("cag_utils.pretrain_captions.answer", scripted)
+    found = score_captions(model, processor, stills, "en")
+    assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
+    assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
+
+
+def test_a_scene_fits_its_still(stills):
+    made = draw_scene(np.random.default_rng(0), stills, 0)
+    assert made.laterality == "LCA" and made.view == "LAO caudal"
+    assert [x["segment"] for x in made.lesions] == [7] and made.lesions[0]["percent"] == 90
+    assert AHA_SEGMENTS[7].artery == made.lesions[0]["artery"]
