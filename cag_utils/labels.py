@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-from pandera.errors import SchemaErrors
 from sklearn.metrics import f1_score
 
-from cag_utils.deident import pseudonym
+from cag_utils.deident import study_id
+from cag_utils.tables import read_table
 
 SIX_CLASSES = ("LCA_better", "LCA_bad", "LCA_other", "RCA_better", "RCA_bad", "RCA_other")
 SIX = {name: name for name in SIX_CLASSES}
@@ -51,27 +51,9 @@ def read_frame_labels(path: Path) -> pd.DataFrame:
         ValueError: A column is missing, a cell breaks its rule, or a reader labelled one frame
             twice. Rows are counted as a spreadsheet does: 1 is the header.
     """
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [c for c in FRAME_LABELS.columns if c not in raw.columns]:
-        raise ValueError(f"{path}: no column {missing}; it has {list(raw.columns)}")
-    try:
-        return FRAME_LABELS.validate(raw[list(FRAME_LABELS.columns)], lazy=True)
-    except SchemaErrors as errors:
-        raise ValueError(f"{path}: " + _explain(errors.failure_cases, raw)) from None
-
-
-def _explain(failures: pd.DataFrame, raw: pd.DataFrame) -> str:
-    """Say the first bad cell of each rule in words, with spreadsheet rows."""
-    twice = failures["check"] == "multiple_fields_uniqueness"
-    texts = []
-    for column, cases in failures[~twice].groupby("column", sort=False):
-        row, n_rows = int(cases["index"].iloc[0]), cases["index"].nunique()
-        value = raw[column][row]
-        texts.append(f"row {row + 2}: {column} {value!r} {RULES[column]} ({n_rows} rows in all)")
-    if twice.any():
-        row = int(failures.loc[twice, "index"].max())
-        texts.append(f"row {row + 2}: this reader labelled this frame twice; keep one row")
-    return "; ".join(texts)
+    return read_table(
+        path, FRAME_LABELS, RULES, "this reader labelled this frame twice; keep one row"
+    )
 
 
 def settle_readers(labels: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +107,7 @@ def label_frames(frames: pd.DataFrame, labels: pd.DataFrame, key: bytes) -> pd.D
     Raises:
         ValueError: No frame has a label.
     """
-    names = {v: v if v.startswith("vi-") else pseudonym("video", v, key) for v in set(labels.video)}
+    names = {video: study_id("video", video, key) for video in set(labels["video"])}
     known = labels.assign(video_id=labels["video"].map(names)).drop(columns="video")
     joined = frames.merge(known, on=["video_id", "frame"], how="inner", validate="one_to_one")
     if joined.empty:
