@@ -170,7 +170,8 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
             head | {"control": control, "vlscore": scores["vlscore"].mean()}
             for control, scores in found.items()
         ]
-    return pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"])
+    found = pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"])
+    return found.astype({"vlscore": float})
 
 
 def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
