@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.phantom.anatomy import grow_tree
-from cag_utils.phantom.backdrop import box_chords, draw_backdrop, draw_body, ellipsoid_spans
+from cag_utils.phantom.backdrop import draw_backdrop, draw_body
 from cag_utils.phantom.carm import VIEWS, CArm, aim, crop, draw_carm
 from cag_utils.phantom.catheter import draw_catheter, follow_ostium, ostium_mm
 from cag_utils.phantom.contrast import (
@@ -19,8 +19,10 @@ from cag_utils.phantom.contrast import (
 from cag_utils.phantom.grading import FrameTruth, label, quality
 from cag_utils.phantom.lesions import narrow
 from cag_utils.phantom.motion import beat, breathing, contract, contraction, panning
-from cag_utils.phantom.render import film, frame_truth, pose_tree
+from cag_utils.phantom.pose import frame_truth, pose_tree
+from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import KINDS, draw_shot
+from cag_utils.phantom.solids import box_chords, ellipsoid_spans
 from cag_utils.phantom.splat import draw_discs, draw_tubes, link_steps
 from cag_utils.phantom.subject import draw_subject
 from cag_utils.phantom.xray import compose, draw_look, expose, shutter_field

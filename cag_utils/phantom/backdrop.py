@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numba import njit
 
 from cag_utils.phantom.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
 from cag_utils.phantom.carm import CArm
+from cag_utils.phantom.solids import box_chords, ellipsoid_spans
 from cag_utils.phantom.splat import draw_discs
 
 COARSE = (72, 112)  # fewest and most rays a side; organs are smooth, so one ray serves 5 pixels
@@ -51,59 +51,6 @@ def draw_body(rng: np.random.Generator) -> Body:
         lung=rng.uniform(0.45, 0.75),
         texture=rng.uniform(0.7, 1.6),
     )
-
-
-@njit(cache=True, fastmath=True, nogil=True)
-def ellipsoid_spans(source, rays, centre, half_axes, turn):
-    """Return where rays enter and leave an ellipsoid.
-
-    Args:
-        source: (3,) mm.
-        rays: (n, 3) unit vectors.
-        centre: (3,) mm.
-        half_axes: (3,) mm.
-        turn: (3, 3) rows are the ellipsoid's own axes.
-
-    Returns:
-        ((n,) entry, (n,) exit) mm from the source; equal where the ray misses.
-    """
-    entry, leave = np.zeros(len(rays)), np.zeros(len(rays))
-    start = np.empty(3)
-    for i in range(3):
-        start[i] = ((source - centre) * turn[i]).sum() / half_axes[i]
-    constant = (start**2).sum() - 1
-    for n in range(len(rays)):
-        square = half = 0.0
-        for i in range(3):
-            d = (rays[n, 0] * turn[i, 0] + rays[n, 1] * turn[i, 1] + rays[n, 2] * turn[i, 2]) / (
-                half_axes[i]
-            )
-            square += d * d
-            half += d * start[i]
-        inside = half * half - square * constant
-        if inside > 0:
-            root = np.sqrt(inside)
-            entry[n] = (-half - root) / square
-            leave[n] = (-half + root) / square
-    return entry, leave
-
-
-@njit(cache=True, fastmath=True, nogil=True)
-def box_chords(source, rays, centre, half_mm, turn):
-    """Return the length of rays within a box; arguments as for `ellipsoid_spans`."""
-    chord = np.zeros(len(rays))
-    start = np.empty(3)
-    for i in range(3):
-        start[i] = ((source - centre) * turn[i]).sum()
-    for n in range(len(rays)):
-        enter, leave = 0.0, 1e9
-        for i in range(3):
-            d = rays[n, 0] * turn[i, 0] + rays[n, 1] * turn[i, 1] + rays[n, 2] * turn[i, 2]
-            d = d if abs(d) > 1e-9 else 1e-9
-            a, b = (-half_mm[i] - start[i]) / d, (half_mm[i] - start[i]) / d
-            enter, leave = max(enter, min(a, b)), min(leave, max(a, b))
-        chord[n] = max(0.0, leave - enter)
-    return chord
 
 
 def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.phantom.anatomy import TWIG_ORDER, Tree
+from cag_utils.phantom.tree import TWIG_ORDER, Tree
 
 NEVER = 1e6  # seconds; a delay that no cine reaches
 # mm/s along the vessel, so that the tree fills in about Gibson's corrected TIMI frame counts

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cag_utils.phantom.anatomy import Tree
+from cag_utils.phantom.tree import Tree
 from cag_utils.segments import GRADES, artery_of, laterality_of
 
 # Choice, after the usual predilection sites (proximal and mid LAD, mid RCA). Segments 4, 10, 14

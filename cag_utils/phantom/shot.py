@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cag_utils.phantom.anatomy import Tree
 from cag_utils.phantom.carm import CArm, aim, crop, draw_carm
 from cag_utils.phantom.catheter import tip_mm
 from cag_utils.phantom.contrast import NEVER, SPEED_MM_S, Injection
 from cag_utils.phantom.motion import panning
 from cag_utils.phantom.subject import Subject
+from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.xray import Look, draw_look
 
 # Kinds of cine. All but the first fail in a way that a single frame shows.
@@ -103,18 +103,10 @@ def draw_shot(
     Source:
         Pulse 6.7 ms in 45 real headers, breathing Shechter 2004 (facts.md); the rest are choices.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
-        raise ValueError(
-            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
-            f"got {n_frames}, {frame_rate} and {size_px}"
-        )
+    _check(kind, n_frames, frame_rate, size_px)
     name, arm = draw_carm(rng, tree.laterality, size_px, view)
     arm = _aimed(rng, kind, tree, arm)
-    pans = rng.random() < 0.12 or kind == "panned"
-    travel = rng.normal(0, 0.05, 2) * size_px
-    start = rng.uniform(0.35, 0.8)
+    pan_px = _pan(rng, kind, n_frames, size_px)
     return Shot(
         kind=kind,
         view=name,
@@ -128,13 +120,31 @@ def draw_shot(
         breath_mm=rng.uniform(2, 9) * (rng.random() < 0.5),
         breath_s=rng.uniform(2.8, 5.0),
         breath_phase=rng.uniform(0, 2 * np.pi),
-        pan_px=panning(n_frames, start, travel * pans, 0.7 * MARGIN_SHARE * size_px),
+        pan_px=pan_px,
         pulse_s=rng.uniform(0.035, 0.060) if kind == "blurred" else rng.uniform(0.004, 0.0067),
         catheter_mm=rng.uniform(0.8, 1.05),
         catheter_per_mm=rng.uniform(0.12, 0.24),
         reflux=rng.uniform(0.15, 0.6) * (rng.random() < 0.7),
         blush=rng.uniform(0.02, 0.08),
     )
+
+
+def _check(kind: str, n_frames: int, frame_rate: float, size_px: int) -> None:
+    """Refuse what cannot be shot."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
+        raise ValueError(
+            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
+            f"got {n_frames}, {frame_rate} and {size_px}"
+        )
+
+
+def _pan(rng, kind: str, n_frames: int, size_px: int) -> np.ndarray:
+    """Pan the table in panned cines, and in one of eight others."""
+    pans = rng.random() < 0.12 or kind == "panned"
+    travel = rng.normal(0, 0.05, 2) * size_px
+    return panning(n_frames, rng.uniform(0.35, 0.8), travel * pans, 0.7 * MARGIN_SHARE * size_px)
 
 
 def _aimed(rng, kind: str, tree: Tree, arm: CArm) -> CArm:

@@ -47,6 +47,15 @@ def _disc(image, spans, u, v, radius, weight):
 
 
 @njit(cache=True, fastmath=True, nogil=True)
+def _read(table, at):
+    """Interpolate a table at a position of 0 or more; its last value holds beyond its end."""
+    i = int(at)
+    if i >= table.size - 1:
+        return table[table.size - 1]
+    return table[i] + (at - i) * (table[i + 1] - table[i])
+
+
+@njit(cache=True, fastmath=True, nogil=True)
 def draw_discs(image, spans, u, v, radius_px, weight):
     """Add discs one by one.
 
@@ -103,11 +112,7 @@ def draw_tubes(
             at = (clock - (g * arrival[a] + f * arrival[b]) - first) / cell
             if at <= 0:
                 continue
-            i = int(at)
-            if i >= table.size - 1:
-                share = table[table.size - 1]
-            else:
-                share = table[i] + (at - i) * (table[i + 1] - table[i])
+            share = _read(table, at)
             if share < 2e-3:
                 continue
             size = g * radius[a] * scale[a] + f * radius[b] * scale[b]

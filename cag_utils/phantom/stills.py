@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cag_utils.phantom.anatomy import Tree
 from cag_utils.phantom.atlas import LATERALITIES
 from cag_utils.phantom.grading import label
 from cag_utils.phantom.lesions import Lesion
-from cag_utils.phantom.render import Pose, film, frame_truth, inside_shutters, pose_tree
+from cag_utils.phantom.pose import Pose, frame_truth, inside_shutters, pose_tree
+from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import Shot, draw_shot
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
+from cag_utils.phantom.tree import Tree
 from cag_utils.segments import check_lesion, laterality_of
 
 STREAM = 3  # the cohorts use 1 and 2, so no still shows a patient of theirs

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.phantom.anatomy import Tree, grow_tree
+from cag_utils.phantom.anatomy import grow_tree
 from cag_utils.phantom.atlas import DOMINANCE_SHARES, DOMINANCES, FEMALE_SCALE
 from cag_utils.phantom.backdrop import Body, draw_body
 from cag_utils.phantom.lesions import Lesion, draw_lesions, narrow
+from cag_utils.phantom.tree import Tree
 from cag_utils.segments import laterality_of
 
 

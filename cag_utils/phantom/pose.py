@@ -1,0 +1,98 @@
+"""Where a tree is in every frame of a cine, and what of it the frame shows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cag_utils.phantom.contrast import arrival_s, concentration
+from cag_utils.phantom.grading import VISIBLE, FrameTruth
+from cag_utils.phantom.motion import beat, breathing, contraction
+from cag_utils.phantom.shot import Shot
+from cag_utils.phantom.tree import Tree
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where everything is in each of t frames.
+
+    Attributes:
+        points: (t, n, 3) centreline, mm.
+        u: (t, n) columns at the start of the pulse, pixels.
+        v: (t, n) rows.
+        scale: (t, n) pixels per mm.
+        du: (t, n) movement within the pulse, pixels.
+        dv: (t, n) likewise, rows.
+        state: (t,) contraction, 0 to 1.
+        breath_mm: (t, 3) shift with breathing.
+        clock_s: (t,) seconds of flow since the injection.
+    """
+
+    points: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    scale: np.ndarray
+    du: np.ndarray
+    dv: np.ndarray
+    state: np.ndarray
+    breath_mm: np.ndarray
+    clock_s: np.ndarray
+
+
+def pose_tree(tree: Tree, shot: Shot) -> Pose:
+    """Move a tree through a cine and project it.
+
+    Args:
+        tree: End-diastolic tree.
+        shot: The cine's settings.
+
+    Returns:
+        Positions in every frame.
+    """
+    state = contraction(shot.time_s, shot.rr_s, shot.phase)
+    later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
+    breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
+    points = beat(tree.points, state) + breath[:, None]
+    u, v, scale = shot.arm.project(points)
+    after_u, after_v, _ = shot.arm.project(beat(tree.points, later) + breath[:, None])
+    return Pose(
+        points=points,
+        u=u + shot.pan_px[:, :1],
+        v=v + shot.pan_px[:, 1:],
+        scale=scale,
+        du=after_u - u,
+        dv=after_v - v,
+        state=state,
+        breath_mm=breath,
+        clock_s=shot.injection.clock(shot.time_s, shot.rr_s, shot.phase),
+    )
+
+
+def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return which picture positions (...) lie in the open field."""
+    left, right, top, bottom = np.array(shot.look.shutters) * shot.arm.size_px
+    last = shot.arm.size_px - 1
+    return (u > left) & (u < last - right) & (v > top) & (v < last - bottom)
+
+
+def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
+    """Measure what each frame shows; shares are weighted by calibre.
+
+    Args:
+        tree: The tree; points behind an occlusion do not count, as they can never fill.
+        shot: The cine's settings.
+        pose: Positions in every frame.
+
+    Returns:
+        The truth of every frame.
+    """
+    weight = np.where(tree.main & tree.open, tree.radius, 0.0)
+    weight = weight / weight.sum()
+    filled = concentration(pose.clock_s, arrival_s(tree, shot.injection.speed_mm_s), shot.injection)
+    inside = inside_shutters(shot, pose.u, pose.v)
+    moved = np.hypot(pose.du, pose.dv)[:, tree.main]
+    return FrameTruth(
+        opacified=((filled >= VISIBLE) & inside) @ weight,
+        contrast=(filled * inside) @ weight,
+        in_field=inside @ weight,
+        blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
+    )
