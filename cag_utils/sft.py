@@ -9,16 +9,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import pandas as pd
 import torch
+import trl.trainer.utils as trl_utils
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import (
-    BatchFeature,
     PaliGemmaProcessor,
     PrinterCallback,
     ProcessorMixin,
@@ -34,38 +34,13 @@ from cag_utils.adapters import (
     trainable_table,
 )
 from cag_utils.backbones import load_backbone
-from cag_utils.examples import encode_prompts, open_picture, picture_side, read_examples
+from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job, base_name, last_checkpoint, start_folder
+from cag_utils.sft_data import PaliGemmaCollator, to_dataset
 from cag_utils.study import read_json
 
 PROBES = 4  # validation cases whose next-token logits check a reloaded adapter
 LOG_POINTS = 40  # points of a training curve
-PREFIX_ROLE, ANSWER_ROLE = "user", "assistant"
-
-
-class PaliGemmaCollator:
-    """Prompt-completion examples as PaliGemma's prefix and suffix.
-
-    TRL's own collator cannot feed PaliGemma prompt-completion data, and with chat messages it
-    leaves `token_type_ids` at 0: every answer token would see the ones it is to predict. Here the
-    prefix (picture and prompt) is bidirectional, the suffix causal, and only the suffix is scored.
-    """
-
-    def __init__(self, processor: PaliGemmaProcessor):
-        self.processor = processor
-
-    def __call__(self, examples: Sequence[Mapping]) -> BatchFeature:
-        """Return a batch with labels; -100 on prefix and padding."""
-        batch = self.processor(
-            images=[[e["images"][0]] for e in examples],
-            text=[f"<image>{e['prompt'][-1]['content']}" for e in examples],
-            suffix=[e["completion"][-1]["content"] for e in examples],
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-        )
-        batch["labels"][batch["attention_mask"] == 0] = -100
-        return batch
 
 
 class Progress(TrainerCallback):
@@ -94,37 +69,6 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def to_dataset(examples: pd.DataFrame, processor: ProcessorMixin) -> datasets.Dataset:
-    """Make TRL's conversational prompt-completion dataset with pictures.
-
-    Args:
-        examples: Columns image, prompt, answer, from `examples.read_examples`.
-        processor: A picture larger than it reads is shrunk once and held in memory; a smaller one
-            is opened from its path when its turn comes.
-
-    Returns:
-        Columns images (a list of one), prompt, completion (lists of one message).
-    """
-    side = picture_side(processor)
-    rows = []
-    for image, prompt, answer in examples[["image", "prompt", "answer"]].itertuples(index=False):
-        picture = open_picture(image, processor)
-        rows.append(
-            {
-                "images": [picture if picture.width == side else image],
-                "prompt": [{"role": PREFIX_ROLE, "content": prompt}],
-                "completion": [{"role": ANSWER_ROLE, "content": answer}],
-            }
-        )
-    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    features = {
-        "images": datasets.List(datasets.Image(mode="RGB")),
-        "prompt": message,
-        "completion": message,
-    }
-    return datasets.Dataset.from_list(rows, features=datasets.Features(features))
-
-
 def training_config(job: Job, n_train: int, cuda: bool) -> SFTConfig:
     """Translate a job into TRL's terms; every default that bites is set by name.
 
@@ -134,7 +78,8 @@ def training_config(job: Job, n_train: int, cuda: bool) -> SFTConfig:
         cuda: bfloat16 on a GPU; on a CPU TRL would choose bfloat16 and checkpointing by itself.
     """
     s = job.finetune
-    updates = max(1, round(n_train * s.epochs / (s.batch_size * s.accumulation)))
+    cases_a_step = s.batch_size * s.accumulation * int(os.environ.get("WORLD_SIZE", 1))
+    updates = max(1, round(n_train * s.epochs / cases_a_step))
     updates = s.max_steps if s.max_steps > 0 else updates
     return SFTConfig(
         output_dir=str(job.path / "checkpoints"),
@@ -199,6 +144,24 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrai
     return trainer
 
 
+@contextmanager
+def answers_scored_only() -> Iterator[None]:
+    """Let TRL score the answer's tokens alone on a CPU too, as it does on a GPU.
+
+    Off a GPU, TRL 1.16 computes the loss of every token and then drops the prompt's, nine tokens
+    in ten. The loss and the gradients are the same; a PaliGemma twin trains 1.7 times as fast.
+    The switch is a private name: if a release renames it, training is slower and nothing else.
+    """
+    kept = getattr(trl_utils, "_use_triton", None)
+    if kept is not None:
+        trl_utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        if kept is not None:
+            trl_utils._use_triton = kept
+
+
 def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Run a job in this process, or this process's share of it under torchrun.
 
@@ -212,7 +175,8 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
         The adapter's folder. `history.csv`, `trainable.csv` and `probe.safetensors` lie beside it.
     """
     trainer = make_trainer(job, callbacks)
-    trainer.train(resume_from_checkpoint=last_checkpoint(job))
+    with answers_scored_only():
+        trainer.train(resume_from_checkpoint=last_checkpoint(job))
     adapter = job.path / "adapter"
     if trainer.is_world_process_zero():
         trainable_table(trainer.model).to_csv(job.path / "trainable.csv", index=False)

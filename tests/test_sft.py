@@ -1,5 +1,7 @@
 """Fine-tuning: what is trained, what is masked, and that a stopped run ends as if it never was."""
 
+from contextlib import nullcontext
+
 import pandas as pd
 import pytest
 import torch
@@ -21,14 +23,14 @@ from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
 from cag_utils.settings import load_profile
 from cag_utils.sft import (
-    PaliGemmaCollator,
+    answers_scored_only,
     loss_history,
     make_trainer,
     reload_difference,
     run_job,
-    to_dataset,
     training_config,
 )
+from cag_utils.sft_data import PaliGemmaCollator, to_dataset
 from tests.vlm_world import write_pairs, write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
@@ -298,6 +300,24 @@ def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
     assert config.optim == "adamw_torch" and job.size == "real"
     lora = lora_config(settings.lora["paligemma2"].rank, settings.lora["paligemma2"].alpha)
     assert (lora.r, lora.lora_alpha) == (16, 16)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_scoring_answers_only_changes_neither_loss_nor_gradients(world, tmp_path, name):
+    trainer = make_trainer(job_for(world, tmp_path, name, dropout=0.0))
+    batch = trainer.data_collator([dict(trainer.train_dataset[i]) for i in range(3)])
+    found = []
+    for context in (nullcontext(), answers_scored_only()):
+        trainer.model.zero_grad()
+        with context:
+            loss = trainer.compute_loss(trainer.model, dict(batch))
+            loss.backward()
+        grads = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+        found.append((loss.item(), grads))
+    (one, first), (two, second) = found
+    assert one == pytest.approx(two, rel=1e-5) and len(first) == len(second) > 50
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_max_steps_caps_a_run(world, tmp_path):
