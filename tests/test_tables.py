@@ -31,7 +31,7 @@ def test_reads_what_excel_writes_strips_blanks_and_drops_more_columns(tmp_path):
     "text, match",
     [
         ("id\na\n", r"t.csv: no column \['n'\]; it has \['id'\]"),
-        ("id,n\na,1\nb,-2\nc,-3\n", r"row 3: n -2 must be a whole number from 0 .2 rows"),
+        ("id,n\na,1\nb,-2\nc,-3\n", r"row 3: n '-2' must be a whole number from 0 .2 rows"),
         ("id,n\n,1\n", "row 2: id '' must not be empty"),
         ("id,n\na,1\nb,1\na,2\n", "row 4: this id stands above already"),
     ],
