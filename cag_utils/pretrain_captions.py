@@ -247,24 +247,33 @@ def score_captions(
         lists += answer(model, processor, [question[language]] * len(part), part)
         sides += answer(model, processor, [side[language]] * len(part), part, 16)
     truth = [{x["segment"]: x["percent"] for x in stills.lesions(i)} for i in range(len(stills))]
-    found = [
-        {int(s): int(p) for s, p in re.findall(r"(?:RCA|LMT?|LAD|LCX) (\d+)(?:: |：)(\d+)%", text)}
-        for text in lists
-    ]
-    ill = [(t, f) for t, f in zip(truth, found, strict=True) if t]
-    hits = [next(iter(f), None) in t for t, f in ill]
-    exact = [
-        t[next(iter(f))] == f[next(iter(f))] for (t, f), hit in zip(ill, hits, strict=True) if hit
-    ]
-    well = [not f for t, f in zip(truth, found, strict=True) if not t]
+    pairs = list(zip(truth, map(read_list, lists), strict=True))
+    first = [(t, next(iter((f or {}).items()), (0, 0))) for t, f in pairs if t]
+    exact = [t[segment] == percent for t, (segment, percent) in first if segment in t]
+    well = [f == {} for t, f in pairs if not t]
     named = [stills.laterality(i) in text for i, text in enumerate(sides)]
     return {
         "laterality": float(np.mean(named)),
-        "segment": float(np.mean(hits)),
+        "segment": float(np.mean([segment in t for t, (segment, _) in first])),
         "grade": float(np.mean(exact)) if exact else 0.0,
-        "list_exact": float(np.mean([t == f for t, f in zip(truth, found, strict=True)])),
+        "list_exact": float(np.mean([t == f for t, f in pairs])),
         "healthy": float(np.mean(well)) if well else float("nan"),
     }
+
+
+def read_list(text: str) -> dict[int, int] | None:
+    """Read a twin's list of lesions.
+
+    Args:
+        text: E.g. `LAD 7: 90%, LCX 11: 75%.`, or `none.`, or the Japanese of either.
+
+    Returns:
+        Segment to percent; empty for none; None if the text is neither (it then counts as wrong).
+    """
+    found = re.findall(r"(?:RCA|LMT?|LAD|LCX) (\d+)(?:: |：)(\d+)%", text)
+    if not found and text.strip() not in ("none.", "なし。"):
+        return None
+    return {int(segment): int(percent) for segment, percent in found}
 
 
 def _is_gemma3(processor) -> bool:

@@ -36,6 +36,7 @@ from cag_utils.pretrain_captions import (
     draw_scene,
     encode_stills,
     prompt_ids,
+    read_list,
     score_captions,
     train_captions,
 )
@@ -358,6 +359,20 @@ def test_answers_and_scores(twin, stills, monkeypatch):
     found = score_captions(model, processor, stills, "en")
     assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
     assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
+
+
+@pytest.mark.parametrize(
+    "text, read",
+    [
+        ("LAD 7: 90%, LCX 11: 75%.", {7: 90, 11: 75}),
+        ("LMT 5：50%。", {5: 50}),
+        ("none.", {}),
+        ("なし。", {}),
+        ("a vessel", None),
+    ],
+)
+def test_lists_are_read_and_nonsense_is_not_health(text, read):
+    assert read_list(text) == read
 
 
 def test_a_scene_fits_its_still(stills):
