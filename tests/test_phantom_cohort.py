@@ -189,7 +189,7 @@ def test_every_cine_is_a_valid_xa_object(cohort):
         )
         assert data.ImagerPixelSpacing[0] == data.ImagerPixelSpacing[1]
         assert (data.WindowCenter, data.WindowWidth) == (128, 256)
-        assert data.LossyImageCompression == "01" and data.PixelIntensityRelationship == "LOG"
+        assert data.LossyImageCompression == "01" and data.PixelIntensityRelationship == "DISP"
 
 
 # PS3.3 A.14.3: type 1 and 2 attributes of the mandatory modules

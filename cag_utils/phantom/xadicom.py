@@ -150,7 +150,7 @@ def _describe_pixels(data: Dataset, frames: np.ndarray) -> None:
     data.NumberOfFrames, data.Rows, data.Columns = frames.shape
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
-    data.PixelIntensityRelationship = "LOG"
+    data.PixelIntensityRelationship = "DISP"  # LOG would need a LUT back to the exposure
     data.WindowCenter, data.WindowWidth = 128, 256
     data.VOILUTFunction = "LINEAR"
     data.BurnedInAnnotation = "NO"
@@ -169,7 +169,7 @@ def _describe_exposure(
     data.XRayTubeCurrent = 650
     data.Exposure = round(650 * pulse_s * n_frames)
     data.AveragePulseWidth = f"{1000 * pulse_s:.4g}"
-    data.PositionerMotion, data.TableMotion = "STATIC", "STATIC"
+    data.PositionerMotion = "STATIC"
     data.PositionerPrimaryAngle = f"{arm.primary_deg:.1f}"
     data.PositionerSecondaryAngle = f"{arm.secondary_deg:.1f}"
     data.DistanceSourceToDetector = f"{arm.source_detector_mm:.1f}"
