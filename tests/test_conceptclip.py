@@ -248,3 +248,21 @@ def test_conversion_keeps_every_parameter(heads, grid, depth):
     kept = {k: v for k, v in tower.state_dict().items() if not k.startswith("attn_pool.")}
     converted = convert_tower(tower.state_dict(), heads)
     assert sum(p.numel() for p in converted.parameters()) == sum(t.numel() for t in kept.values())
+
+
+def test_the_shipped_twin_loses_nothing_on_its_way_into_gemma3(processor):
+    from cag_utils.backbones import BACKBONES, WEIGHTS
+    from cag_utils.embedders import load_embedder
+
+    entry = BACKBONES["conceptclip_gemma3"].tower
+    state = read_state(WEIGHTS / entry.checkpoint.twin)
+    tower = convert_tower(state, entry.heads["tiny"], entry.side_px["tiny"]).float()
+    side = tower.config.image_size
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(7))
+    trunk = load_embedder("conceptclip", "tiny").towers.module.visual.trunk
+    with torch.no_grad():
+        off = tower(pixels).last_hidden_state - trunk.forward_features(pixels)
+    assert off.abs().max() <= 1e-5
+    grid = side // tower.config.patch_size
+    model, made = swap_tower(gemma3(width=tower.config.hidden_size), processor, tower)
+    assert made["tokens"] == (grid // pooling_side(grid, 2)) ** 2 == 25
