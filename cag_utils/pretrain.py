@@ -16,6 +16,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from cag_utils.segments import GRADES
 from cag_utils.stills import N_SEGMENTS, Stills
+from cag_utils.tower_start import start_from_statistics
 
 N_GRADES = len(GRADES) + 1  # no narrowing, then the six grades
 TOKENS_ASKED = 16  # tokens a step that must know the whole picture's lesions
@@ -163,48 +164,6 @@ def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[s
         "patch_accuracy": float((patch == stills.segment_map)[vessel].mean()),
         "laterality_accuracy": float((patch_is_lca == stills.lca).mean()),
     } | _lesion_scores(chance, stills.grades)
-
-
-def start_from_statistics(tower: SiglipVisionModel, images: np.ndarray) -> None:
-    """Start a tower from what is known before training, in place: it then learns much faster.
-
-    Patches are projected on their whitened principal components; positions start as 2-D sines.
-
-    Args:
-        tower: The tower, freshly made.
-        images: (N, S, S) uint8 typical pictures.
-
-    Source:
-        Position sines: Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k".
-    """
-    embeddings = tower.embeddings if hasattr(tower, "embeddings") else tower.vision_model.embeddings
-    weight = embeddings.patch_embedding.weight
-    width, _, size, _ = weight.shape
-    grid = images.shape[1] // size
-    patches = (images / 127.5 - 1).reshape(len(images), grid, size, grid, size)
-    patches = patches.transpose(0, 1, 3, 2, 4).reshape(-1, size * size)
-    patches = patches[:: max(1, len(patches) // 40_000)]
-    values, vectors = np.linalg.eigh(np.cov(patches.T))
-    keep = min(width, size * size)
-    scale = 0.5 / np.sqrt(values[-keep:] + values[-keep:].mean() * 0.02)
-    rows = torch.from_numpy((vectors[:, -keep:] * scale).T.reshape(keep, 1, size, size)).float()
-    with torch.no_grad():
-        weight[:keep] = rows / 3  # the three channels are equal
-        embeddings.position_embedding.weight.copy_(position_sines(grid, width) * 0.5)
-
-
-def position_sines(grid: int, width: int) -> torch.Tensor:
-    """Return 2-D sine positions: (grid * grid, width), -1 to 1, row by row.
-
-    Raises:
-        ValueError: `width` is not a multiple of 4.
-    """
-    if width % 4:
-        raise ValueError(f"2-D sine positions need a width that 4 divides, got {width}")
-    rate = torch.exp(-math.log(100) * torch.arange(width // 4) / (width // 4))
-    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    waves = [axis.reshape(-1, 1) * rate for axis in (row, column)]
-    return torch.cat([f(wave) for wave in waves for f in (torch.sin, torch.cos)], 1)
 
 
 def jitter(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:

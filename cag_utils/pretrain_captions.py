@@ -12,13 +12,11 @@ import torch
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from cag_utils.caption_batches import collate, is_gemma3, prompt_ids
 from cag_utils.phantom.captions import LANGUAGES, Scene, name_view, write_caption
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_report
 from cag_utils.pretrain import cpu_autocast, set_rate, to_pixels
 from cag_utils.stills import Stills
-from cag_utils.twins import POOLED_TOKENS
-
-PROMPT_WEIGHT = 0.2  # Gemma3 also learns to continue its prompt, so that it knows reports by heart
 
 
 def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
@@ -50,63 +48,6 @@ def encode_stills(tower: torch.nn.Module, stills: Stills, batch_size: int = 64) 
             pixels = to_pixels(stills.images[start : start + batch_size])
             rows.append(tower(pixel_values=pixels).last_hidden_state.half())
     return torch.cat(rows)
-
-
-def prompt_ids(processor, question: str) -> list[int]:
-    """Return a question's token ids, image tokens included, exactly as its processor writes them.
-
-    Args:
-        processor: A twin's processor.
-        question: The user's text.
-    """
-    tok = processor.tokenizer
-    if _is_gemma3(processor):
-        image = f"{tok.boi_token}{tok.image_token * POOLED_TOKENS}{tok.eoi_token}"
-        text = (
-            f"{tok.bos_token}<start_of_turn>user\n\n\n{image}\n\n{question.strip()}<end_of_turn>\n"
-            "<start_of_turn>model\n"
-        )
-    else:
-        images = tok.image_token * processor.image_processor.image_seq_length
-        text = f"{images}{tok.bos_token}{question.strip()}\n"
-    return tok(text, add_special_tokens=False).input_ids
-
-
-def answer_ids(processor, answer: str) -> list[int]:
-    """Return an answer's token ids with the token that ends it."""
-    end = "<end_of_turn>\n" if _is_gemma3(processor) else processor.tokenizer.eos_token
-    return processor.tokenizer(answer + end, add_special_tokens=False).input_ids
-
-
-def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """Turn questions and answers into a right-padded batch.
-
-    Args:
-        processor: A twin's processor.
-        pairs: (question, answer).
-
-    Returns:
-        `input_ids`, `attention_mask`, `token_type_ids` (as the model class wants them: image tokens
-        for Gemma3, the answer for PaliGemma) and `weight`, each (B, T); `weight` is what the loss
-        of predicting each token counts.
-    """
-    tok = processor.tokenizer
-    rows = [(prompt_ids(processor, q), answer_ids(processor, a)) for q, a in pairs]
-    shape = (len(rows), max(len(q) + len(a) for q, a in rows))
-    ids = torch.full(shape, tok.pad_token_id)
-    mask, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    for i, (question, answer) in enumerate(rows):
-        n = len(question) + len(answer)
-        ids[i, :n] = torch.tensor(question + answer)
-        mask[i, :n] = 1
-        is_answer[i, len(question) : n] = 1
-    weight = is_answer.float()
-    if not _is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
-        return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_answer, weight=weight)
-    is_image = (ids == tok.image_token_id).long()
-    after_image = is_image.flip(1).cumsum(1).flip(1) == 0
-    weight += PROMPT_WEIGHT * (mask.bool() & after_image & (is_answer == 0))
-    return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_image, weight=weight)
 
 
 def caption_loss(model, batch: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
@@ -210,7 +151,7 @@ def answer(
     for i, row in enumerate(rows):
         ids[i, shape[1] - len(row) :] = torch.tensor(row)
         mask[i, shape[1] - len(row) :] = 1
-    kinds = (ids == tok.image_token_id).long() if _is_gemma3(processor) else torch.zeros_like(ids)
+    kinds = (ids == tok.image_token_id).long() if is_gemma3(processor) else torch.zeros_like(ids)
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -274,7 +215,3 @@ def read_list(text: str) -> dict[int, int] | None:
     if not found and text.strip() not in ("none.", "なし。"):
         return None
     return {int(segment): int(percent) for segment, percent in found}
-
-
-def _is_gemma3(processor) -> bool:
-    return "Gemma3" in type(processor).__name__

@@ -15,14 +15,12 @@ from transformers import (
 )
 
 from cag_utils.phantom.clinic import PLANS
+from cag_utils.twin_tokenizer import BYTES, SPECIALS, VOCABULARY_SIZE
 from cag_utils.twins import (
-    BYTES,
     IMAGE_PX,
     KINDS,
     PATCH_PX,
     POOLED_TOKENS,
-    SPECIALS,
-    VOCABULARY_SIZE,
     WEIGHTS,
     build_twin,
     load_vocabulary,
