@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cag_utils.labels import SIX_CLASSES
@@ -25,11 +26,13 @@ class Network:
         overrides: Keyword arguments that differ from timm's own.
         high_pass: See grey and its high-pass (2 channels), standardised picture by picture,
             instead of grey as RGB (3 channels) with timm's mean and deviation.
+        weights: Folder of shipped pretrained weights; None if timm has them.
     """
 
     timm_name: str
     overrides: Mapping[str, object] = field(default_factory=dict)
     high_pass: bool = False
+    weights: Path | None = None
 
 
 # From scratch in minutes: LayerScale at 1e-6 would keep a short training from starting, and the
@@ -42,7 +45,8 @@ TWIN = dict(
     conv_mlp=False,
     drop_path_rate=0.05,
 )
-NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, high_pass=True)}
+TWIN_WEIGHTS = Path(__file__).parent / "weights" / "convnext_twin"
+NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, TWIN_WEIGHTS)}
 
 
 def network(name: str) -> Network:
@@ -67,7 +71,8 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
 
     Args:
         name: See `network`.
-        pretrained: Start from timm's published weights (downloaded on first use).
+        pretrained: Start from published weights: timm's, downloaded on first use; for the twin
+            the shipped ones, made from other phantom patients by `cnn_pretraining`.
 
     Returns:
         The model in training mode, channels last.
@@ -80,8 +85,16 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
     """
     entry = network(name)
     model = timm.create_model(
-        entry.timm_name, pretrained=pretrained, num_classes=len(SIX_CLASSES), **entry.overrides
+        entry.timm_name,
+        pretrained=pretrained and entry.weights is None,
+        num_classes=len(SIX_CLASSES),
+        **entry.overrides,
     )
+    if pretrained and entry.weights is not None:
+        trunk = load_file(entry.weights / "model.safetensors")
+        left = model.load_state_dict({k: v.float() for k, v in trunk.items()}, strict=False)
+        assert left.missing_keys == ["head.fc.weight", "head.fc.bias"], left
+        assert not left.unexpected_keys, left
     return model.to(memory_format=torch.channels_last)
 
 
