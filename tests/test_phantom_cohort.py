@@ -74,6 +74,17 @@ def test_an_interrupted_cohort_keeps_its_finished_patients(cohort, tmp_path):
     assert not filecmp.cmpfiles(cohort, folder, files(cohort), shallow=False)[1]
 
 
+def test_another_version_of_the_phantom_draws_every_patient_anew(cohort, tmp_path, monkeypatch):
+    folder = make_cohort(tmp_path / "old", TINY, n_workers=1)
+    path = folder / "cines" / "patient_0001" / "cine_01.dcm"
+    path.write_bytes(b"of an older version")
+    make_cohort(folder, TINY, n_workers=1)
+    assert path.read_bytes() == b"of an older version"  # finished is finished
+    monkeypatch.setattr("cag_utils.phantom.cohort.VERSION", -1)
+    make_cohort(folder, TINY, n_workers=1)
+    assert path.read_bytes() == (cohort / path.relative_to(folder)).read_bytes()
+
+
 def test_another_cohort_in_the_folder_is_refused(cohort):
     with pytest.raises(ValueError, match="cohort with other seed"):
         make_cohort(cohort, CohortSettings("corpus", 8, 2, 2, 6, 8, size_px=128))
@@ -160,6 +171,17 @@ def test_cohorts_share_neither_patients_nor_pictures(cohort, tmp_path):
         assert not mine & theirs
     first = [pydicom.dcmread(next(f.rglob("cine_01.dcm"))).PixelData for f in (cohort, other)]
     assert first[0] != first[1]
+
+
+def test_every_generator_belongs_to_one_cohort_patient_and_purpose():
+    words = [
+        (n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1) for w in (1, 2)
+    ]
+    first = {
+        CohortSettings(name, seed, 2, 1, 6, 8).rng(patient, purpose).integers(2**62)
+        for name, seed, patient, purpose in words
+    }
+    assert len(first) == len(words)
 
 
 def test_every_cine_is_a_valid_xa_object(cohort):

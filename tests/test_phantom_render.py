@@ -25,6 +25,7 @@ from cag_utils.phantom.shot import KINDS, draw_shot
 from cag_utils.phantom.solids import box_chords, ellipsoid_spans
 from cag_utils.phantom.splat import draw_discs, draw_tubes, link_steps
 from cag_utils.phantom.subject import draw_subject
+from cag_utils.phantom.tree import TWIG_ORDER
 from cag_utils.phantom.xray import compose, draw_look, expose, shutter_field
 
 LEFT, HEAD, FRONT = np.eye(3)
@@ -198,6 +199,8 @@ def test_contrast_arrives_later_the_farther_it_has_to_go():
     assert (np.diff(arrival)[tree.links] > 0).all()
     main = tree.order == 0
     np.testing.assert_allclose(arrival[main], tree.path_mm[main] / 100)
+    twigs = tree.order >= TWIG_ORDER
+    np.testing.assert_allclose(arrival[twigs], 1.25 * tree.path_mm[twigs] / 100)
     filled = concentration(np.linspace(-0.5, 1.9, 30), arrival, injection(duration_s=3.0))
     assert (np.diff(filled, axis=0) >= -1e-12).all()  # inflow only ever fills
     assert filled[0].max() < 1e-3 and filled.max() <= 1
@@ -390,8 +393,9 @@ def test_the_same_seed_gives_the_same_pixels():
 
 
 def test_truth_counts_only_what_can_fill_and_lies_in_the_picture():
-    (_, whole), tree, shot = cine("normal", 7, side="RCA", n_frames=60)
+    (_, whole), tree, shot = cine("normal", 9, side="RCA", n_frames=60)
     blocked, _ = narrow(rng(1), tree, 2, 100)
+    assert tree.radius[tree.main & ~blocked.open].sum() > 0.2 * tree.radius[tree.main].sum()
     part = frame_truth(blocked, shot, pose_tree(blocked, shot))
     assert part.opacified.max() > 0.9  # a stump that is full is full
     beside = replace(shot, arm=replace(shot.arm, shift_px=(500.0, 0.0)))

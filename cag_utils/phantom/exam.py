@@ -71,6 +71,10 @@ class CohortSettings:
         """First two words of every seed of this cohort."""
         return STREAMS[self.name], self.seed
 
+    def rng(self, *words: int) -> np.random.Generator:
+        """Return the generator of one patient, side or cine of this cohort alone."""
+        return np.random.default_rng([*self.key, *words])
+
 
 def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     """Render one patient's cines into files.
@@ -86,17 +90,17 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     Returns:
         JSON-ready truth: `exam` (one row), `videos` (rows) and `frames` (columns by video).
     """
-    rng = np.random.default_rng([*settings.key, number])
+    rng = settings.rng(number)
     subject = draw_subject(rng, LESION_SHARES[settings.name])
     record = draw_record(rng, subject.lesions, subject.sex)
     exam = _exam_row(rng, settings, number, subject, record)
     trees = {
-        side: diseased_tree(np.random.default_rng([*settings.key, number, 1, i]), subject, side)[0]
+        side: diseased_tree(settings.rng(number, 1, i), subject, side)[0]
         for i, side in enumerate(LATERALITIES)
     }
     videos, frames = [], {}
     for cine, side in enumerate(_sides(rng, settings.cines_per_patient), start=1):
-        own = np.random.default_rng([*settings.key, number, 2, cine])
+        own = settings.rng(number, 2, cine)
         kind = str(own.choice(KINDS, p=KIND_SHARES[settings.name]))
         length = int(own.integers(settings.frames_low, settings.frames_high + 1))
         shot = draw_shot(
