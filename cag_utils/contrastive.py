@@ -1,40 +1,46 @@
 """Contrastive training of the embedders' twins: a picture lies near its text, far from others'."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from cag_utils.embedders import Embedder
-from cag_utils.phantom.captions import Scene, name_view, write_caption
-from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings
+from cag_utils.phantom.captions import write_caption
+from cag_utils.phantom.clinic import write_findings
+from cag_utils.places import PlaceTask
 from cag_utils.pretrain import cpu_autocast, jitter, set_rate
+from cag_utils.pretrain_captions import draw_scene
 from cag_utils.stills import Stills
 
 # A text tower that only read captions would find the study's findings foreign, and one that only
 # read findings would know nothing of other wordings.
 FINDINGS_SHARE = 0.4
 CAPTIONS = ("describe", "worst", "list", "referral")
+PLACES_WEIGHT = 1.0  # of the loss of `PlaceTask`
 TRUNK_RATE = 0.3  # of the learning rate, for a tower that was pretrained
 
 
-def write_text(rng: np.random.Generator, stills: Stills, index: int) -> str:
-    """Write one English text about a still: a generic caption, or findings in the study's format.
+def write_text(
+    rng: np.random.Generator, stills: Stills, index: int, languages: Sequence[str] = ("en",)
+) -> str:
+    """Write one text about a still: a generic caption, or findings in the study's format.
 
     Args:
-        rng: Generator; draws the kind, the wording and a patient's history, hence the advice.
+        rng: Generator; draws language, kind, wording and a patient's history, hence the advice.
         stills: Pictures with their lesions.
         index: Which one.
+        languages: Drawn from with equal chances.
     """
-    side, lesions = stills.laterality(index), stills.lesions(index)
-    facts = [{"segment": x["segment"], "percent": x["percent"]} for x in lesions]
-    plan = decide_plan(draw_record(rng, facts, str(rng.choice(["M", "F"]))), facts)
+    language = str(rng.choice(list(languages)))
+    scene = draw_scene(rng, stills, index)
     if rng.random() < FINDINGS_SHARE:
-        return write_findings(facts, side, plan)["en"]
-    report = {"en": "", "ja": ""}  # an embedder reads what was found, not what was asked
-    scene = Scene(side, tuple(lesions), name_view(*stills.angles[index]), report, plan)
-    return write_caption(rng, scene, "en", str(rng.choice(CAPTIONS)))[1]
+        return write_findings(scene.lesions, scene.laterality, scene.plan)[language]
+    # an embedder reads what was found, not what was asked
+    scene = replace(scene, report={"en": "", "ja": ""})
+    return write_caption(rng, scene, language, str(rng.choice(CAPTIONS)))[1]
 
 
 def softmax_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -85,6 +91,7 @@ def train_embedder(
 
     A step draws two texts a picture. The picture is pulled towards the first, and the two texts
     towards each other, so that wordings of one finding meet even where the picture is hard to read.
+    Beside that the image tower answers `PlaceTask`, without which so few pictures teach it nothing.
 
     Args:
         embedder: A tiny one.
@@ -105,28 +112,31 @@ def train_embedder(
     if len(stills) < batch_size:
         raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
     rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)  # for dropped paths, where a network has them
     model = embedder.towers.module.train()
-    images = fit_stills(embedder, stills)
+    images, places = fit_stills(embedder, stills), PlaceTask(embedder, stills)
     facts = np.column_stack([stills.lca, stills.grades])
-    optimiser, peaks = _optimiser(model, trunk, learning_rate)
+    optimiser, peaks = _optimiser([model, places.head], trunk, learning_rate)
     losses = []
     for step in range(steps):
         set_rate(optimiser, 1.0, step, steps)
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] *= peak
         index = rng.choice(len(stills), batch_size, replace=False)
-        texts = [[write_text(rng, stills, int(i)) for i in index] for _ in range(2)]
+        speaks = embedder.entry.languages
+        texts = [[write_text(rng, stills, int(i), speaks) for i in index] for _ in range(2)]
         with cpu_autocast():
             image, *text = embed_pairs(embedder, jitter(rng, images[index]), texts)
         same = torch.from_numpy((facts[index, None] == facts[None, index]).all(-1))
         loss = pair_loss(embedder, image, text[0], same) + pair_loss(embedder, *text, same)
-        loss.backward()
+        (loss + PLACES_WEIGHT * places.loss(index)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         losses.append(float(loss.detach()))
         if on_step:
             on_step(step, losses[-1])
+    places.close()
     model.eval()
     return losses
 
@@ -191,13 +201,14 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _optimiser(model, trunk, learning_rate: float) -> tuple[torch.optim.Optimizer, list[float]]:
+def _optimiser(modules, trunk, learning_rate: float) -> tuple[torch.optim.Optimizer, list[float]]:
     """AdamW, and the peak rate of each of its groups; a trunk's pooling head is always new."""
     named = trunk.named_parameters() if trunk else ()
     slow = {id(weight) for name, weight in named if "attn_pool" not in name}
+    weights = [weight for module in modules for weight in module.parameters()]
     groups = [
-        ([w for w in model.parameters() if id(w) not in slow], learning_rate),
-        ([w for w in model.parameters() if id(w) in slow], learning_rate * TRUNK_RATE),
+        ([w for w in weights if id(w) not in slow], learning_rate),
+        ([w for w in weights if id(w) in slow], learning_rate * TRUNK_RATE),
     ]
     groups = [(weights, peak) for weights, peak in groups if weights]
     optimiser = torch.optim.AdamW(

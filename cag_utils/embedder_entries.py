@@ -64,7 +64,7 @@ class Entry:
     """One embedder of the registry.
 
     Attributes:
-        load: Size to towers.
+        load: A twin's folder, or None for the published checkpoint, to towers.
         repo: Hugging Face repository asked for the published weights.
         probe: A file of it that is asked for, to learn within seconds whether it can be had.
         cached: A file of it that is in the cache once it was loaded.
@@ -73,10 +73,11 @@ class Entry:
         context: Tokens of text, special ones included.
         pixels: Preprocessing, by size.
         languages: What its text tower was trained on.
+        revision: Of the repository whose code and weights are loaded.
         fixed_length: Whether every text is padded to `context` (SigLIP2 pools the last position).
     """
 
-    load: Callable[[str], Towers]
+    load: Callable[[Path | None], Towers]
     repo: str
     probe: str
     cached: str
@@ -85,6 +86,7 @@ class Entry:
     context: int
     pixels: dict[str, Pixels]
     languages: tuple[str, ...]
+    revision: str = "main"
     fixed_length: bool = False
 
 
@@ -125,42 +127,40 @@ def _advice(name: str, entry: Entry) -> str:
     )
 
 
-def _load_siglip2(size: str) -> Towers:
-    real = size == "real"
-    name = "ViT-SO400M-14-SigLIP2-378" if real else f"local-dir:{WEIGHTS / 'siglip2'}"
-    model = open_clip.create_model(name, pretrained="webli" if real else None)
+def _load_siglip2(twin: Path | None) -> Towers:
+    name = f"local-dir:{twin}" if twin else "ViT-SO400M-14-SigLIP2-378"
+    model = open_clip.create_model(name, pretrained=None if twin else "webli")
     tokenizer = open_clip.get_tokenizer(name)
     text = lambda ids, mask: model.encode_text(ids)  # noqa: E731 - SigLIP attends to its padding
     return Towers(model.encode_image, text, tokenizer.tokenizer, model, tokenizer.clean_fn)
 
 
-def _load_medclip(size: str) -> Towers:
-    real = size == "real"
-    folder = under_root(MEDCLIP_FOLDER) if real else WEIGHTS / "medclip"
+def _load_medclip(twin: Path | None) -> Towers:
+    folder = twin or under_root(MEDCLIP_FOLDER)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing{_advice('medclip', EMBEDDERS['medclip'])}")
     state = read_state(folder)
-    if real:
-        model, source = MedClip(), EMBEDDERS["medclip"].repo
-    else:
-        found, source = read_json(folder / "config.json"), folder
+    if twin:
+        found, source = read_json(twin / "config.json"), twin
         model = MedClip(SwinConfig(**found["vision"]), BertConfig(**found["text"]), found["dim"])
+    else:
+        model, source = MedClip(), EMBEDDERS["medclip"].repo
     load_published(model, state)
     tokenizer = AutoTokenizer.from_pretrained(source)
     return Towers(model.encode_image, model.encode_text, tokenizer, model)
 
 
-def _load_conceptclip(size: str) -> Towers:
-    if size == "real":  # its own code, from its repository: the network has no other release
-        repo = EMBEDDERS["conceptclip"].repo
-        model = AutoModel.from_pretrained(repo, trust_remote_code=True)
-        tokenizer = AutoProcessor.from_pretrained(repo, trust_remote_code=True).tokenizer
+def _load_conceptclip(twin: Path | None) -> Towers:
+    if twin is None:  # its own code, from its repository: the network has no other release
+        entry = EMBEDDERS["conceptclip"]
+        pinned = {"revision": entry.revision, "trust_remote_code": True}
+        model = AutoModel.from_pretrained(entry.repo, **pinned)
+        tokenizer = AutoProcessor.from_pretrained(entry.repo, **pinned).tokenizer
     else:
-        folder = WEIGHTS / "conceptclip"
-        found = read_json(folder / "config.json")
+        found = read_json(twin / "config.json")
         model = ConceptClip(found["tower"], BertConfig(**found["text"]))
-        load_published(model, read_state(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        load_published(model, read_state(twin))
+        tokenizer = AutoTokenizer.from_pretrained(twin)
     unit = partial(functional.normalize, dim=-1)
     return Towers(
         lambda pixels: unit(model.encode_image(pixels)[0]),

@@ -16,7 +16,7 @@ from cag_utils.twins import make_tokenizer, train_vocabulary
 from cag_utils.two_towers import SIGLIP2_TINY_PX, TINY_WIDTH, ConceptClip, MedClip, published_state
 
 NAMES = ("siglip2", "medclip", "conceptclip")
-VOCABULARY_SIZE = 900
+VOCABULARY_SIZE = {"siglip2": 1500, "medclip": 900, "conceptclip": 900}  # SigLIP2: two languages
 MEDCLIP_DIM = 64
 TEXT = {
     "hidden_size": 96,
@@ -35,6 +35,7 @@ VISION = {
     "depths": [1, 1, 2],
     "num_heads": [2, 4, 8],
     "window_size": 7,
+    "drop_path_rate": 0.0,  # too small a network to lose paths
 }
 
 
@@ -44,7 +45,7 @@ def build_twin(name: str, folder: str | Path, texts: Iterable[str], seed: int = 
     Args:
         name: siglip2, medclip or conceptclip.
         folder: Made if missing; holds weights, configuration and tokenizer afterwards.
-        texts: English; a few thousand captions and findings.
+        texts: A few thousand captions and findings, in the languages the twin is to read.
         seed: Of the weights; torch's generator is put back afterwards.
 
     Returns:
@@ -103,7 +104,7 @@ def siglip2_config(vocabulary_size: int) -> dict:
         "tokenizer_kwargs": {"clean": "canonicalize"},
         "width": TINY_WIDTH,
         "heads": heads,
-        "layers": 3,
+        "layers": 2,
         "mlp_ratio": 3.0,
         "no_causal_mask": True,
         "proj_bias": True,
@@ -169,7 +170,7 @@ def _positions(table: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tenso
 def _bert_tokenizer(texts: Iterable[str]) -> BertTokenizer:
     learner = BertWordPieceTokenizer(lowercase=True)
     learner.train_from_iterator(
-        texts, vocab_size=VOCABULARY_SIZE, min_frequency=2, show_progress=False
+        texts, vocab_size=VOCABULARY_SIZE["medclip"], min_frequency=2, show_progress=False
     )
     vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=77)
@@ -177,7 +178,7 @@ def _bert_tokenizer(texts: Iterable[str]) -> BertTokenizer:
 
 def _gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
     clean = open_clip.tokenizer.get_clean_fn("canonicalize")  # lower case, no punctuation
-    vocabulary = train_vocabulary([clean(text) for text in texts], VOCABULARY_SIZE)
+    vocabulary = train_vocabulary([clean(text) for text in texts], VOCABULARY_SIZE["siglip2"])
     tokenizer = make_tokenizer("gemma3", vocabulary)
     tokenizer.padding_side, tokenizer.model_max_length = "right", 64
     return tokenizer

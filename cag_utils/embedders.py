@@ -7,6 +7,7 @@ all three cut long texts without a word: ask `Embedder.truncated`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -119,13 +120,16 @@ class Embedder:
         return np.array(counts, dtype=int) > self.entry.context
 
 
-def load_embedder(name: str, size: str = "tiny", device: str | None = None) -> Embedder:
+def load_embedder(
+    name: str, size: str = "tiny", device: str | None = None, twins: Path = WEIGHTS
+) -> Embedder:
     """Load an embedder in evaluation mode.
 
     Args:
         name: A key of `EMBEDDERS`.
         size: `real` for the published checkpoint, `tiny` for its twin.
         device: A torch device; the GPU if there is one, else the CPU.
+        twins: Folder that holds the tiny twins' folders; the shipped ones by default.
 
     Raises:
         ValueError: Unknown name or size.
@@ -138,11 +142,11 @@ def load_embedder(name: str, size: str = "tiny", device: str | None = None) -> E
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if size == "real":
         check_reachable(name, entry)
-    elif not (WEIGHTS / name).is_dir():
+    elif not (twins / name).is_dir():
         raise FileNotFoundError(
-            f"the tiny twin is missing from {WEIGHTS / name}: it ships with the repository, "
+            f"the tiny twin is missing from {twins / name}: it ships with the repository, "
             "so restore it with  git checkout -- cag_utils/weights"
         )
-    towers = entry.load(size)
+    towers = entry.load(None if size == "real" else twins / name)
     towers.module.to(device).eval()
     return Embedder(name, size, entry, towers, device)

@@ -240,13 +240,11 @@ def test_a_pretrained_tower_keeps_its_outputs_and_carries_positions_over(twins):
     assert (grid.diff(dim=0) > 9).all() and (grid.diff(dim=1) > 0.5).all()
 
 
-def test_a_built_twin_can_be_loaded(tmp_path, monkeypatch):
+def test_a_built_twin_can_be_loaded(tmp_path):
     for name in NAMES:
         build_twin(name, tmp_path / name, TEXTS * 50, seed=1)
-    monkeypatch.setattr(embedder_entries, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(embedders, "WEIGHTS", tmp_path)
     for name in NAMES:
-        assert len(load_embedder(name, "tiny", "cpu").texts(TEXTS)) == 3
+        assert len(load_embedder(name, "tiny", "cpu", tmp_path).texts(TEXTS)) == 3
         assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) < 4.5e6
 
 
@@ -323,7 +321,6 @@ def test_refuses_what_it_cannot_use(call, match, twins):
         call(twins["conceptclip"])
 
 
-def test_a_missing_twin_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedders, "WEIGHTS", tmp_path)
+def test_a_missing_twin_names_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match="git checkout"):
-        load_embedder("siglip2", "tiny")
+        load_embedder("siglip2", "tiny", twins=tmp_path)
