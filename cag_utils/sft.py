@@ -69,13 +69,13 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def training_config(job: Job, n_train: int, cuda: bool) -> SFTConfig:
+def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
     """Translate a job into TRL's terms; every default that bites is set by name.
 
     Args:
         job: The run.
         n_train: Training cases; sets how often the loss is logged.
-        cuda: bfloat16 on a GPU; on a CPU TRL would choose bfloat16 and checkpointing by itself.
+        bfloat16: Mixed precision; unasked, TRL would choose it on a CPU too.
     """
     s = job.finetune
     cases_a_step = s.batch_size * s.accumulation * int(os.environ.get("WORLD_SIZE", 1))
@@ -94,8 +94,8 @@ def training_config(job: Job, n_train: int, cuda: bool) -> SFTConfig:
         lr_scheduler_type=s.schedule,
         warmup_steps=round(s.warmup_share * updates),
         weight_decay=s.weight_decay,
-        bf16=cuda,
-        use_cpu=not cuda,
+        bf16=bfloat16,
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=job.size == "real",
         logging_steps=max(1, updates // LOG_POINTS),
         logging_first_step=True,
@@ -106,7 +106,7 @@ def training_config(job: Job, n_train: int, cuda: bool) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=job.seed,
         data_seed=job.seed,
     )
@@ -131,7 +131,7 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrai
     lora = job.finetune.lora[job.backbone]
     trainer = SFTTrainer(
         model=model,
-        args=training_config(job, len(data["train"]), cuda),
+        args=training_config(job, len(data["train"]), model.dtype == torch.bfloat16),
         train_dataset=data["train"],
         eval_dataset=data["val"],
         processing_class=processor,
@@ -182,7 +182,8 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
         trainable_table(trainer.model).to_csv(job.path / "trainable.csv", index=False)
         loss_history(trainer.state.log_history).to_csv(job.path / "history.csv", index=False)
         save_adapter(trainer.model, adapter, base_name(job))
-        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        # without the mixed-precision wrapper, which a reloaded model will not have
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         save_file(probe(job, model, trainer.processing_class), job.path / "probe.safetensors")
         shutil.rmtree(job.path / "checkpoints")  # done: a rerun starts afresh
     return adapter

@@ -1,5 +1,6 @@
 """Fine-tuning: what is trained, what is masked, and that a stopped run ends as if it never was."""
 
+import functools
 from contextlib import nullcontext
 
 import pandas as pd
@@ -9,13 +10,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from cag_utils import backbones, sft
+from cag_utils import adapters, backbones, sft
 from cag_utils.adapters import (
     LANGUAGE_MODEL_ONLY,
     PROJECTIONS,
     load_tuned,
     lora_config,
-    raise_trained_to_float32,
     trainable_table,
 )
 from cag_utils.backbones import load_backbone
@@ -271,31 +271,38 @@ def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
     assert last_checkpoint(job) is None
 
 
-def test_a_bfloat16_base_trains_its_projector_in_float32(world):
-    from peft import get_peft_model
-
-    model, _ = load_backbone("gemma3", "tiny", device="cpu", dtype=torch.bfloat16)
-    model = get_peft_model(model, lora_config(8, 8))
-    raise_trained_to_float32(model)
-    kinds = {values.dtype for values in model.parameters() if values.requires_grad}
-    assert kinds == {torch.float32}
-    assert model.base_model.model.model.vision_tower.dtype == torch.bfloat16
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkeypatch, name):
+    """The GPU's precision, here on the CPU, at a learning rate below bfloat16's step."""
+    half = functools.partial(load_backbone, dtype=torch.bfloat16)
+    monkeypatch.setattr(sft, "load_backbone", half)
+    monkeypatch.setattr(adapters, "load_backbone", half)
+    job = job_for(world, tmp_path, name, max_steps=2, learning_rate=1e-5, warmup_share=0.0)
+    trainer = make_trainer(job)
+    trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    monkeypatch.setattr(sft, "make_trainer", lambda *_: trainer)
+    run_job(job)
+    moved = [n for n, p in trained.items() if "projector" in n and not torch.equal(p, before[n])]
+    assert trainer.args.bf16 and len(moved) == 2
+    assert reload_difference(job) == 0
 
 
 def test_trl_defaults_that_bite_are_set(world, tmp_path):
     job = job_for(world, tmp_path, warmup_share=0.5)
-    config = training_config(job, n_train=12, cuda=False)
+    config = training_config(job, n_train=12, bfloat16=False)
     assert config.max_length is None and config.report_to == [] and config.use_cpu
     assert not config.bf16 and not config.gradient_checkpointing
     assert config.learning_rate == job.finetune.learning_rate and config.warmup_steps == 3
     real = Job(**(job.__dict__ | {"size": "real"}))
-    assert training_config(real, 12, cuda=False).gradient_checkpointing
+    assert training_config(real, 12, bfloat16=False).gradient_checkpointing
 
 
 def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
     settings = load_profile("paper").finetune
     job = make_job(settings, "paligemma2", "ja", world, tmp_path, seed=0)
-    config = training_config(job, n_train=889, cuda=False)
+    config = training_config(job, n_train=889, bfloat16=False)
     assert (config.num_train_epochs, config.learning_rate) == (5.0, 1e-5)
     assert config.optim == "adamw_torch" and job.size == "real"
     lora = lora_config(settings.lora["paligemma2"].rank, settings.lora["paligemma2"].alpha)
