@@ -195,7 +195,8 @@ def run_job(job: Job, processes: int = 1) -> Path:
     Args:
         job: The run.
         processes: One a GPU. More than one starts `torchrun`, because TRL refuses to drive
-            several GPUs from a notebook's single process.
+            several GPUs from a notebook's single process. Run so far with twins on two CPU
+            processes, not on GPUs.
 
     Raises:
         RuntimeError: A process of several failed; its own message is above.
