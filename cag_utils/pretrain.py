@@ -29,7 +29,8 @@ class TowerTask(nn.Module):
     Attributes:
         tower: The tower.
         segment: Token to the AHA segment in its patch, or none (16).
-        narrowing: Token to the grade of narrowing in its patch, or none (7).
+        narrowing: Token to how much it looks narrowed (first), and to the grade if it is (6).
+        nowhere: How much a picture looks like one without a narrowing: one number.
         summary: Token to the grade of each of the 15 segments in the whole picture (15 x 7).
     """
 
@@ -40,6 +41,7 @@ class TowerTask(nn.Module):
         width = config.hidden_size
         self.segment = nn.Linear(width, N_SEGMENTS + 1)
         self.narrowing = nn.Linear(width, N_GRADES)
+        self.nowhere = nn.Parameter(torch.zeros(1))
         self.summary = nn.Linear(width, N_SEGMENTS * N_GRADES)
 
     def losses(
@@ -53,18 +55,31 @@ class TowerTask(nn.Module):
             whole: Whether tokens are also asked about the whole picture.
         """
         tokens = self.tower(pixel_values=pixels).last_hidden_state
-        weight = torch.ones(N_GRADES)
-        weight[0] = 0.3  # one patch in a hundred holds a narrowing
-        found = {
-            "segment": _cross_entropy(self.segment(tokens), truth["segment_map"]),
-            "narrowing": _cross_entropy(self.narrowing(tokens), truth["grade_map"], weight),
-        }
+        found = {"segment": _cross_entropy(self.segment(tokens), truth["segment_map"])}
+        found |= self._narrowing_losses(tokens, truth["grade_map"])
         if whole:
             asked = tokens[:, torch.randperm(tokens.shape[1])[:TOKENS_ASKED]]
             logits = self.summary(asked).unflatten(-1, (N_SEGMENTS, N_GRADES))
             grades = truth["grades"][:, None].expand(-1, asked.shape[1], -1)
             found["summary"] = N_SEGMENTS * _cross_entropy(logits, grades)
         return found
+
+    def _narrowing_losses(self, tokens, grade_map) -> dict[str, torch.Tensor]:
+        """Where is it, among all patches and nowhere? And there, how tight?
+
+        One patch in a hundred holds a narrowing: a loss a patch would be won by never seeing one.
+        """
+        scores = self.narrowing(tokens).float()
+        nowhere = self.nowhere.expand(len(tokens), 1)
+        chance = torch.cat([scores[..., 0], nowhere], 1).log_softmax(1)
+        narrowed = grade_map > 0
+        target = torch.cat([narrowed, ~narrowed.any(1, keepdim=True)], 1).float()
+        target = target / target.sum(1, keepdim=True)
+        where = -(target * chance).sum(1).mean()
+        if not narrowed.any():
+            return {"where": where}
+        grade = _cross_entropy(scores[narrowed][:, 1:], grade_map[narrowed] - 1)
+        return {"where": where, "grade": grade}
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -124,7 +139,7 @@ def train_tower(
         pixels = to_pixels(jitter(rng, stills.images[index]))
         with cpu_autocast():
             losses = task.losses(pixels, truth, whole=step >= dense_share * steps)
-        (losses["segment"] + 4 * losses["narrowing"] + losses.get("summary", 0)).backward()
+        sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
@@ -144,25 +159,30 @@ def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[s
         batch_size: Pictures a pass.
 
     Returns:
-        `patch_accuracy` (segment of vessel patches), `laterality_accuracy`, `segment_accuracy`
+        `patch_accuracy` (segment of vessel patches), `laterality_accuracy`, `place_accuracy`
+        (pictures with a visible lesion whose most suspect patch holds one), `segment_accuracy`
         (pictures with a lesion whose likeliest narrowed segment is a true one), `grade_accuracy`
         (of those named right, the exact grade), `lesion_f1` (segments called narrowed) and
         `healthy_accuracy` (pictures without a lesion called so). Shares, 0 to 1.
     """
-    patches, summaries = [], []
+    patches, narrowest, summaries = [], [], []
     for start in range(0, len(stills), batch_size):
         with cpu_autocast():
             pixels = to_pixels(stills.images[start : start + batch_size])
             tokens = task.tower(pixel_values=pixels).last_hidden_state
             patches.append(task.segment(tokens).argmax(-1).numpy())
+            narrowest.append(task.narrowing(tokens)[..., 0].argmax(-1).numpy())
             logits = task.summary(tokens).float().unflatten(-1, (N_SEGMENTS, N_GRADES))
         summaries.append(logits.softmax(-1).mean(1).numpy())
     patch, chance = np.concatenate(patches), np.concatenate(summaries)
     vessel = stills.segment_map > 0
+    narrowed = stills.grade_map > 0
+    found = np.take_along_axis(narrowed, np.concatenate(narrowest)[:, None], 1)[:, 0]
     patch_is_lca = (patch >= 5).sum(1) > ((patch >= 1) & (patch <= 4)).sum(1)
     return {
         "patch_accuracy": float((patch == stills.segment_map)[vessel].mean()),
         "laterality_accuracy": float((patch_is_lca == stills.lca).mean()),
+        "place_accuracy": float(found[narrowed.any(1)].mean()),
     } | _lesion_scores(chance, stills.grades)
 
 
@@ -189,8 +209,8 @@ def set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: in
         group["lr"] = rate
 
 
-def _cross_entropy(logits, truth, weight=None):
-    return functional.cross_entropy(logits.float().flatten(0, -2), truth.flatten(), weight)
+def _cross_entropy(logits, truth):
+    return functional.cross_entropy(logits.float().flatten(0, -2), truth.flatten())
 
 
 def _batches(rng: np.random.Generator, count: int, size: int, steps: int):
