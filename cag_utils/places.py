@@ -16,8 +16,8 @@ class PlaceTask:
     """Ask each cell of an image tower's last grid which segments run there, and if one is narrowed.
 
     A picture and a sentence say too little about each other for a tower that starts from noise:
-    after 200 steps of contrast alone, MedCLIP's twin found the right side in 0.65 of pictures. The head is
-    thrown away afterwards.
+    after 200 steps of contrast alone, MedCLIP's twin found the right side in 0.65 of pictures. The
+    head is thrown away afterwards.
 
     Args:
         embedder: A tiny one; its tower's last layer norm is listened to.
