@@ -1,14 +1,13 @@
 """Key frames paired with reports and findings, as prompts and answers in two languages."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-import pandera.pandas as pa
 
 from cag_utils.deident import study_id
 from cag_utils.params import check_choice
-from cag_utils.tables import read_table
 
 # The paper's Figure 3 prints the English prompt; the Japanese one is this study's translation.
 PROMPTS = {
@@ -23,34 +22,6 @@ PROMPTS = {
 }
 SIDES = {"en": {"LCA": "left", "RCA": "right"}, "ja": {"LCA": "左", "RCA": "右"}}
 
-_UID = pa.Check.str_matches(r"^([0-9.]+|(ex|vi)-[0-9a-f]{12})$")
-_TEXT = pa.Check.str_length(min_value=1)
-REPORTS = pa.DataFrameSchema(
-    {
-        "exam": pa.Column(str, _UID),
-        "report_ja": pa.Column(str, _TEXT),
-        "report_en": pa.Column(str, required=False),
-    },
-    unique=["exam"],
-)
-FINDINGS = pa.DataFrameSchema(
-    {
-        "video": pa.Column(str, _UID),
-        "frame": pa.Column(str, pa.Check.str_matches(r"^[0-9]*$"), required=False),
-        "findings_ja": pa.Column(str, _TEXT),
-        "findings_en": pa.Column(str, required=False),
-        "validated_by": pa.Column(str, _TEXT),
-    },
-    unique=["video", "frame"],
-)
-RULES = {
-    "exam": "must be a StudyInstanceUID (digits and dots) or an exam_id of this study (ex-...)",
-    "video": "must be a SOPInstanceUID (digits and dots) or a video_id of this study (vi-...)",
-    "frame": "must be a frame number from 0, or empty for the whole cine",
-    "report_ja": "must hold the report's text",
-    "findings_ja": "must hold the findings' text",
-    "validated_by": "must say who validated the findings",
-}
 PAIR_COLUMNS = [
     "case_id", "patient_id", "exam_id", "video_id", "frame", "png", "laterality", "confidence",
     "report_ja", "report_en", "findings_ja", "findings_en", "validated_by",
@@ -76,61 +47,41 @@ def prompt(laterality: str, report: str, language: str) -> str:
     return PROMPTS[language].format(side=side, report=report)
 
 
-def read_reports(path: Path, key: bytes) -> pd.DataFrame:
-    """Read `reports.csv`: one pre-procedure report an exam.
-
-    Returns:
-        exam_id, report_ja, report_en (empty text where the file has none).
-
-    Raises:
-        ValueError: A column is missing, a cell breaks its rule, or an exam has two reports.
-    """
-    table = read_table(path, REPORTS, RULES, "this exam has a report already; keep one row")
-    ids = [study_id("exam", uid, key) for uid in table["exam"]]
-    return table.assign(exam_id=ids).drop(columns="exam")
-
-
-def read_findings(path: Path, key: bytes) -> pd.DataFrame:
-    """Read `findings.csv`: validated findings of a cine, or of one of its frames.
-
-    Returns:
-        video_id, frame (Int64, missing for the whole cine), findings_ja, findings_en,
-        validated_by.
-
-    Raises:
-        ValueError: A column is missing, a cell breaks its rule, or a frame has two findings.
-    """
-    table = read_table(path, FINDINGS, RULES, "this frame has findings already; keep one row")
-    ids = [study_id("video", uid, key) for uid in table["video"]]
-    frame = pd.to_numeric(table["frame"]).astype("Int64")
-    return table.assign(video_id=ids, frame=frame).drop(columns="video")
-
-
 def choose_key_frames(
     predicted: pd.DataFrame, per_video: int, min_confidence: float
 ) -> pd.DataFrame:
     """Keep each cine's frames that the CNN is surest are key frames.
 
     Args:
-        predicted: One row a sampled frame: `video_id`, `frame`, `laterality`, `p_LCA_better`,
-            `p_RCA_better` and anything else.
+        predicted: One row a sampled frame: `video_id`, `frame`, `laterality`, `quality`,
+            `p_LCA_better`, `p_RCA_better` and anything else.
         per_video: Most frames a cine.
-        min_confidence: Least confidence, 0 to 1.
+        min_confidence: Least confidence, 0 to 1. Above 0, a frame must also be predicted `better`;
+            0 asks for nothing, so that an untrained network still gives frames (smoke).
 
     Returns:
         The chosen rows, sorted by `video_id` and `frame`, with `confidence`: the probability of
         the better class of the frame's own side. Of two equally sure frames the earlier is kept.
+
+    Source:
+        Nakamura et al., CAG-VLM, section 3.1 ("highest-confidence frames").
     """
     is_left = predicted["laterality"] == "LCA"
     confidence = predicted["p_LCA_better"].where(is_left, predicted["p_RCA_better"])
-    good = predicted.assign(confidence=confidence)[confidence >= min_confidence]
+    is_good = confidence >= min_confidence
+    if min_confidence > 0:
+        is_good &= predicted["quality"] == "better"
+    good = predicted.assign(confidence=confidence)[is_good]
     order = good.sort_values(["video_id", "confidence", "frame"], ascending=[True, False, True])
     chosen = order.groupby("video_id").head(per_video)
     return chosen.sort_values(["video_id", "frame"], ignore_index=True)
 
 
 def pair(
-    key_frames: pd.DataFrame, reports: pd.DataFrame, findings: pd.DataFrame
+    key_frames: pd.DataFrame,
+    reports: pd.DataFrame,
+    findings: pd.DataFrame,
+    sampled: pd.DataFrame,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pair key frames with their exam's report and their own findings.
 
@@ -140,40 +91,55 @@ def pair(
         key_frames: From `choose_key_frames`, with `patient_id`, `exam_id`, `png`, `laterality`.
         reports: From `read_reports`.
         findings: From `read_findings`.
+        sampled: All frames the key frames were chosen from: `exam_id`, `video_id`. They tell a
+            cine the CNN is unsure of from an id that is in no file.
 
     Returns:
         The pairs (`PAIR_COLUMNS`; `case_id` counts in order of patient, exam, video, frame), and
         what found no partner: columns `what`, `id`, `why`.
     """
-    frames = key_frames.merge(reports, on="exam_id", how="left")
+    frames = key_frames.astype({"frame": "Int64"})
+    frames = frames.merge(reports, on="exam_id", how="left", validate="m:1")
+    texts = ["findings_ja", "findings_en", "validated_by"]
     exact = findings.dropna(subset="frame")
     whole = findings[findings["frame"].isna()].drop(columns="frame")
-    frames = frames.astype({"frame": "Int64"})
-    by_frame = frames.merge(exact, on=["video_id", "frame"], how="left")
-    by_video = frames.merge(whole, on="video_id", how="left")
-    texts = ["findings_ja", "findings_en", "validated_by"]
-    frames[texts] = by_frame[texts].fillna(by_video[texts])
+    by_frame = frames.merge(exact, on=["video_id", "frame"], how="left", validate="m:1")
+    by_video = frames.merge(whole, on="video_id", how="left", validate="m:1")
+    has_own = by_frame["findings_ja"].notna()  # a row counts whole: no language from another row
+    frames[texts] = by_frame[texts].where(has_own, by_video[texts])
     complete = frames["report_ja"].notna() & frames["findings_ja"].notna()
     pairs = frames[complete].sort_values(["patient_id", "exam_id", "video_id", "frame"])
     pairs.insert(0, "case_id", [f"case-{i:04d}" for i in range(1, len(pairs) + 1)])
     pairs = pairs.astype({"frame": int}).reset_index(drop=True)
-    return pairs[PAIR_COLUMNS], _without_partner(frames, reports, findings)
+    return pairs[PAIR_COLUMNS], _without_partner(frames, reports, findings, sampled)
 
 
 def _without_partner(
-    frames: pd.DataFrame, reports: pd.DataFrame, findings: pd.DataFrame
+    frames: pd.DataFrame, reports: pd.DataFrame, findings: pd.DataFrame, sampled: pd.DataFrame
 ) -> pd.DataFrame:
-    def rows(what: str, ids: pd.Series, why: str) -> list[dict]:
-        return [{"what": what, "id": name, "why": why} for name in sorted(set(ids))]
+    """Everything that is in no pair, each with the one reason that tells what to mend."""
+    lost: list[tuple[str, str, str]] = []
 
-    unread = frames.loc[frames["report_ja"].isna(), "exam_id"]
-    unseen = frames.loc[frames["findings_ja"].isna(), "video_id"]
-    idle = reports.loc[~reports["exam_id"].isin(frames["exam_id"]), "exam_id"]
-    dark = findings.loc[~findings["video_id"].isin(frames["video_id"]), "video_id"]
-    lost = rows("exam", unread, "key frames but no report")
-    lost += rows("video", unseen, "key frames but no findings")
-    lost += rows("exam", idle, "a report but no key frame")
-    lost += rows("video", dark, "findings but no key frame")
+    def note(what: str, ids: Iterable[str], why: str) -> None:
+        lost.extend((what, name, why) for name in sorted(set(ids)))
+
+    unread, unseen = frames["report_ja"].isna(), frames["findings_ja"].isna()
+    note("exam", frames.loc[unread, "exam_id"], "key frames but no report")
+    bare = frames.loc[unseen, "video_id"]
+    elsewhere = bare.isin(findings["video_id"])
+    note("video", bare[~elsewhere], "key frames but no findings")
+    note("video", bare[elsewhere], "findings of other frames only")
+    for what, texts, word in (("exam", reports, "a report"), ("video", findings, "findings")):
+        ids = texts[f"{what}_id"]
+        is_sampled, is_chosen = (ids.isin(t[f"{what}_id"]) for t in (sampled, frames))
+        note(what, ids[~is_sampled], f"{word} but no sampled cine: is the id right?")
+        note(what, ids[is_sampled & ~is_chosen], f"{word} but no key frame")
+    paired = frames[~unread & ~unseen]
+    alone = set(frames.loc[~unread, "exam_id"]) - set(paired["exam_id"])
+    note("exam", alone, "a report but no key frame with findings")
+    note("video", frames.loc[unread & ~unseen, "video_id"], "findings but no report of the exam")
+    silent = sampled["video_id"][~sampled["video_id"].isin(frames["video_id"])]
+    note("video", silent[~silent.isin(findings["video_id"])], "no key frame and no findings")
     return pd.DataFrame(lost, columns=["what", "id", "why"])
 
 

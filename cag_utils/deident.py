@@ -51,6 +51,7 @@ def private_folder() -> Path:
     """Return `data/private/`, made for the owner alone; what links ids to people stays there."""
     folder = root() / "data" / "private"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)  # it may have been made with the user's own mask
     return folder
 
 
@@ -66,6 +67,8 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
     """
     path = private_folder() / f"{name}.csv"
     part = path.with_name(f".{name}.{os.getpid()}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # A file name need not be UTF-8; its odd bytes come out as \\udcNN, and the run goes on.
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         links.to_csv(file, index=False)
     return part.replace(path)

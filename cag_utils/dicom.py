@@ -1,25 +1,56 @@
 """Read XA cines from a folder, or say of each file why it is not one."""
 
 import os
+import re
+import stat
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
-from pydicom.multival import MultiValue
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, iter_pixels
-from pydicom.uid import EnhancedXAImageStorage, JPEGBaseline8Bit, XRayAngiographicImageStorage
+from pydicom.pixels import get_decoder, iter_pixels
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedXAImageStorage,
+    JPEGBaseline8Bit,
+    MediaStorageDirectoryStorage,
+    XRay3DAngiographicImageStorage,
+    XRayAngiographicImageStorage,
+)
+from tqdm import tqdm
+
+from cag_utils.grey import to_eight_bits
+from cag_utils.header_facts import frame_time_ms, number, spacing_at_isocentre_mm
 
 XA_CLASSES = (XRayAngiographicImageStorage, EnhancedXAImageStorage)
-# Raised by pydicom and its decoders for files that break the standard.
-BROKEN = (ValueError, KeyError, AttributeError, TypeError, IndexError, OSError, RuntimeError)
-BROKEN += (NotImplementedError, EOFError, ArithmeticError)
+DUPLICATE = "duplicate: another file holds the same SOP instance"
+SMALL_BYTES = 65536  # longer values, such as pixels, stay on disk until they are asked for
 
 
 class NotACine(ValueError):
-    """The file cannot be used; the message is the reason that lands in rejected.csv."""
+    """The file cannot be used.
+
+    Attributes:
+        reason: One of few fixed phrases, also the message; may land in `outputs/`.
+        detail: What the decoder said. It may quote the header or a path: for private eyes only.
+    """
+
+    def __init__(self, reason: str, detail: object = ""):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = " ".join(str(detail).split())[:300]
+
+
+class Rejected(NamedTuple):
+    """A file that is no cine; `reason` and `detail` as in `NotACine`."""
+
+    path: Path
+    reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +69,7 @@ class Cine:
             be trusted.
         secondary_angle_deg: CRA positive, CAU negative; NaN when absent.
         spacing_mm: Pixel spacing at the isocentre; NaN when it cannot be known.
+        copies: Further files of the same SOP instance, for when this one's pixels are broken.
     """
 
     path: Path
@@ -51,116 +83,153 @@ class Cine:
     primary_angle_deg: float
     secondary_angle_deg: float
     spacing_mm: float
+    copies: tuple[Path, ...] = ()
 
 
-def scan(folder: Path) -> tuple[list[Cine], list[tuple[Path, str]]]:
-    """Sort every file below a folder into cines and rejected files.
+def scan(folder: Path) -> tuple[list[Cine], list[Rejected]]:
+    """Sort everything below a folder into cines and rejected files.
 
     Args:
-        folder: An archive in any layout; hidden files count, links to folders are not followed.
+        folder: An archive in any layout. Hidden files count. A link to a folder is not followed
+            (it could lead round in circles) but rejected like a file.
 
     Returns:
-        The cines in path order, and (path, reason) of every other file. Together they are all
-        files there are. Only headers are read, so broken pixels show later, in `iter_frames`.
+        The cines in path order, and every other file with its reason, in path order. Together
+        they are all files there are. Only headers are read, so broken pixels show later, in
+        `iter_frames`.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of DICOM files")
-    cines: list[Cine] = []
-    rejected: list[tuple[Path, str]] = []
-    first_of: dict[str, Path] = {}
-    for path in sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names):
+    files, rejected = _list_files(folder)
+    cines: dict[str, Cine] = {}
+    for path in tqdm(files, desc="headers", mininterval=30):
         try:
             cine = read_header(path)
-            if cine.video in first_of:
-                raise NotACine("duplicate: another file holds the same SOP instance")
-        except NotACine as reason:
-            rejected.append((path, str(reason)))
+        except NotACine as problem:
+            rejected.append(Rejected(path, problem.reason, problem.detail))
+            continue
+        if first := cines.get(cine.video):
+            cines[cine.video] = replace(first, copies=(*first.copies, path))
+            rejected.append(Rejected(path, DUPLICATE))
         else:
-            first_of[cine.video] = path
-            cines.append(cine)
-    return cines, rejected
+            cines[cine.video] = cine
+    return list(cines.values()), sorted(rejected)
 
 
 def read_header(path: Path) -> Cine:
     """Read one file's header, without its pixels.
 
     Raises:
-        NotACine: It is not a readable, multi-frame, grey XA image; the message says which.
+        NotACine: It is not a readable, multi-frame, grey XA image; the reason says which.
     """
-    header = _read_dataset(path, stop_before_pixels=True)
-    modality = str(header.get("Modality", "") or "missing")
-    if header.get("SOPClassUID") not in XA_CLASSES and modality != "XA":
-        raise NotACine(f"not XA: modality {modality}")
+    header = _read(path)
     try:
-        if int(header.get("SamplesPerPixel", 1)) != 1:
-            raise NotACine("colour image, not a grey XA cine")
-        if int(header.get("NumberOfFrames") or 1) < 2:
-            raise NotACine("single frame, not a cine")
-        return _describe(path, header)
+        with warnings.catch_warnings():  # they quote the header, and notebooks keep what is printed
+            warnings.simplefilter("ignore")
+            _check_kind(header)
+            return _describe(path, header)
     except NotACine:
         raise
-    except BROKEN as error:
-        raise NotACine(f"broken header: {_short(error)}") from error
+    except Exception as error:  # pydicom and its readers raise nearly anything on a broken file
+        raise NotACine(f"broken header ({type(error).__name__})", error) from error
 
 
 def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.ndarray]:
     """Decode a cine frame by frame; only one is in memory at a time.
-
-    Grey levels: values of up to 8 bits are kept as they are, so that nothing depends on a
-    viewer's preset. Deeper ones are mapped to 0-255 by the file's window, or by their full range
-    where it has none. MONOCHROME1 is inverted, so contrast is dark in every cine. A Modality LUT
-    is applied unless the pixels are LOG or DISP, where it leads back to X-ray intensity and is
-    not meant for display.
 
     Args:
         path: A file that `read_header` accepts.
         frames: Frame indices from 0, ascending; all if None.
 
     Yields:
-        uint8 (H, W).
+        uint8 (H, W), by the rule of `grey.to_eight_bits`.
 
     Raises:
         NotACine: There are no pixels, or they do not decode, or frames are missing.
-
-    Source:
-        DICOM PS3.3 C.8.7.1.1.2 (Pixel Intensity Relationship), C.11.1, C.11.2.
     """
-    dataset = _read_dataset(path, stop_before_pixels=False)
-    if "PixelData" not in dataset:
+    header = _read(path)
+    if "PixelData" not in header:
         raise NotACine("no pixel data")
-    wanted = list(range(int(dataset.NumberOfFrames))) if frames is None else list(frames)
+    wanted = list(range(int(header.NumberOfFrames))) if frames is None else list(frames)
     if not wanted:  # pydicom would take an empty list for all frames
         return
+    syntax = header.file_meta.TransferSyntaxUID
+    plugin = "pillow" if syntax == JPEGBaseline8Bit else ""  # 2.5 times gdcm's speed; "" tries all
+    source = pydicom.dcmread(path) if syntax == DeflatedExplicitVRLittleEndian else path
     n_decoded = 0
-    is_baseline = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
-    plugin = "pillow" if is_baseline else ""  # 2.5 times the speed of gdcm; "" tries all
     try:
-        for raw in iter_pixels(dataset, indices=wanted, raw=True, decoding_plugin=plugin):
-            yield _grey(raw, dataset)
+        for stored in iter_pixels(source, indices=wanted, raw=True, decoding_plugin=plugin):
+            yield to_eight_bits(stored, header)
             n_decoded += 1
-    except BROKEN as error:
-        problem = f"broken pixel data at frame {wanted[n_decoded]}: {_short(error)}"
-        raise NotACine(problem) from error
+    except Exception as error:  # decoders raise nearly anything on broken data
+        reason = f"broken pixel data at frame {wanted[n_decoded]} ({type(error).__name__})"
+        raise NotACine(reason, error) from error
     if n_decoded < len(wanted):
         raise NotACine(f"broken pixel data: {n_decoded} of {len(wanted)} frames decode")
 
 
-def _read_dataset(path: Path, stop_before_pixels: bool) -> pydicom.Dataset:
+def _list_files(folder: Path) -> tuple[list[Path], list[Rejected]]:
+    """Everything below a folder that is no folder, and the folders that cannot be entered."""
+    files: list[Path] = []
+    closed: list[Rejected] = []
+
+    def remember(error: OSError) -> None:
+        closed.append(Rejected(Path(error.filename), f"closed folder: {error.strerror}", error))
+
+    for top, folders, names in os.walk(folder, onerror=remember):
+        files += [Path(top) / name for name in names]
+        links = [Path(top) / name for name in folders]
+        closed += [Rejected(p, "link to a folder, not followed") for p in links if p.is_symlink()]
+    return sorted(files), closed
+
+
+def _read(path: Path) -> pydicom.Dataset:
     try:
-        if path.stat().st_size == 0:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+            raise NotACine("not a regular file")
+        if facts.st_size == 0:
             raise NotACine("empty file")
-        return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(path, defer_size=SMALL_BYTES)
     except NotACine:
         raise
     except InvalidDicomError as error:
-        raise NotACine("not a DICOM file") from error
-    except PermissionError as error:
-        raise NotACine("not readable: permission denied") from error
-    except BROKEN as error:
-        raise NotACine(f"unreadable: {_short(error)}") from error
+        raise NotACine("not a DICOM file", error) from error
+    except OSError as error:
+        raise NotACine(f"unreadable file: {error.strerror or 'input error'}", error) from error
+    except Exception as error:  # see read_header
+        raise NotACine(f"unreadable DICOM ({type(error).__name__})", error) from error
+
+
+def _check_kind(header: pydicom.Dataset) -> None:
+    """Raise NotACine unless the header describes grey XA frames that can be decoded."""
+    kind = header.get("SOPClassUID", "")
+    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise NotACine("DICOMDIR, an index without pixels")
+    if kind == XRay3DAngiographicImageStorage:
+        raise NotACine("not a cine: a 3-D reconstruction")
+    modality = str(header.get("Modality", "") or "missing")
+    if kind not in XA_CLASSES and modality != "XA":
+        is_code = re.fullmatch("[A-Z]{2,8}|missing", modality)  # else it could say anything
+        raise NotACine(f"not XA: modality {modality if is_code else 'unknown'}")
+    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    if int(header.get("SamplesPerPixel", 1)) != 1 or not photometric.startswith("MONOCHROME"):
+        raise NotACine("colour image, not a grey XA cine")
+    if int(header.get("NumberOfFrames") or 1) < 2:
+        raise NotACine("single frame, not a cine")
+    syntax = header.file_meta.TransferSyntaxUID
+    name = syntax.name if syntax.name != syntax else "unknown or private"
+    try:
+        is_readable = get_decoder(syntax).is_available
+    except NotImplementedError:
+        is_readable = False
+    if not is_readable:
+        raise NotACine(f"unsupported transfer syntax: {name}")
 
 
 def _describe(path: Path, header: pydicom.Dataset) -> Cine:
@@ -169,75 +238,14 @@ def _describe(path: Path, header: pydicom.Dataset) -> Cine:
         raise NotACine("broken header: no SOP or study instance UID")
     return Cine(
         path=path,
-        patient=str(header.get("PatientID", "") or exam),
+        patient=str(header.get("PatientID", "") or "").strip() or exam,
         exam=exam,
         video=video,
         n_frames=int(header.NumberOfFrames),
         rows=int(header.Rows),
         columns=int(header.Columns),
-        frame_time_ms=_frame_time_ms(header),
-        primary_angle_deg=_number(header, "PositionerPrimaryAngle"),
-        secondary_angle_deg=_number(header, "PositionerSecondaryAngle"),
-        spacing_mm=_spacing_at_isocentre_mm(header),
+        frame_time_ms=frame_time_ms(header),
+        primary_angle_deg=number(header, "PositionerPrimaryAngle"),
+        secondary_angle_deg=number(header, "PositionerSecondaryAngle"),
+        spacing_mm=spacing_at_isocentre_mm(header),
     )
-
-
-def _frame_time_ms(header: pydicom.Dataset) -> float:
-    """FrameTime is present more often than CineRate; a vector of times is averaged."""
-    if not np.isnan(time := _number(header, "FrameTime")) and time > 0:
-        return time
-    if vector := header.get("FrameTimeVector"):
-        steps = np.asarray(vector, dtype=float).ravel()[1:]
-        return float(steps.mean()) if steps.size else float("nan")
-    for rate in ("CineRate", "RecommendedDisplayFrameRate"):
-        if not np.isnan(value := _number(header, rate)) and value > 0:
-            return 1000.0 / value
-    return float("nan")
-
-
-def _spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
-    """Detector spacing divided by the magnification SID / SOD.
-
-    Source: DICOM PS3.3 C.8.7.5 (Imager Pixel Spacing is at the detector's front plane).
-    """
-    spacing = _number(header, "ImagerPixelSpacing")
-    magnification = _number(header, "EstimatedRadiographicMagnificationFactor")
-    if np.isnan(magnification):
-        detector = _number(header, "DistanceSourceToDetector")
-        magnification = detector / _number(header, "DistanceSourceToPatient")
-    return spacing / magnification
-
-
-def _number(header: pydicom.Dataset, name: str) -> float:
-    """A numeric attribute, its first value if there are several; NaN when absent or empty."""
-    value = header.get(name)
-    if isinstance(value, MultiValue):
-        value = value[0] if len(value) else None
-    return float("nan") if value in (None, "") else float(value)
-
-
-def _grey(raw: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """One decoded frame as uint8; the rule stands in `iter_frames`."""
-    for_display = dataset.get("PixelIntensityRelationship") not in ("LOG", "DISP")
-    values = apply_modality_lut(raw, dataset) if for_display else raw
-    bits = int(dataset.BitsStored)
-    if values.dtype != np.uint8 or bits > 8:
-        values = _to_eight_bits(values, dataset, bits)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = 255 - values
-    return np.ascontiguousarray(values)
-
-
-def _to_eight_bits(values: np.ndarray, dataset: pydicom.Dataset, bits: int) -> np.ndarray:
-    signed = int(dataset.get("PixelRepresentation", 0)) == 1
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if "WindowCenter" in dataset and "WindowWidth" in dataset:
-        values = apply_voi_lut(values, dataset, prefer_lut=False)  # spans the output range
-    scaled = (np.asarray(values, dtype=np.float64) - low) * 255.0 / (high - low)
-    return scaled.round().clip(0, 255).astype(np.uint8)
-
-
-def _short(error: Exception) -> str:
-    """The first sentence of an error, without the paths that decoders like to print."""
-    words = [w for w in str(error).split() if os.sep not in w]
-    return f"{type(error).__name__}: {' '.join(words)[:120]}"

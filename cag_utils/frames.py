@@ -1,23 +1,41 @@
 """From a folder of XA cines to the frames worth a look, as PNG files and tables."""
 
-from collections.abc import Iterator
+import os
+import shutil
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import joblib
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from cag_utils.deident import pseudonym
-from cag_utils.dicom import Cine, NotACine, iter_frames, scan
+from cag_utils.dicom import Cine, NotACine, Rejected, iter_frames, read_header, scan
 from cag_utils.sampling import frame_statistics, pick_frames
 
 FRAME_COLUMNS = [
     "patient_id", "exam_id", "video_id", "frame", "n_frames", "frame_time_ms", "mean", "variance",
     "reason", "png", "primary_angle_deg", "secondary_angle_deg", "spacing_mm",
 ]  # fmt: skip
+VIDEO_COLUMNS = [
+    "patient_id", "exam_id", "video_id", "n_frames", "frame_time_ms",
+    "primary_angle_deg", "secondary_angle_deg", "spacing_mm", "n_picks",
+]  # fmt: skip
+STATISTICS_COLUMNS = ["video_id", "frame", "mean", "variance"]
 REJECTED_COLUMNS = ["file_id", "suffix", "bytes", "reason"]
+LINK_COLUMNS = [
+    "file_id", "folder", "path", "patient_id", "exam_id", "video_id",
+    "patient", "exam", "video", "reason", "detail",
+]  # fmt: skip
+# What stands after a file name's last dot can be a date or a name: only these are printed.
+KNOWN_SUFFIXES = {
+    "", ".avi", ".bmp", ".csv", ".dcm", ".dicom", ".doc", ".docx", ".gif", ".gz", ".htm", ".html",
+    ".ima", ".inf", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".mov", ".mp4", ".pdf",
+    ".png", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".zip",
+}  # fmt: skip
 
 
 class Sampled(NamedTuple):
@@ -25,7 +43,7 @@ class Sampled(NamedTuple):
 
     Attributes:
         frames: One row a pick, `FRAME_COLUMNS`; `png` is relative to the run's folder.
-        videos: One row a cine: ids, header facts, `n_picks` (0 for a cine where nothing happens).
+        videos: One row a cine, `VIDEO_COLUMNS`; `n_picks` is 0 for a cine where nothing happens.
         statistics: `video_id`, `frame`, `mean`, `variance` of every frame of every cine.
         rejected: One row a file that is no readable cine, with its reason.
         links: What the pseudonyms stand for; must never be written below `outputs/`.
@@ -38,6 +56,15 @@ class Sampled(NamedTuple):
     links: pd.DataFrame
 
 
+class Outcome(NamedTuple):
+    """What became of one cine: `cine` is None if no copy of it decodes; `broken` are those."""
+
+    cine: Cine | None
+    frames: pd.DataFrame
+    statistics: pd.DataFrame
+    broken: list[Rejected]
+
+
 def sample_folder(
     folder: Path, out: Path, key: bytes, min_gap: int = 5, n_workers: int = 1
 ) -> Sampled:
@@ -45,7 +72,8 @@ def sample_folder(
 
     Args:
         folder: XA DICOM files in any layout.
-        out: The run's folder; pictures land in `out/frames/<video_id>/<frame>.png`.
+        out: The run's folder; pictures land in `out/frames/<video_id>/<frame>.png`, after those
+            of an earlier run are removed.
         key: Secret of the pseudonyms.
         min_gap: Least distance between picks, in frames.
         n_workers: Processes; the result does not depend on it.
@@ -55,51 +83,60 @@ def sample_folder(
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
+        OSError: A picture cannot be written.
     """
-    cines, failures = scan(folder)
-    jobs = (joblib.delayed(sample_cine)(cine, out, key, min_gap) for cine in cines)
+    found, failures = scan(folder)
+    shutil.rmtree(out / "frames", ignore_errors=True)
+    rejected = {failure.path: failure for failure in failures}
+    jobs = (joblib.delayed(sample_cine)(cine, out, key, min_gap) for cine in found)
     results = joblib.Parallel(n_jobs=n_workers, return_as="generator")(jobs)
-    frames, statistics, videos = [], [], []
-    for cine, result in zip(cines, _progress(results, len(cines)), strict=True):
-        if isinstance(result, str):
-            failures.append((cine.path, result))
-            continue
-        picks, curve = result
-        frames.append(picks)
-        statistics.append(curve)
-        videos.append(_facts(cine, key) | {"n_picks": len(picks)})
+    done: list[Outcome] = []
+    for outcome in tqdm(results, total=len(found), desc="cines", mininterval=30):
+        rejected |= {failure.path: failure for failure in outcome.broken}
+        if outcome.cine:
+            rejected.pop(outcome.cine.path, None)  # a copy that stands in is no duplicate now
+            done.append(outcome)
+    done.sort(key=lambda outcome: outcome.cine.path)
+    failures = [rejected[path] for path in sorted(rejected)]
+    videos = [_facts(o.cine, key) | {"n_picks": len(o.frames)} for o in done]
     return Sampled(
-        frames=_concat(frames, FRAME_COLUMNS),
-        videos=pd.DataFrame(videos),
-        statistics=_concat(statistics, ["video_id", "frame", "mean", "variance"]),
+        frames=_concat([o.frames for o in done], FRAME_COLUMNS),
+        videos=pd.DataFrame(videos, columns=VIDEO_COLUMNS),
+        statistics=_concat([o.statistics for o in done], STATISTICS_COLUMNS),
         rejected=_rejected(failures, folder, key),
-        links=_links(cines, failures, folder, key),
+        links=_links([o.cine for o in done], failures, folder, key),
     )
 
 
-def sample_cine(
-    cine: Cine, out: Path, key: bytes, min_gap: int
-) -> tuple[pd.DataFrame, pd.DataFrame] | str:
+def sample_cine(cine: Cine, out: Path, key: bytes, min_gap: int) -> Outcome:
     """Pick one cine's frames and write them as 8-bit grey PNG.
 
-    The cine is decoded twice, once for the statistics and once for the picks, so that only one
-    frame is ever in memory.
-
-    Returns:
-        The picks (`FRAME_COLUMNS`) and each frame's statistics, or the reason why the file's
-        pixels cannot be used.
+    If its pixels are broken, further files of the same SOP instance are tried: an interrupted
+    copy must not hide a whole one.
     """
+    broken: list[Rejected] = []
+    for path in (cine.path, *cine.copies):
+        try:
+            used = cine if path == cine.path else read_header(path)
+            with warnings.catch_warnings():  # they quote the header, and notebooks keep them
+                warnings.simplefilter("ignore")
+                frames, statistics = _sample(used, out, key, min_gap)
+            return Outcome(used, frames, statistics, broken)
+        except NotACine as problem:
+            broken.append(Rejected(path, problem.reason, problem.detail))
+    return Outcome(None, pd.DataFrame(), pd.DataFrame(), broken)
+
+
+def _sample(cine: Cine, out: Path, key: bytes, min_gap: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Decode a cine twice, for the statistics and for the picks: one frame in memory at a time."""
     facts = _facts(cine, key)
-    try:
-        mean, variance = frame_statistics(iter_frames(cine.path))
-        picks = pick_frames(mean, variance, min_gap)
-        folder = out / "frames" / facts["video_id"]
-        folder.mkdir(parents=True, exist_ok=True)
-        names = [f"{frame:04d}.png" for frame in picks["frame"]]
-        for name, frame in zip(names, iter_frames(cine.path, picks["frame"].tolist()), strict=True):
-            cv2.imwrite(str(folder / name), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    except NotACine as reason:
-        return str(reason)
+    mean, variance = frame_statistics(iter_frames(cine.path))
+    picks = pick_frames(mean, variance, min_gap)
+    folder = out / "frames" / facts["video_id"]
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{frame:04d}.png" for frame in picks["frame"]]
+    for name, frame in zip(names, iter_frames(cine.path, picks["frame"].tolist()), strict=True):
+        _write_png(folder / name, frame)
     rows = picks.assign(
         mean=mean[picks["frame"]],
         variance=variance[picks["frame"]],
@@ -107,7 +144,16 @@ def sample_cine(
         **facts,
     )
     curve = pd.DataFrame({"video_id": facts["video_id"], "mean": mean, "variance": variance})
-    return rows[FRAME_COLUMNS], curve.rename_axis("frame").reset_index()
+    curve = curve.rename_axis("frame").reset_index()
+    return rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS]
+
+
+def _write_png(path: Path, frame: np.ndarray) -> None:
+    """Write a grey PNG; OpenCV itself would keep silent about a full disk."""
+    done, data = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise OSError(f"OpenCV cannot encode a frame of shape {frame.shape} as PNG")
+    path.write_bytes(data.tobytes())
 
 
 def _facts(cine: Cine, key: bytes) -> dict:
@@ -123,42 +169,51 @@ def _facts(cine: Cine, key: bytes) -> dict:
     }
 
 
-def _rejected(failures: list[tuple[Path, str]], folder: Path, key: bytes) -> pd.DataFrame:
+def _rejected(failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
     rows = [
         {
             "file_id": _file_id(path, folder, key),
-            "suffix": path.suffix.lower()[:8],
-            "bytes": path.lstat().st_size,
+            "suffix": path.suffix.lower() if path.suffix.lower() in KNOWN_SUFFIXES else "other",
+            "bytes": _size(path),
             "reason": reason,
         }
-        for path, reason in sorted(failures)
+        for path, reason, _ in failures
     ]
-    return pd.DataFrame(rows, columns=REJECTED_COLUMNS)
+    return pd.DataFrame(rows, columns=REJECTED_COLUMNS).astype({"bytes": "Int64"})
 
 
-def _links(
-    cines: list[Cine], failures: list[tuple[Path, str]], folder: Path, key: bytes
-) -> pd.DataFrame:
-    video_of = {cine.path: cine for cine in cines}
+def _size(path: Path) -> int | None:
+    """Bytes of a file, a link's own; None if it is gone or closed."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
+
+
+def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
     rows = []
-    for path in sorted({*video_of, *(path for path, _ in failures)}):
-        row = {"file_id": _file_id(path, folder, key), "path": str(path.relative_to(folder))}
-        if cine := video_of.get(path):
-            facts = _facts(cine, key)
-            row |= {name: facts[name] for name in ("patient_id", "exam_id", "video_id")}
-            row |= {"patient": cine.patient, "exam": cine.exam, "video": cine.video}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for cine in cines:
+        facts = _facts(cine, key)
+        row = {name: facts[name] for name in ("patient_id", "exam_id", "video_id")}
+        row |= {"patient": cine.patient, "exam": cine.exam, "video": cine.video}
+        rows.append({"path": cine.path} | row)
+    rows += [{"path": path, "reason": reason, "detail": text} for path, reason, text in failures]
+    table = pd.DataFrame(rows, columns=LINK_COLUMNS).sort_values("path", ignore_index=True)
+    table["file_id"] = [_file_id(path, folder, key) for path in table["path"]]
+    table["folder"] = str(folder.resolve())
+    return table.assign(path=[_inside(path, folder) for path in table["path"]])
 
 
 def _file_id(path: Path, folder: Path, key: bytes) -> str:
-    return pseudonym("file", path.relative_to(folder).as_posix(), key)
+    return pseudonym("file", _inside(path, folder), key)
+
+
+def _inside(path: Path, folder: Path) -> str:
+    """A path within the archive as text; names that are not UTF-8 are legal on Linux."""
+    name = os.fsencode(path.relative_to(folder).as_posix())
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _concat(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
-
-
-def _progress(results: Iterator, total: int) -> Iterator:
-    return tqdm(results, total=total, desc="cines", mininterval=30)

@@ -46,9 +46,16 @@ def local_extrema(curve: np.ndarray) -> pd.DataFrame:
     found = []
     for kind, signed in (("max", curve), ("min", -curve)):
         frames, _ = find_peaks(signed)
-        prominence = peak_prominences(signed, frames)[0] / spread if frames.size else []
-        found.append(pd.DataFrame({"frame": frames, "kind": kind, "prominence": prominence}))
-    return pd.concat(found).sort_values("frame", ignore_index=True)
+        heights = peak_prominences(signed, frames)[0] / spread if frames.size else []
+        found += zip(frames.tolist(), [kind] * frames.size, heights, strict=True)
+    columns = list(zip(*sorted(found), strict=True)) or [(), (), ()]
+    return pd.DataFrame(
+        {
+            "frame": np.array(columns[0], dtype=np.int64),
+            "kind": list(columns[1]),
+            "prominence": np.array(columns[2], dtype=np.float64),
+        }
+    )
 
 
 def pick_frames(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.DataFrame:
@@ -57,7 +64,8 @@ def pick_frames(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.
     Extrema crowd together, and which ones survive the gap must not depend on where counting
     starts. So the most prominent is taken first, then the next that is far enough from all taken,
     and so on; among equals the earlier frame. The fullest frame of an injection is thus never
-    lost to a flicker just before it.
+    lost to a flicker just before it. (A ripple's maximum and minimum are equally prominent, so a
+    film played backwards has the same extrema but need not have the same picks.)
 
     Args:
         mean: (T,) mean intensity of each frame.
@@ -79,20 +87,21 @@ def pick_frames(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.
         raise ValueError(f"mean has {len(mean)} frames, variance {len(variance)}: same cine?")
     if min_gap < 1:
         raise ValueError(f"min_gap must be at least 1 frame, got {min_gap}")
-    curves = {"mean": mean, "variance": variance}
-    extrema = [
-        local_extrema(c).assign(reason=lambda t, n=n: n + "_" + t["kind"])
-        for n, c in curves.items()
-    ]
-    merged = (
-        pd.concat(extrema)
-        .groupby("frame", as_index=False)
-        .agg(reason=("reason", lambda r: "+".join(sorted(r))), prominence=("prominence", "max"))
-    )
-    order = np.lexsort((merged["frame"], -merged["prominence"].to_numpy(float).round(9)))
+    reasons: dict[int, list[str]] = {}
+    prominence: dict[int, float] = {}
+    for name, curve in (("mean", mean), ("variance", variance)):
+        for frame, kind, height in local_extrema(curve).itertuples(index=False):
+            reasons.setdefault(frame, []).append(f"{name}_{kind}")
+            prominence[frame] = max(height, prominence.get(frame, 0.0))
     taken: list[int] = []
-    for row in order:
-        frame = merged["frame"].iloc[row]
-        if all(abs(frame - merged["frame"].iloc[other]) >= min_gap for other in taken):
-            taken.append(row)
-    return merged.iloc[sorted(taken)].reset_index(drop=True)
+    for frame in sorted(prominence, key=lambda f: (-round(prominence[f], 9), f)):
+        if all(abs(frame - other) >= min_gap for other in taken):
+            taken.append(frame)
+    taken.sort()
+    return pd.DataFrame(
+        {
+            "frame": np.array(taken, dtype=np.int64),
+            "reason": ["+".join(reasons[frame]) for frame in taken],
+            "prominence": np.array([prominence[frame] for frame in taken], dtype=np.float64),
+        }
+    )

@@ -21,6 +21,7 @@ import psutil
 from cag_utils.settings import Profile, load_profile
 
 RECORDED = ("numpy", "pandas", "pydicom", "scikit-learn", "timm", "torch", "transformers", "trl")
+KEY_BYTES = 32
 
 
 def root() -> Path:
@@ -63,20 +64,36 @@ def data_dir(profile: Profile) -> Path:
     return folder
 
 
-def pseudonym_key(profile: Profile) -> bytes:
+def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
     """Return the secret key of the study's pseudonyms.
 
-    A phantom has no identity to hide: its key is fixed, so a rerun gives the same ids. Own data
-    get a random key on first use, in `data/private/`, readable by the owner alone.
+    A phantom's key is fixed, so a rerun gives the same ids. Own data get a random key on first
+    use, in `data/private/`: whoever knows the key can try it on a list of real ids.
+
+    Args:
+        profile: The study's profile.
+        own_data: Whether the files are somebody's own, whatever the profile says.
+
+    Raises:
+        ValueError: The key file holds no whole key.
     """
-    if profile.data.source == "phantom":
+    if profile.data.source == "phantom" and not own_data:
         return f"phantom:{profile.name}".encode()
     path = root() / "data" / "private" / "pseudonym.key"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+            file.write(secrets.token_bytes(KEY_BYTES))
+    except FileExistsError:
+        deadline = time.monotonic() + 5  # another notebook may be writing it at this moment
+        while path.stat().st_size < KEY_BYTES and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if len(key := path.read_bytes()) < KEY_BYTES:
+        raise ValueError(
+            f"{path} holds {len(key)} of {KEY_BYTES} bytes: restore it, or delete it and run every "
+            "notebook again, because all ids will be new"
+        )
+    return key
 
 
 @dataclass(frozen=True)

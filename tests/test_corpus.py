@@ -2,12 +2,13 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from cag_utils import corpus
 from cag_utils.deident import pseudonym
+from cag_utils.exam_texts import read_findings, read_reports
 
 KEY = b"secret"
 VIDEOS = [pseudonym("video", f"9.{i}", KEY) for i in range(4)]
@@ -25,6 +26,7 @@ def predicted():
         patient_id=[f"pt-{n}" for n in table["n"]],
         png="x.png",
         laterality="LCA",
+        quality="better",
         p_RCA_better=0.05,
     )
 
@@ -60,6 +62,13 @@ def test_confidence_is_that_of_the_frames_own_side():
     assert corpus.choose_key_frames(table, 1, 0.0)["confidence"].tolist() == [0.05]
 
 
+def test_only_frames_predicted_better_count_unless_nothing_is_asked():
+    table = predicted().head(1).assign(quality="bad", p_LCA_better=0.3)
+    assert corpus.choose_key_frames(table, 1, 0.2).empty
+    assert len(corpus.choose_key_frames(table, 1, 0.0)) == 1
+
+
+@settings(deadline=None)
 @given(st.integers(1, 4), st.floats(0, 1))
 def test_choice_never_breaks_its_limits(per_video, least):
     got = corpus.choose_key_frames(predicted(), per_video, least)
@@ -75,12 +84,14 @@ def tables(tmp_path):
         "9.0,,全体,whole,phantom truth\n9.0,30,一枚,one,phantom truth\n"
         "9.2,,他,other,phantom truth\n"
     )
-    reports = corpus.read_reports(write(tmp_path / "reports.csv", reports), KEY)
-    return reports, corpus.read_findings(write(tmp_path / "findings.csv", findings), KEY)
+    reports = read_reports(write(tmp_path / "reports.csv", reports), KEY)
+    return reports, read_findings(write(tmp_path / "findings.csv", findings), KEY)
 
 
 def test_pairs_join_report_and_findings_and_the_frame_comes_before_the_cine(tables):
-    pairs, unpaired = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables)
+    pairs, unpaired = corpus.pair(
+        corpus.choose_key_frames(predicted(), 2, 0.5), *tables, predicted()
+    )
     assert pairs["case_id"].tolist() == ["case-0001", "case-0002"]
     assert pairs["frame"].tolist() == [10, 30]
     assert pairs["findings_en"].tolist() == ["whole", "one"]
@@ -89,59 +100,54 @@ def test_pairs_join_report_and_findings_and_the_frame_comes_before_the_cine(tabl
     assert why == {
         EXAMS[2]: "key frames but no report",
         EXAMS[1]: "a report but no key frame",
-        EXAMS[3]: "a report but no key frame",
+        EXAMS[3]: "a report but no sampled cine: is the id right?",
+        VIDEOS[1]: "no key frame and no findings",
+        VIDEOS[2]: "findings but no report of the exam",
     }
 
 
 def test_findings_without_a_frame_or_a_key_frame_are_listed(tables):
     reports, findings = tables
     chosen = corpus.choose_key_frames(predicted(), 1, 0.0)  # videos 0, 1 and 2
-    _, unpaired = corpus.pair(chosen[chosen["video_id"] != VIDEOS[2]], reports, findings)
+    chosen = chosen[chosen["video_id"] != VIDEOS[2]]
+    strange = findings.tail(1).assign(video_id=VIDEOS[3])
+    findings = pd.concat([findings, strange])
+    _, unpaired = corpus.pair(chosen, reports, findings, predicted())
     why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
     assert why[VIDEOS[1]] == "key frames but no findings"
     assert why[VIDEOS[2]] == "findings but no key frame"
+    assert why[VIDEOS[3]] == "findings but no sampled cine: is the id right?"
 
 
-def test_ids_of_this_study_are_read_as_they_are(tmp_path):
-    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAMS[0]},報告\n")
-    assert corpus.read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAMS[0]]
+def test_findings_of_a_frame_that_was_not_chosen_do_not_count_for_another(tables):
+    reports, findings = tables
+    only_one_frame = findings[findings["frame"] == 30]
+    chosen = predicted()[lambda t: t["frame"] == 20].assign(confidence=0.9)
+    pairs, unpaired = corpus.pair(chosen, reports, only_one_frame, predicted())
+    assert pairs.empty
+    assert dict(unpaired[["id", "why"]].to_numpy())[VIDEOS[0]] == "findings of other frames only"
 
 
-@pytest.mark.parametrize(
-    "text, match",
-    [
-        ("exam\n8.0\n", r"reports.csv: no column \['report_ja'\]"),
-        ("exam,report_ja\n8.0,あ\nYamada,い\n", "row 3: exam 'Yamada' must be a StudyInstanceUID"),
-        ("exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's text"),
-        ("exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report already"),
-    ],
-)
-def test_a_wrong_report_names_file_row_and_rule(tmp_path, text, match):
-    with pytest.raises(ValueError, match=match):
-        corpus.read_reports(write(tmp_path / "reports.csv", text), KEY)
+def test_a_findings_row_counts_whole(tables):
+    """An empty translation must not be filled from the findings of the whole cine."""
+    reports, findings = tables
+    findings = findings.assign(findings_en=findings["findings_en"].replace("one", ""))
+    chosen = corpus.choose_key_frames(predicted(), 2, 0.5)
+    pairs, _ = corpus.pair(chosen, reports, findings, predicted())
+    assert pairs.set_index("frame")["findings_en"].to_dict() == {10: "whole", 30: ""}
 
 
-@pytest.mark.parametrize(
-    "row, match",
-    [
-        ("9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
-        ("9.0,1,あ,,", "row 2: validated_by '' must say who"),
-        ("9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings already"),
-    ],
-)
-def test_wrong_findings_name_file_row_and_rule(tmp_path, row, match):
-    head = "video,frame,findings_ja,findings_en,validated_by\n"
-    with pytest.raises(ValueError, match=match):
-        corpus.read_findings(write(tmp_path / "findings.csv", head + row + "\n"), KEY)
-
-
-def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="reports.csv is missing"):
-        corpus.read_reports(tmp_path / "reports.csv", KEY)
+def test_every_frame_and_text_is_in_a_pair_or_listed(tables):
+    chosen = corpus.choose_key_frames(predicted(), 4, 0.0)
+    pairs, unpaired = corpus.pair(chosen, *tables, predicted())
+    named = set(unpaired["id"]) | set(pairs["video_id"]) | set(pairs["exam_id"])
+    assert set(tables[0]["exam_id"]) | set(tables[1]["video_id"]) <= named
+    assert all(row.video_id in named or row.exam_id in named for row in predicted().itertuples())
+    assert unpaired["id"].is_unique
 
 
 def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
-    pairs, _ = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables)
+    pairs, _ = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
     path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
     got = corpus.add_truth(pairs, path, KEY)
@@ -153,10 +159,11 @@ def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
 
 
 def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
-    pairs, _ = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables)
+    pairs, _ = corpus.pair(corpus.choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
     counts = corpus.save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
     assert counts == {"train": 1, "test": 1}
+    (tmp_path / "x.png").unlink()  # the dataset holds the pictures, not their paths
     row = datasets.load_from_disk(tmp_path / "d")["test"][0]
     assert row["completion_ja"] == "一枚" and row["prompt_en"].endswith("report 0")
     assert np.asarray(row["image"]).tolist() == [[77] * 8] * 8

@@ -1,19 +1,30 @@
 import re
 import stat
+import threading
+from pathlib import Path
 
+import nbformat
+import numpy as np
 import pandas as pd
+import papermill as pm
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.deident import PREFIXES, pseudonym, save_links
-from cag_utils.study import keyed_hash
+from cag_utils.settings import load_profile
+from cag_utils.study import keyed_hash, pseudonym_key
+from tests.test_dicom import write_cine
+from tests.test_frames import pulsing
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "00_frame_sampling.ipynb"
 
 
 def test_worked_by_hand():
     assert pseudonym("video", "1.2.3", b"key") == "vi-" + keyed_hash("video:1.2.3", b"key")
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=30), st.sampled_from(sorted(PREFIXES)), st.binary(min_size=1))
 def test_stable_keyed_and_opaque(value, kind, key):
     got = pseudonym(kind, value, key)
@@ -39,3 +50,101 @@ def test_links_are_private(tmp_path, monkeypatch):
     assert path == tmp_path / "data" / "private" / "demo.csv"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert pd.read_csv(path)["path"].tolist() == ["a/b.dcm"]
+
+
+def test_somebodys_own_files_never_get_the_phantoms_public_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    smoke = load_profile("smoke")
+    key = pseudonym_key(smoke, own_data=True)
+    assert len(key) == 32 and key != pseudonym_key(smoke)
+    assert key == pseudonym_key(load_profile("paper"))  # one archive, one set of ids
+    assert stat.S_IMODE((tmp_path / "data" / "private").stat().st_mode) == 0o700
+
+
+def test_notebooks_that_start_together_get_one_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    keys, paper = [], load_profile("paper")
+    threads = [threading.Thread(target=lambda: keys.append(pseudonym_key(paper))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8 and len(set(keys)) == 1 and len(keys[0]) == 32
+
+
+def test_half_a_key_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    monkeypatch.setattr("cag_utils.study.time.sleep", lambda _: None)
+    ticks = iter(range(100))
+    monkeypatch.setattr("cag_utils.study.time.monotonic", lambda: next(ticks))
+    folder = tmp_path / "data" / "private"
+    folder.mkdir(parents=True)
+    (folder / "pseudonym.key").write_bytes(b"short")
+    with pytest.raises(ValueError, match="holds 5 of 32 bytes"):
+        pseudonym_key(load_profile("paper"))
+
+
+IDENTITIES = {
+    "PatientName": "YAMADA^TARO",
+    "PatientID": "PID-0815-77",
+    "PatientBirthDate": "19370114",
+    "StudyDate": "20210210",
+    "AccessionNumber": "ACC55123",
+    "InstitutionName": "HOSPITAL-SAKURA",
+    "ReferringPhysicianName": "SUZUKI^HANAKO",
+    "StudyInstanceUID": "1.2.392.200036.9116.7777",
+    "SeriesInstanceUID": "1.2.392.200036.9116.8888",
+}
+VIDEO = "1.2.392.200036.9116.9999"
+PLACES = (
+    "KIMURA",
+    "JIRO",
+    "CAG_20210210",
+    "brief_an_ITO",
+    "19520607",
+    "MORI",
+    "cut.dcm",
+    "odd.dcm",
+)
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    """Cines and other files whose names, folders and headers all say who it is."""
+    folder = tmp_path / "archive" / "KIMURA JIRO X" / "CAG_20210210"
+    folder.mkdir(parents=True)
+    write_cine(folder / "KIMURA.dcm", pulsing(48), video=f"{VIDEO}.1", **IDENTITIES)
+    cut = write_cine(folder / "cut.dcm", pulsing(), video=f"{VIDEO}.2", **IDENTITIES)
+    cut.write_bytes(cut.read_bytes()[:-300])
+    header = write_cine(folder / "h.dcm", video=f"{VIDEO}.3", NumberOfFrames=1234, **IDENTITIES)
+    header.write_bytes(header.read_bytes().replace(b"1234", b"MORI"))
+    odd = write_cine(folder / "odd.dcm", pulsing(), video=f"{VIDEO}.4", **IDENTITIES)
+    odd.write_bytes(odd.read_bytes().replace(f"{VIDEO}.4".encode(), f"{VIDEO}.Y".encode()))
+    write_cine(folder / "ct", video=f"{VIDEO}.5", SOPClassUID="1.2", Modality="ct", **IDENTITIES)
+    (folder / "brief_an_ITO.19520607").write_text("Dear Dr. ITO", encoding="utf-8")
+    (folder / "KIMURA JIRO gone").symlink_to(folder / "no such KIMURA")
+    return tmp_path / "archive"
+
+
+@pytest.mark.notebook
+def test_no_identity_in_anything_a_run_writes(hospital, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path / "root"))
+    out, executed = tmp_path / "out", tmp_path / "executed.ipynb"
+    settings = {"out_root": str(out), "profile": "smoke", "n_workers": 1}
+    settings |= {"data_dir": str(hospital)}
+    pm.execute_notebook(NOTEBOOK, executed, settings, cwd=tmp_path, progress_bar=False)
+    [run] = (out / "smoke" / "00_frame_sampling").iterdir()
+    assert len(pd.read_csv(run / "videos.csv")) == 2 and len(pd.read_csv(run / "rejected.csv")) == 5
+    shown = [c.outputs for c in nbformat.read(executed, 4).cells if c.cell_type == "code"]
+    written = {path.relative_to(out): path for path in out.rglob("*")}
+    content = {str(name): p.read_bytes() for name, p in written.items() if p.is_file()}
+    assert {".csv", ".png", ".svg", ".json"} <= {Path(name).suffix for name in content}
+    content |= {"file names": " ".join(content).encode(), "printed": str(shown).encode()}
+    secrets = [*IDENTITIES.values(), *PLACES, VIDEO, str(hospital)]
+    secrets += [part for s in secrets for part in s.split("^") if len(part) > 3]
+    leaks = [(s, name) for s in secrets for name, data in content.items() if s.encode() in data]
+    assert not leaks
+    private = (tmp_path / "root" / "data" / "private").glob("*_links.csv")
+    links = pd.concat([pd.read_csv(path) for path in private])
+    assert len(links) == 7 and links["path"].str.contains("KIMURA").all()
+    assert np.isin(pd.read_csv(run / "rejected.csv")["file_id"], links["file_id"]).all()

@@ -1,14 +1,24 @@
+import os
+import tempfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+    XRay3DAngiographicImageStorage,
     XRayAngiographicImageStorage,
 )
 
@@ -34,10 +44,10 @@ def write_cine(path: Path, pixels=RAMP, bits=8, video="1.2.3.4", **changes) -> P
     dataset.BitsStored, dataset.HighBit = bits, bits - 1
     dataset.PixelRepresentation = int(np.issubdtype(pixels.dtype, np.signedinteger))
     dataset.PixelData = pixels.tobytes()
-    for name, value in changes.items():
-        delattr(dataset, name) if value is None else setattr(dataset, name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for name, value in changes.items():
+            delattr(dataset, name) if value is None else setattr(dataset, name, value)
         dataset.save_as(path, enforce_file_format=True)
     return path
 
@@ -59,29 +69,6 @@ def test_monochrome1_is_inverted(tmp_path):
     np.testing.assert_array_equal(np.stack(list(iter_frames(path))), 255 - RAMP)
 
 
-def test_deeper_pixels_use_the_window_or_the_full_range(tmp_path):
-    levels = np.array([[[0, 1000, 2000, 4095]]] * 2, dtype=np.uint16)
-    full = next(iter_frames(write_cine(tmp_path / "a", levels, bits=12)))
-    assert full.tolist() == [[0, 62, 125, 255]]  # 255 x / 4095
-    window = {"WindowCenter": 1500.5, "WindowWidth": 1001}
-    seen = next(iter_frames(write_cine(tmp_path / "b", levels, bits=12, **window)))
-    assert seen.tolist() == [[0, 0, 255, 255]]  # below 1000.5 - 0.5: black, above 2000.0: white
-
-
-def test_signed_pixels_span_the_whole_range(tmp_path):
-    levels = np.array([[[-2048, 0, 2047]]] * 2, dtype=np.int16)
-    got = next(iter_frames(write_cine(tmp_path / "a", levels, bits=12)))
-    assert got.tolist() == [[0, 128, 255]]
-
-
-def test_a_modality_lut_of_log_pixels_is_left_alone(tmp_path):
-    rescale = {"RescaleSlope": 0.5, "RescaleIntercept": 0, "RescaleType": "US"}
-    log = write_cine(tmp_path / "a", PixelIntensityRelationship="LOG", **rescale)
-    np.testing.assert_array_equal(next(iter_frames(log)), RAMP[0])
-    lin = write_cine(tmp_path / "b", PixelIntensityRelationship="LIN", **rescale)
-    assert next(iter_frames(lin)).max() < RAMP[0].max()
-
-
 def test_header_facts_in_their_units(tmp_path):
     facts = {
         "FrameTime": 66.5,
@@ -97,13 +84,11 @@ def test_header_facts_in_their_units(tmp_path):
     assert (cine.frame_time_ms, cine.primary_angle_deg) == (66.5, -30)
 
 
-@pytest.mark.parametrize(
-    "facts, want",
-    [({"CineRate": 15}, 1000 / 15), ({"FrameTimeVector": [0, 60, 70, 80]}, 70), ({}, np.nan)],
-)
-def test_frame_time_has_three_sources(tmp_path, facts, want):
-    got = read_header(write_cine(tmp_path / "a", **facts)).frame_time_ms
-    np.testing.assert_allclose(got, want)
+def test_a_broken_optional_fact_costs_the_fact_not_the_cine(tmp_path):
+    path = write_cine(tmp_path / "a", PositionerPrimaryAngle=123456, FrameTime=66.5)
+    path.write_bytes(path.read_bytes().replace(b"123456", b"oblique"[:6]))
+    cine = read_header(path)
+    assert np.isnan(cine.primary_angle_deg) and cine.frame_time_ms == 66.5
 
 
 def test_a_patient_without_an_id_is_told_apart_by_the_exam(tmp_path):
@@ -114,10 +99,13 @@ def test_a_patient_without_an_id_is_told_apart_by_the_exam(tmp_path):
     "changes, reason",
     [
         ({"SOPClassUID": CTImageStorage, "Modality": "CT"}, "not XA: modality CT"),
+        ({"SOPClassUID": CTImageStorage, "Modality": "Taro Y"}, "not XA: modality unknown"),
+        ({"SOPClassUID": XRay3DAngiographicImageStorage}, "a 3-D reconstruction"),
         ({"SamplesPerPixel": 3}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
         ({"NumberOfFrames": 1}, "single frame"),
         ({"NumberOfFrames": None}, "single frame"),
-        ({"Rows": None}, "broken header: AttributeError"),
+        ({"Rows": None}, r"broken header \(AttributeError\)"),
         ({"StudyInstanceUID": ""}, "no SOP or study instance UID"),
     ],
 )
@@ -135,14 +123,67 @@ def test_broken_pixels_are_found_when_decoding(tmp_path):
         next(iter_frames(write_cine(tmp_path / "b", PixelData=None)))
 
 
-def test_a_wrong_transfer_syntax_is_broken_pixel_data(tmp_path):
-    dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
-    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
-    dataset.PixelData = pydicom.encaps.encapsulate([b"not a codestream"] * 4)
+def encapsulated(path: Path, syntax: str, frame: bytes = b"not a codestream") -> Path:
+    dataset = pydicom.dcmread(write_cine(path))
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame] * 4)
     dataset["PixelData"].VR = "OB"
-    dataset.save_as(tmp_path / "b")
+    dataset.save_as(path, implicit_vr=False, little_endian=True)
+    return path
+
+
+def test_a_wrong_transfer_syntax_is_broken_pixel_data(tmp_path):
     with pytest.raises(NotACine, match="broken pixel data at frame 0"):
-        list(iter_frames(tmp_path / "b"))
+        list(iter_frames(encapsulated(tmp_path / "b", JPEG2000Lossless)))
+
+
+@pytest.mark.parametrize(
+    "syntax, name",
+    [("1.2.840.10008.1.2.4.102", "MPEG-4 AVC"), ("1.3.46.670589.33.1.4.1", "unknown or private")],
+)
+def test_an_unsupported_transfer_syntax_is_named(tmp_path, syntax, name):
+    with pytest.raises(NotACine, match=f"unsupported transfer syntax: {name}"):
+        read_header(encapsulated(tmp_path / "a", syntax))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, DeflatedExplicitVRLittleEndian])
+def test_lossless_packings_come_back_untouched(tmp_path, syntax):
+    dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
+    if syntax == RLELossless:
+        dataset.compress(RLELossless)
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "b")
+    assert read_header(tmp_path / "b").n_frames == 4
+    np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "b"))), RAMP)
+    np.testing.assert_array_equal(next(iter_frames(tmp_path / "b", [3])), RAMP[3])
+
+
+def test_memory_does_not_grow_with_the_length_of_a_cine(tmp_path):
+    path = write_cine(tmp_path / "a", np.zeros((60, 128, 128), np.uint8))
+    sum(1 for _ in iter_frames(path))  # imports and caches count once
+    tracemalloc.start()
+    for _ in iter_frames(path):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 15 * 128 * 128  # of 60 frames
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_never_raises_anything_else(data):
+    with tempfile.TemporaryDirectory() as folder:
+        content = bytearray(write_cine(Path(folder) / "a").read_bytes())
+        for at in data.draw(st.lists(st.integers(128, len(content) - 1), max_size=8)):
+            content[at] = data.draw(st.integers(0, 255))
+        path = Path(folder) / "b"
+        path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+        try:
+            read_header(path)
+            assert all(frame.dtype == np.uint8 for frame in iter_frames(path))
+        except NotACine as problem:
+            assert problem.reason
 
 
 def test_every_file_is_a_cine_or_rejected_with_a_reason(tmp_path):
@@ -156,12 +197,67 @@ def test_every_file_is_a_cine_or_rejected_with_a_reason(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     cines, rejected = scan(tmp_path)
-    reasons = {path.name: reason for path, reason in rejected}
+    reasons = {found.path.name: found.reason for found in rejected}
     assert [c.path.name for c in cines] == ["IM0001", "other.dcm"]
     assert "duplicate" in reasons["twin.dcm"] and reasons["empty"] == "empty file"
     assert reasons["note.txt"] == reasons[".hidden"] == "not a DICOM file"
-    assert "unreadable" in reasons["dangling"]
-    assert not any(str(tmp_path) in reason for reason in reasons.values())
+    assert reasons["dangling"] == "unreadable file: No such file or directory"
+    assert reasons["loop"] == "link to a folder, not followed"
+    n_files = sum(path.is_symlink() or not path.is_dir() for path in tmp_path.rglob("*"))
+    assert len(cines) + len(rejected) == n_files
+    assert cines[0].copies == (tmp_path / "twin.dcm",)
+
+
+def test_what_is_no_plain_file_is_rejected_and_never_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    _, rejected = scan(tmp_path)
+    assert [found.reason for found in rejected] == [
+        "not a regular file",
+        "unreadable file: Too many levels of symbolic links",
+    ]
+
+
+def test_a_closed_folder_is_listed_not_skipped(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    write_cine(tmp_path / "closed" / "a.dcm")
+    write_cine(tmp_path / "b.dcm")
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    cines, rejected = scan(tmp_path)
+    assert [cine.path.name for cine in cines] == ["b.dcm"]
+    assert [(r.path.name, r.reason) for r in rejected] == [
+        ("closed", "closed folder: Permission denied")
+    ]
+
+
+def test_a_dicomdir_is_an_index_not_a_cine(tmp_path):
+    dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
+    dataset.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    dataset.save_as(tmp_path / "DICOMDIR")
+    with pytest.raises(NotACine, match="DICOMDIR"):
+        read_header(tmp_path / "DICOMDIR")
+
+
+def test_reasons_quote_neither_the_header_nor_a_path(tmp_path, recwarn):
+    folder = tmp_path / "YAMADA TARO JIRO"
+    folder.mkdir()
+    (folder / "gone").symlink_to(folder / "nowhere at all")
+    path = write_cine(folder / "a", Rows=77)
+    path.write_bytes(path.read_bytes().replace(b"1.2.3.4\0", b"HANAKO-7"))  # an invalid UID
+    bad = write_cine(folder / "b", video="1.2.5", NumberOfFrames=1234)
+    bad.write_bytes(bad.read_bytes().replace(b"1234", b"TARO"))
+    cines, rejected = scan(folder)
+    assert len(cines) == 1 and len(rejected) == 2 and not recwarn.list
+    text = " ".join(found.reason for found in rejected)
+    assert not [word for word in ("YAMADA", "TARO", "JIRO", "nowhere") if word in text]
+    assert "TARO" in " ".join(found.detail for found in rejected)
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
@@ -178,4 +274,4 @@ def test_the_real_cine_reads(real_data):
     assert (cine.primary_angle_deg, cine.secondary_angle_deg) == (40.1, 27.0)
     frame = next(iter_frames(cine.path, [40]))
     assert frame.shape == (512, 512) and 20 < frame.mean() < 230
-    assert {reason for _, reason in rejected} == {"not a DICOM file"}
+    assert {found.reason for found in rejected} == {"not a DICOM file"}

@@ -1,8 +1,12 @@
+import os
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
+from cag_utils import frames as frames_module
+from cag_utils.deident import save_links
 from cag_utils.frames import FRAME_COLUMNS, sample_folder
 from tests.test_dicom import write_cine
 
@@ -59,3 +63,58 @@ def test_nothing_that_names_a_patient_or_a_file_is_kept(archive, tmp_path):
     kept += "".join(str(path) for path in (tmp_path / "out").rglob("*.png"))[len(str(tmp_path)) :]
     assert not [word for word in ("YAMADA", "P1", "1.2.3", "letter", "a.dcm") if word in kept]
     assert "letter.txt" in got.links["path"].tolist()
+
+
+def test_an_interrupted_copy_does_not_hide_a_whole_one(archive, tmp_path):
+    """c.dcm is cut short; the same instance lies whole in z.dcm."""
+    write_cine(archive / "z.dcm", pulsing(), video="1.3")
+    got = sample_folder(archive, tmp_path / "out", KEY)
+    assert len(got.videos) == 3 and len(got.rejected) == 2
+    where = got.links.set_index("path")
+    assert where["video"]["z.dcm"] == "1.3" and "broken pixel" in where["reason"]["c.dcm"]
+    assert not got.rejected["reason"].str.contains("duplicate").any()
+
+
+def test_where_no_copy_decodes_each_says_why(archive, tmp_path):
+    (archive / "z.dcm").write_bytes((archive / "c.dcm").read_bytes())
+    got = sample_folder(archive, tmp_path / "out", KEY)
+    reasons = got.links.set_index("path")["reason"]
+    assert "broken pixel" in reasons["c.dcm"] and "broken pixel" in reasons["z.dcm"]
+
+
+def test_a_second_run_leaves_no_picture_of_the_first(archive, tmp_path):
+    sample_folder(archive, tmp_path / "out", KEY, min_gap=1)
+    frames = sample_folder(archive, tmp_path / "out", KEY, min_gap=8).frames
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.png")}
+    assert found == set(frames["png"])
+
+
+def test_a_folder_without_cines_gives_tables_with_their_columns(tmp_path):
+    (tmp_path / "a.txt").write_text("x", encoding="utf-8")
+    got = sample_folder(tmp_path, tmp_path / "out", KEY)
+    assert got.frames.empty and "n_picks" in got.videos.columns and len(got.rejected) == 1
+
+
+def test_file_names_may_be_any_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path / "root"))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/\xb1\xe9.dcm", "wb") as file:  # noqa: PTH123 - bytes path
+        file.write(b"x" * 200)
+    got = sample_folder(folder, tmp_path / "out", KEY)
+    assert got.links["path"].tolist() == ["\\xb1\\xe9.dcm"]
+    assert save_links("demo", got.links).is_file()
+
+
+def test_what_stands_after_the_last_dot_is_printed_only_if_it_is_a_known_suffix(tmp_path):
+    for name in ("b.YAMADA", "a.20210210", "c.TXT", "d"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    rejected = sample_folder(tmp_path, tmp_path / "out", KEY).rejected
+    assert rejected["suffix"].tolist() == ["other", "other", ".txt", ""]
+    assert rejected["bytes"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_picture_that_cannot_be_made_stops_the_run(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames_module.cv2, "imencode", lambda *_: (False, None))
+    with pytest.raises(OSError, match="cannot encode"):
+        sample_folder(archive, tmp_path / "out", KEY)

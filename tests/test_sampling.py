@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.signal import argrelextrema
@@ -26,6 +26,7 @@ def test_statistics_worked_by_hand():
     assert mean.tolist() == [3, 9] and variance.tolist() == pytest.approx([5, 0])  # (9+1+1+9) / 4
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))))
 def test_statistics_agree_with_numpy(frames):
     mean, variance = frame_statistics(frames)
@@ -73,6 +74,7 @@ def test_a_frame_that_is_both_says_so():
     assert picks["reason"].tolist() == ["mean_min+variance_max"]
 
 
+@settings(deadline=None)
 @given(pairs, st.integers(1, 8))
 def test_picks_are_extrema_in_order_and_apart(pair, gap):
     picks = pick_frames(*pair, min_gap=gap)
@@ -84,12 +86,45 @@ def test_picks_are_extrema_in_order_and_apart(pair, gap):
     assert all(near)  # nothing that could still be taken was left
 
 
+@settings(deadline=None)
 @given(pairs)
 def test_grey_scale_and_offset_change_nothing(pair):
     got = pick_frames(4 * pair[0] + 8, 16 * pair[1])
     assert got["frame"].tolist() == pick_frames(*pair)["frame"].tolist()
 
 
+@settings(deadline=None)
+@given(pairs)
+def test_swapping_black_and_white_changes_nothing(pair):
+    """MONOCHROME1 and MONOCHROME2 of one cine give the same frames; maxima become minima."""
+    got = pick_frames(255 - pair[0], pair[1])
+    assert got["frame"].tolist() == pick_frames(*pair)["frame"].tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-99, 99), unique=True, max_size=40))
+def test_played_backwards_the_extrema_are_the_same_where_nothing_is_flat(values):
+    ahead = local_extrema(np.array(values, dtype=float))
+    back = local_extrema(np.array(values[::-1], dtype=float))
+    assert (len(values) - 1 - back["frame"][::-1]).tolist() == ahead["frame"].tolist()
+    np.testing.assert_allclose(back["prominence"][::-1], ahead["prominence"])
+
+
+def test_picks_have_a_direction_in_time_where_two_extrema_tie():
+    """A ripple's maximum and minimum are equally prominent: the earlier one is taken."""
+    curve = np.array([0, 1, 2, 3, 2.5, 4, 5, 6, 7])
+    assert pick_frames(curve, np.zeros(9))["reason"].tolist() == ["mean_max"]
+    assert pick_frames(curve[::-1], np.zeros(9))["reason"].tolist() == ["mean_min"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 30])
+def test_a_constant_or_monotone_cine_has_no_picks(n):
+    for mean, variance in ((np.zeros(n), np.zeros(n)), (np.arange(n), -np.arange(n))):
+        picks = pick_frames(mean, variance)
+        assert picks.empty and list(picks.columns) == ["frame", "reason", "prominence"]
+
+
+@settings(deadline=None)
 @given(curves)
 def test_without_plateaus_scipy_agrees(curve):
     curve = curve + np.arange(curve.size) * 1e-3  # no two neighbours equal
