@@ -1,6 +1,6 @@
 """Pretrain the key-frame twin on other phantom patients, as ImageNet pretrained the real network.
 
-The result is shipped in `cag_utils/weights/convnext_twin/`; notebook A1 makes it.
+The result is shipped in `cag_utils/weights/convnext_twin/`; notebook A4 makes it.
 """
 
 import math
