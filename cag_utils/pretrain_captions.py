@@ -202,6 +202,27 @@ def score_captions(
     }
 
 
+def score_blind_guess(stills: Stills) -> float:
+    """Return the `segment` score of always naming the commonest narrowed segment of the side.
+
+    Whoever scores no better has seen the side and nothing of the lesion.
+
+    Args:
+        stills: Pictures; at least one with a lesion.
+
+    Returns:
+        Share of the pictures with a lesion, 0 to 1.
+
+    Raises:
+        ValueError: No picture has a lesion.
+    """
+    narrowed = stills.grades > 0
+    if not narrowed.any():
+        raise ValueError("no still has a lesion: there is nothing to guess")
+    hits = sum(narrowed[stills.lca == side].sum(0).max() for side in (True, False))
+    return float(hits / narrowed.any(1).sum())
+
+
 def read_list(text: str) -> dict[int, int] | None:
     """Read a twin's list of lesions.
 

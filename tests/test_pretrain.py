@@ -34,11 +34,12 @@ from cag_utils.pretrain_captions import (
     draw_scene,
     encode_stills,
     read_list,
+    score_blind_guess,
     score_captions,
     train_captions,
 )
 from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
-from cag_utils.stills import cached_stills, dense_labels, make_stills
+from cag_utils.stills import Stills, cached_stills, dense_labels, make_stills
 from cag_utils.tower_start import position_sines, start_from_statistics
 from cag_utils.twin_tokenizer import TURN
 from cag_utils.twins import IMAGE_PX, PATCH_PX, build_twin, make_tokenizer
@@ -358,6 +359,18 @@ def test_answers_and_scores(twin, stills, monkeypatch):
     found = score_captions(model, processor, stills, "en")
     assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
     assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
+
+
+def test_a_blind_guess_by_hand():
+    grades = np.zeros((5, 15), np.uint8)
+    grades[0, 6] = grades[1, 6] = grades[1, 10] = grades[2, 5] = 4  # left: #7 twice, #11, #6
+    grades[3, 1] = 1  # right: #2 once; the fifth picture is healthy
+    lca = np.array([True, True, True, False, False])
+    nothing = np.zeros((5, 1), np.uint8)
+    made = Stills(nothing, nothing, nothing, grades, lca, np.zeros((5, 2), np.float32))
+    assert score_blind_guess(made) == 3 / 4
+    with pytest.raises(ValueError, match="nothing to guess"):
+        score_blind_guess(Stills(nothing, nothing, nothing, grades * 0, lca, made.angles))
 
 
 @pytest.mark.parametrize(
