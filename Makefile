@@ -9,6 +9,8 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config profile=$(PROFILE)
 # the hub is never asked for anything by the default profile.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Compiled modules halve the start of each notebook; some shells switch them off.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup study test lab lint format reference twins lock clean
@@ -33,7 +35,7 @@ study: .venv/installed  ## run every notebook that is not up to date; tables and
 test: .venv/installed  ## run the tests, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks

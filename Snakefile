@@ -33,6 +33,12 @@ def sources(stem):
     return [*map(str, notebook_sources(notebook)), str(FOLDER / f"{PROFILE.name}.yaml")]
 
 
+def weights(*names):
+    """The shipped twins that a step starts from."""
+    folders = [root() / "cag_utils" / "weights" / name for name in names]
+    return [str(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+
+
 rule all:
     input:
         f"{OUT}/08_paper_tables/all/report.html",
@@ -54,6 +60,7 @@ rule train_cnn:
     input:
         f"{OUT}/00_frame_sampling/cnn/frames.csv",
         sources=sources("01_train_cnn"),
+        weights=weights("convnext_twin"),
     output:
         f"{OUT}/01_train_cnn/six_class/best.safetensors",
         f"{OUT}/01_train_cnn/six_class/predictions_test.csv",
@@ -95,6 +102,7 @@ rule finetune:
     input:
         f"{OUT}/03_build_corpus/all/pairs.csv",
         sources=sources("04_finetune"),
+        weights=weights("gemma3", "paligemma2", "conceptclip"),
     output:
         f"{OUT}/04_finetune/{{backbone}}_{{language}}/metrics.json",
     log:
@@ -120,6 +128,7 @@ rule vlscore:
     input:
         f"{OUT}/05_generate_reports/{{language}}/generations.csv",
         sources=sources("06_vlscore"),
+        weights=weights("siglip2", "medclip", "conceptclip"),
     output:
         f"{OUT}/06_vlscore/{{language}}/scores.csv",
         f"{OUT}/06_vlscore/{{language}}/metrics.json",
@@ -162,6 +171,7 @@ rule twins:
     input:
         f"{OUT}/A2_pretrain_twins/all/metrics.json",
         f"{OUT}/A3_pretrain_embedders/all/metrics.json",
+        f"{OUT}/A4_pretrain_cnn/all/metrics.json",
 
 
 rule pretrain_twins:
@@ -184,6 +194,18 @@ rule pretrain_embedders:
         f"{OUT}/A3_pretrain_embedders/all/metrics.json",
     log:
         f"{OUT}/A3_pretrain_embedders/all/A3_pretrain_embedders.ipynb",
+    threads: workflow.cores
+    shell:
+        RUN + " -p ship True"
+
+
+rule pretrain_cnn:
+    input:
+        sources=sources("A4_pretrain_cnn"),
+    output:
+        f"{OUT}/A4_pretrain_cnn/all/metrics.json",
+    log:
+        f"{OUT}/A4_pretrain_cnn/all/A4_pretrain_cnn.ipynb",
     threads: workflow.cores
     shell:
         RUN + " -p ship True"
