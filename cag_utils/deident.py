@@ -68,7 +68,6 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
     path = private_folder() / f"{name}.csv"
     part = path.with_name(f".{name}.{os.getpid()}.part")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    # A file name need not be UTF-8; its odd bytes come out as \\udcNN, and the run goes on.
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
         links.to_csv(file, index=False)
     return part.replace(path)

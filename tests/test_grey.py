@@ -35,6 +35,11 @@ def test_eight_bits_are_kept_whatever_the_window(kind, facts):
     assert got.dtype == np.uint8 and got.tolist() == EIGHT.tolist()
 
 
+def test_the_window_of_an_eight_bit_file_never_counts():
+    facts = {"RescaleSlope": 0.5, "RescaleIntercept": 0, "WindowCenter": 100, "WindowWidth": 10}
+    assert to_eight_bits(EIGHT, header(**facts)).tolist() == EIGHT.tolist()
+
+
 def test_monochrome1_is_inverted():
     got = to_eight_bits(EIGHT, header(PhotometricInterpretation="MONOCHROME1"))
     assert got.tolist() == [[255, 155, 55, 0]]
