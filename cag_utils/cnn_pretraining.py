@@ -183,7 +183,8 @@ def save_trunk(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> P
     Returns:
         The folder.
     """
-    trunk = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith("head.fc")}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("head.fc")}
+    trunk = {k: v.half().contiguous() for k, v in state.items()}
     save_file(trunk, folder / "model.safetensors")
     write_json(folder / "model.json", dict(facts))
     return folder

@@ -134,7 +134,7 @@ def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
     [folder] = (tmp_path / "smoke" / "00_frame_sampling").iterdir()
     frames = pd.read_csv(folder / "frames.csv")
     rejected = pd.read_csv(folder / "rejected.csv")
-    assert frames["video_id"].nunique() == 1 and frames["frame"].diff().dropna().ge(5).all()
+    assert len(set(frames["video_id"])) == 1 and frames["frame"].diff().dropna().ge(5).all()
     n_files = sum(path.is_file() for path in real_data.rglob("*"))
     assert len(rejected) == n_files - 1 and rejected["reason"].notna().all()
     assert metrics
