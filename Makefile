@@ -35,7 +35,8 @@ study: .venv/installed  ## run every notebook that is not up to date; tables and
 test: .venv/installed  ## run the tests, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not notebook"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebook
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json, root
 
-pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("notebooks")]
+pytestmark = pytest.mark.notebook  # one after another: the study itself uses both cores
 NOTEBOOKS = root() / "notebooks"
 
 
