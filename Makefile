@@ -39,7 +39,7 @@ test: .venv/installed  ## run the tests, notebooks included
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebook
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=. notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 lint: .venv/installed  ## check style
 	$(BIN)/ruff check .
