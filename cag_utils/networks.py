@@ -118,8 +118,21 @@ def read_pictures(paths: Sequence[Path], image_px: int) -> Tensor:
         grey = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if found else None
         if grey is None:
             raise ValueError(f"{path} is {'no picture' if found else 'missing'}; need PNG or JPEG")
-        out[i, 0] = cv2.resize(grey, (image_px, image_px), interpolation=cv2.INTER_AREA)
+        out[i, 0] = fit_picture(grey, image_px)
     return torch.from_numpy(out)
+
+
+def fit_picture(grey: np.ndarray, image_px: int) -> np.ndarray:
+    """Squash a picture to the network's square.
+
+    Args:
+        grey: (H, W) uint8.
+        image_px: Side of the square in pixels.
+
+    Returns:
+        (image_px, image_px) uint8, each pixel the mean of what it covers.
+    """
+    return cv2.resize(grey, (image_px, image_px), interpolation=cv2.INTER_AREA)
 
 
 @dataclass(frozen=True)
