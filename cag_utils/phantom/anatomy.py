@@ -22,6 +22,14 @@ from cag_utils.phantom.tree import TWIG_ORDER, Tree
 
 MAIN_MM = 0.8  # narrower side branches are not graded
 MARCH_MM = 4.0
+# Bends of one patient's branches differ: some are corkscrews, some straight. Choice.
+BEND_SPREAD = 0.45
+MAIN_SMOOTH_MM = {
+    "LM": 2.2,
+    "LAD": 3.0,
+    "LCX": 3.0,
+    "RCA": 4.0,
+}  # sharper kinks are not seen; choice
 
 
 class _Grower:
@@ -43,7 +51,7 @@ class _Grower:
             np.ascontiguousarray(knots, dtype=float),
             np.ascontiguousarray(diameters, dtype=float),
             self.step_mm,
-            self.tortuosity * bend * (1.0 if order else 0.9),
+            self.tortuosity * bend,
             *draw,
             sigma_mm / self.step_mm,
         )
@@ -62,6 +70,11 @@ class _Grower:
         self.count += len(points)
         return len(self.names) - 1
 
+    def main(self, name, knots, diameters, origin=None, bend=0.9):
+        """Shape a main vessel with the segments of the atlas."""
+        ends, sigma_mm = SEGMENT_ENDS[name], MAIN_SMOOTH_MM[name]
+        return self.add(name, knots, diameters, ends, origin, bend=bend, sigma_mm=sigma_mm)
+
     def site(self, branch, share):
         """Return (sample, point mm, healthy diameter mm) at a share of a branch's length."""
         sample = int(np.clip(share, 0, 1) * (len(self.points[branch]) - 1))
@@ -77,7 +90,8 @@ class _Grower:
         offsets = offsets + np.cross(turn, offsets)
         knots = np.vstack([origin, origin + offsets])
         widths = np.minimum(np.array(rule.diameters_mm) * calibre, 0.97 * parent_mm)
-        self.add(rule.name, knots, widths, ((1.0, rule.segment),), (parent, sample), 1, 1.5)
+        bend = 1.5 * np.exp(BEND_SPREAD * self.rng.standard_normal())
+        self.add(rule.name, knots, widths, ((1.0, rule.segment),), (parent, sample), 1, bend)
 
     def twigs(self, rule: Twigs, parent: int, depth: int):
         """Add a crop of twigs to a branch, and smaller ones to the long ones."""
@@ -96,9 +110,10 @@ class _Grower:
             ends = ((1.0, int(self.segment[parent][sample])),)
             order = max(TWIG_ORDER, self.order[parent] + 1)
             widths = np.linspace(width, 0.35, len(knots))
-            child = self.add("twig", knots, widths, ends, (parent, sample), order, 1.4, 1.5)
-            if depth > 1 and length > 14:
-                self.twigs(Twigs("twig", 1.3, (0.35, 0.6), (5, 14)), child, depth - 1)
+            bend = 1.6 * np.exp(BEND_SPREAD * self.rng.standard_normal())
+            child = self.add("twig", knots, widths, ends, (parent, sample), order, bend, 1.5)
+            if depth > 1 and length > 12:
+                self.twigs(Twigs("twig", 2.2, (0.35, 0.6), (5, 16)), child, depth - 1)
 
     def _heading(self, branch, sample, septal):
         """Leave the parent at 30 to 80 degrees, along the surface (or into the septum)."""
@@ -190,16 +205,14 @@ def grow_tree(
 
 def _grow_left(grower: _Grower) -> None:
     """Left main, LAD and LCX; a left-dominant LCX stays wide and runs on."""
-    stem = grower.add(
-        "LM", grower.course("LM"), MAIN_COURSE["LM"][:, 6], SEGMENT_ENDS["LM"], bend=0.3
-    )
+    stem = grower.main("LM", grower.course("LM"), MAIN_COURSE["LM"][:, 6], bend=0.3)
     tip = grower.points[stem][-1]
     fork = (stem, len(grower.points[stem]) - 1)
     miss = tip - spherical_mm(1.1, 79, 0)
     lad = _joined(tip, grower.course("LAD"), miss)
     widths = np.r_[3.75, MAIN_COURSE["LAD"][:, 6]]
     keep = len(lad) - 2 if grower.rng.random() < 0.25 else len(lad)  # does not reach round the apex
-    grower.add("LAD", lad[:keep], widths[:keep], SEGMENT_ENDS["LAD"], fork)
+    grower.main("LAD", lad[:keep], widths[:keep], fork)
     lcx = _joined(tip, grower.course("LCX"), miss)
     scale = {"right": 1.0, "balanced": 1.08, "left": 1.22}[grower.dominance]
     widths = np.r_[3.4, MAIN_COURSE["LCX"][:, 6]] * scale
@@ -209,7 +222,7 @@ def _grow_left(grower: _Grower) -> None:
     else:
         tail = (3.1, 2.6) if grower.dominance == "left" else (2.3, 1.7)
         widths[7:] = np.linspace(*tail, len(widths) - 7)
-    grower.add("LCX", lcx[:keep], widths[:keep], SEGMENT_ENDS["LCX"], fork)
+    grower.main("LCX", lcx[:keep], widths[:keep], fork)
 
 
 def _joined(tip, course, miss):
@@ -227,4 +240,4 @@ def _grow_right(grower: _Grower) -> None:
     if grower.dominance == "left":
         course = course[:-2]
         widths = np.r_[widths[:6], np.linspace(2.0, 1.2, len(course) - 6)]
-    grower.add("RCA", course + RCA_OSTIUM_MM, widths, SEGMENT_ENDS["RCA"], bend=1.2)
+    grower.main("RCA", course + RCA_OSTIUM_MM, widths, bend=1.1)

@@ -7,10 +7,13 @@ import numpy as np
 
 from cag_utils.phantom.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
 from cag_utils.phantom.carm import CArm
-from cag_utils.phantom.solids import box_chords, ellipsoid_spans
+from cag_utils.phantom.hardware import Hardware, fixed_strands
+from cag_utils.phantom.skeleton import ribs, spine
+from cag_utils.phantom.solids import ellipsoid_spans
 from cag_utils.phantom.splat import draw_discs
 
-COARSE = (72, 112)  # fewest and most rays a side; organs are smooth, so one ray serves 5 pixels
+COARSE = (72, 128)  # fewest and most rays a side; organs are smooth, so one ray serves 5 pixels
+BONE = (96, 224)  # bones have edges: one ray serves 2 to 3 pixels
 SOFT_TISSUE_PER_MM = 0.0195  # effective attenuation at 70 to 90 kVp; assumption of the prototype
 
 
@@ -40,20 +43,26 @@ class Body:
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """Draw a chest; ranges tuned by eye towards public real cines (prototype)."""
+    """Draw a chest; ranges by eye, wider than in public real cines."""
     return Body(
-        scale=rng.uniform(0.9, 1.12),
-        heart=rng.uniform(0.92, 1.1),
-        diaphragm_mm=rng.uniform(-98, -68),
-        scoliosis_mm=rng.normal(0, 0.6),
-        bone=rng.uniform(0.7, 1.3),
-        rib=rng.uniform(0.25, 0.6),
-        lung=rng.uniform(0.45, 0.75),
-        texture=rng.uniform(0.7, 1.6),
+        scale=rng.uniform(0.88, 1.15),
+        heart=rng.uniform(0.9, 1.15),
+        diaphragm_mm=rng.uniform(-104, -58),
+        scoliosis_mm=rng.normal(0, 0.9),
+        bone=rng.uniform(0.6, 1.7),
+        rib=rng.uniform(0.25, 1.1),
+        lung=rng.uniform(0.4, 0.85),
+        texture=float(np.exp(rng.uniform(np.log(0.6), np.log(2.6)))),
     )
 
 
-def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: int) -> np.ndarray:
+def draw_backdrop(
+    rng: np.random.Generator,
+    arm: CArm,
+    body: Body,
+    margin_px: int,
+    hardware: Hardware = Hardware(),  # noqa: B008 - frozen
+) -> np.ndarray:
     """Trace the chest once for a cine.
 
     Args:
@@ -61,29 +70,49 @@ def draw_backdrop(rng: np.random.Generator, arm: CArm, body: Body, margin_px: in
         arm: Where source and detector are.
         body: The patient's chest.
         margin_px: Extra border for shifts with breathing and panning.
+        hardware: What the patient carries.
 
     Returns:
         (size + 2 margin, same) float32 optical depth.
     """
     span = arm.size_px + 2 * margin_px
-    coarse = int(np.clip(span / 5, *COARSE))
-    edge = (np.arange(coarse) + 0.5) / coarse * span - margin_px - 0.5
-    u, v = np.meshgrid(edge, edge)
+    coarse, u, v = _grid(span, margin_px, 5, COARSE)
     wobble = [
         _lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)
     ]  # mm at the detector
     source, bent = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
-    _, straight = arm.rays(u, v)
     soft, air = (w.reshape(coarse, coarse) for w in _organs(source, bent.reshape(-1, 3), body))
-    bone = cv2.GaussianBlur(_spine(rng, source, straight.reshape(-1, 3), body), (0, 0), 0.8)
+    fine, u, v = _grid(span, margin_px, 2.5, BONE)
+    wobble = [_lumps(rng, fine, 14, 2.4) + _lumps(rng, fine, 40, 1.0) for _ in range(2)]
+    _, knobbly = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
+    bone = spine(rng, source, knobbly.reshape(-1, 3), body).reshape(fine, fine)
+    bone *= 1 + _lumps(rng, fine, 60, 0.12)
     depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
     depth += _enlarge(body.bone * bone, span)
     lung = _enlarge(np.clip(air / 110, 0, 1), span)
-    depth += _resize(_ribs(rng, arm, body, margin_px), span, cv2.INTER_LINEAR)
+    depth += _resize(ribs(rng, arm, body, margin_px), span, cv2.INTER_LINEAR)
     markings, texture = _lung_markings(rng, arm.size_px, span)
     depth += _resize(markings, span, cv2.INTER_LINEAR) * (0.35 + 0.9 * lung)
     depth += body.texture * _resize(texture, span, cv2.INTER_LINEAR) * (0.45 + 0.7 * lung)
+    _draw_hardware(rng, depth, arm, body, margin_px, hardware)
     return depth
+
+
+def _grid(span: int, margin_px: int, step_px: float, limits: tuple[int, int]):
+    """Rays a side and the picture positions (2-D) of a coarse grid over the whole backdrop."""
+    rays = int(np.clip(span / step_px, *limits))
+    edge = (np.arange(rays) + 0.5) / rays * span - margin_px - 0.5
+    return rays, *np.meshgrid(edge, edge)
+
+
+def _draw_hardware(rng, depth, arm: CArm, body: Body, margin_px: int, hardware: Hardware) -> None:
+    """Draw the wires that move with the chest, at full resolution."""
+    spans = np.zeros((len(depth), 2), np.int64)
+    for strand in fixed_strands(rng, hardware, body.scale):
+        u, v, scale = arm.project(strand.points)
+        piece = np.linalg.norm(np.gradient(strand.points, axis=0), axis=1)
+        weight = strand.per_mm * np.maximum(piece, 0.2)
+        draw_discs(depth, spans, u + margin_px, v + margin_px, strand.radius_mm * scale, weight)
 
 
 def _lumps(rng, coarse: int, cells: int, size: float) -> np.ndarray:
@@ -135,68 +164,21 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
     return soft, air
 
 
-def _spine(rng, source, rays, body: Body) -> np.ndarray:
-    """Vertebral bodies with end plates, spinous processes and pedicles, on the coarse grid."""
-    bone = np.zeros(len(rays))
-    top = rng.uniform(-12, 12)
-    body_mm, plate_mm = np.array([17, 10.5, 14.0]), np.array([18, 1.2, 15.0])
-    for level in range(-5, 6):
-        centre = np.array(
-            [-20 + body.scoliosis_mm * level, top - 40 + 26 * level, -76 * body.scale - 6]
-        )
-        tilt = np.deg2rad(3 * rng.standard_normal())
-        turn = np.array(
-            [[np.cos(tilt), np.sin(tilt), 0], [-np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]]
-        )
-        bone += 0.011 * box_chords(source, rays, centre, body_mm, turn)
-        for side in (-1, 1):
-            plate = centre + np.array([0, side * 10.5, 0])
-            bone += 0.019 * box_chords(source, rays, plate, plate_mm, turn)
-            pedicle = centre + np.array([side * 12.0, 3, -16])
-            entry, leave = ellipsoid_spans(source, rays, pedicle, np.array([4.5, 6, 5]), np.eye(3))
-            bone += 0.016 * (leave - entry)
-        process = centre + np.array([0, -6, -32.0])
-        bone += 0.010 * box_chords(source, rays, process, np.array([4.0, 8, 12]), turn)
-    side = int(np.sqrt(len(rays)))
-    return bone.reshape(side, side).astype(np.float32)
-
-
-def _ribs(rng, arm: CArm, body: Body, margin_px: int) -> np.ndarray:
-    """Hollow ribs at half resolution."""
-    span = (arm.size_px + 2 * margin_px) // 2
-    picture, spans = np.zeros((span, span), np.float32), np.zeros((span, 2), np.int64)
-    turn = np.linspace(0.15, 2.8, 300)
-    side, level = (w.ravel()[:, None] for w in np.meshgrid([-1, 1], np.arange(-4, 7)))
-    x = -15 + side * 152 * body.scale * np.sin(turn)
-    z = -15 - 110 * body.scale * np.cos(turn) + 0 * side
-    y = 25 * level - 10 + rng.normal(0, 2, side.shape) - 34 * (1 - np.cos(turn))
-    course = np.stack([x, y, z], axis=-1)
-    u, v, scale = arm.project(course)
-    u, v = (u + margin_px) / 2, (v + margin_px) / 2
-    radius = rng.uniform(4.2, 5.8, side.shape) * scale / 2
-    piece = np.linalg.norm(np.gradient(course, axis=1), axis=-1) * body.rib
-    near = (u > -60) & (u < span + 60) & (v > -60) & (v < span + 60)
-    where = u[near], v[near]
-    draw_discs(picture, spans, *where, radius[near], 0.021 * piece[near])
-    draw_discs(picture, spans, *where, 0.74 * radius[near], -0.012 * piece[near])
-    return cv2.GaussianBlur(picture, (0, 0), 1.0 * arm.size_px / 512)
-
-
 def _lung_markings(rng, size_px: int, span: int) -> tuple[np.ndarray, np.ndarray]:
     """Lung vessels and parenchyma, both at half resolution."""
-    half, unit, count, steps = span // 2, size_px / 1024, 260, 24
+    half, unit, count, steps = span // 2, size_px / 1024, 380, 24
     markings, spans = np.zeros((half, half), np.float32), np.zeros((half, 2), np.int64)
     share = (np.arange(steps) + 0.5) / steps
     angle = rng.uniform(0, 2 * np.pi, (count, 1)) + rng.normal(0, 0.8, (count, 1)) * share
     length = rng.uniform(25, 120, (count, 1)) * unit
-    radius = rng.uniform(0.9, 3.6, (count, 1)) * unit * (1 - 0.5 * share)
+    radius = np.exp(rng.uniform(np.log(0.7), np.log(3.6), (count, 1))) * unit * (1 - 0.5 * share)
     u = rng.uniform(0, half, (count, 1)) + np.cumsum(np.cos(angle), axis=1) * length / steps
     v = rng.uniform(0, half, (count, 1)) + np.cumsum(np.sin(angle), axis=1) * length / steps
-    weight = np.repeat(0.0067 * length / unit / steps, steps, axis=1)
+    weight = np.repeat(0.0085 * length / unit / steps, steps, axis=1)
     draw_discs(markings, spans, u.ravel(), v.ravel(), radius.ravel(), weight.ravel())
     texture = np.zeros((half, half), np.float32)
     for grain, strength in ((5, 0.008), (11, 0.014), (24, 0.022), (56, 0.034)):
         cells = max(4, int(span / (grain * size_px / 512)))
         field = rng.standard_normal((cells, cells), dtype=np.float32)
         texture += strength * _resize(field, half, cv2.INTER_CUBIC)
-    return cv2.GaussianBlur(markings, (0, 0), 0.8), texture
+    return cv2.GaussianBlur(markings, (0, 0), 0.6), texture

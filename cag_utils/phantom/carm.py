@@ -4,18 +4,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Name, primary angle, secondary angle (degrees). Standard teaching views of each side.
+# Name, primary angle, secondary angle (degrees), how often. Standard teaching views of each side;
+# frequencies: choice.
 VIEWS = {
     "LCA": (
-        ("RAO CAU", -30, -25),
-        ("AP CAU", -5, -28),
-        ("LAO CAU", 45, -30),
-        ("AP CRA", 0, 35),
-        ("RAO CRA", -30, 25),
-        ("LAO CRA", 40, 25),
+        ("RAO CAU", -28, -25, 0.20),
+        ("AP CAU", -3, -30, 0.15),
+        ("LAO CAU", 45, -30, 0.15),
+        ("AP CRA", 0, 35, 0.17),
+        ("RAO CRA", -30, 28, 0.14),
+        ("LAO CRA", 40, 25, 0.12),
+        ("LAT", 90, 0, 0.07),
     ),
-    "RCA": (("LAO", 45, 0), ("LAO CRA", 35, 22), ("RAO", -30, 0), ("AP CRA", 0, 28)),
+    "RCA": (
+        ("LAO", 45, 0, 0.38),
+        ("LAO CRA", 33, 22, 0.17),
+        ("RAO", -30, 0, 0.22),
+        ("AP CRA", 0, 30, 0.23),
+    ),
 }
+SCATTER_DEG = (6.5, 5.5)  # spread of both angles about a standard view; choice
+ODD_DEG = 22.0  # an odd view lies at least this far from every standard one
+_ODD_RANGE_DEG = ((-60, 95), (-42, 42))
 
 
 @dataclass(frozen=True)
@@ -105,15 +115,20 @@ class CArm:
 
 
 def draw_carm(
-    rng: np.random.Generator, laterality: str, size_px: int, view: str | None = None
+    rng: np.random.Generator,
+    laterality: str,
+    size_px: int,
+    view: str | None = None,
+    odd: bool = False,
 ) -> tuple[str, CArm]:
-    """Draw a standard view with the scatter of real laboratories.
+    """Draw a standard view with the scatter of real laboratories, or an odd one.
 
     Args:
         rng: Generator.
         laterality: LCA or RCA.
         size_px: Rows and columns.
         view: A name of `VIEWS`, or None to draw one.
+        odd: Draw angles far from every standard view; the name is then "odd".
 
     Returns:
         (view name, arm about the origin).
@@ -123,21 +138,35 @@ def draw_carm(
 
     Source:
         Distances: 45 real headers, SID 1090 (1020 to 1200), SOD 781 (691 to 872) mm, pixel 0.279 mm
-        at 512 px (facts.md). Scatter of the angles (5 and 4 degrees): choice.
+        at 512 px (facts.md). Scatter of the angles and field of view: choice.
     """
-    table = {name: angles for name, *angles in VIEWS[laterality]}
-    name = view or list(table)[rng.integers(len(table))]
+    table = {name: (primary, secondary) for name, primary, secondary, _ in VIEWS[laterality]}
+    shares = [share for *_, share in VIEWS[laterality]]
+    name = view or str(rng.choice(list(table), p=shares))
     if name not in table:
         raise ValueError(f"{laterality} views are {', '.join(table)}; got {name!r}")
+    angles = np.array(table[name]) + rng.normal(0, SCATTER_DEG)
+    if odd:
+        name, angles = "odd", _odd_angles(rng, laterality)
     arm = CArm(
-        primary_deg=float(table[name][0] + rng.normal(0, 5)),
-        secondary_deg=float(table[name][1] + rng.normal(0, 4)),
+        primary_deg=float(angles[0]),
+        secondary_deg=float(angles[1]),
         source_detector_mm=float(np.clip(rng.normal(1090, 55), 1020, 1200)),
         source_isocentre_mm=float(np.clip(rng.normal(781, 45), 691, 872)),
-        pixel_mm=float(rng.uniform(145, 190)) / size_px,
+        pixel_mm=float(rng.uniform(128, 185)) / size_px,
         size_px=size_px,
     )
     return name, arm
+
+
+def _odd_angles(rng, laterality: str) -> np.ndarray:
+    """Angles that no teaching view comes near to, degrees."""
+    known = np.array([angles[:2] for _, *angles in VIEWS[laterality]], float)
+    low, high = np.transpose(_ODD_RANGE_DEG)
+    while True:
+        angles = rng.uniform(low, high)
+        if np.hypot(*(known - angles).T).min() >= ODD_DEG:
+            return angles
 
 
 def aim(arm: CArm, points: np.ndarray, keep: np.ndarray | None = None) -> CArm:

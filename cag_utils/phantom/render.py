@@ -4,24 +4,19 @@ import cv2
 import numpy as np
 
 from cag_utils.phantom.backdrop import draw_backdrop
-from cag_utils.phantom.catheter import draw_catheter, follow_ostium, ostium_mm, reflux_discs
-from cag_utils.phantom.contrast import (
-    ATTENUATION_PER_MM,
-    NEVER,
-    arrival_s,
-    inlet,
-    inlet_table,
-)
+from cag_utils.phantom.contrast import NEVER, arrival_s, beds, inlet
 from cag_utils.phantom.grading import FrameTruth
-from cag_utils.phantom.motion import beat
+from cag_utils.phantom.instruments import Instruments
+from cag_utils.phantom.look import Display
 from cag_utils.phantom.pose import Pose, frame_truth, pose_tree
 from cag_utils.phantom.shot import Shot
-from cag_utils.phantom.splat import draw_discs, draw_tubes, link_steps
+from cag_utils.phantom.splat import draw_tubes, link_steps
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
+from cag_utils.phantom.ventricle import DILUTION, cavity_depth
 from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose
 
-BLUSH_DELAY_S, CATHETER_LEAD_S = 1.2, 0.12
+BLUSH_DELAY_S, VENTRICLE_DELAY_S = 1.2, 0.1
 BLUR_STEP_PX = 1.3  # movement within a pulse from which more than one exposure is drawn
 
 
@@ -41,13 +36,14 @@ def film(
         ((t, H, W) uint8 frames, their truth).
     """
     pose = pose or pose_tree(tree, shot)
-    depth = draw_backdrop(rng, shot.arm, subject.body, shot.margin_px)
+    depth = draw_backdrop(rng, shot.arm, subject.body, shot.margin_px, subject.hardware)
     detector = expose(rng, depth, shot.look, shot.margin_px)
     canvas = _Canvas(rng, subject, tree, shot, pose, detector)
     frames = np.empty((shot.n_frames, shot.arm.size_px, shot.arm.size_px), np.uint8)
     for index, frame in enumerate(frames):
         canvas.tree(index)
-        canvas.catheter(index)
+        canvas.ventricle(index)
+        canvas.instruments.draw(canvas.depth, canvas.spans, index)
         canvas.develop(index, frame)
     return frames, frame_truth(tree, shot, pose)
 
@@ -57,29 +53,28 @@ class _Canvas:
 
     def __init__(self, rng, subject, tree, shot: Shot, pose: Pose, detector: Detector):
         self.rng, self.shot, self.pose, self.detector = rng, shot, pose, detector
+        self.per_mm, self.display = detector.contrast_per_mm, Display(shot.look)
         size = shot.arm.size_px
         self.depth = np.zeros((size, size), np.float32)
         self.spans = np.empty((size, 2), np.int64)
         self.radius, self.links = tree.radius, tree.links
         self.steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
         self.arrival = arrival_s(tree, shot.injection.speed_mm_s)
-        self.table = inlet_table(shot.injection.duration_s)
+        self.beds = [
+            (bed.table, bed.strength * self.per_mm, tree.links[own], self.steps[own])
+            for bed in beds(tree, shot.injection.duration_s)
+            for own in [bed.points[tree.links]]
+        ]
         moved = np.hypot(pose.du, pose.dv)[:, tree.main]
         self.exposures = np.clip(np.ceil(np.median(moved, axis=1) / BLUR_STEP_PX), 1, 9).astype(int)
         self.grain = rng.integers(0, NOISE_BORDER, (shot.n_frames, 2))
-        self._place_catheter(subject, tree)
+        self.instruments = Instruments(rng, subject, tree, shot, pose, self.per_mm)
         self._place_blush(tree)
-
-    def _place_catheter(self, subject, tree):
-        """Course, its projection in every frame, and the contrast in its lumen."""
-        course = draw_catheter(self.rng, tree.laterality, subject.radial)
-        ostium = ostium_mm(tree.laterality)[None] + 1e-3
-        moved = (beat(ostium, self.pose.state) - ostium)[:, 0] + self.pose.breath_mm
-        self.shaft_points = follow_ostium(course, moved)
-        u, v, self.shaft_scale = self.shot.arm.project(self.shaft_points)
-        self.shaft_u, self.shaft_v = u + self.shot.pan_px[:, :1], v + self.shot.pan_px[:, 1:]
-        duration = self.shot.injection.duration_s
-        self.lumen = inlet(np.maximum(self.pose.clock_s + CATHETER_LEAD_S, -9), duration)
+        if shot.ventricle:
+            clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
+            self.cavity_share = inlet(
+                np.maximum(clock - VENTRICLE_DELAY_S, -9), shot.ventricle.duration_s, 0.5, 0.9
+            )
 
     def _place_blush(self, tree):
         """A soft cloud around the small vessels, and how strong it is in each frame."""
@@ -107,31 +102,19 @@ class _Canvas:
             return
         pose, strength = self.pose, self.shot.injection.strength
         moving = pose.u[i], pose.v[i], pose.scale[i], pose.du[i], pose.dv[i], pose.points[i]
-        draw_tubes(
-            self.depth, self.spans, *moving, self.radius, self.arrival, self.links, self.steps,
-            pose.clock_s[i], *self.table, ATTENUATION_PER_MM * strength, self.exposures[i],
-        )  # fmt: skip
-
-    def catheter(self, i: int):
-        """Draw wall, lumen and reflux of frame `i`."""
-        shot, n = self.shot, self.shaft_u.shape[1]
-        wall, none = shot.catheter_per_mm, np.zeros(n)
-        place = self.shaft_u[i], self.shaft_v[i], self.shaft_scale[i], none, none
-        steady = np.arange(n - 1), np.full(n - 1, 2), 0.0, np.ones(2), -1.0, 0.5
-        full = ATTENUATION_PER_MM * min(1.0, shot.injection.strength / 0.3)
-        tubes = ((1.0, wall), (0.6, 0.9 * full * self.lumen[i] - 0.55 * wall))
-        for share, attenuation in tubes:
-            radius = np.full(n, share * shot.catheter_mm)
+        for table, per_mm, links, steps in self.beds:
             draw_tubes(
-                self.depth, self.spans, *place, self.shaft_points[i], radius, none, *steady,
-                attenuation, 1,
+                self.depth, self.spans, *moving, self.radius, self.arrival, links, steps,
+                pose.clock_s[i], *table, per_mm * strength, self.exposures[i],
             )  # fmt: skip
-        if shot.reflux and self.lumen[i] > 0.1:
-            weight = (
-                1.1 * shot.reflux * self.lumen[i] * ATTENUATION_PER_MM * shot.injection.strength
-            )
-            near = place[0], place[1], self.shaft_scale[i, 0]
-            draw_discs(self.depth, self.spans, *reflux_discs(self.rng, *near, weight))
+
+    def ventricle(self, i: int):
+        """Fill the left ventricle of frame `i`, in a ventriculogram."""
+        if self.shot.ventricle is None or self.cavity_share[i] < 0.01:
+            return
+        chord = cavity_depth(self.shot.arm, self.pose.state[i], self.pose.breath_mm[i])
+        self.depth += np.float32(self.per_mm * DILUTION * self.cavity_share[i]) * chord
+        self.spans[:] = 0, len(self.depth) - 1
 
     def develop(self, i: int, frame: np.ndarray):
         """Blur, add the background and its noise, and wipe the canvas for the next frame."""
@@ -148,9 +131,10 @@ class _Canvas:
         still, grain = self.detector, self.grain[i]
         compose(
             frame, still.background, *self._shift(i), self.depth, self.spans, still.scatter,
-            still.gain, self.blush, self.blush_share[i], still.texture, *grain, still.noise_sigma,
-            still.field,
+            still.gain, still.transmission, self.blush, self.blush_share[i], still.texture, *grain,
+            still.noise_sigma, still.field,
         )  # fmt: skip
+        self.display.finish(frame)
         if box:
             self.depth[box] = 0
 

@@ -7,13 +7,26 @@ import numpy as np
 from cag_utils.phantom.carm import CArm, aim, crop, draw_carm
 from cag_utils.phantom.catheter import tip_mm
 from cag_utils.phantom.contrast import NEVER, SPEED_MM_S, Injection
+from cag_utils.phantom.look import Look, draw_look
 from cag_utils.phantom.motion import panning
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
-from cag_utils.phantom.xray import Look, draw_look
 
 # Kinds of cine. All but the first fail in a way that a single frame shows.
-KINDS = ("normal", "weak", "slow", "short", "noninjected", "cropped", "panned", "blurred")
+KINDS = (
+    "normal",
+    "weak",
+    "slow",
+    "short",
+    "noninjected",
+    "cropped",
+    "panned",
+    "blurred",
+    "oddview",
+    "empty",
+    "ventriculogram",
+)
+NO_CORONARY = ("noninjected", "empty", "ventriculogram")
 MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
 
 
@@ -23,12 +36,14 @@ class Shot:
 
     Attributes:
         kind: One of `KINDS`.
-        view: Name of the standard view.
+        view: Name of the standard view, or odd.
+        standard: Whether it is a standard view.
         n_frames: Frames.
         frame_rate: Frames a second.
         arm: C-arm, aimed.
         look: Display and noise.
-        injection: The bolus.
+        injection: The coronary bolus.
+        ventricle: The bolus of a ventriculogram, else None.
         rr_s: Seconds a beat.
         phase: Share of a beat over at the first frame.
         breath_mm: Depth of breathing, 0 for a held breath.
@@ -40,15 +55,18 @@ class Shot:
         catheter_per_mm: Attenuation of its wall.
         reflux: Contrast that spills into the aorta, share.
         blush: Strength of the myocardial blush, log exposure.
+        guide_wire: Whether a wire lies in the artery, as during an intervention.
     """
 
     kind: str
     view: str
+    standard: bool
     n_frames: int
     frame_rate: float
     arm: CArm
     look: Look
     injection: Injection
+    ventricle: Injection | None
     rr_s: float
     phase: float
     breath_mm: float
@@ -60,6 +78,7 @@ class Shot:
     catheter_per_mm: float
     reflux: float
     blush: float
+    guide_wire: bool
 
     @property
     def time_s(self) -> np.ndarray:
@@ -104,17 +123,22 @@ def draw_shot(
         Pulse 6.7 ms in 45 real headers, breathing Shechter 2004 (facts.md); the rest are choices.
     """
     _check(kind, n_frames, frame_rate, size_px)
-    name, arm = draw_carm(rng, tree.laterality, size_px, view)
+    odd = kind == "oddview"
+    name, arm = draw_carm(rng, tree.laterality, size_px, view, odd)
     arm = _aimed(rng, kind, tree, arm)
     pan_px = _pan(rng, kind, n_frames, size_px)
     return Shot(
         kind=kind,
         view=name,
+        standard=not odd,
         n_frames=n_frames,
         frame_rate=frame_rate,
         arm=arm,
         look=draw_look(rng, size_px),
         injection=_injection(rng, kind, tree.laterality),
+        ventricle=Injection(rng.uniform(0.3, 0.8), rng.uniform(1.5, 2.5), 1.0, 1.0, 0.0)
+        if kind == "ventriculogram"
+        else None,
         rr_s=60 / subject.heart_rate_bpm * np.exp(0.05 * rng.standard_normal()),
         phase=rng.uniform(),
         breath_mm=rng.uniform(2, 9) * (rng.random() < 0.5),
@@ -123,9 +147,10 @@ def draw_shot(
         pan_px=pan_px,
         pulse_s=rng.uniform(0.035, 0.060) if kind == "blurred" else rng.uniform(0.004, 0.0067),
         catheter_mm=rng.uniform(0.8, 1.05),
-        catheter_per_mm=rng.uniform(0.12, 0.24),
-        reflux=rng.uniform(0.15, 0.6) * (rng.random() < 0.7),
-        blush=rng.uniform(0.02, 0.08),
+        catheter_per_mm=rng.uniform(0.12, 0.30),
+        reflux=rng.uniform(0.15, 1.2) * (rng.random() < 0.7),
+        blush=rng.uniform(0.02, 0.10),
+        guide_wire=bool(rng.random() < 0.05) and kind not in NO_CORONARY,
     )
 
 
@@ -150,7 +175,7 @@ def _pan(rng, kind: str, n_frames: int, size_px: int) -> np.ndarray:
 def _aimed(rng, kind: str, tree: Tree, arm: CArm) -> CArm:
     """Aim at the artery and the catheter's tip, with a slip of the hand; or crop most of it."""
     arm = aim(arm, tree.points[tree.main], tip_mm(tree.laterality))
-    slip, share, towards = rng.normal(0, 0.02, 2), rng.uniform(0.40, 0.60), int(rng.integers(4))
+    slip, share, towards = rng.normal(0, 0.05, 2), rng.uniform(0.40, 0.60), int(rng.integers(4))
     if kind == "cropped":
         return crop(arm, tree.points[tree.order == 0], share, towards)
     return replace(arm, shift_px=tuple(map(float, np.add(arm.shift_px, slip * arm.size_px))))
@@ -161,7 +186,7 @@ def _injection(rng, kind: str, laterality: str) -> Injection:
     injection = Injection(
         start_s=rng.uniform(0.25, 0.7),
         duration_s=rng.uniform(1.7, 2.8),
-        strength=rng.uniform(0.8, 1.1),
+        strength=rng.uniform(0.75, 1.15),
         speed_mm_s=SPEED_MM_S[laterality] * np.exp(0.15 * rng.standard_normal()),
         pulsatility=0.55 if laterality == "LCA" else 0.15,
     )
@@ -170,5 +195,7 @@ def _injection(rng, kind: str, laterality: str) -> Injection:
         "slow": {"speed_mm_s": injection.speed_mm_s * rng.uniform(0.30, 0.45)},
         "short": {"duration_s": rng.uniform(0.25, 0.40)},
         "noninjected": {"start_s": NEVER},
+        "empty": {"start_s": NEVER},
+        "ventriculogram": {"start_s": NEVER},
     }
     return replace(injection, **other.get(kind, {}))

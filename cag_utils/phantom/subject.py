@@ -7,9 +7,14 @@ import numpy as np
 from cag_utils.phantom.anatomy import grow_tree
 from cag_utils.phantom.atlas import DOMINANCE_SHARES, DOMINANCES, FEMALE_SCALE
 from cag_utils.phantom.backdrop import Body, draw_body
+from cag_utils.phantom.hardware import Hardware, draw_hardware
 from cag_utils.phantom.lesions import Lesion, draw_lesions, narrow
 from cag_utils.phantom.tree import Tree
 from cag_utils.segments import laterality_of
+
+# Spread of the heart's lie about the left, head and front axes, degrees: upright in the slender,
+# flat in the stout. Choice.
+HEART_TURN_DEG = (6.0, 8.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class Subject:
         heart_rate_bpm: Beats a minute.
         radial: Catheter from the arm, not from the groin.
         lesions: Dicts of segment, percent and artery, both sides.
+        hardware: Metal the patient carries.
+        heart_size: Multiplies the vessels' lengths.
+        heart_turn_deg: How the heart lies, about the left, head and front axes.
     """
 
     sex: str
@@ -35,6 +43,9 @@ class Subject:
     heart_rate_bpm: float
     radial: bool
     lesions: tuple[dict, ...]
+    hardware: Hardware = Hardware()
+    heart_size: float = 1.0
+    heart_turn_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> Subject:
@@ -47,15 +58,20 @@ def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> 
     Returns:
         The patient; trees grow later, from their own generators.
     """
+    sex = str(rng.choice(["M", "F"], p=[0.7, 0.3]))
+    dominance = str(rng.choice(DOMINANCES, p=DOMINANCE_SHARES))
     return Subject(
-        sex=str(rng.choice(["M", "F"], p=[0.7, 0.3])),
-        dominance=str(rng.choice(DOMINANCES, p=DOMINANCE_SHARES)),
-        tortuosity=rng.uniform(0.8, 2.4),
+        sex=sex,
+        dominance=dominance,
+        tortuosity=float(np.exp(rng.normal(np.log(1.5), 0.35))),
         fineness=rng.uniform(0.7, 1.3),
         body=draw_body(rng),
         heart_rate_bpm=rng.uniform(52, 95),
         radial=bool(rng.random() < 0.75),
-        lesions=tuple(draw_lesions(rng, lesion_shares)),
+        lesions=tuple(draw_lesions(rng, lesion_shares, dominance)),
+        hardware=draw_hardware(rng),
+        heart_size=(0.96 if sex == "F" else 1.0) * float(np.exp(0.06 * rng.standard_normal())),
+        heart_turn_deg=tuple(map(float, rng.normal(0, HEART_TURN_DEG))),
     )
 
 
@@ -76,9 +92,9 @@ def diseased_tree(
     tree = grow_tree(
         rng, laterality, subject.dominance, subject.tortuosity, subject.fineness, scale
     )
-    placed = []
+    tree = tree.placed(subject.heart_size, subject.heart_turn_deg)
+    healthy = tree
     for lesion in subject.lesions:
         if laterality_of(lesion["segment"]) == laterality:
-            tree, found = narrow(rng, tree, lesion["segment"], lesion["percent"])
-            placed.append(found)
-    return tree, tuple(placed)
+            tree, _ = narrow(rng, tree, lesion["segment"], lesion["percent"], healthy=healthy)
+    return tree, tree.lesions

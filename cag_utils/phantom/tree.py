@@ -1,9 +1,24 @@
 """A coronary tree as flat arrays: what the renderer draws and the truth is read from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+# SYNTAX-score labels of named branches, as ARCADE uses them; all other points take their AHA
+# number, which SYNTAX shares from 1 to 15.
+SYNTAX_BRANCHES = {
+    "D1": "9",
+    "D2": "10",
+    "D3": "10a",
+    "RI": "12",
+    "OM": "12a",
+    "OM2": "12b",
+    "PL": "14",
+    "PL2": "14a",
+    "PDL": "15",
+    "PD": "4",
+}
+SYNTAX_RIGHT = {"AV": "16", "PL1": "16a", "PL2": "16b"}
 TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
 
 
@@ -21,9 +36,12 @@ class Tree:
         branch: (n,) index into `names`.
         path_mm: (n,) way from the ostium along the vessels.
         main: (n,) main vessels and named side branches wide enough to grade when healthy.
-        open: (n,) False where a total occlusion keeps contrast out.
+        open: (n,) False where a total occlusion keeps contrast from coming along the vessel.
         names: Of each branch.
         attached: Of each branch, the index of the point it leaves from; -1 at the ostium.
+        delay_mm: (n,) extra way that contrast seems to go, by slowed flow behind a stenosis or a
+            detour through collaterals; infinite where none arrives; 0 when healthy.
+        lesions: The narrowings put into the tree so far.
     """
 
     laterality: str
@@ -38,6 +56,52 @@ class Tree:
     open: np.ndarray
     names: tuple[str, ...]
     attached: np.ndarray
+    delay_mm: np.ndarray | None = None
+    lesions: tuple = ()
+
+    def __post_init__(self):
+        if self.delay_mm is None:
+            object.__setattr__(self, "delay_mm", np.zeros(len(self.points)))
+
+    @property
+    def syntax(self) -> np.ndarray:
+        """(n,) SYNTAX-score label of every point, such as 6, 12a or 16b; str."""
+        known = SYNTAX_BRANCHES | (SYNTAX_RIGHT if self.laterality == "RCA" else {})
+        own = np.array([known.get(name, "") for name in self.names])[self.branch]
+        above = self.branch.copy()  # twigs are named after the branch that bears them
+        for branch, attached in enumerate(self.attached):
+            if self.names[branch] == "twig":
+                above[self.branch == branch] = above[attached]
+        inherited = np.array([known.get(name, "") for name in self.names])[above]
+        label = np.where(own != "", own, inherited)
+        return np.where(label != "", label, self.segment.astype(str))
+
+    def placed(self, size: float, turn_deg: tuple[float, float, float]) -> "Tree":
+        """Return the tree of a larger or smaller heart that lies otherwise in the chest.
+
+        Args:
+            size: Multiplies every length along the vessels; calibres stay.
+            turn_deg: About the patient's left, head and front axes, around the ostium.
+
+        Raises:
+            ValueError: `size` is not above 0.
+        """
+        if size <= 0:
+            raise ValueError(f"size must be above 0, got {size}")
+        turn = np.eye(3)
+        for axis, angle in enumerate(np.deg2rad(turn_deg)):
+            a, b = (axis + 1) % 3, (axis + 2) % 3
+            one = np.eye(3)
+            one[[a, a, b, b], [a, b, a, b]] = (
+                np.cos(angle),
+                -np.sin(angle),
+                np.sin(angle),
+                np.cos(angle),
+            )
+            turn = one @ turn
+        ostium = self.points[0]
+        points = ostium + size * (self.points - ostium) @ turn.T
+        return replace(self, points=points, path_mm=size * self.path_mm)
 
     @property
     def links(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From optical depth to grey levels: scatter, noise, the collimator, the vendor's display curve."""
+"""From optical depth to grey levels: beam, scatter, glare, quantum noise, collimator."""
 
 import math
 from dataclasses import dataclass
@@ -7,36 +7,18 @@ import cv2
 import numpy as np
 from numba import njit
 
+from cag_utils.phantom.look import Look, shutter_field, wedge_depth
+from cag_utils.phantom.spectrum import (
+    TABLE_SIZE,
+    TABLE_STEP,
+    contrast_per_mm,
+    detected_spectrum,
+    transmission_table,
+)
+
 NOISE_BORDER = 96  # the noise picture is larger, so that each frame takes another cut-out
-
-
-@dataclass(frozen=True)
-class Look:
-    """How the laboratory shows its pictures.
-
-    Attributes:
-        gain: Grey levels a unit of log exposure.
-        level: Mean grey of the background.
-        compression: Share of the coarse background contrast that the display takes out.
-        photons: Detected quanta a pixel at 512 px.
-        scatter: Scattered over primary radiation where the patient is middling.
-        grain_px: Correlation of the noise.
-        blur_px: Focal spot and detector, at the drawn size.
-        shutter_grey: How light the shutters are, share of the picture's grey.
-        shutters: (4,) left, right, top and bottom edge of the field, shares of its size.
-        shutter_soft: Penumbra, share of the size.
-    """
-
-    gain: float
-    level: float
-    compression: float
-    photons: float
-    scatter: float
-    grain_px: float
-    blur_px: float
-    shutter_grey: float
-    shutters: tuple[float, float, float, float]
-    shutter_soft: float
+PATIENT_MM = 220.0  # water that hardens the beam as a middling chest does; choice
+MIXED = 0.8  # contrast in the mixture with blood at the catheter's tip; choice
 
 
 @dataclass(frozen=True)
@@ -50,6 +32,8 @@ class Detector:
         field: (H, W) float32 light that the shutters let through, 0 to 1.
         texture: (H + 96, W + 96) float32 noise of unit variance.
         gain: Grey levels a unit of log exposure.
+        contrast_per_mm: Optical depth of a thin layer of the contrast that leaves the catheter.
+        transmission: Table of the hardening beam, see `spectrum.transmission_table`.
     """
 
     background: np.ndarray
@@ -58,31 +42,17 @@ class Detector:
     field: np.ndarray
     texture: np.ndarray
     gain: np.float32
-
-
-def draw_look(rng: np.random.Generator, size_px: int) -> Look:
-    """Draw a laboratory's look; ranges tuned by eye towards public real cines (prototype)."""
-    narrow = rng.random(4) < 0.6
-    edges = np.where(narrow, rng.uniform(0, 0.02, 4), rng.uniform(0.02, 0.08, 4))
-    return Look(
-        gain=rng.uniform(85, 120),
-        level=rng.uniform(95, 130),
-        compression=rng.uniform(0.55, 0.95),
-        photons=rng.uniform(300, 1400),
-        scatter=rng.uniform(0.45, 0.9),
-        grain_px=rng.uniform(0.5, 0.9) * size_px / 512 + 0.1,
-        blur_px=rng.uniform(0.55, 0.95) * size_px / 512 + 0.2,
-        shutter_grey=rng.uniform(0, 0.45),
-        shutters=tuple(map(float, edges)),
-        shutter_soft=rng.uniform(0.004, 0.012),
-    )
+    contrast_per_mm: float
+    transmission: np.ndarray
 
 
 def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: int) -> Detector:
     """Turn the chest's optical depth into a displayed background and its noise.
 
-    Exposure is primary exp(-depth) plus a smooth scatter; the display is its logarithm with the
-    coarse contrast compressed, as angiography systems do.
+    Exposure is primary exp(-depth) plus a smooth scatter and the detector's veiling glare; the
+    display is its logarithm with the coarse contrast compressed, as angiography systems do. Quantum
+    noise has passed the detector's blur, so its power spectrum is the square of that blur's
+    transfer function; read-out noise is white.
 
     Args:
         rng: Generator of the noise picture.
@@ -100,27 +70,50 @@ def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: i
         raise ValueError("depth holds NaN or infinity; every ray needs a finite optical depth")
     size = depth.shape[0] - 2 * margin_px
     inner = (slice(margin_px, margin_px + size),) * 2
+    if look.wedge:
+        depth = depth.copy()
+        depth[inner] += wedge_depth(look, size)
     primary = np.exp(depth.mean() - depth)
-    scatter = np.clip(look.scatter * _coarse(primary, 8.0) / primary, 0.12, 5).astype(np.float32)
+    scattered = look.scatter * _coarse(primary, 8.0) + look.glare * primary.mean()
+    scatter = np.clip(scattered / primary, 0.12, 5).astype(np.float32)
     exposure = primary * (1 + scatter)
     grey = np.log(exposure)
     grey -= look.compression * _coarse(grey, 5.0)
     grey -= grey[inner].mean()
-    grey *= min(1.0, 0.30 / float(grey[inner].std() + 1e-6))  # automatic windowing
+    grey *= min(1.0, look.spread / float(grey[inner].std() + 1e-6))  # automatic windowing
     background = np.clip(look.level + look.gain * grey, 6, 246).astype(np.float32)
     quanta = look.photons * (512 / size) ** 2 * np.clip(exposure[inner], 0.15, 6)
-    side = size + NOISE_BORDER
-    texture = cv2.GaussianBlur(
-        rng.standard_normal((side, side), dtype=np.float32), (0, 0), look.grain_px
-    )
+    beam = detected_spectrum(look.kvp, look.copper_mm, PATIENT_MM)
     return Detector(
         background=background,
         scatter=np.ascontiguousarray(scatter[inner]),
         noise_sigma=(look.gain / np.sqrt(quanta)).astype(np.float32),
         field=shutter_field(look, size),
-        texture=texture / texture.std(),
+        texture=noise_texture(rng, look, size + NOISE_BORDER),
         gain=np.float32(look.gain),
+        contrast_per_mm=MIXED * contrast_per_mm(beam),
+        transmission=transmission_table(beam),
     )
+
+
+def noise_texture(rng: np.random.Generator, look: Look, side_px: int) -> np.ndarray:
+    """Draw a picture of detector noise.
+
+    Args:
+        rng: Generator.
+        look: Supplies the detector's blur and the share of read-out noise.
+        side_px: Rows and columns.
+
+    Returns:
+        (side_px, side_px) float32 of mean about 0 and variance about 1.
+    """
+    white = rng.standard_normal((side_px, side_px), dtype=np.float32)
+    quantum = cv2.GaussianBlur(white, (0, 0), look.grain_px)
+    quantum *= np.float32(np.sqrt(1 - look.electronic)) / quantum.std()
+    if not look.electronic:
+        return quantum
+    shift = side_px // 2, side_px // 3  # far from its own quantum noise, and cheaper than new draws
+    return quantum + np.float32(np.sqrt(look.electronic)) * np.roll(white, shift, axis=(0, 1))
 
 
 def _coarse(picture: np.ndarray, sigma: float) -> np.ndarray:
@@ -130,28 +123,10 @@ def _coarse(picture: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.resize(small, picture.shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def shutter_field(look: Look, size_px: int) -> np.ndarray:
-    """Return the light that the collimator's four shutters let through.
-
-    Returns:
-        (H, W) float32, 1 in the open field, `shutter_grey` behind the shutters.
-    """
-    at = np.arange(size_px, dtype=np.float32) / size_px
-    soft = look.shutter_soft
-
-    def opening(low, high):
-        inside = np.clip((at - low) / soft, -30, 30), np.clip((1 - high - at) / soft, -30, 30)
-        return 1 / (1 + np.exp(-inside[0])) / (1 + np.exp(-inside[1]))
-
-    left, right, top, bottom = look.shutters
-    light = opening(top, bottom)[:, None] * opening(left, right)[None]
-    return (light * (1 - look.shutter_grey) + look.shutter_grey).astype(np.float32)
-
-
 @njit(cache=True, fastmath=True, nogil=True)
 def compose(
-    out, background, shift_u, shift_v, depth, spans, scatter, gain, blush, blush_share, texture,
-    texture_v, texture_u, noise_sigma, field,
+    out, background, shift_u, shift_v, depth, spans, scatter, gain, transmission, blush,
+    blush_share, texture, texture_v, texture_u, noise_sigma, field,
 ):  # fmt: skip
     """Write one frame: shifted background, contrast under scatter, noise, shutters.
 
@@ -164,6 +139,7 @@ def compose(
         spans: (H, 2) columns where `depth` is not zero.
         scatter: (H, W) scattered over primary radiation.
         gain: Grey levels a unit of log exposure.
+        transmission: (769,) float32, from `spectrum.transmission_table`.
         blush: (H, W) grey levels of a full myocardial blush.
         blush_share: 0 to 1.
         texture: Noise of unit variance.
@@ -178,6 +154,7 @@ def compose(
     g_v, g_u = np.float32(1) - f_v, np.float32(1) - f_u
     blended, row = np.empty(width + 1, np.float32), np.empty(width, np.float32)
     share, one, half = np.float32(blush_share), np.float32(1), np.float32(0.5)
+    per_cell, top = np.float32(1 / TABLE_STEP), np.float32(TABLE_SIZE - 2)
     for y in range(height):
         above = background[y + first_v, first_u : first_u + width + 1]
         below = background[y + first_v + 1, first_u : first_u + width + 1]
@@ -190,8 +167,12 @@ def compose(
         for x in range(spans[y, 0], spans[y, 1] + 1):
             d = depth[y, x]
             if d > np.float32(2e-3):
+                at = min(d * per_cell, top)
+                cell = int(at)
+                f = at - np.float32(cell)
+                through = (one - f) * transmission[cell] + f * transmission[cell + 1]
                 s = scatter[y, x]
-                row[x] += gain * np.float32(math.log((math.exp(-d) + s) / (one + s)))
+                row[x] += gain * np.float32(math.log((through + s) / (one + s)))
         for x in range(width):
             grey = row[x] * light[x] + half
             target[x] = np.uint8(min(max(grey, np.float32(0)), np.float32(255.4)))

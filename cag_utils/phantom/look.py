@@ -1,0 +1,177 @@
+"""How a laboratory's pictures look: dose, beam, collimator, and the vendor's display."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+FIELDS = ("box", "rounded", "round")  # flat panels, their rounded collimators, image intensifiers
+CURVE_LEVELS = np.arange(256, dtype=np.float32) / 255
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the laboratory shows its pictures.
+
+    Attributes:
+        kvp: Tube voltage, kV.
+        copper_mm: Added filtration.
+        gain: Grey levels a unit of log exposure.
+        level: Mean grey of the background.
+        compression: Share of the coarse background contrast that the display takes out.
+        spread: Largest standard deviation of the background, in log exposure.
+        photons: Detected quanta a pixel at 512 px.
+        electronic: Share of the noise variance that is white read-out noise.
+        scatter: Scattered over primary radiation where the patient is middling.
+        glare: Veiling glare of the detector, share of the mean exposure.
+        grain_px: Detector's own blur, which colours the quantum noise.
+        blur_px: Focal spot and detector, at the drawn size.
+        sharpen: Strength of the vendor's edge enhancement; 0 is none.
+        sharpen_px: Its radius.
+        curve: Exponent of the display curve; 1 is logarithmic exposure as it is.
+        field: One of `FIELDS`.
+        shutter_grey: How light the shutters are, share of the picture's grey.
+        shutters: (4,) left, right, top and bottom edge of the field, shares of its size.
+        shutter_soft: Penumbra, share of the size.
+        wedge: Optical depth of a half-transparent filter over one side; 0 is none.
+        wedge_at: (angle rad, distance from the middle, softness), shares of the size.
+    """
+
+    kvp: float
+    copper_mm: float
+    gain: float
+    level: float
+    compression: float
+    spread: float
+    photons: float
+    electronic: float
+    scatter: float
+    glare: float
+    grain_px: float
+    blur_px: float
+    sharpen: float
+    sharpen_px: float
+    curve: float
+    field: str
+    shutter_grey: float
+    shutters: tuple[float, float, float, float]
+    shutter_soft: float
+    wedge: float
+    wedge_at: tuple[float, float, float]
+
+
+def draw_look(rng: np.random.Generator, size_px: int) -> Look:
+    """Draw a laboratory's look.
+
+    Args:
+        rng: Generator.
+        size_px: Rows and columns.
+
+    Returns:
+        The look.
+
+    Source:
+        kVp of 45 real headers, 87 (81 to 105) (facts.md); all else chosen by eye, wider than public
+        pictures, so that no vendor's look is a surprise.
+    """
+    unit = size_px / 512
+    return Look(
+        kvp=float(np.clip(rng.normal(88, 6), 81, 105)),
+        copper_mm=float(rng.choice([0.0, 0.1, 0.3])),
+        gain=rng.uniform(85, 150),
+        level=rng.uniform(85, 150),
+        compression=rng.uniform(0.35, 0.95),
+        spread=rng.uniform(0.18, 0.42),
+        photons=float(np.exp(rng.uniform(np.log(250), np.log(2500)))),
+        electronic=rng.uniform(0.0, 0.25),
+        scatter=rng.uniform(0.45, 0.9),
+        glare=rng.uniform(0.02, 0.12),
+        grain_px=rng.uniform(0.45, 0.9) * unit + 0.1,
+        blur_px=rng.uniform(0.5, 0.9) * unit + 0.2,
+        sharpen=rng.uniform(0.2, 1.1) * (rng.random() < 0.65),
+        sharpen_px=rng.uniform(1.2, 7.0) * unit,
+        curve=float(np.exp(rng.normal(0, 0.22))),
+        field=str(rng.choice(FIELDS, p=[0.62, 0.33, 0.05])),
+        shutter_grey=rng.uniform(0, 0.45) * (rng.random() < 0.7),
+        shutters=_shutters(rng),
+        shutter_soft=float(np.exp(rng.uniform(np.log(0.0015), np.log(0.012)))),
+        wedge=rng.uniform(0.2, 0.8) * (rng.random() < 0.25),
+        wedge_at=(rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.45), rng.uniform(0.01, 0.05)),
+    )
+
+
+def _shutters(rng) -> tuple[float, float, float, float]:
+    """Edges of the field: wide open, a little closed, or closed from above and below."""
+    narrow = rng.random(4) < 0.6
+    edges = np.where(narrow, rng.uniform(0, 0.02, 4), rng.uniform(0.02, 0.08, 4))
+    if rng.random() < 0.15:
+        edges[2:] = rng.uniform(0.05, 0.13)
+    return tuple(map(float, edges))
+
+
+def shutter_field(look: Look, size_px: int) -> np.ndarray:
+    """Return the light that the collimator lets through.
+
+    Returns:
+        (H, W) float32, 1 in the open field, `shutter_grey` behind the shutters.
+    """
+    left, right, top, bottom = look.shutters
+    at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
+    soft = look.shutter_soft
+    if look.field == "box":
+        across, down = (
+            _opening(at - low, soft) * _opening(1 - high - at, soft)
+            for low, high in ((left, right), (top, bottom))
+        )
+        light = down[:, None] * across[None]
+    else:
+        light = _opening(_round_distance(look, at), soft)
+    return (light * (1 - look.shutter_grey) + look.shutter_grey).astype(np.float32)
+
+
+def _opening(inside: np.ndarray, soft: float) -> np.ndarray:
+    """A shutter's penumbra: 0 well behind it, 1 well inside the field."""
+    return 1 / (1 + np.exp(-np.clip(inside / soft, -30, 30)))
+
+
+def _round_distance(look: Look, at: np.ndarray) -> np.ndarray:
+    """Distance inwards from the edge of a field with rounded corners, shares of the size."""
+    left, right, top, bottom = look.shutters
+    middle = (left + 1 - right) / 2, (top + 1 - bottom) / 2
+    half = np.array([(1 - left - right) / 2, (1 - top - bottom) / 2], np.float32)
+    corner = float(half.min()) if look.field == "round" else 0.06
+    if look.field == "round":  # the intensifier's disc reaches into the picture's corners
+        half, corner = half * 1.12, corner * 1.12
+    away = [np.abs(at - m) - (h - corner) for m, h in zip(middle, half, strict=True)]
+    outside = np.hypot(np.maximum(away[0][None], 0), np.maximum(away[1][:, None], 0))
+    inner = np.minimum(np.maximum(away[0][None], away[1][:, None]), 0)
+    return corner - outside - inner
+
+
+def wedge_depth(look: Look, size_px: int) -> np.ndarray:
+    """Return the optical depth of the half-transparent wedge filter, (H, W) float32."""
+    angle, distance, soft = look.wedge_at
+    at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px - 0.5
+    along = np.cos(angle) * at[None] + np.sin(angle) * at[:, None] - distance
+    return np.float32(look.wedge) * _opening(along, soft).astype(np.float32)
+
+
+class Display:
+    """The vendor's last steps: edge enhancement, then the display curve."""
+
+    def __init__(self, look: Look):
+        self.look = look
+        self.table = np.rint(255 * CURVE_LEVELS**look.curve).astype(np.uint8)
+
+    def finish(self, frame: np.ndarray) -> None:
+        """Enhance edges and apply the curve.
+
+        Args:
+            frame: (H, W) uint8, changed in place. Enhancement adds `sharpen` times what a Gaussian
+                of `sharpen_px` takes away, so a shutter's edge gets the bright rim of real ones.
+        """
+        if self.look.sharpen > 0:
+            soft = cv2.GaussianBlur(frame, (0, 0), self.look.sharpen_px)
+            cv2.addWeighted(frame, 1 + self.look.sharpen, soft, -self.look.sharpen, 0, dst=frame)
+        if self.look.curve != 1:
+            cv2.LUT(frame, self.table, dst=frame)
