@@ -7,11 +7,15 @@ import numpy as np
 from cag_utils.phantom.tree import TWIG_ORDER, Tree
 
 NEVER = 1e6  # seconds; a delay that no cine reaches
-# mm/s along the vessel, so that the tree fills in about Gibson's corrected TIMI frame counts
-# (LAD 36.2, LCX 22.2, RCA 20.4 at 30 frames/s).
-SPEED_MM_S = {"LCA": 142.0, "RCA": 178.0}
+# mm/s along the vessel, so that healthy trees fill in about Gibson's TIMI frame counts (LAD 36.2,
+# LCX 22.2, RCA 20.4 at 30 frames/s; facts.md).
+SPEED_MM_S = {"LCA": 142.0, "RCA": 192.0}
 ATTENUATION_PER_MM = 0.21  # undiluted contrast at 70 to 90 kVp; assumption of the prototype
 RISE_S, WASHOUT_S = 0.16, 0.40
+# Choice: wash-out takes longer the farther the bolus has spread, in steps of 30 mm; what comes
+# through collaterals is diluted and has no sharp front.
+DISPERSION_S_PER_MM, STEP_MM = 0.002, 30.0
+COLLATERAL_STRENGTH, COLLATERAL_RISE_S, COLLATERAL_WASHOUT_S = 0.45, 0.40, 1.0
 _TABLE_S = np.linspace(-0.5, 8.0, 2048)
 
 
@@ -86,11 +90,12 @@ def arrival_s(tree: Tree, speed_mm_s: float) -> np.ndarray:
     """Return when the front reaches each centreline point.
 
     Args:
-        tree: The tree; points behind a total occlusion are never reached.
+        tree: The tree; its `delay_mm` slows points behind a tight stenosis, sends collaterals round
+            and keeps contrast out where nothing arrives.
         speed_mm_s: Mean speed of the front.
 
     Returns:
-        (n,) seconds after the injection began, growing along every vessel; thin vessels lag.
+        (n,) seconds after the injection began, growing along every open vessel; thin vessels lag.
 
     Raises:
         ValueError: The speed is not above 0.
@@ -98,21 +103,67 @@ def arrival_s(tree: Tree, speed_mm_s: float) -> np.ndarray:
     if speed_mm_s <= 0:
         raise ValueError(f"speed_mm_s must be above 0, got {speed_mm_s}")
     lag = np.where(tree.order >= TWIG_ORDER, 1.25, 1.0)
-    return np.where(tree.open, tree.path_mm / speed_mm_s * lag, NEVER)
+    reached = np.isfinite(tree.delay_mm)
+    way_mm = tree.path_mm + np.where(reached, tree.delay_mm, 0.0)
+    return np.where(reached, way_mm / speed_mm_s * lag, NEVER)
 
 
-def concentration(clock_s: np.ndarray, arrival: np.ndarray, injection: Injection) -> np.ndarray:
+@dataclass(frozen=True)
+class Bed:
+    """Points whose contrast rises and falls alike, once it has arrived.
+
+    Attributes:
+        points: (n,) bool.
+        strength: Share of the injection's strength.
+        table: From `inlet_table`.
+    """
+
+    points: np.ndarray
+    strength: float
+    table: tuple[np.ndarray, float, float]
+
+
+def beds(tree: Tree, duration_s: float) -> list[Bed]:
+    """Split a tree by how the bolus has changed on its way.
+
+    Args:
+        tree: The tree.
+        duration_s: Length of the injection, above 0.
+
+    Returns:
+        Every point that contrast reaches, in exactly one bed: open ones in steps of 30 mm, as
+        wash-out disperses; those filled through collaterals in a bed of their own, if any.
+    """
+    cell = (tree.path_mm // STEP_MM).astype(int)
+    found = []
+    for step in np.unique(cell[tree.open]):
+        washout = WASHOUT_S + DISPERSION_S_PER_MM * STEP_MM * (step + 0.5)
+        table = inlet_table(duration_s, washout_s=washout)
+        found.append(Bed(tree.open & (cell == step), 1.0, table))
+    backwards = ~tree.open & np.isfinite(tree.delay_mm)
+    if backwards.any():
+        shape = {"rise_s": COLLATERAL_RISE_S, "washout_s": COLLATERAL_WASHOUT_S}
+        found.append(Bed(backwards, COLLATERAL_STRENGTH, inlet_table(duration_s, **shape)))
+    return found
+
+
+def concentration(clock_s: np.ndarray, tree: Tree, injection: Injection) -> np.ndarray:
     """Return how much contrast is at each point in each frame.
 
     Args:
         clock_s: (t,) from `Injection.clock`.
-        arrival: (n,) seconds from `arrival_s`.
+        tree: The tree of n points.
         injection: The injection.
 
     Returns:
-        (t, n) share of undiluted contrast, 0 to `strength`.
+        (t, n) share of undiluted contrast, 0 to `strength`; what the renderer draws.
     """
-    values, first, cell = inlet_table(injection.duration_s)
-    since = clock_s[:, None] - arrival[None]
-    table_s = first + cell * np.arange(len(values))
-    return injection.strength * np.interp(since, table_s, values, left=0.0)
+    filled = np.zeros((len(clock_s), len(tree.points)))
+    arrival = arrival_s(tree, injection.speed_mm_s)
+    for bed in beds(tree, injection.duration_s):
+        values, first, cell = bed.table
+        table_s = first + cell * np.arange(len(values))
+        since = clock_s[:, None] - arrival[None, bed.points]
+        share = np.interp(since, table_s, values, left=0.0)
+        filled[:, bed.points] = injection.strength * bed.strength * share
+    return filled

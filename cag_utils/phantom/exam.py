@@ -9,6 +9,8 @@ import pandas as pd
 
 from cag_utils.phantom.atlas import LATERALITIES
 from cag_utils.phantom.clinic import decide_plan, write_findings, write_report
+from cag_utils.phantom.grading import FrameTruth
+from cag_utils.phantom.noise_labels import NOISE_MODELS, simulate_labels
 from cag_utils.phantom.patients import Record, draw_record
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import KINDS, draw_shot
@@ -20,8 +22,8 @@ STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never sha
 # Shares of cines by kind, in the order of `KINDS`. The CNN's cohort shows what an archive holds,
 # the corpus is what a report would be written from.
 KIND_SHARES = {
-    "cnn": (0.66, 0.08, 0.02, 0.06, 0.06, 0.07, 0.03, 0.02),
-    "corpus": (0.90, 0.02, 0.01, 0.01, 0.01, 0.01, 0.03, 0.01),
+    "cnn": (0.62, 0.08, 0.02, 0.05, 0.05, 0.07, 0.03, 0.02, 0.03, 0.01, 0.02),
+    "corpus": (0.90, 0.02, 0.01, 0.01, 0.01, 0.01, 0.03, 0.01, 0.0, 0.0, 0.0),
 }
 LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
 READER = "phantom truth"
@@ -98,6 +100,8 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
         side: diseased_tree(settings.rng(number, 1, i), subject, side)[0]
         for i, side in enumerate(LATERALITIES)
     }
+    shapes = [lesion.shape() for side in LATERALITIES for lesion in trees[side].lesions]
+    exam["lesion_shapes"] = json.dumps(sorted(shapes, key=lambda shape: shape["segment"]))
     videos, frames = [], {}
     for cine, side in enumerate(_sides(rng, settings.cines_per_patient), start=1):
         own = settings.rng(number, 2, cine)
@@ -111,13 +115,16 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
         data = xa_dataset(pictures, identity, shot.arm, shot.frame_rate, shot.pulse_s)
         write_xa(folder / f"cine_{cine:02d}.dcm", data)
         videos.append(_video_row(exam, identity, side, shot, subject, record))
-        frames[identity.cine_uid] = {
-            "label": truth.labels(side),
-            "opacified": truth.opacified.round(4).tolist(),
-            "blur_mm": truth.blur_mm.round(4).tolist(),
-            "contrast": truth.contrast.round(4).tolist(),
-        }
+        noise = settings.rng(number, 3, cine)
+        frames[identity.cine_uid] = _frame_columns(noise, truth, side)
     return {"exam": exam, "videos": videos, "frames": frames}
+
+
+def _frame_columns(rng, truth: FrameTruth, side: str) -> dict[str, list]:
+    """Columns of a cine's frames: the label, what it follows from, and the noise models' labels."""
+    measured = {name: column.tolist() for name, column in truth.measured().items()}
+    noisy = {model.name: simulate_labels(rng, truth, side, model) for model in NOISE_MODELS}
+    return {"label": truth.labels(side)} | measured | noisy
 
 
 def _sides(rng, count: int) -> list[str]:
@@ -189,14 +196,16 @@ def _video_row(exam, identity: Identity, side: str, shot, subject: Subject, reco
 
 
 def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]:
-    """Gather the truth of many exams into the study's tables.
+    """Gather the truth of exams into the study's tables.
 
     Args:
-        exams: From `shoot_exam`, in the order of patients.
+        exams: From `shoot_exam`, in the order of patients, at least one. One exam at a time gives
+            the same rows as all at once, so that a cohort's size need not fit into memory.
         with_clinic: Also reports.csv and findings.csv.
 
     Returns:
-        File stem to table.
+        File stem to table; `noise_model_labels` holds simulated sheets, no reader's, two rows a
+        frame.
     """
     videos = pd.DataFrame([row for exam in exams for row in exam["videos"]])
     frames = pd.concat(
@@ -207,12 +216,18 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
         ],
         ignore_index=True,
     )
+    names = [model.name for model in NOISE_MODELS]
+    noisy = pd.concat(
+        [frames[["video", "frame"]].assign(reader=name, label=frames[name]) for name in names]
+    ).sort_index(kind="stable", ignore_index=True)
+    frames = frames.drop(columns=names)
     every = pd.DataFrame([exam["exam"] for exam in exams])
     tables = {
         "truth_exams": every.drop(columns=["report_ja", "report_en", "date"]),
         "truth_videos": videos.drop(columns=["findings_ja", "findings_en"]),
         "truth_frames": frames,
         "frame_labels": frames.assign(reader=READER)[["video", "frame", "reader", "label"]],
+        "noise_model_labels": noisy,
     }
     if with_clinic:
         tables["reports"] = every[["exam", "report_ja", "report_en"]]

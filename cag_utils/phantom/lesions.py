@@ -1,23 +1,30 @@
-"""Stenoses: which segments they hit, and how they narrow a tree."""
+"""Stenoses: which segments they hit, what shapes they have, how they narrow a tree."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cag_utils.phantom.flow import SLOWING, downstream, fill_backwards
 from cag_utils.phantom.tree import Tree
 from cag_utils.segments import GRADES, artery_of, laterality_of
 
-# Choice, after the usual predilection sites (proximal and mid LAD, mid RCA). Segments 4, 10, 14
-# and 15 are left out for now: small, and not in every heart.
+# Choice, after the usual predilection sites (proximal and mid LAD, mid RCA); small vessels less.
 SEGMENT_WEIGHTS = {
-    1: 0.10, 2: 0.13, 3: 0.08, 5: 0.04, 6: 0.18, 7: 0.16, 8: 0.05, 9: 0.08,
-    11: 0.10, 12: 0.05, 13: 0.03,
+    1: 0.09, 2: 0.12, 3: 0.07, 4: 0.04, 5: 0.04, 6: 0.17, 7: 0.15, 8: 0.05, 9: 0.07, 10: 0.03,
+    11: 0.09, 12: 0.04, 13: 0.03, 14: 0.02, 15: 0.02,
 }  # fmt: skip
 GRADE_WEIGHTS = {25: 0.14, 50: 0.20, 75: 0.26, 90: 0.20, 99: 0.12, 100: 0.08}
+# Not every heart has these: the side that supplies the posterior wall differs.
+ONLY_IN = {4: ("right", "balanced"), 15: ("left",)}
 MAX_A_SIDE = 2
-# An occluded left main rules out an elective study; behind an occluded proximal RCA nothing would
-# be seen, as there is no collateral filling yet.
-NEVER_OCCLUDED = (1, 5)
+NEVER_OCCLUDED = (5,)  # an occluded left main rules out an elective study
+# Shares and lengths (mm) of the shapes: choice; diffuse is over 20 mm in the usual classification.
+KIND_SHARES = {"focal": 0.50, "diffuse": 0.22, "tandem": 0.12, "bifurcation": 0.16}
+LENGTHS_MM = {"focal": (8, 16), "diffuse": (20, 40), "tandem": (7, 10), "bifurcation": (8, 14)}
+ECCENTRIC_SHARE, ECCENTRICITY = 0.5, 0.7  # choice
+COLLATERAL_SHARE = 0.6  # of total occlusions whose bed fills backwards; choice
+NECK_MM = 1.5  # half a neck's length; a point-sized one would be invisible
+SECOND_NECK = (0.5, 0.85)  # depth of a tandem's lesser neck, share of the worse one's; choice
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,12 @@ class Lesion:
     Attributes:
         segment: AHA number.
         percent: Percent diameter stenosis at its narrowest point.
-        length_mm: Along the vessel.
+        length_mm: Along the vessel, from healthy lumen to healthy lumen.
         eccentricity: 0 concentric to 1 one-sided.
         index: Centreline point of the narrowest lumen.
         reference_mm: Healthy lumen diameter there.
+        kind: focal, diffuse, tandem or bifurcation.
+        collateral: Whether the bed behind a total occlusion fills backwards.
     """
 
     segment: int
@@ -39,6 +48,8 @@ class Lesion:
     eccentricity: float
     index: int
     reference_mm: float
+    kind: str = "focal"
+    collateral: bool = False
 
     @property
     def artery(self) -> str:
@@ -49,13 +60,26 @@ class Lesion:
         """What reports and tables carry: segment, percent, artery."""
         return {"segment": self.segment, "percent": self.percent, "artery": self.artery}
 
+    def shape(self) -> dict:
+        """What only the truth knows: segment, kind, length_mm, eccentricity, collateral."""
+        return {
+            "segment": self.segment,
+            "kind": self.kind,
+            "length_mm": round(self.length_mm, 1),
+            "eccentricity": self.eccentricity,
+            "collateral": self.collateral,
+        }
 
-def draw_lesions(rng: np.random.Generator, count_shares: tuple[float, ...]) -> list[dict]:
-    """Draw a patient's lesions: distinct segments, at most two a side.
+
+def draw_lesions(
+    rng: np.random.Generator, count_shares: tuple[float, ...], dominance: str
+) -> list[dict]:
+    """Draw a patient's lesions: distinct segments that this heart has, at most two a side.
 
     Args:
         rng: Generator.
         count_shares: Shares of patients with 0, 1, 2 ... lesions; must add up to 1.
+        dominance: right, balanced or left; decides whether there is a segment 4 or 15.
 
     Returns:
         Dicts of segment, percent and artery, by segment.
@@ -66,8 +90,11 @@ def draw_lesions(rng: np.random.Generator, count_shares: tuple[float, ...]) -> l
     if abs(sum(count_shares) - 1) > 1e-9:
         raise ValueError(f"count_shares must add up to 1, got {count_shares}")
     wanted = rng.choice(len(count_shares), p=count_shares)
-    segments = list(SEGMENT_WEIGHTS)
-    order = rng.choice(segments, len(segments), replace=False, p=list(SEGMENT_WEIGHTS.values()))
+    weights = {
+        s: w for s, w in SEGMENT_WEIGHTS.items() if dominance in ONLY_IN.get(s, (dominance,))
+    }
+    shares = np.array(list(weights.values())) / sum(weights.values())
+    order = rng.choice(list(weights), len(weights), replace=False, p=shares)
     room = {"LCA": MAX_A_SIDE, "RCA": MAX_A_SIDE}
     chosen = []
     for segment in map(int, order):
@@ -87,74 +114,155 @@ def _grade(rng, segment: int) -> int:
     return int(rng.choice(GRADES, p=weights / weights.sum()))
 
 
-def narrow(rng: np.random.Generator, tree: Tree, segment: int, percent: int) -> tuple[Tree, Lesion]:
-    """Put one stenosis into the middle part of a segment.
+def narrow(
+    rng: np.random.Generator,
+    tree: Tree,
+    segment: int,
+    percent: int,
+    kind: str | None = None,
+    eccentricity: float | None = None,
+    healthy: Tree | None = None,
+) -> tuple[Tree, Lesion]:
+    """Put one stenosis into a segment.
 
-    The radius falls by exactly `percent` at one point and less around it; contrast does not pass a
-    total occlusion (no collateral filling).
+    The lumen loses exactly `percent` of its healthy diameter at the narrowest point and less around
+    it. Flow behind it slows (`flow.SLOWING`); behind a total occlusion it stops, and in a share of
+    them the bed fills late and backwards through collaterals.
+
+    | kind | length | lumen |
+    |---|---|---|
+    | focal | 8 to 16 mm | one neck of 3 mm |
+    | diffuse | 20 to 40 mm | narrowest over two fifths of the length |
+    | tandem | two of 7 to 10 mm | two necks, 12 mm or more apart; the lesser 50 to 85 % as deep |
+    | bifurcation | 8 to 14 mm | spans the ostium of a named side branch and narrows both |
 
     Args:
-        rng: Generator; draws site, length (8 to 22 mm) and eccentricity.
+        rng: Generator; draws whatever is None, site and length.
         tree: The tree; not changed.
         segment: AHA number.
         percent: 25, 50, 75, 90, 99 or 100.
+        kind: One of `KIND_SHARES`, or None to draw one. A segment that is too short for two necks,
+            or has no side branch, gets a focal one; diffuse ones end with their segment.
+        eccentricity: 0 concentric to 1 one-sided, or None to draw one.
+        healthy: The tree before its other lesions, to which percentages refer; None if there are
+            none yet.
 
     Returns:
         The narrowed tree and the lesion.
 
     Raises:
-        ValueError: The grade is none of the six, or this tree has no such segment.
+        ValueError: The grade is none of the six, the kind or eccentricity is unknown, or this tree
+            has no such segment.
     """
+    where = tree.points_of(segment)
+    _check(tree, where, segment, percent, kind, eccentricity)
+    healthy = healthy or tree
+    kind = kind or str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    kind, centre = _site(rng, tree, where, kind)
+    if eccentricity is None:
+        eccentricity = ECCENTRICITY if rng.random() < ECCENTRIC_SHARE else 0.0
+    depth, length = _depth(rng, tree, where, centre, kind, percent)
+    radius = np.minimum(tree.radius, healthy.radius * (1 - depth * percent / 100))
+    closed = percent == 100
+    collateral = bool(rng.random() < COLLATERAL_SHARE or segment == 1) and closed
+    lesion = Lesion(
+        segment, percent, length, float(eccentricity), centre, 2 * float(healthy.radius[centre]),
+        kind, collateral,
+    )  # fmt: skip
+    beyond = downstream(tree, centre)
+    gap = np.where(beyond, tree.path_mm - tree.path_mm[centre], 0.0)
+    delay = tree.delay_mm + gap * SLOWING.get(percent, 0.0)
+    if closed:
+        delay = np.where(beyond, np.inf, delay)
+    narrowed = replace(
+        tree,
+        points=tree.points
+        + eccentricity * (tree.radius - radius)[:, None] * _sideways(rng, tree, centre),
+        radius=radius,
+        open=tree.open & ~(beyond & closed),
+        delay_mm=delay,
+        lesions=(*tree.lesions, lesion),
+    )
+    return (fill_backwards(rng, narrowed, centre) if collateral else narrowed), lesion
+
+
+def _check(tree: Tree, where: np.ndarray, segment, percent, kind, eccentricity) -> None:
+    """Refuse lesions that cannot be."""
     if percent not in GRADES:
         raise ValueError(f"stenosis grades are {GRADES} percent, got {percent}")
-    where = tree.points_of(segment)
+    if kind not in (None, *KIND_SHARES):
+        raise ValueError(f"a lesion is one of {tuple(KIND_SHARES)}, got {kind!r}")
+    if eccentricity is not None and not 0 <= eccentricity <= 1:
+        raise ValueError(f"eccentricity must be 0 to 1, got {eccentricity}")
     if len(where) < 6:
         raise ValueError(
             f"the {tree.dominance} dominant {tree.laterality} has no segment {segment}"
         )
-    centre = int(where[int(len(where) * rng.uniform(0.35, 0.65))])
-    length, eccentricity = rng.uniform(8, 22), rng.choice([0.0, 0.7])
-    same = tree.branch == tree.branch[centre]
-    away = np.where(same, np.abs(tree.path_mm - tree.path_mm[centre]), np.inf)
-    depth = _profile(away, length)
-    lost = tree.radius * depth * percent / 100
-    lesion = Lesion(
-        segment, percent, float(length), float(eccentricity), centre, 2 * float(tree.radius[centre])
-    )
-    moved = tree.points + eccentricity * lost[:, None] * _sideways(rng, tree, centre)
-    beyond = downstream(tree, centre) if percent == 100 else np.zeros(len(away), bool)
-    return replace(tree, points=moved, radius=tree.radius - lost, open=tree.open & ~beyond), lesion
 
 
-def _profile(away_mm: np.ndarray, length_mm: float) -> np.ndarray:
-    """Depth of the narrowing, 1 at the centre to 0 at half the length; long ones have a plateau."""
-    near = np.minimum(away_mm, length_mm / 2)
-    wave = np.maximum(0.5 * (1 + np.cos(2 * np.pi * near / length_mm)), 0) ** 0.7
-    flat = 0.2 * length_mm if length_mm > 14 else 1.5  # mm; a point-sized neck would be invisible
-    return np.where(away_mm < flat, 1.0, wave)
+def _site(rng, tree: Tree, where: np.ndarray, kind: str) -> tuple[str, int]:
+    """Return the kind that fits into the segment, and the narrowest point."""
+    middle = int(where[int(len(where) * rng.uniform(0.35, 0.65))])
+    if kind == "bifurcation":
+        sites = _ostia(tree, where)
+        return (kind, int(rng.choice(sites))) if len(sites) else ("focal", middle)
+    if kind == "tandem":
+        if np.ptp(tree.path_mm[where]) < 24:
+            return "focal", middle
+        return kind, int(where[int(len(where) * rng.uniform(0.68, 0.78))])
+    return kind, middle
+
+
+def _ostia(tree: Tree, where: np.ndarray) -> np.ndarray:
+    """Points of a segment just before a reportable branch leaves it."""
+    first = np.searchsorted(tree.branch, np.arange(len(tree.names)))
+    named = tree.order[first] <= 1
+    at = np.unique(tree.attached[named & (tree.attached >= 0)]) - 1
+    return at[np.isin(at, where[2:])]
+
+
+def _depth(rng, tree, where, centre: int, kind: str, percent: int) -> tuple[np.ndarray, float]:
+    """Depth of a lesion at every point, share of its worst, and its whole length in mm."""
+    length = float(rng.uniform(*LENGTHS_MM[kind]))
+    away = _away(tree, centre, with_branches=kind == "bifurcation")
+    if kind == "diffuse":
+        path = tree.path_mm[where] - tree.path_mm[centre]
+        length = min(length, 2 * max(4.0, float(min(-path[0], path[-1]))))
+        return _profile(away, length, max(NECK_MM, 0.2 * length)), length
+    depth = _profile(away, length, NECK_MM)
+    if kind != "tandem":
+        return depth, length
+    apart = float(rng.uniform(12, 0.5 * np.ptp(tree.path_mm[where])))
+    target = tree.path_mm[centre] - apart
+    second = int(where[np.argmin(np.abs(tree.path_mm[where] - target))])
+    lesser = rng.uniform(*SECOND_NECK) * min(1.0, 90 / percent)  # only one neck can be tight
+    also = lesser * _profile(_away(tree, second), length, NECK_MM)
+    return np.maximum(depth, also), length + apart
+
+
+def _away(tree: Tree, centre: int, with_branches: bool = False) -> np.ndarray:
+    """Way along the vessels to a point; infinite on other branches, unless they leave nearby."""
+    own = tree.branch == tree.branch[centre]
+    away = np.where(own, np.abs(tree.path_mm - tree.path_mm[centre]), np.inf)
+    if with_branches:
+        for branch, attached in enumerate(tree.attached):
+            if attached >= 0 and own[attached]:
+                child = tree.branch == branch
+                away[child] = away[attached] + tree.path_mm[child] - tree.path_mm[attached]
+    return away
+
+
+def _profile(away_mm: np.ndarray, length_mm: float, flat_mm: float) -> np.ndarray:
+    """Depth of the narrowing: 1 over the neck, falling to 0 at half the length."""
+    half = length_mm / 2
+    share = np.clip((np.minimum(away_mm, half) - flat_mm) / (half - flat_mm), 0, 1)
+    return 0.5 * (1 + np.cos(np.pi * share))
 
 
 def _sideways(rng, tree: Tree, index: int) -> np.ndarray:
     """A unit vector across the vessel."""
-    ahead = tree.points[min(index + 1, len(tree.points) - 1)] - tree.points[index - 1]
+    ahead = tree.points[min(index + 1, len(tree.points) - 1)] - tree.points[max(index - 1, 0)]
     ahead = ahead / np.linalg.norm(ahead)
     across = rng.standard_normal(3)
     across = across - (across @ ahead) * ahead
     return across / np.linalg.norm(across)
-
-
-def downstream(tree: Tree, index: int) -> np.ndarray:
-    """Return which points are fed through one centreline point.
-
-    Args:
-        tree: The tree.
-        index: Centreline point.
-
-    Returns:
-        (n,) bool: points after it on its branch, and every branch that leaves from one of them.
-    """
-    fed = (tree.branch == tree.branch[index]) & (np.arange(len(tree.branch)) > index)
-    for branch, attached in enumerate(tree.attached):  # parents come before their branches
-        if attached >= 0 and fed[attached]:
-            fed |= tree.branch == branch
-    return fed

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.phantom.contrast import arrival_s, concentration
+from cag_utils.phantom.contrast import concentration
 from cag_utils.phantom.grading import VISIBLE, FrameTruth
 from cag_utils.phantom.motion import beat, breathing, contraction
 from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.tree import Tree
+from cag_utils.phantom.visibility import foreshortening, overlap
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
     """Measure what each frame shows; shares are weighted by calibre.
 
     Args:
-        tree: The tree; points behind an occlusion do not count, as they can never fill.
+        tree: The tree; points behind a total occlusion do not count, as nothing reaches them along
+            the vessel.
         shot: The cine's settings.
         pose: Positions in every frame.
 
@@ -87,7 +89,7 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
     """
     weight = np.where(tree.main & tree.open, tree.radius, 0.0)
     weight = weight / weight.sum()
-    filled = concentration(pose.clock_s, arrival_s(tree, shot.injection.speed_mm_s), shot.injection)
+    filled = concentration(pose.clock_s, tree, shot.injection)
     inside = inside_shutters(shot, pose.u, pose.v)
     moved = np.hypot(pose.du, pose.dv)[:, tree.main]
     return FrameTruth(
@@ -95,4 +97,7 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
         contrast=(filled * inside) @ weight,
         in_field=inside @ weight,
         blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
+        foreshortening=foreshortening(tree, pose.points, pose.u, pose.v, pose.scale),
+        overlap=overlap(tree, pose.u, pose.v, pose.scale, inside),
+        standard_view=shot.standard,
     )
