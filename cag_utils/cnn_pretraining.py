@@ -1,108 +1,43 @@
-"""Pretrain the key-frame twin on other phantom patients, as ImageNet pretrained the real network.
+"""Pretrain the key-frame twin on other phantom patients, and finish the network that is shipped.
 
-The result is shipped in `cag_utils/weights/convnext_twin/`; notebook A4 makes it.
+Two things come of it: `weights/convnext_twin/`, a trunk that has been shown facts and no labels,
+from which notebook 01 starts as the paper started from ImageNet; and `weights/keyframe_cnn/`, the
+same trunk taught the six classes, for `python -m cag_utils.keyframes predict`. Notebook A4 makes
+both.
 """
 
+import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from safetensors.torch import save_file
+from scipy.optimize import minimize
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from tqdm import tqdm
 
+from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import autocast, build_model, pick_device, prepare
-from cag_utils.phantom.exam import KIND_SHARES, LESION_SHARES
-from cag_utils.phantom.render import film
-from cag_utils.phantom.shot import KINDS, draw_shot
-from cag_utils.phantom.subject import diseased_tree, draw_subject
-from cag_utils.segments import LATERALITIES
+from cag_utils.randomise import randomise
+from cag_utils.scenes import ANGLE_SCALE_DEG, TARGETS, Scenes
 from cag_utils.study import write_json
-from cag_utils.training import augment, rate_factor
+from cag_utils.training import rate_factor
 
-STREAM = 5  # cohorts draw from streams 1 and 2, stills from 3: no study patient is among these
-RENDER_PX, IMAGE_PX = 256, 128
-N_FRAMES, FRAME_RATE = 5, 1.25  # sparse cines: before, during and after the bolus, for less
-TARGETS = ("is_rca", "primary_angle", "secondary_angle", "opacified", "contrast")
-ANGLE_SCALE_DEG = 45.0
+NETWORK = "convnext_twin"
 HELD_OUT_SHARE = 0.1
+AVERAGE = 0.998  # decay of the moving average of the weights, which is what is kept
+IS_RCA = torch.tensor([name.startswith("RCA") for name in SIX_CLASSES])
+VIEWS = 5  # the whole picture and four corners, averaged, when the shipped network predicts
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """Frames with what the phantom knows of them.
-
-    Attributes:
-        pictures: (n, 1, px, px) uint8.
-        targets: (n, 5) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
-            by 45 degrees, share of the tree opacified, mean contrast.
-        names: Of the columns.
-    """
-
-    pictures: Tensor
-    targets: Tensor
-    names: tuple[str, ...] = TARGETS
-
-
-def shoot_scenes(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Film both sides of one patient, a few frames each.
-
-    Args:
-        number: Of the patient, 0 or more; the same number gives the same frames.
-
-    Returns:
-        ((10, px, px) uint8, (10, 5) float32): see `Scenes`.
-
-    Raises:
-        ValueError: `number` is negative.
-    """
-    if number < 0:
-        raise ValueError(f"a patient's number must be 0 or more, got {number}")
-    rng = np.random.default_rng([STREAM, number])
-    subject = draw_subject(rng, LESION_SHARES["cnn"])
-    pictures, targets = [], []
-    for is_rca, side in enumerate(LATERALITIES):
-        tree, _ = diseased_tree(rng, subject, side)
-        kind = str(rng.choice(KINDS, p=KIND_SHARES["cnn"]))
-        shot = draw_shot(rng, subject, tree, kind, N_FRAMES, FRAME_RATE, RENDER_PX)
-        frames, truth = film(rng, subject, tree, shot)
-        angles = np.array([shot.arm.primary_deg, shot.arm.secondary_deg]) / ANGLE_SCALE_DEG
-        for frame, opacified, contrast in zip(frames, truth.opacified, truth.contrast, strict=True):
-            size = (IMAGE_PX, IMAGE_PX)
-            pictures.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
-            targets.append([is_rca, *angles, opacified, contrast])
-    return np.array(pictures), np.array(targets, np.float32)
-
-
-def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
-    """Film many patients, or read them from the cache.
-
-    Args:
-        n_patients: At least 1; numbers 0 to n - 1.
-        cache: Folder for one .npz a size.
-        n_workers: Processes.
-
-    Returns:
-        Their frames, patient by patient.
-    """
-    path = cache / f"cnn_scenes_{n_patients}.npz"
-    if not path.is_file():
-        jobs = (delayed(shoot_scenes)(number) for number in range(n_patients))
-        found = Parallel(n_jobs=n_workers, return_as="generator")(jobs)
-        found = tqdm(found, total=n_patients, desc="patients", mininterval=30)
-        pictures, targets = zip(*found, strict=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        np.savez(path, pictures=np.concatenate(pictures), targets=np.concatenate(targets))
-    stored = np.load(path)
-    return Scenes(
-        torch.from_numpy(stored["pictures"])[:, None], torch.from_numpy(stored["targets"])
-    )
+def split_scenes(scenes: Scenes) -> tuple[Scenes, Scenes]:
+    """Return (training, held out): the last tenth of the patients is held out."""
+    last = int(scenes.patients.max()) + 1
+    held_out = scenes.patients >= math.floor(last * (1 - HELD_OUT_SHARE))
+    return scenes.pick(~held_out), scenes.pick(held_out)
 
 
 def scene_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -117,52 +52,105 @@ def scene_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return side + 4 * rest
 
 
-def pretrain(scenes: Scenes, epochs: int, seed: int, batch_size: int = 64, rate: float = 2e-3):
-    """Train the twin to read side, view and contrast off single frames.
+def class_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return cross-entropy of the six classes, smoothed by 0.05."""
+    return nn.functional.cross_entropy(outputs, labels, label_smoothing=0.05)
+
+
+def fit(
+    model: nn.Module,
+    pictures: Tensor,
+    answers: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    epochs: int,
+    rate: float,
+    batch_size: int = 64,
+) -> nn.Module:
+    """Train on randomised pictures with AdamW and a cosine schedule.
 
     Args:
-        scenes: Frames, patient by patient; the last tenth is held out.
-        epochs: Passes over the rest.
-        seed: Initial weights, order, augmentation.
-        batch_size: Frames a step.
-        rate: Peak learning rate of AdamW.
+        model: On its device; changed.
+        pictures: (n, 1, px, px) uint8.
+        answers: (n, ...) what `loss` compares the outputs with.
+        loss: Of outputs and answers.
+        epochs: Passes over the pictures.
+        rate: Peak learning rate.
+        batch_size: Pictures a step.
 
     Returns:
-        (model, report): the report holds the held-out share of sides right and the mean errors.
+        The moving average of the model's weights, in evaluation mode.
     """
-    torch.manual_seed(seed)
-    device, name = pick_device(), "convnext_twin"
-    model = build_model(name, pretrained=False)
-    model.reset_classifier(len(TARGETS))
-    model.to(device)
-    n_train = int(len(scenes.targets) * (1 - HELD_OUT_SHARE))
-    n_steps = epochs * math.ceil(n_train / batch_size)
+    device = next(model.parameters()).device
+    n_steps = epochs * math.ceil(len(pictures) / batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: rate_factor(step, n_steps, n_steps / epochs, "cosine")
+        optimiser, lambda step: rate_factor(step, n_steps, min(300, n_steps / 10), "cosine")
     )
-    policy = v2.TrivialAugmentWide()
+    average, step = copy.deepcopy(model), 0
+    model.train()
     for _ in tqdm(range(epochs), desc="epochs", mininterval=30):
-        for index in torch.randperm(n_train).split(batch_size):
-            pictures = augment(scenes.pictures[index], policy).to(device)
+        for index in torch.randperm(len(pictures)).split(batch_size):
+            seen = randomise(pictures[index]).to(device)
             with autocast(device):
-                outputs = model(prepare(pictures, name))
-            scene_loss(outputs.float(), scenes.targets[index].to(device)).backward()
+                outputs = model(prepare(seen, NETWORK))
+            loss(outputs.float(), answers[index].to(device)).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             schedule.step()
-    held_out = Scenes(scenes.pictures[n_train:], scenes.targets[n_train:])
-    return model, {"n_frames": n_train, "epochs": epochs, "seed": seed} | assess(model, held_out)
+            step += 1
+            decay = min(AVERAGE, step / (step + 10))
+            with torch.no_grad():
+                for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+                    kept.lerp_(new, 1 - decay)
+    return average.eval()
+
+
+def pretrain(scenes: Scenes, epochs: int, seed: int, rate: float = 2e-3) -> nn.Module:
+    """Train the twin to read side, view and contrast off single frames; no label is shown.
+
+    Args:
+        scenes: Training frames.
+        epochs: Passes over them.
+        seed: Initial weights, order, randomisation.
+        rate: Peak learning rate.
+    """
+    torch.manual_seed(seed)
+    model = build_model(NETWORK, pretrained=False)
+    model.reset_classifier(len(TARGETS))
+    model.to(pick_device())
+    return fit(model, scenes.pictures, scenes.targets, scene_loss, epochs, rate)
+
+
+def teach_classes(
+    trunk: nn.Module, scenes: Scenes, epochs: int, seed: int, rate: float = 6e-4
+) -> nn.Module:
+    """Give a pretrained trunk a six-way head and teach it the written label rule.
+
+    Args:
+        trunk: From `pretrain`; not changed.
+        scenes: Training frames.
+        epochs: Passes over them.
+        seed: Head, order, randomisation.
+        rate: Peak learning rate.
+    """
+    torch.manual_seed(seed)
+    model = copy.deepcopy(trunk)
+    model.reset_classifier(len(SIX_CLASSES))
+    model.to(pick_device())
+    return fit(model, scenes.pictures, scenes.labels, class_loss, epochs, rate)
 
 
 @torch.inference_mode()
+def _outputs(model: nn.Module, pictures: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    batches = pictures.split(128)
+    return torch.cat([model(prepare(b.to(device), NETWORK)).float().cpu() for b in batches])
+
+
 def assess(model: nn.Module, scenes: Scenes) -> dict[str, float]:
     """Return the share of sides right and the mean absolute error of every measure."""
-    model.eval()
-    device = next(model.parameters()).device
-    batches = scenes.pictures.split(128)
-    out = torch.cat([model(prepare(b.to(device), "convnext_twin")).float().cpu() for b in batches])
+    out = _outputs(model.eval(), scenes.pictures)
     right = ((out[:, 0] > 0) == (scenes.targets[:, 0] > 0.5)).float().mean()
     errors = (out[:, 1:] - scenes.targets[:, 1:]).abs().mean(0)
     scale = [ANGLE_SCALE_DEG, ANGLE_SCALE_DEG, 1.0, 1.0]
@@ -170,6 +158,40 @@ def assess(model: nn.Module, scenes: Scenes) -> dict[str, float]:
     for target, error, unit in zip(TARGETS[1:], errors.tolist(), scale, strict=True):
         report[f"held_out_error_{target}"] = round(error * unit, 4)
     return report
+
+
+def calibrate(model: nn.Module, scenes: Scenes, seed: int) -> dict[str, float]:
+    """Fit a temperature and an offset of the right side on held-out phantoms alone.
+
+    The frames are randomised as in training, so that the threshold stands where unfamiliar pictures
+    leave it, not where clean phantoms do.
+
+    Args:
+        model: From `teach_classes`.
+        scenes: Held-out frames.
+        seed: Of the randomisation.
+
+    Returns:
+        temperature (> 0), rca_logit_offset, and the held-out F1s before any of it: six_class_f1 and
+        laterality_f1, both macro averages.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen = torch.cat([randomise(b, generator) for b in scenes.pictures.split(256)])
+    scores, labels = _outputs(model, seen), scenes.labels
+
+    def cost(free: np.ndarray) -> float:
+        moved = scores * math.exp(-free[0]) + free[1] * IS_RCA
+        return float(nn.functional.cross_entropy(moved, labels))
+
+    best = minimize(cost, np.zeros(2), method="Nelder-Mead").x
+    share = scores.softmax(1)
+    side = (share * IS_RCA).sum(1) > 0.5
+    return {
+        "temperature": round(math.exp(best[0]), 4),
+        "rca_logit_offset": round(float(best[1]), 4),
+        "held_out_six_class_f1": round(f1_score(labels, share.argmax(1), average="macro"), 4),
+        "held_out_laterality_f1": round(f1_score(IS_RCA[labels], side, average="macro"), 4),
+    }
 
 
 def save_trunk(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> Path:
@@ -184,7 +206,25 @@ def save_trunk(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> P
         The folder.
     """
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("head.fc")}
-    trunk = {k: v.half().contiguous() for k, v in state.items()}
-    save_file(trunk, folder / "model.safetensors")
+    save_file({k: v.half().contiguous() for k, v in state.items()}, folder / "model.safetensors")
     write_json(folder / "model.json", dict(facts))
+    return folder
+
+
+def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> Path:
+    """Write the six-class network, in 16 bit, as `keyframes.load_model` reads it.
+
+    Args:
+        model: From `teach_classes`.
+        folder: Gets `best.safetensors` and `model.json`; made if missing.
+        facts: JSON-ready; at least `image_px`, `temperature`, `rca_logit_offset`.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "best.safetensors")
+    classes = {"model": NETWORK, "views": VIEWS, "classes": list(SIX_CLASSES)}
+    write_json(folder / "model.json", dict(facts) | classes)
     return folder

@@ -110,7 +110,7 @@ class _Grower:
             ends = ((1.0, int(self.segment[parent][sample])),)
             order = max(TWIG_ORDER, self.order[parent] + 1)
             widths = np.linspace(width, 0.35, len(knots))
-            bend = 1.6 * np.exp(BEND_SPREAD * self.rng.standard_normal())
+            bend = min(1.4, length / 15) * np.exp(BEND_SPREAD * self.rng.standard_normal())
             child = self.add("twig", knots, widths, ends, (parent, sample), order, bend, 1.5)
             if depth > 1 and length > 12:
                 self.twigs(Twigs("twig", 2.2, (0.35, 0.6), (5, 16)), child, depth - 1)

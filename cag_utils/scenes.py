@@ -1,0 +1,117 @@
+"""Single phantom frames with what the phantom knows of them: food for the key-frame network.
+
+Drawn from a stream of random numbers of their own, so that no patient of the study is among them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+from tqdm import tqdm
+
+from cag_utils.labels import SIX_CLASSES
+from cag_utils.phantom.cohort import VERSION
+from cag_utils.phantom.exam import KIND_SHARES, LESION_SHARES
+from cag_utils.phantom.render import film
+from cag_utils.phantom.shot import KINDS, draw_shot
+from cag_utils.phantom.subject import diseased_tree, draw_subject
+from cag_utils.segments import LATERALITIES
+
+STREAM = 5  # cohorts draw from streams 1 and 2, stills from 3: no study patient is among these
+RENDER_PX, IMAGE_PX = 256, 128
+CINES_A_SIDE = 3  # three views a side
+N_FRAMES, FRAME_RATE = 4, 1.15  # sparse cines: before, during and after the bolus, for less
+EARLY_SHARE = 0.35  # of the first frames, which show no contrast yet, that are kept
+TARGETS = ("is_rca", "primary_angle", "secondary_angle", "opacified", "contrast")
+ANGLE_SCALE_DEG = 45.0
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Frames with what the phantom knows of them.
+
+    Attributes:
+        pictures: (n, 1, px, px) uint8.
+        targets: (n, 5) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
+            by 45 degrees, share of the tree opacified, mean contrast.
+        labels: (n,) int64, index into SIX_CLASSES by the phantom's written rule.
+        patients: (n,) int64, number of the patient, rising.
+    """
+
+    pictures: Tensor
+    targets: Tensor
+    labels: Tensor
+    patients: Tensor
+
+    def pick(self, chosen: Tensor) -> "Scenes":
+        """Return some of the frames: (n,) bool or indices."""
+        return Scenes(
+            self.pictures[chosen], self.targets[chosen], self.labels[chosen], self.patients[chosen]
+        )
+
+
+def shoot_scenes(number: int) -> dict[str, np.ndarray]:
+    """Film both sides of one patient from several views, a few frames each.
+
+    Args:
+        number: Of the patient, 0 or more; the same number gives the same frames.
+
+    Returns:
+        pictures (n, px, px) uint8, targets (n, 5) float32, labels (n,) int64: see `Scenes`.
+
+    Raises:
+        ValueError: `number` is negative.
+    """
+    if number < 0:
+        raise ValueError(f"a patient's number must be 0 or more, got {number}")
+    cv2.setNumThreads(1)  # one core a worker
+    rng = np.random.default_rng([STREAM, number])
+    subject = draw_subject(rng, LESION_SHARES["cnn"])
+    found = {"pictures": [], "targets": [], "labels": []}
+    for is_rca, side in enumerate(LATERALITIES):
+        tree, _ = diseased_tree(rng, subject, side)
+        for _ in range(CINES_A_SIDE):
+            kind = str(rng.choice(KINDS, p=KIND_SHARES["cnn"]))
+            shot = draw_shot(rng, subject, tree, kind, N_FRAMES, FRAME_RATE, RENDER_PX)
+            frames, truth = film(rng, subject, tree, shot)
+            first = 0 if rng.random() < EARLY_SHARE else 1
+            angles = np.array([shot.arm.primary_deg, shot.arm.secondary_deg]) / ANGLE_SCALE_DEG
+            labels = truth.labels(side)
+            for i in range(first, N_FRAMES):
+                small = cv2.resize(frames[i], (IMAGE_PX, IMAGE_PX), interpolation=cv2.INTER_AREA)
+                found["pictures"].append(small)
+                found["targets"].append([is_rca, *angles, truth.opacified[i], truth.contrast[i]])
+                found["labels"].append(SIX_CLASSES.index(labels[i]))
+    kinds = {"pictures": np.uint8, "targets": np.float32, "labels": np.int64}
+    return {name: np.array(values, kinds[name]) for name, values in found.items()}
+
+
+def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
+    """Film many patients, or read them from the cache.
+
+    Args:
+        n_patients: At least 1; numbers 0 to n - 1.
+        cache: Folder for one .npz a size and version of the phantom.
+        n_workers: Processes.
+
+    Returns:
+        Their frames, patient by patient, about 20 each.
+    """
+    path = cache / f"scenes_v{VERSION}_{n_patients}.npz"
+    if not path.is_file():
+        jobs = (delayed(shoot_scenes)(number) for number in range(n_patients))
+        done = Parallel(n_jobs=n_workers, return_as="generator")(jobs)
+        done = list(tqdm(done, total=n_patients, desc="patients", mininterval=30))
+        parts = {name: np.concatenate([one[name] for one in done]) for name in done[0]}
+        parts["patients"] = np.repeat(np.arange(n_patients), [len(one["labels"]) for one in done])
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **parts)
+    stored = np.load(path)
+    return Scenes(
+        torch.from_numpy(stored["pictures"])[:, None],
+        *(torch.from_numpy(stored[name]) for name in ("targets", "labels", "patients")),
+    )
