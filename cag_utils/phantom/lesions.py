@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cag_utils.phantom.flow import SLOWING, downstream, fill_backwards
+from cag_utils.phantom.necks import choose_site, draw_depth, reference_mm, sideways
 from cag_utils.phantom.tree import Tree
 from cag_utils.segments import GRADES, artery_of, laterality_of
 
@@ -18,13 +19,10 @@ GRADE_WEIGHTS = {25: 0.14, 50: 0.20, 75: 0.26, 90: 0.20, 99: 0.12, 100: 0.08}
 ONLY_IN = {4: ("right", "balanced"), 15: ("left",)}
 MAX_A_SIDE = 2
 NEVER_OCCLUDED = (5,)  # an occluded left main rules out an elective study
-# Shares and lengths (mm) of the shapes: choice; diffuse is over 20 mm in the usual classification.
+# Choice.
 KIND_SHARES = {"focal": 0.50, "diffuse": 0.22, "tandem": 0.12, "bifurcation": 0.16}
-LENGTHS_MM = {"focal": (8, 16), "diffuse": (20, 40), "tandem": (7, 10), "bifurcation": (8, 14)}
-ECCENTRIC_SHARE, ECCENTRICITY = 0.5, 0.7  # choice
+ECCENTRIC_SHARE, ECCENTRICITY = 0.5, 0.7
 COLLATERAL_SHARE = 0.6  # of total occlusions whose bed fills backwards; choice
-NECK_MM = 1.5  # half a neck's length; a point-sized one would be invisible
-SECOND_NECK = (0.5, 0.85)  # depth of a tandem's lesser neck, share of the worse one's; choice
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Lesion:
         length_mm: Along the vessel, from healthy lumen to healthy lumen.
         eccentricity: 0 concentric to 1 one-sided.
         index: Centreline point of the narrowest lumen.
-        reference_mm: Healthy lumen diameter there.
+        reference_mm: Lumen diameter there without the lesion, interpolated from its healthy ends.
         kind: focal, diffuse, tandem or bifurcation.
         collateral: Whether the bed behind a total occlusion fills backwards.
     """
@@ -125,9 +123,9 @@ def narrow(
 ) -> tuple[Tree, Lesion]:
     """Put one stenosis into a segment.
 
-    The lumen loses exactly `percent` of its healthy diameter at the narrowest point and less around
-    it. Flow behind it slows (`flow.SLOWING`); behind a total occlusion it stops, and in a share of
-    them the bed fills late and backwards through collaterals.
+    The lumen loses exactly `percent` of its reference diameter at the narrowest point and less
+    around it. Flow behind it slows (`flow.SLOWING`); behind a total occlusion it stops, and in a
+    share of them the bed fills late and backwards through collaterals.
 
     | kind | length | lumen |
     |---|---|---|
@@ -158,15 +156,17 @@ def narrow(
     _check(tree, where, segment, percent, kind, eccentricity)
     healthy = healthy or tree
     kind = kind or str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
-    kind, centre = _site(rng, tree, where, kind)
+    kind, centre = choose_site(rng, tree, where, kind)
     if eccentricity is None:
         eccentricity = ECCENTRICITY if rng.random() < ECCENTRIC_SHARE else 0.0
-    depth, length = _depth(rng, tree, where, centre, kind, percent)
-    radius = np.minimum(tree.radius, healthy.radius * (1 - depth * percent / 100))
+    depth, length = draw_depth(rng, tree, where, centre, kind, percent)
+    reference = reference_mm(healthy, centre, depth)
+    lumen_mm = (1 - depth) * 2 * healthy.radius + depth * (1 - depth * percent / 100) * reference
+    radius = np.clip(lumen_mm / 2, 0, tree.radius)
     closed = percent == 100
     collateral = bool(rng.random() < COLLATERAL_SHARE or segment == 1) and closed
     lesion = Lesion(
-        segment, percent, length, float(eccentricity), centre, 2 * float(healthy.radius[centre]),
+        segment, percent, length, float(eccentricity), centre, float(reference[centre]),
         kind, collateral,
     )  # fmt: skip
     beyond = downstream(tree, centre)
@@ -177,7 +177,7 @@ def narrow(
     narrowed = replace(
         tree,
         points=tree.points
-        + eccentricity * (tree.radius - radius)[:, None] * _sideways(rng, tree, centre),
+        + eccentricity * (tree.radius - radius)[:, None] * sideways(rng, tree, centre),
         radius=radius,
         open=tree.open & ~(beyond & closed),
         delay_mm=delay,
@@ -198,71 +198,3 @@ def _check(tree: Tree, where: np.ndarray, segment, percent, kind, eccentricity) 
         raise ValueError(
             f"the {tree.dominance} dominant {tree.laterality} has no segment {segment}"
         )
-
-
-def _site(rng, tree: Tree, where: np.ndarray, kind: str) -> tuple[str, int]:
-    """Return the kind that fits into the segment, and the narrowest point."""
-    middle = int(where[int(len(where) * rng.uniform(0.35, 0.65))])
-    if kind == "bifurcation":
-        sites = _ostia(tree, where)
-        return (kind, int(rng.choice(sites))) if len(sites) else ("focal", middle)
-    if kind == "tandem":
-        if np.ptp(tree.path_mm[where]) < 24:
-            return "focal", middle
-        return kind, int(where[int(len(where) * rng.uniform(0.68, 0.78))])
-    return kind, middle
-
-
-def _ostia(tree: Tree, where: np.ndarray) -> np.ndarray:
-    """Points of a segment just before a reportable branch leaves it."""
-    first = np.searchsorted(tree.branch, np.arange(len(tree.names)))
-    named = tree.order[first] <= 1
-    at = np.unique(tree.attached[named & (tree.attached >= 0)]) - 1
-    return at[np.isin(at, where[2:])]
-
-
-def _depth(rng, tree, where, centre: int, kind: str, percent: int) -> tuple[np.ndarray, float]:
-    """Depth of a lesion at every point, share of its worst, and its whole length in mm."""
-    length = float(rng.uniform(*LENGTHS_MM[kind]))
-    away = _away(tree, centre, with_branches=kind == "bifurcation")
-    if kind == "diffuse":
-        path = tree.path_mm[where] - tree.path_mm[centre]
-        length = min(length, 2 * max(4.0, float(min(-path[0], path[-1]))))
-        return _profile(away, length, max(NECK_MM, 0.2 * length)), length
-    depth = _profile(away, length, NECK_MM)
-    if kind != "tandem":
-        return depth, length
-    apart = float(rng.uniform(12, 0.5 * np.ptp(tree.path_mm[where])))
-    target = tree.path_mm[centre] - apart
-    second = int(where[np.argmin(np.abs(tree.path_mm[where] - target))])
-    lesser = rng.uniform(*SECOND_NECK) * min(1.0, 90 / percent)  # only one neck can be tight
-    also = lesser * _profile(_away(tree, second), length, NECK_MM)
-    return np.maximum(depth, also), length + apart
-
-
-def _away(tree: Tree, centre: int, with_branches: bool = False) -> np.ndarray:
-    """Way along the vessels to a point; infinite on other branches, unless they leave nearby."""
-    own = tree.branch == tree.branch[centre]
-    away = np.where(own, np.abs(tree.path_mm - tree.path_mm[centre]), np.inf)
-    if with_branches:
-        for branch, attached in enumerate(tree.attached):
-            if attached >= 0 and own[attached]:
-                child = tree.branch == branch
-                away[child] = away[attached] + tree.path_mm[child] - tree.path_mm[attached]
-    return away
-
-
-def _profile(away_mm: np.ndarray, length_mm: float, flat_mm: float) -> np.ndarray:
-    """Depth of the narrowing: 1 over the neck, falling to 0 at half the length."""
-    half = length_mm / 2
-    share = np.clip((np.minimum(away_mm, half) - flat_mm) / (half - flat_mm), 0, 1)
-    return 0.5 * (1 + np.cos(np.pi * share))
-
-
-def _sideways(rng, tree: Tree, index: int) -> np.ndarray:
-    """A unit vector across the vessel."""
-    ahead = tree.points[min(index + 1, len(tree.points) - 1)] - tree.points[max(index - 1, 0)]
-    ahead = ahead / np.linalg.norm(ahead)
-    across = rng.standard_normal(3)
-    across = across - (across @ ahead) * ahead
-    return across / np.linalg.norm(across)
