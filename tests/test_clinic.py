@@ -54,6 +54,17 @@ def test_a_record_is_consistent(lesions, sex, seed):
     assert "mi" not in drawn.history or worst >= 75 or "pci" in drawn.history
 
 
+def test_bypass_grafts_belong_to_diseased_patients_of_fifty_and_more():
+    rng = np.random.default_rng(6)
+    drawn = [draw_record(rng, [lesion(7, 90)], "M") for _ in range(4000)]
+    young = [r for r in drawn if r.age < 50]  # some 130: at a share of 0.08, ten would have grafts
+    assert len(young) > 80 and not [r for r in young if "cabg" in r.history]
+    share = np.mean(["cabg" in r.history for r in drawn if r.age >= 50])
+    assert 0.06 < share < 0.10  # standard error 0.004
+    healthy = [draw_record(rng, [lesion(7, 50)], "M") for _ in range(2000)]
+    assert not [r for r in healthy if "cabg" in r.history]
+
+
 def test_worse_disease_shows_in_the_record_but_does_not_settle_it():
     shares = {}
     for worst in (25, 90):

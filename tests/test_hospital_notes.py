@@ -73,6 +73,25 @@ HISTORY = {
     "pci": ("PCI|(?i:after stenting)", "PCI|ステント留置後"),
     "mi": ("(?<![A-Z])MI(?![A-Za-z])", "心筋梗塞"),
 }
+STRESS = {
+    "stress_positive": (
+        "positive|suggested ischemia|(?i:(?<!no )ischemia on)",
+        "陽性|示唆|虚血あり",
+    ),
+    "stress_negative": ("negative|without ischemia|(?i:no ischemia)", "陰性|虚血なし|誘発されず"),
+    "stress_equivocal": ("inconclusive|stopped early", "判定困難|途中で終了"),
+}
+STRESS_TOLD = ("(?i:exercise ECG|stress (?:SPECT|echo))", "負荷心")
+DRUGS = {
+    "aspirin": ("aspirin", "アスピリン"),
+    "clopidogrel": ("clopidogrel", "クロピドグレル"),
+    "statin": ("statin", "スタチン"),
+    "amlodipine": ("amlodipine", "アムロジピン"),
+    "bisoprolol": ("bisoprolol", "ビソプロロール"),
+    "dpp4": ("DPP-4", "DPP-4"),
+    "warfarin": ("warfarin", "ワルファリン"),
+    "apixaban": ("apixaban", "アピキサバン"),
+}
 WOMAN = (r"(?i:\bwoman\b)|\d\dF\b", "女性|\\d\\dF(?![A-Za-z])")
 MAN = (r"(?i:\bman\b)|\d\dM\b", "男性|\\d\\dM(?![A-Za-z])")
 AGE = (
@@ -99,6 +118,10 @@ def stated(text, language):
         "risks": risks,
         "history": {key for key, words in HISTORY.items() if re.search(words[i], told)},
         "acute": "STEMI" in text,
+        "stress": {key for key, words in STRESS.items() if re.search(words[i], text)}
+        if re.search(STRESS_TOLD[i], text)
+        else set(),
+        "drugs": {key for key, words in DRUGS.items() if re.search(words[i], text)},
         "ef": int(ef[1]) if ef else None,
     }
 
@@ -108,16 +131,19 @@ def test_both_languages_state_the_record_and_never_contradict_each_other():
         report = write_report(rng, record)
         read = {language: stated(report[language], language) for language in LANGUAGES}
         assert read["en"] == read["ja"], report
-        assert read["en"] == {
+        quoted = {"drugs": set(record.drugs), "ef": record.ef}  # told if there is room
+        assert read["en"] | quoted == {
             "age": record.age,
             "woman": record.sex == "F",
             "man": record.sex == "M",
             "risks": set(record.risk_factors),
             "history": set(record.history),
             "acute": record.acute,
-            "ef": read["en"]["ef"],
+            "stress": {test for test in record.tests if test in STRESS},
+            **quoted,
         }, (report, record)
         assert read["en"]["ef"] in {None, record.ef}
+        assert read["en"]["drugs"] in (set(), set(record.drugs))
 
 
 @settings(deadline=None)
@@ -243,6 +269,21 @@ def test_reports_vary_and_their_length_stays_in_bounds():
     assert np.std(counts) > 4
 
 
+def test_a_note_opens_with_the_patient_and_ends_with_the_request():
+    requests, asked = set(workup_phrases.REQUESTS), 0
+    openings = {
+        *phrases.OPENINGS,
+        *phrases.OPENINGS_WITHOUT_RISKS,
+        *phrases.OPENINGS_WITH_COMPLAINT,
+    }
+    for rng, record in patients(200, seed=7):
+        told = [sentence.pattern for sentence in write_sentences(rng, record)]
+        assert told[0] in openings and not openings & set(told[1:])
+        assert not requests & set(told[:-1])
+        asked += told[-1] in requests
+    assert asked > 50
+
+
 def test_the_same_generator_gives_the_same_report():
     made = []
     for _ in range(2):
@@ -282,8 +323,9 @@ def test_a_record_without_details_is_refused():
 
 # --- the typist ---------------------------------------------------------------------------------
 
-ENGLISH = ["70-year-old man, HT, DM.", "Chest pain for 3 months.", "CABG 5 years ago."]
-JAPANESE = ["70歳男性、HT（CCS II）。", "既往：DM、EF 60%。", "カルシウムスコア 28。"]
+# A number that ends a sentence before one that begins the next: a lost space would join them.
+ENGLISH = ["LDL 160.", "70-year-old man, HT, DM.", "Chest pain for 3 months.", "CABG 5 years ago."]
+JAPANESE = ["LDLは160。", "70歳男性、HT（CCS II）。", "既往：DM、EF 60%。", "カルシウムスコア 28。"]
 
 
 def letters(text):
@@ -296,7 +338,7 @@ def test_typing_changes_width_space_case_and_stops_alone(seed):
     for language, sentences in (("en", ENGLISH), ("ja", JAPANESE)):
         note = type_note(np.random.default_rng(seed), sentences, language)
         assert letters(note) == letters("".join(sentences))
-        numbers = [re.findall(r"\d+", folded(text)) for text in (note, " ".join(sentences))]
+        numbers = [re.findall(r"\d+(?:\.\d+)?", folded(x)) for x in (note, " ".join(sentences))]
         assert numbers[0] == numbers[1]
         assert "\n\n" not in note and note == note.strip()
 
