@@ -244,7 +244,7 @@ def test_pixels_survive_the_file_and_decoders_agree(tmp_path):
         for x in generate_frames(data.PixelData, number_of_frames=3)
     ]
     np.testing.assert_array_equal(got["pillow"], plain)
-    assert np.abs(got["gdcm"].astype(int) - frames).max() <= 3  # quality 92 on smooth pictures
+    assert np.abs(got["gdcm"].astype(int) - frames).max() <= 5  # quality 85 on smooth pictures
     assert float(data.FrameTime) == 80 and data.CineRate == 12
 
 

@@ -83,10 +83,10 @@ def draw_backdrop(
     source, bent = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     soft, air = (w.reshape(coarse, coarse) for w in _organs(source, bent.reshape(-1, 3), body))
     fine, u, v = _grid(span, margin_px, 2.5, BONE)
-    wobble = [_lumps(rng, fine, 14, 2.4) + _lumps(rng, fine, 40, 1.0) for _ in range(2)]
+    wobble = [_lumps(rng, fine, 14, 2.0) + _lumps(rng, fine, 40, 0.5) for _ in range(2)]
     _, knobbly = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     bone = spine(rng, source, knobbly.reshape(-1, 3), body).reshape(fine, fine)
-    bone *= 1 + _lumps(rng, fine, 60, 0.12)
+    bone *= 1 + _lumps(rng, fine, 60, 0.06)
     depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
     depth += _enlarge(body.bone * bone, span)
     lung = _enlarge(np.clip(air / 110, 0, 1), span)

@@ -153,7 +153,7 @@ def draw_carm(
         secondary_deg=float(angles[1]),
         source_detector_mm=float(np.clip(rng.normal(1090, 55), 1020, 1200)),
         source_isocentre_mm=float(np.clip(rng.normal(781, 45), 691, 872)),
-        pixel_mm=float(rng.uniform(128, 185)) / size_px,
+        pixel_mm=float(rng.uniform(132, 192)) / size_px,
         size_px=size_px,
     )
     return name, arm

@@ -1,7 +1,7 @@
 """One patient's exam: its cines, what is true of them, and what the clinic wrote."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 from cag_utils.phantom.atlas import LATERALITIES
 from cag_utils.phantom.clinic import decide_plan, write_findings, write_report
 from cag_utils.phantom.grading import FrameTruth
+from cag_utils.phantom.hardware import draw_hardware
 from cag_utils.phantom.noise_labels import NOISE_MODELS, simulate_labels
 from cag_utils.phantom.patients import Record, draw_record
 from cag_utils.phantom.render import film
@@ -95,6 +96,8 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     rng = settings.rng(number)
     subject = draw_subject(rng, LESION_SHARES[settings.name])
     record = draw_record(rng, subject.lesions, subject.sex)
+    metal = draw_hardware(rng, surgery="cabg" in record.history, stented="pci" in record.history)
+    subject = replace(subject, hardware=metal)
     exam = _exam_row(rng, settings, number, subject, record)
     trees = {
         side: diseased_tree(settings.rng(number, 1, i), subject, side)[0]

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-FIELDS = ("box", "rounded", "round")  # flat panels, their rounded collimators, image intensifiers
+# flat panels, collimators with rounded and with cut corners, image intensifiers
+FIELDS = ("box", "rounded", "cut", "round")
+CUT_CORNER = 0.12  # of the size, along both edges; choice
 CURVE_LEVELS = np.arange(256, dtype=np.float32) / 255
+OPEN = np.clip(np.arange(256) / 40, 0, 1)  # what is black stays black whatever the exposure
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Look:
         shutter_grey: How light the shutters are, share of the picture's grey.
         shutters: (4,) left, right, top and bottom edge of the field, shares of its size.
         shutter_soft: Penumbra, share of the size.
+        flicker: Spread of the automatic exposure's error from frame to frame, grey levels.
         wedge: Optical depth of a half-transparent filter over one side; 0 is none.
         wedge_at: (angle rad, distance from the middle, softness), shares of the size.
     """
@@ -56,6 +60,7 @@ class Look:
     shutter_grey: float
     shutters: tuple[float, float, float, float]
     shutter_soft: float
+    flicker: float
     wedge: float
     wedge_at: tuple[float, float, float]
 
@@ -78,23 +83,24 @@ def draw_look(rng: np.random.Generator, size_px: int) -> Look:
     return Look(
         kvp=float(np.clip(rng.normal(88, 6), 81, 105)),
         copper_mm=float(rng.choice([0.0, 0.1, 0.3])),
-        gain=rng.uniform(85, 150),
+        gain=rng.uniform(95, 165),
         level=rng.uniform(85, 150),
         compression=rng.uniform(0.35, 0.95),
         spread=rng.uniform(0.18, 0.42),
-        photons=float(np.exp(rng.uniform(np.log(250), np.log(2500)))),
-        electronic=rng.uniform(0.0, 0.25),
+        photons=float(np.exp(rng.uniform(np.log(180), np.log(1600)))),
+        electronic=rng.uniform(0.05, 0.5),
         scatter=rng.uniform(0.45, 0.9),
         glare=rng.uniform(0.02, 0.12),
-        grain_px=rng.uniform(0.45, 0.9) * unit + 0.1,
+        grain_px=rng.uniform(0.3, 0.7) * unit + 0.05,
         blur_px=rng.uniform(0.5, 0.9) * unit + 0.2,
         sharpen=rng.uniform(0.2, 1.1) * (rng.random() < 0.65),
         sharpen_px=rng.uniform(1.2, 7.0) * unit,
         curve=float(np.exp(rng.normal(0, 0.22))),
-        field=str(rng.choice(FIELDS, p=[0.62, 0.33, 0.05])),
+        field=str(rng.choice(FIELDS, p=[0.52, 0.28, 0.15, 0.05])),
         shutter_grey=rng.uniform(0, 0.45) * (rng.random() < 0.7),
         shutters=_shutters(rng),
         shutter_soft=float(np.exp(rng.uniform(np.log(0.0015), np.log(0.012)))),
+        flicker=rng.uniform(0.0, 1.2),
         wedge=rng.uniform(0.2, 0.8) * (rng.random() < 0.25),
         wedge_at=(rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.45), rng.uniform(0.01, 0.05)),
     )
@@ -102,9 +108,9 @@ def draw_look(rng: np.random.Generator, size_px: int) -> Look:
 
 def _shutters(rng) -> tuple[float, float, float, float]:
     """Edges of the field: wide open, a little closed, or closed from above and below."""
-    narrow = rng.random(4) < 0.6
-    edges = np.where(narrow, rng.uniform(0, 0.02, 4), rng.uniform(0.02, 0.08, 4))
-    if rng.random() < 0.15:
+    narrow = rng.random(4) < 0.75
+    edges = np.where(narrow, rng.uniform(-0.01, 0.015, 4), rng.uniform(0.015, 0.07, 4))
+    if rng.random() < 0.12:
         edges[2:] = rng.uniform(0.05, 0.13)
     return tuple(map(float, edges))
 
@@ -142,10 +148,12 @@ def _round_distance(look: Look, at: np.ndarray) -> np.ndarray:
     corner = float(half.min()) if look.field == "round" else 0.06
     if look.field == "round":  # the intensifier's disc reaches into the picture's corners
         half, corner = half * 1.12, corner * 1.12
-    away = [np.abs(at - m) - (h - corner) for m, h in zip(middle, half, strict=True)]
-    outside = np.hypot(np.maximum(away[0][None], 0), np.maximum(away[1][:, None], 0))
-    inner = np.minimum(np.maximum(away[0][None], away[1][:, None]), 0)
-    return corner - outside - inner
+    beyond = [np.abs(at - m) - h for m, h in zip(middle, half, strict=True)]
+    across, down = beyond[0][None], beyond[1][:, None]
+    if look.field == "cut":
+        return -np.maximum(np.maximum(across, down), (across + down + CUT_CORNER) / np.sqrt(2))
+    outside = np.hypot(np.maximum(across + corner, 0), np.maximum(down + corner, 0))
+    return corner - outside - np.minimum(np.maximum(across, down) + corner, 0)
 
 
 def wedge_depth(look: Look, size_px: int) -> np.ndarray:
@@ -161,17 +169,18 @@ class Display:
 
     def __init__(self, look: Look):
         self.look = look
-        self.table = np.rint(255 * CURVE_LEVELS**look.curve).astype(np.uint8)
 
-    def finish(self, frame: np.ndarray) -> None:
-        """Enhance edges and apply the curve.
+    def finish(self, frame: np.ndarray, error: float = 0.0) -> None:
+        """Enhance edges, apply the curve and the automatic exposure's error.
 
         Args:
             frame: (H, W) uint8, changed in place. Enhancement adds `sharpen` times what a Gaussian
                 of `sharpen_px` takes away, so a shutter's edge gets the bright rim of real ones.
+            error: Grey levels by which the exposure is off.
         """
         if self.look.sharpen > 0:
             soft = cv2.GaussianBlur(frame, (0, 0), self.look.sharpen_px)
             cv2.addWeighted(frame, 1 + self.look.sharpen, soft, -self.look.sharpen, 0, dst=frame)
-        if self.look.curve != 1:
-            cv2.LUT(frame, self.table, dst=frame)
+        if self.look.curve != 1 or error:
+            table = np.rint(255 * CURVE_LEVELS**self.look.curve + error * OPEN).clip(0, 255)
+            cv2.LUT(frame, table.astype(np.uint8), dst=frame)

@@ -13,7 +13,7 @@ from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.splat import draw_tubes, link_steps
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
-from cag_utils.phantom.ventricle import DILUTION, cavity_depth
+from cag_utils.phantom.ventricle import DILUTION, cavity_depth, heart_swell
 from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose
 
 BLUSH_DELAY_S, VENTRICLE_DELAY_S = 1.2, 0.1
@@ -70,6 +70,8 @@ class _Canvas:
         self.grain = rng.integers(0, NOISE_BORDER, (shot.n_frames, 2))
         self.instruments = Instruments(rng, subject, tree, shot, pose, self.per_mm)
         self._place_blush(tree)
+        self.swell = heart_swell(shot.arm, detector)
+        self.error = shot.look.flicker * rng.standard_normal(shot.n_frames)
         if shot.ventricle:
             clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
             self.cavity_share = inlet(
@@ -131,10 +133,10 @@ class _Canvas:
         still, grain = self.detector, self.grain[i]
         compose(
             frame, still.background, *self._shift(i), self.depth, self.spans, still.scatter,
-            still.gain, still.transmission, self.blush, self.blush_share[i], still.texture, *grain,
-            still.noise_sigma, still.field,
+            still.gain, still.transmission, self.blush, self.blush_share[i],
+            self.swell, self.pose.state[i], still.texture, *grain, still.noise_sigma, still.field,
         )  # fmt: skip
-        self.display.finish(frame)
+        self.display.finish(frame, self.error[i])
         if box:
             self.depth[box] = 0
 

@@ -126,7 +126,7 @@ def _coarse(picture: np.ndarray, sigma: float) -> np.ndarray:
 @njit(cache=True, fastmath=True, nogil=True)
 def compose(
     out, background, shift_u, shift_v, depth, spans, scatter, gain, transmission, blush,
-    blush_share, texture, texture_v, texture_u, noise_sigma, field,
+    blush_share, swell, swell_share, texture, texture_v, texture_u, noise_sigma, field,
 ):  # fmt: skip
     """Write one frame: shifted background, contrast under scatter, noise, shutters.
 
@@ -142,6 +142,8 @@ def compose(
         transmission: (769,) float32, from `spectrum.transmission_table`.
         blush: (H, W) grey levels of a full myocardial blush.
         blush_share: 0 to 1.
+        swell: (H, W) grey levels by which a full contraction lightens the heart's shadow.
+        swell_share: Contraction, 0 to 1.
         texture: Noise of unit variance.
         texture_v: Row of the noise cut-out.
         texture_u: Column of the noise cut-out.
@@ -154,16 +156,19 @@ def compose(
     g_v, g_u = np.float32(1) - f_v, np.float32(1) - f_u
     blended, row = np.empty(width + 1, np.float32), np.empty(width, np.float32)
     share, one, half = np.float32(blush_share), np.float32(1), np.float32(0.5)
+    swollen = np.float32(swell_share)
     per_cell, top = np.float32(1 / TABLE_STEP), np.float32(TABLE_SIZE - 2)
     for y in range(height):
         above = background[y + first_v, first_u : first_u + width + 1]
         below = background[y + first_v + 1, first_u : first_u + width + 1]
         grain = texture[y + texture_v, texture_u : texture_u + width]
         sigma, light, tint, target = noise_sigma[y], field[y], blush[y], out[y]
+        lighter = swell[y]
         for x in range(width + 1):
             blended[x] = g_v * above[x] + f_v * below[x]
         for x in range(width):
-            row[x] = g_u * blended[x] + f_u * blended[x + 1] + sigma[x] * grain[x] - share * tint[x]
+            row[x] = g_u * blended[x] + f_u * blended[x + 1] + sigma[x] * grain[x]
+            row[x] += swollen * lighter[x] - share * tint[x]
         for x in range(spans[y, 0], spans[y, 1] + 1):
             d = depth[y, x]
             if d > np.float32(2e-3):
