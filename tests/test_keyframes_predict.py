@@ -373,6 +373,8 @@ def test_skip_unreadable_goes_on_and_lists_what_it_skipped(model_dir, folder, tm
     assert kept.tolist() == list(range(len(kept))) and 0 < len(kept) <= 40  # those before the cut
     said = capsys.readouterr()
     lines = [x for x in said.err.splitlines() if x.startswith("skipped: ")]
+    [cut] = [line for line in lines if "/short.dcm: " in line]
+    assert f"broken pixel data at frame {len(kept)} " in cut  # where it broke first
     assert len(lines) == len(BROKEN) + 2
     for name in (*BROKEN, "ct.dcm", "short.dcm"):
         assert sum(f"/{name}: " in line for line in lines) == 1, name
