@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from cag_utils.checkpoints import load_model, probabilities, save_model
 from cag_utils.labels import LATERALITY, SIX_CLASSES, decide
-from cag_utils.networks import pick_device, read_pictures
+from cag_utils.networks import PREDICTOR_WEIGHTS, pick_device, read_pictures
 from cag_utils.pictures import Unreadable, find_pictures, read_pieces
 
 __all__ = [
     "describe", "load_model", "main", "predict_files", "predict_frames", "probabilities",
     "save_model", "write_predictions",
 ]  # fmt: skip
-DEFAULT_MODEL = Path(__file__).parent / "weights" / "keyframe_cnn"
+DEFAULT_MODEL = PREDICTOR_WEIGHTS
 HELP = """\
 Say of every still (PNG, JPEG) and every frame of every cine (XA DICOM, also without a suffix) in
 a folder and below it whether it shows the left or the right coronary artery, and how good it is.

@@ -46,6 +46,7 @@ TWIN = dict(
     drop_path_rate=0.05,
 )
 TWIN_WEIGHTS = Path(__file__).parent / "weights" / "convnext_twin"
+PREDICTOR_WEIGHTS = Path(__file__).parent / "weights" / "keyframe_cnn"  # the six classes and all
 NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, TWIN_WEIGHTS)}
 
 

@@ -71,9 +71,8 @@ def _warp(grey: Tensor, draw: _Draw) -> Tensor:
     ]
     grid = nn.functional.affine_grid(torch.stack(rows, 1), list(grey.shape), align_corners=False)
     inside = nn.functional.grid_sample(grey, grid, padding_mode="border", align_corners=False)
-    black = nn.functional.grid_sample(grey, grid, padding_mode="zeros", align_corners=False)
-    cut = draw.chance(0.4)
-    return cut * black + (1 - cut) * inside
+    seen = (grid.abs().amax(-1) <= 1).float()[:, None]
+    return inside * (1 - draw.chance(0.4) * (1 - seen))
 
 
 def _shade(grey: Tensor, draw: _Draw) -> Tensor:
@@ -121,22 +120,24 @@ def _collimate(grey: Tensor, draw: _Draw) -> Tensor:
 
 def _overlay(grey: Tensor, draw: _Draw) -> Tensor:
     """Burnt-in strokes near a border, and a flat patch somewhere, in some pictures."""
-    size = grey.shape[-1]
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    at = torch.stack([rows, columns]).float()[None]
-
-    def box(top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-        inside = (at[:, 0] >= top) & (at[:, 0] < top + height)
-        return (inside & (at[:, 1] >= left) & (at[:, 1] < left + width)).float()[:, None]
-
-    text, light = draw.chance(0.15), draw.uniform(150, 255)
-    line = draw.uniform(0, 1, 1, 1)
-    line = torch.where(line < 0.5, line * 0.2, 1 - (1 - line) * 0.2) * size
-    start = draw.uniform(0, 0.7, 1, 1) * size
-    for i in range(MARKS):
-        width = draw.uniform(0.01, 0.05, 1, 1) * size
-        mark = text * box(line, start + 0.06 * i * size, draw.uniform(1, 4, 1, 1), width)
-        grey = grey * (1 - mark) + mark * light
-    corner, extent = draw.uniform(0, 0.85, 2, 1) * size, draw.uniform(0.05, 0.22, 2, 1) * size
-    patch = draw.chance(0.15) * box(corner[:, :1], corner[:, 1:], extent[:, :1], extent[:, 1:])
-    return grey * (1 - patch) + patch * draw.uniform(0, 255)
+    grey, size = grey.clone(), grey.shape[-1]
+    written, patched = draw.uniform(0, 1, 1)[:, 0] < 0.15, draw.uniform(0, 1, 1)[:, 0] < 0.15
+    # per picture: line, first stroke, light, then a length and a height for each stroke
+    strokes = draw.uniform(0, 1, 3 + 2 * MARKS)
+    patches = draw.uniform(0, 1, 5)
+    for i in written.nonzero()[:, 0].tolist():
+        line, start, light, *sizes = strokes[i].tolist()
+        top = int(size * (0.2 * line if line < 0.5 else 0.8 + 0.2 * line - 0.02))
+        for k in range(MARKS):
+            left = int(size * (0.7 * start + 0.06 * k))
+            wide, high = (
+                1 + int(0.045 * size * sizes[2 * k]),
+                1 + int(0.03 * size * sizes[2 * k + 1]),
+            )
+            grey[i, 0, top : top + high, left : left + wide] = 150 + 105 * light
+    for i in patched.nonzero()[:, 0].tolist():
+        top, left, high, wide, light = patches[i].tolist()
+        top, left = int(0.85 * size * top), int(0.85 * size * left)
+        high, wide = (int(size * (0.05 + 0.17 * extent)) for extent in (high, wide))
+        grey[i, 0, top : top + high, left : left + wide] = 255 * light
+    return grey

@@ -1,0 +1,49 @@
+"""The single frames that the shipped key-frame network learns from."""
+
+import numpy as np
+import pytest
+import torch
+
+from cag_utils import scenes
+from cag_utils.phantom import stills
+from cag_utils.phantom.exam import STREAMS
+from cag_utils.scenes import CINES_A_SIDE, TARGETS, Scenes, collect_scenes, shoot_scenes
+
+
+def test_a_number_is_always_the_same_patient_from_both_sides():
+    found, again = shoot_scenes(3), shoot_scenes(3)
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, again[name])
+    count = len(found["labels"])
+    assert 2 * 3 * CINES_A_SIDE <= count <= 2 * 4 * CINES_A_SIDE
+    assert found["pictures"].shape == (count, 128, 128) and found["pictures"].dtype == np.uint8
+    sides = found["targets"][:, TARGETS.index("is_rca")]
+    assert (np.diff(sides) >= 0).all() and set(sides) == {0, 1}
+    np.testing.assert_array_equal(found["labels"] // 3, sides)  # the label names the same side
+    assert np.abs(found["targets"][:, 1:3]).max() <= 2.2  # 95 degrees and a scatter over 45
+    assert 0 <= found["targets"][:, 3:].min() and found["targets"][:, 3].max() <= 1 + 1e-6
+
+
+def test_no_cohort_draws_from_the_same_stream():
+    assert scenes.STREAM not in {*STREAMS.values(), stills.STREAM}
+
+
+def test_a_negative_patient_is_refused():
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        shoot_scenes(-1)
+
+
+def test_scenes_are_filmed_once_and_know_their_patients(tmp_path, monkeypatch):
+    first = collect_scenes(2, tmp_path, n_workers=1)
+    assert set(first.patients.tolist()) == {0, 1} and (first.patients.diff() >= 0).all()
+    assert len(first.pictures) == len(first.targets) == len(first.labels) == len(first.patients)
+    monkeypatch.setattr("cag_utils.scenes.shoot_scenes", None)
+    assert torch.equal(collect_scenes(2, tmp_path, n_workers=1).pictures, first.pictures)
+
+
+def test_picking_takes_the_same_rows_of_everything():
+    count = torch.arange(4)
+    whole = Scenes(count[:, None, None, None], count[:, None].float(), count, count)
+    part = whole.pick(torch.tensor([True, False, False, True]))
+    for values in (part.pictures, part.targets, part.labels, part.patients):
+        assert values.flatten().tolist() == [0, 3]
