@@ -144,13 +144,14 @@ def test_a_march_over_the_heart_keeps_its_step_and_leaves_a_cylinder_tangentiall
 @pytest.mark.parametrize("percent", list(GRADE_WEIGHTS))
 def test_a_stenosis_keeps_its_percentage_in_the_radius(percent):
     healthy = tree(7, "LCA")
-    sick, lesion = narrow(np.random.default_rng(1), healthy, 7, percent)
+    sick, lesion = narrow(np.random.default_rng(1), healthy, 7, percent, "focal")
     lost = 1 - sick.radius / healthy.radius
-    assert 100 * lost[lesion.index] == pytest.approx(percent, abs=1e-9)
-    assert 100 * lost.max() == pytest.approx(percent, abs=1e-9)
+    stenosis = 100 * (1 - 2 * sick.radius[lesion.index] / lesion.reference_mm)
+    assert stenosis == pytest.approx(percent, abs=1e-9)
+    assert 100 * lost.max() == pytest.approx(percent, abs=10)  # calibre noise against a line
     assert healthy.segment[lesion.index] == 7
     assert (lost > 0.01).sum() <= lesion.length_mm + 4
-    assert lesion.reference_mm == pytest.approx(2 * healthy.radius[lesion.index])
+    assert lesion.reference_mm == pytest.approx(2 * healthy.radius[lesion.index], rel=0.12)
     assert lesion.as_dict() == {"segment": 7, "percent": percent, "artery": "LAD"}
 
 
@@ -178,7 +179,7 @@ def test_bad_lesions_are_refused(segment, percent, match):
 @given(st.integers(0, 5_000))
 @settings(max_examples=60, deadline=None)
 def test_drawn_lesions_are_distinct_graded_and_at_most_two_a_side(seed):
-    lesions = draw_lesions(np.random.default_rng(seed), (0.1, 0.2, 0.3, 0.4))
+    lesions = draw_lesions(np.random.default_rng(seed), (0.1, 0.2, 0.3, 0.4), "right")
     segments = [x["segment"] for x in lesions]
     assert segments == sorted(set(segments)) and len(lesions) <= 3
     for side in ("LCA", "RCA"):
@@ -190,7 +191,7 @@ def test_drawn_lesions_are_distinct_graded_and_at_most_two_a_side(seed):
 
 def test_lesion_shares_must_add_up():
     with pytest.raises(ValueError, match="must add up to 1"):
-        draw_lesions(np.random.default_rng(0), (0.5, 0.4))
+        draw_lesions(np.random.default_rng(0), (0.5, 0.4), "right")
 
 
 def test_a_patients_lesions_sit_in_the_right_trees():

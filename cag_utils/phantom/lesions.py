@@ -161,7 +161,7 @@ def narrow(
         eccentricity = ECCENTRICITY if rng.random() < ECCENTRIC_SHARE else 0.0
     depth, length = draw_depth(rng, tree, where, centre, kind, percent)
     reference = reference_mm(healthy, centre, depth)
-    lumen_mm = (1 - depth) * 2 * healthy.radius + depth * (1 - depth * percent / 100) * reference
+    lumen_mm = (1 - depth) * 2 * healthy.radius + depth * (1 - percent / 100) * reference
     radius = np.clip(lumen_mm / 2, 0, tree.radius)
     closed = percent == 100
     collateral = bool(rng.random() < COLLATERAL_SHARE or segment == 1) and closed

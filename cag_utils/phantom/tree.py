@@ -109,8 +109,9 @@ class Tree:
         return np.flatnonzero(self.branch[:-1] == self.branch[1:])
 
     def points_of(self, segment: int) -> np.ndarray:
-        """Return the indices of a segment's points on its widest reportable branch, or none."""
+        """Return the indices of a segment's points on its main vessel, else its widest branch."""
         found = np.flatnonzero((self.segment == segment) & (self.order <= 1))
+        found = found[self.order[found] == self.order[found].min(initial=1)]
         if not len(found):
             return found
         owners = self.branch[found]
