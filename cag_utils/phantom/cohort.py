@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
+from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from cag_utils.study import data_dir
 
 __all__ = ["CohortSettings", "Still", "cohort_settings", "ensure_phantom", "make_cohort", "still"]
 
-VERSION = 3  # raise it whenever the same settings give other pictures or tables
+VERSION = 4  # raise it whenever the same settings give other pictures or tables
 MARKER = "finished.json"
 COHORTS = ("cnn", "corpus")
 
@@ -27,8 +28,8 @@ def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> P
 
     Args:
         folder: Where it goes: `cines/<patient>/cine_NN.dcm`, `truth_exams.csv`, `truth_videos.csv`,
-            `truth_frames.csv`, `frame_labels.csv`, and for the corpus `reports.csv` and
-            `findings.csv`. Patients that an interrupted run has finished are kept.
+            `truth_frames.csv`, `frame_labels.csv`, `noise_model_labels.csv`, and for the corpus
+            `reports.csv` and `findings.csv`. Patients that an interrupted run has finished are kept.
         settings: The cohort. The same settings give the same bytes, whatever `n_workers`.
         n_workers: Processes, at least 1.
 
@@ -44,19 +45,33 @@ def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> P
     wanted = {"version": VERSION} | asdict(settings)
     if _read_json(folder / MARKER) == wanted:
         return folder
-    _refuse_other(folder, settings)
-    (folder / "patients").mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "settings.json", asdict(settings))
-    missing = [i for i in range(settings.n_patients) if not _finished(folder, settings, i)]
-    _shoot_all(folder, settings, missing, n_workers)
-    exams = [
-        json.loads(_truth_path(folder, i).read_text(encoding="utf-8"))
-        for i in range(settings.n_patients)
-    ]
-    for stem, table in exam_tables(exams, with_clinic=settings.name == "corpus").items():
-        _write_text(folder / f"{stem}.csv", table.to_csv(index=False, lineterminator="\n"))
-    _write_json(folder / MARKER, wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    # a second process waits here, then finds it finished
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if _read_json(folder / MARKER) == wanted:
+            return folder
+        _refuse_other(folder, settings)
+        (folder / "patients").mkdir(exist_ok=True)
+        _write_json(folder / "settings.json", asdict(settings))
+        missing = [i for i in range(settings.n_patients) if not _finished(folder, settings, i)]
+        _shoot_all(folder, settings, missing, n_workers)
+        _write_tables(folder, settings)
+        _write_json(folder / MARKER, wanted)
     return folder
+
+
+def _write_tables(folder: Path, settings: CohortSettings) -> None:
+    """Gather all patients' truth into tables, one patient in memory at a time."""
+    parts = {}
+    for number in range(settings.n_patients):
+        exam = json.loads(_truth_path(folder, number).read_text(encoding="utf-8"))
+        for stem, table in exam_tables([exam], with_clinic=settings.name == "corpus").items():
+            text = table.to_csv(index=False, lineterminator="\n", header=stem not in parts)
+            part = parts.setdefault(stem, folder / f"{stem}.csv.part")
+            with part.open("ab" if number else "wb") as file:
+                file.write(text.encode())
+    for stem, part in parts.items():
+        part.replace(folder / f"{stem}.csv")
 
 
 def _shoot_all(folder: Path, settings: CohortSettings, numbers: list[int], n_workers: int) -> None:
@@ -124,13 +139,9 @@ def _read_json(path: Path):
 
 
 def _write_json(path: Path, content) -> None:
-    _write_text(path, json.dumps(content, ensure_ascii=False))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
+    """Write a file that appears whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(text.encode())
+    part.write_bytes(json.dumps(content, ensure_ascii=False).encode())
     part.replace(path)
 
 
