@@ -70,7 +70,7 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
 
 def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Return which picture positions (...) lie in the open field."""
-    left, right, top, bottom = np.array(shot.look.shutters) * shot.arm.size_px
+    left, right, top, bottom = np.maximum(shot.look.shutters, 0) * shot.arm.size_px
     last = shot.arm.size_px - 1
     return (u > left) & (u < last - right) & (v > top) & (v < last - bottom)
 
