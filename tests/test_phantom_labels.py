@@ -98,6 +98,22 @@ def test_overlap_between_looked_at_frames_is_near_the_exact_one():
     np.testing.assert_allclose(quick[[0, 44]], exact[[0, 44]])
 
 
+def test_the_field_is_the_open_part_of_the_picture_whatever_its_shape():
+    shot = draw_shot(rng(2), draw_subject(rng(2), (1.0,)), grow_tree(rng(2), "LCA"), size_px=100)
+    at = np.array([-1.0, 3, 30, 50, 97, 100])
+    for field, corner in (("box", True), ("round", False)):
+        edges = (0.1, 0.0, 0.0, 0.0)
+        look = replace(shot.look, field=field, shutters=edges, shutter_soft=0.002)
+        open_ = replace(shot, look=look)
+        across = inside_shutters(open_, at, np.full(6, 50.0))
+        # 10 % from the left, and up to the picture's right edge
+        np.testing.assert_array_equal(across, [False, False, True, True, True, False])
+        assert inside_shutters(open_, np.array([12.0]), np.array([2.0]))[0] == corner
+    wide = replace(shot, look=replace(shot.look, field="box", shutters=(-0.05,) * 4))
+    got = inside_shutters(wide, at, np.full(6, 50.0))
+    np.testing.assert_array_equal(got, [False, True, True, True, True, False])
+
+
 # --- the rule ----------------------------------------------------------------------------------
 
 

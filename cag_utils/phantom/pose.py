@@ -1,11 +1,12 @@
 """Where a tree is in every frame of a cine, and what of it the frame shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cag_utils.phantom.contrast import concentration
 from cag_utils.phantom.grading import VISIBLE, FrameTruth
+from cag_utils.phantom.look import shutter_field
 from cag_utils.phantom.motion import beat, breathing, contraction
 from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.tree import Tree
@@ -69,10 +70,21 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
 
 
 def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return which picture positions (...) lie in the open field."""
-    left, right, top, bottom = np.maximum(shot.look.shutters, 0) * shot.arm.size_px
-    last = shot.arm.size_px - 1
-    return (u > left) & (u < last - right) & (v > top) & (v < last - bottom)
+    """Return which picture positions lie in the picture and in the open field.
+
+    Args:
+        shot: Its look has the shutters' edges and the field's shape.
+        u: (...) columns, pixels.
+        v: (...) rows.
+
+    Returns:
+        (...) bool: half of the light or more gets there.
+    """
+    size = shot.arm.size_px
+    inside = (u > 0) & (u < size - 1) & (v > 0) & (v < size - 1)
+    light = shutter_field(replace(shot.look, shutter_grey=0.0), size)
+    row, column = (np.clip(np.rint(w), 0, size - 1).astype(int) for w in (v, u))
+    return inside & (light[row, column] >= 0.5)
 
 
 def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
