@@ -140,6 +140,8 @@ def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
     assert metrics
 
 
-@pytest.mark.parametrize("stem", ["A2_pretrain_twins", "A3_pretrain_embedders", "A4_pretrain_cnn"])
+@pytest.mark.parametrize(
+    "stem", ["A1_phantom", "A2_pretrain_twins", "A3_pretrain_embedders", "A4_pretrain_cnn"]
+)
 def test_the_appendices_run(stem, tmp_path):
     assert execute(stem, tmp_path)

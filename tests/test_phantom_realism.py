@@ -1,13 +1,20 @@
 """Measures of realism on pictures whose answers are known."""
 
+import base64
+import io
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
+from cag_utils.dicom import NotACine
+from cag_utils.phantom.figures import embed_film
+from cag_utils.phantom.real_pictures import frame_states, list_real, read_cine, read_stills
 from cag_utils.phantom.realism import (
     compare_measures,
     flat_patches,
@@ -241,6 +248,47 @@ def test_real_stills_have_every_measure(real_data):
     for path in sorted(real_data.glob("*.png"))[:3]:
         facts = measure_picture(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
         assert all(np.isfinite(v) for v in facts.values()), facts
+
+
+LABELS = pd.DataFrame(
+    {"file": ["a.dcm", "a.dcm", "b.png"], "frames": ["0-2", "4-5", "0"],
+     "contrast": ["none", "full", "full"], "laterality": ["LCA"] * 3}
+)  # fmt: skip
+
+
+def test_a_range_holds_both_of_its_ends():
+    states = frame_states(LABELS, "a.dcm", 7)
+    assert states.tolist() == ["none"] * 3 + [""] + ["full"] * 2 + [""]
+    with pytest.raises(ValueError, match=r"no row for c\.dcm"):
+        frame_states(LABELS, "c.dcm", 7)
+
+
+def test_a_named_folder_of_real_pictures_must_be_there(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        list_real(str(tmp_path / "nowhere"))
+    monkeypatch.setenv("CAG_REAL_DATA", str(tmp_path))
+    found = list_real()
+    assert found.stills == [] and found.cines == [] and found.labels.empty
+    LABELS.to_csv(tmp_path / "labels.csv", index=False)
+    cv2.imwrite(str(tmp_path / "b.png"), picture_of(dip(3, 50)))
+    found = list_real()
+    assert [path.name for path in found.stills] == ["b.png"] and len(found.labels) == 3
+    np.testing.assert_array_equal(read_stills(found.stills)[0], picture_of(dip(3, 50)))
+    (tmp_path / "c.png").write_text("no picture", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no pictures: c\.png"):
+        read_stills(list_real().stills)
+    with pytest.raises(NotACine):
+        read_cine(tmp_path / "c.png")
+
+
+def test_an_embedded_film_plays_all_its_frames_at_its_pace(tmp_path):
+    tag = embed_film(cine()[::6], 12.5, tmp_path / "film.webp", size_px=128)
+    coded = tag.split("base64,")[1].split('"')[0]
+    film = Image.open(io.BytesIO(base64.b64decode(coded)))
+    assert film.n_frames == 10 and film.size == (128, 128)
+    film.seek(1)
+    film.load()
+    assert film.info["duration"] == 80  # ms
 
 
 @pytest.mark.parametrize(
