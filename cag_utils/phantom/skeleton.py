@@ -8,7 +8,7 @@ from cag_utils.phantom.solids import box_chords, ellipsoid_spans
 from cag_utils.phantom.splat import draw_discs
 
 # Attenuation above soft tissue's, per mm at about 60 keV; spongy bone is mostly marrow. Choice.
-SPONGY_PER_MM, PLATE_PER_MM, PEDICLE_PER_MM, PROCESS_PER_MM = 0.011, 0.024, 0.016, 0.012
+SPONGY_PER_MM, PLATE_PER_MM, PEDICLE_PER_MM, PROCESS_PER_MM = 0.011, 0.018, 0.016, 0.012
 RIB_PER_MM, MARROW_PER_MM = 0.021, -0.012
 
 
