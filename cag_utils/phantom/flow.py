@@ -9,8 +9,8 @@ from cag_utils.phantom.tree import Tree
 # Extra way behind a stenosis, per mm: at 90 % contrast takes 1.5 times as long, at 99 % 3.5 times
 # (TIMI 2, seen as filling that is clearly late); none up to 75 %. Choice.
 SLOWING = {90: 0.5, 99: 2.5}
-DETOUR_MM = (40.0, 130.0)  # through collaterals, in mm of normal flow; choice
-BACKWARDS = 2.0  # mm of normal flow for a mm filled backwards; choice
+DETOUR_MM = (20.0, 80.0)  # through collaterals, in mm of normal flow; choice
+BACKWARDS = 1.5  # mm of normal flow for a mm filled backwards; choice
 
 
 def downstream(tree: Tree, index: int) -> np.ndarray:
