@@ -236,6 +236,26 @@ def test_a_model_without_errors_repeats_the_truth_but_for_slips(seed, side):
     assert wrong < 0.04
 
 
+@pytest.mark.parametrize(
+    "measured",
+    [  # each just misses one limit: contrast, opacified, blur, foreshortening, overlap
+        (0.9, 0.47, 0.1, 0.0, 0.0),
+        (0.68, 0.9, 0.1, 0.0, 0.0),
+        (0.9, 0.9, 0.64, 0.0, 0.0),
+        (0.9, 0.9, 0.1, 0.52, 0.0),
+        (0.9, 0.9, 0.1, 0.0, 0.37),
+    ],
+)
+def test_a_lenient_bias_forgives_every_near_miss_and_a_strict_one_none(measured, monkeypatch):
+    monkeypatch.setattr("cag_utils.phantom.noise_labels.SLIP_SHARE", 0.0)
+    opacified, contrast, blur, *rest = (np.array([x]) for x in measured)
+    truth = FrameTruth(opacified, contrast, opacified, blur, *rest, standard_view=True)
+    assert truth.labels("LCA") == ["LCA_bad"]
+    lenient, strict = (NoiseModel("biased", 0.1 * s, 0.03 * s, 0.0, 0.0) for s in (1, -1))
+    assert simulate_labels(rng(), truth, "LCA", lenient) == ["LCA_better"]
+    assert simulate_labels(rng(), truth, "LCA", strict) == ["LCA_bad"]
+
+
 def test_slips_happen_and_go_one_step():
     truth = FrameTruth(*np.zeros((6, 5000)), standard_view=True)
     got = simulate_labels(rng(1), truth, "RCA", EXACT)
