@@ -34,14 +34,14 @@ def list_real(folder: str = "") -> RealPictures:
         folder: The folder; empty for `$CAG_REAL_DATA`, else `../shared/real` beside the repository.
 
     Returns:
-        Its stills, cines and labels; all empty where the default folder is absent.
+        Its stills, cines and labels; all empty where no folder was named and none is there.
 
     Raises:
-        FileNotFoundError: A folder was named, here or in `$CAG_REAL_DATA`, and is not there.
+        FileNotFoundError: A folder was named and is not there.
     """
-    named = folder or os.environ.get("CAG_REAL_DATA", "")
-    place = under_root(named) if named else root().parent / "shared" / "real"
-    if named and not place.is_dir():
+    default = os.environ.get("CAG_REAL_DATA") or root().parent / "shared" / "real"
+    place = under_root(folder or default)
+    if folder and not place.is_dir():
         raise FileNotFoundError(f"{place} is no folder: name one that holds real pictures, or none")
     table = place / "labels.csv"
     columns = ["file", "frames", "laterality", "contrast"]
