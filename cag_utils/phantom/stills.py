@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cag_utils.phantom.atlas import LATERALITIES
-from cag_utils.phantom.grading import label
+from cag_utils.phantom.contrast import NEVER, arrival_s
 from cag_utils.phantom.lesions import Lesion
 from cag_utils.phantom.pose import Pose, frame_truth, inside_shutters, pose_tree
 from cag_utils.phantom.render import film
@@ -71,8 +71,8 @@ def still(
     rng = np.random.default_rng([STREAM, seed])
     side, subject = _subject(rng, laterality, lesion)
     tree, lesions = diseased_tree(rng, subject, side)
-    shot = _full(draw_shot(rng, subject, tree, n_frames=1, size_px=size_px))
-    pose = replace(pose_tree(tree, shot), clock_s=np.array([_full_at(tree, shot)]))
+    shot, full_at = _full(tree, draw_shot(rng, subject, tree, n_frames=1, size_px=size_px))
+    pose = replace(pose_tree(tree, shot), clock_s=np.array([full_at]))
     frames, _ = film(rng, subject, tree, shot, pose)
     return _described(frames[0], tree, lesions, shot, pose)
 
@@ -94,15 +94,18 @@ def _subject(rng, laterality: str | None, lesion: dict | None) -> tuple[str, Sub
     return owner, replace(subject, lesions=(wanted,), dominance=dominance)
 
 
-def _full(shot: Shot) -> Shot:
-    """Stop the heart in diastasis and hold the breath: a key frame is sharp."""
-    return replace(shot, phase=DIASTASIS, breath_mm=0.0, pan_px=np.zeros((1, 2)))
+def _full(tree: Tree, shot: Shot) -> tuple[Shot, float]:
+    """Stop the heart in diastasis, hold the breath, and wait until the tree is full.
 
-
-def _full_at(tree: Tree, shot: Shot) -> float:
-    """Seconds after which the whole tree is opacified and the inlet has not yet washed out."""
-    longest = tree.path_mm[tree.main & tree.open].max() / shot.injection.speed_mm_s
-    return float(min(longest + 0.45, shot.injection.duration_s + 0.2))
+    Returns:
+        The shot, its injection long enough for what flows slowly behind a tight lesion, and the
+        seconds after which the whole tree is opacified and has not yet washed out.
+    """
+    arrival = arrival_s(tree, shot.injection.speed_mm_s)[tree.main & tree.open]
+    longest = float(arrival[arrival < NEVER].max())
+    injection = replace(shot.injection, duration_s=max(shot.injection.duration_s, longest + 0.25))
+    still = {"phase": DIASTASIS, "breath_mm": 0.0, "pan_px": np.zeros((1, 2))}
+    return replace(shot, injection=injection, **still), longest + 0.45
 
 
 def _described(
@@ -118,7 +121,7 @@ def _described(
         image=image,
         laterality=tree.laterality,
         view=shot.view,
-        label=label(tree.laterality, truth.opacified[0], truth.contrast[0], truth.blur_mm[0]),
+        label=truth.labels(tree.laterality)[0],
         lesions=[x.as_dict() for x in lesions],
         points=np.stack([u[visible], v[visible]], axis=1).astype(np.float32),
         segments=tree.segment[visible],
