@@ -168,6 +168,12 @@ def test_an_open_picture_stays_open_and_a_dark_vessel_inside_is_no_shutter():
     assert open_field(picture).all()
 
 
+def test_a_step_in_the_anatomy_is_no_shutter():
+    picture = np.full((SIZE, SIZE), 160, np.uint8)
+    picture[:, :30] = 125  # the heart's edge against the lung: 35 levels, but far from dark
+    assert open_field(picture).all()
+
+
 def test_round_corners_are_masked():
     v, u = np.mgrid[:SIZE, :SIZE] - SIZE / 2
     disc = np.hypot(u, v) < 0.6 * SIZE
