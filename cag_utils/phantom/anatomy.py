@@ -24,6 +24,7 @@ MAIN_MM = 0.8  # narrower side branches are not graded
 MARCH_MM = 4.0
 # Bends of one patient's branches differ: some are corkscrews, some straight. Choice.
 BEND_SPREAD = 0.45
+WIDEST_BEND_MM = (3.5, 2.8, 1.8)  # of main vessels, side branches, twigs; wider ones would kink
 MAIN_SMOOTH_MM = {
     "LM": 2.2,
     "LAD": 3.0,
@@ -51,7 +52,7 @@ class _Grower:
             np.ascontiguousarray(knots, dtype=float),
             np.ascontiguousarray(diameters, dtype=float),
             self.step_mm,
-            self.tortuosity * bend,
+            min(self.tortuosity * bend, WIDEST_BEND_MM[min(order, 2)]),
             *draw,
             sigma_mm / self.step_mm,
         )

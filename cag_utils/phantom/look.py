@@ -7,7 +7,7 @@ import numpy as np
 
 # flat panels, collimators with rounded and with cut corners, image intensifiers
 FIELDS = ("box", "rounded", "cut", "round")
-CUT_CORNER = 0.12  # of the size, along both edges; choice
+CUT_CORNER, ROUND_CORNER = 0.10, 0.05  # of the size; choice
 CURVE_LEVELS = np.arange(256, dtype=np.float32) / 255
 OPEN = np.clip(np.arange(256) / 40, 0, 1)  # what is black stays black whatever the exposure
 
@@ -87,16 +87,16 @@ def draw_look(rng: np.random.Generator, size_px: int) -> Look:
         level=rng.uniform(85, 150),
         compression=rng.uniform(0.35, 0.95),
         spread=rng.uniform(0.18, 0.42),
-        photons=float(np.exp(rng.uniform(np.log(180), np.log(1600)))),
-        electronic=rng.uniform(0.02, 0.3),
+        photons=float(np.exp(rng.uniform(np.log(190), np.log(900)))),
+        electronic=rng.uniform(0.03, 0.38),
         scatter=rng.uniform(0.45, 0.9),
         glare=rng.uniform(0.02, 0.12),
-        grain_px=rng.uniform(0.35, 0.75) * unit + 0.07,
-        blur_px=rng.uniform(0.4, 0.8) * unit + 0.15,
-        sharpen=rng.uniform(0.2, 1.1) * (rng.random() < 0.65),
+        grain_px=rng.uniform(0.33, 0.72) * unit + 0.06,
+        blur_px=rng.uniform(0.35, 0.75) * unit + 0.12,
+        sharpen=rng.uniform(0.15, 0.85) * (rng.random() < 0.6),
         sharpen_px=rng.uniform(1.2, 7.0) * unit,
         curve=float(np.exp(rng.normal(0, 0.22))),
-        field=str(rng.choice(FIELDS, p=[0.52, 0.28, 0.15, 0.05])),
+        field=str(rng.choice(FIELDS, p=[0.62, 0.22, 0.12, 0.04])),
         shutter_grey=rng.uniform(0, 0.45) * (rng.random() < 0.7),
         shutters=_shutters(rng),
         shutter_soft=float(np.exp(rng.uniform(np.log(0.0015), np.log(0.012)))),
@@ -109,7 +109,7 @@ def draw_look(rng: np.random.Generator, size_px: int) -> Look:
 def _shutters(rng) -> tuple[float, float, float, float]:
     """Edges of the field: wide open, a little closed, or closed from above and below."""
     narrow = rng.random(4) < 0.75
-    edges = np.where(narrow, rng.uniform(-0.01, 0.015, 4), rng.uniform(0.015, 0.07, 4))
+    edges = np.where(narrow, rng.uniform(-0.02, 0.006, 4), rng.uniform(0.006, 0.06, 4))
     if rng.random() < 0.12:
         edges[2:] = rng.uniform(0.05, 0.13)
     return tuple(map(float, edges))
@@ -145,7 +145,7 @@ def _round_distance(look: Look, at: np.ndarray) -> np.ndarray:
     left, right, top, bottom = look.shutters
     middle = (left + 1 - right) / 2, (top + 1 - bottom) / 2
     half = np.array([(1 - left - right) / 2, (1 - top - bottom) / 2], np.float32)
-    corner = float(half.min()) if look.field == "round" else 0.06
+    corner = float(half.min()) if look.field == "round" else ROUND_CORNER
     if look.field == "round":  # the intensifier's disc reaches into the picture's corners
         half, corner = half * 1.12, corner * 1.12
     beyond = [np.abs(at - m) - h for m, h in zip(middle, half, strict=True)]
