@@ -304,7 +304,8 @@ def test_a_normal_cine_starts_empty_fills_and_darkens():
     labels = truth.labels("LCA")
     assert labels[0] == "LCA_other" and "LCA_better" in labels
     full = int(np.argmax(truth.contrast))
-    assert frames[full].mean() < frames[0].mean()
+    first, last = (np.quantile(frames[i][20:76, 20:76], 0.1) for i in (0, full))
+    assert last < first - 5  # the whole may lighten, as the heart contracts: vessels darken
     assert truth.opacified[full] > 0.7 and truth.contrast[0] < 0.01
 
 
