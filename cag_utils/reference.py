@@ -21,6 +21,14 @@ PROFILE = "phantom"
 CORES = 2
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
+APPENDIX = "A1_phantom"  # not part of the study, but its tables and figures are kept beside it
+APPENDIX_KEPT = (
+    "table_stills",
+    "table_cines",
+    "figure_realism",
+    "figure_temporal",
+    "figure_transfer",
+)
 
 
 def main() -> None:
@@ -34,8 +42,9 @@ def main() -> None:
     )
     metrics = {"study.minutes": round(minutes, 2), "study.peak_gb": round(peak_gb, 2)}
     metrics |= headline_figures(outputs, profile.finetune.backbones)
+    metrics |= appendix_figures(outputs / APPENDIX / "all")
     metrics |= benchmarks(root() / "tests" / "benchmarks")
-    write_reference(outputs / "08_paper_tables" / "all", metrics)
+    write_reference(outputs / "08_paper_tables" / "all", outputs / APPENDIX / "all", metrics)
     update_readme(root() / "README.md", metrics)
 
 
@@ -102,6 +111,28 @@ def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float
     return figures
 
 
+def appendix_figures(folder: Path) -> dict[str, float]:
+    """Run appendix A1 and return how far the phantom is from real pictures, and the transfer.
+
+    Args:
+        folder: Where A1 writes.
+
+    Returns:
+        Its keys `realism.*` and `transfer.*`; of the real pictures none where their folder is
+        absent.
+
+    Raises:
+        RuntimeError: The notebook failed.
+    """
+    notebook = root() / "notebooks" / f"{APPENDIX}.ipynb"
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / notebook.name
+    measured_run([sys.executable, "-m", "papermill", str(notebook), str(executed),
+                  "-p", "profile", PROFILE])  # fmt: skip
+    found = read_json(folder / "metrics.json")
+    return {k: v for k, v in found.items() if k.startswith(("realism.", "transfer."))}
+
+
 def benchmarks(folder: Path) -> dict[str, float]:
     """Run every benchmark and return its ratios as `benchmark.<name>`.
 
@@ -118,7 +149,7 @@ def benchmarks(folder: Path) -> dict[str, float]:
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def write_reference(tables: Path, metrics: dict[str, float]) -> None:
+def write_reference(tables: Path, appendix: Path, metrics: dict[str, float]) -> None:
     """Copy the small tables and figures, and write `metrics.json` and `provenance.json`."""
     folder = under_root("outputs") / "reference"
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +159,9 @@ def write_reference(tables: Path, metrics: dict[str, float]) -> None:
     for path in sorted(tables.iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
             shutil.copyfile(path, folder / path.name)
+    for path in sorted(appendix.iterdir()):
+        if path.stem in APPENDIX_KEPT and path.suffix in {".md", ".png"}:
+            shutil.copyfile(path, folder / f"{APPENDIX}_{path.name}")
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
 
@@ -174,6 +208,11 @@ def results_table(metrics: dict[str, float]) -> str:
             untuned = cell(base) if base in metrics else "not run"
             rows.append(f"| {model}, {found[2]}: {words}, tuned | {cell(key)} | – |")
             rows.append(f"| {model}, {found[2]}: {words}, untuned | {untuned} | – |")
+    if "transfer.laterality_macro_f1" in metrics:
+        name = (
+            f"side of {metrics['transfer.n_stills']:.0f} real stills, network of phantoms, macro F1"
+        )
+        rows.append(f"| {name} | {cell('transfer.laterality_macro_f1')} | – |")
     cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
     rows.append(f"| whole study, two cores | {cost} | – |")
     return "\n".join(rows) + "\n"

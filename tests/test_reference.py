@@ -1,0 +1,44 @@
+"""What `make reference` prints into the README."""
+
+import pytest
+
+from cag_utils.reference import results_table, update_readme
+
+FIGURES = {
+    **{f"cnn.{name}": 0.9 for name in ("laterality_f1", "three_class_f1", "six_class_f1")},
+    "cnn.laterality_f1_low": 0.85,
+    "cnn.laterality_f1_high": 0.95,
+    "finetune.gemma3.en.segment_accuracy": 0.5,
+    "study.minutes": 11.25,
+    "study.peak_gb": 2.5,
+}
+
+
+def test_figures_stand_beside_the_papers_and_missing_ones_say_so():
+    rows = results_table(FIGURES).splitlines()
+    assert "| CNN laterality f1 | 0.900 (0.850 to 0.950) | 0.959 |" in rows
+    assert "| Gemma3-LoRA, en: named segment right, untuned | not run | – |" in rows
+    assert rows[-1] == "| whole study, two cores | 11.2 min, 2.5 GB | – |"
+    assert not any("real stills" in row for row in rows)
+
+
+def test_the_transfer_is_printed_where_real_pictures_were_there():
+    more = {"n_stills": 30.0, "laterality_macro_f1": 0.8}
+    more |= {"laterality_macro_f1_low": 0.7, "laterality_macro_f1_high": 0.9}
+    table = results_table(FIGURES | {f"transfer.{k}": v for k, v in more.items()})
+    wanted = (
+        "| side of 30 real stills, network of phantoms, macro F1 | 0.800 (0.700 to 0.900) | – |"
+    )
+    assert wanted in table.splitlines()
+
+
+def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- results: make reference -->\nold\n<!-- end of results -->\nb\n")
+    update_readme(page, FIGURES)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("a\n<!-- results") and text.endswith("<!-- end of results -->\nb\n")
+    assert "old" not in text and "whole study" in text
+    page.write_text("no markers\n")
+    with pytest.raises(ValueError, match="no result markers"):
+        update_readme(page, FIGURES)
