@@ -17,7 +17,7 @@ FIGURES = {
 def test_figures_stand_beside_the_papers_and_missing_ones_say_so():
     rows = results_table(FIGURES).splitlines()
     assert "| CNN laterality f1 | 0.900 (0.850 to 0.950) | 0.959 |" in rows
-    assert "| Gemma3-LoRA, en: named segment right, untuned | not run | – |" in rows
+    assert "| Gemma3 w/LoRA, en: named segment right, untuned | not run | – |" in rows
     assert rows[-1] == "| whole study, two cores | 11.2 min, 2.5 GB | – |"
     assert not any("real stills" in row for row in rows)
 
