@@ -15,9 +15,7 @@ from cag_utils.segments import LATERALITIES
 
 # All limits: choice.
 VISIBLE = 0.4  # share of undiluted contrast above which a vessel counts as opacified
-BETTER_OPACIFIED = (
-    0.70  # share of the open main tree, by calibre, opacified and inside the shutters
-)
+BETTER_OPACIFIED = 0.70  # share of the open main tree, by calibre, opacified and in the field
 BETTER_CONTRAST = 0.50  # mean share of undiluted contrast in view, over the open main tree
 BETTER_BLUR_MM = 0.60  # movement within one X-ray pulse
 BETTER_FORESHORTENING = 0.50  # of the worst lesion of 50 % or more; 0.50 is 60 degrees off the side
