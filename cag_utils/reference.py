@@ -209,10 +209,11 @@ def results_table(metrics: dict[str, float]) -> str:
             rows.append(f"| {model}, {found[2]}: {words}, tuned | {cell(key)} | – |")
             rows.append(f"| {model}, {found[2]}: {words}, untuned | {untuned} | – |")
     if "transfer.laterality_macro_f1" in metrics:
-        name = (
-            f"side of {metrics['transfer.n_stills']:.0f} real stills, network of phantoms, macro F1"
-        )
-        rows.append(f"| {name} | {cell('transfer.laterality_macro_f1')} | – |")
+        seen = {k.removeprefix("transfer."): v for k, v in metrics.items()}
+        name = f"side of {seen['n_stills']:.0f} real stills, network of phantoms: macro F1"
+        exact = f"{seen['accuracy_low']:.2f} to {seen['accuracy_high']:.2f}"
+        right = f"{seen['n_right']:.0f} right, exact interval {exact}"
+        rows.append(f"| {name} | {seen['laterality_macro_f1']:.3f} ({right}) | – |")
     cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
     rows.append(f"| whole study, two cores | {cost} | – |")
     return "\n".join(rows) + "\n"

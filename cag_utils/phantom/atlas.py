@@ -5,6 +5,7 @@ origin in the ostium of the left coronary artery.
 
 Source: mean 3-D course and spread of Dodge et al. 1988 and lumen diameters of Dodge et al. 1992, as
 transcribed in the data tables of the public project corsim; the papers themselves were not read.
+One row of that transcription is said to have x and z swapped (facts.md); it was not checked.
 Offsets, frequencies and calibres of side branches and small twigs are the prototype's choices.
 """
 
