@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.phantom.cohort import VERSION
-from cag_utils.phantom.exam import KIND_SHARES, LESION_SHARES
+from cag_utils.phantom.exam import LESION_SHARES
 from cag_utils.phantom.render import film
-from cag_utils.phantom.shot import KINDS, draw_shot
+from cag_utils.phantom.shot import draw_kind, draw_shot
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import LATERALITIES
 
@@ -75,7 +75,7 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
     for is_rca, side in enumerate(LATERALITIES):
         tree, _ = diseased_tree(rng, subject, side)
         for _ in range(CINES_A_SIDE):
-            kind = str(rng.choice(KINDS, p=KIND_SHARES["cnn"]))
+            kind = draw_kind(rng, "cnn")
             shot = draw_shot(rng, subject, tree, kind, N_FRAMES, FRAME_RATE, RENDER_PX)
             frames, truth = film(rng, subject, tree, shot)
             first = 0 if rng.random() < EARLY_SHARE else 1

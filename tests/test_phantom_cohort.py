@@ -27,6 +27,7 @@ from cag_utils.phantom.cohort import (
 from cag_utils.phantom.exam import exam_tables, shoot_exam
 from cag_utils.phantom.grading import label
 from cag_utils.phantom.lesions import KIND_SHARES
+from cag_utils.phantom.shot import CINE_SHARES, KINDS, draw_kind
 from cag_utils.phantom.xadicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset
 from cag_utils.segments import GRADES, artery_of, laterality_of
 from cag_utils.settings import load_profile
@@ -335,6 +336,18 @@ def test_bad_pixels_and_names_are_refused(call, match):
 def test_uids_depend_on_their_parts_alone():
     assert make_uid("cine", 1, 2) == make_uid("cine", 1, 2) != make_uid("cine", 12)
     assert all(UID.fullmatch(make_uid(i)) and len(make_uid(i)) <= 64 for i in range(50))
+
+
+@pytest.mark.parametrize("cohort", ["cnn", "corpus"])
+def test_cines_come_in_the_shares_of_their_cohort(cohort):
+    shares = CINE_SHARES[cohort]
+    assert set(shares) <= set(KINDS) and sum(shares.values()) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    drawn = [draw_kind(rng, cohort) for _ in range(2000)]
+    for kind in KINDS:  # four standard errors
+        expected = shares.get(kind, 0)
+        spread = 4 * np.sqrt(expected * (1 - expected) / 2000)
+        assert abs(drawn.count(kind) / 2000 - expected) <= spread
 
 
 def test_an_exams_files_do_not_depend_on_its_neighbours(cohort, tmp_path):

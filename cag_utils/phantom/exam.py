@@ -14,18 +14,12 @@ from cag_utils.phantom.hardware import draw_hardware
 from cag_utils.phantom.noise_labels import NOISE_MODELS, simulate_labels
 from cag_utils.phantom.patients import Record, draw_record
 from cag_utils.phantom.render import film
-from cag_utils.phantom.shot import KINDS, draw_shot
+from cag_utils.phantom.shot import draw_kind, draw_shot
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.segments import laterality_of
 
 STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never share a patient
-# Shares of cines by kind, in the order of `KINDS`. The CNN's cohort shows what an archive holds,
-# the corpus is what a report would be written from.
-KIND_SHARES = {
-    "cnn": (0.62, 0.08, 0.02, 0.05, 0.05, 0.07, 0.03, 0.02, 0.03, 0.01, 0.02),
-    "corpus": (0.90, 0.02, 0.01, 0.01, 0.01, 0.01, 0.03, 0.01, 0.0, 0.0, 0.0),
-}
 LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
 READER = "phantom truth"
 
@@ -108,7 +102,7 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     videos, frames = [], {}
     for cine, side in enumerate(_sides(rng, settings.cines_per_patient), start=1):
         own = settings.rng(number, 2, cine)
-        kind = str(own.choice(KINDS, p=KIND_SHARES[settings.name]))
+        kind = draw_kind(own, settings.name)
         length = int(own.integers(settings.frames_low, settings.frames_high + 1))
         shot = draw_shot(
             own, subject, trees[side], kind, length, settings.frame_rate, settings.size_px

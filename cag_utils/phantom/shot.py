@@ -27,6 +27,19 @@ KINDS = (
     "ventriculogram",
 )
 NO_CORONARY = ("noninjected", "empty", "ventriculogram")
+# Shares of cines by kind. The CNN's cohort shows what an archive holds, the corpus is what a report
+# would be written from. Choice.
+CINE_SHARES = {
+    "cnn": {
+        "normal": 0.62, "weak": 0.08, "slow": 0.02, "short": 0.05, "noninjected": 0.05,
+        "cropped": 0.07, "panned": 0.03, "blurred": 0.02, "oddview": 0.03, "empty": 0.01,
+        "ventriculogram": 0.02,
+    },
+    "corpus": {
+        "normal": 0.90, "weak": 0.02, "slow": 0.01, "short": 0.01, "noninjected": 0.01,
+        "cropped": 0.01, "panned": 0.03, "blurred": 0.01,
+    },
+}  # fmt: skip
 MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
 
 
@@ -89,6 +102,12 @@ class Shot:
     def margin_px(self) -> int:
         """Border of the backdrop."""
         return int(np.ceil(self.arm.size_px * MARGIN_SHARE))
+
+
+def draw_kind(rng: np.random.Generator, cohort: str) -> str:
+    """Draw the kind of a cine as a cohort (cnn or corpus) has them, one of `KINDS`."""
+    shares = CINE_SHARES[cohort]
+    return str(rng.choice(list(shares), p=list(shares.values())))
 
 
 def draw_shot(
