@@ -19,6 +19,8 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cag_utils import checkpoints
+from cag_utils.checkpoints import save_model
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import autocast, build_model, pick_device, prepare
 from cag_utils.randomise import randomise
@@ -29,7 +31,7 @@ from cag_utils.training import rate_factor
 NETWORK = "convnext_twin"
 HELD_OUT_SHARE = 0.1
 AVERAGE = 0.998  # decay of the moving average of the weights, which is what is kept
-IS_RCA = torch.tensor([name.startswith("RCA") for name in SIX_CLASSES])
+IS_RCA = torch.tensor(checkpoints.IS_RCA, dtype=torch.bool)
 VIEWS = 1  # five averaged views were no better on held-out phantoms, and five times as slow
 
 
@@ -212,7 +214,7 @@ def save_trunk(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> P
 
 
 def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> Path:
-    """Write the six-class network, in 16 bit, as `keyframes.load_model` reads it.
+    """Write the six-class network, in 16 bit, as `checkpoints.load_model` reads it.
 
     Args:
         model: From `teach_classes`.
@@ -223,8 +225,5 @@ def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) 
         The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "best.safetensors")
-    classes = {"model": NETWORK, "views": VIEWS, "classes": list(SIX_CLASSES)}
-    write_json(folder / "model.json", dict(facts) | classes)
+    save_model(copy.deepcopy(model).half(), folder, {**facts, "model": NETWORK, "views": VIEWS})
     return folder

@@ -21,7 +21,7 @@ from cag_utils.cnn_pretraining import (
 )
 from cag_utils.keyframes import load_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import NETWORKS, TWIN_WEIGHTS, build_model
+from cag_utils.networks import NETWORKS, TWIN_WEIGHTS, build_model, prepare
 from cag_utils.scenes import Scenes, collect_scenes
 
 
@@ -117,8 +117,6 @@ def test_training_lowers_the_loss(scenes):
     trunk = pretrain(few, epochs=1, seed=0)
     longer = pretrain(few, epochs=25, seed=0)
     with torch.inference_mode():
-        from cag_utils.networks import prepare
-
         seen = prepare(few.pictures, "convnext_twin")
         first, last = (scene_loss(m(seen), few.targets).item() for m in (trunk, longer))
     assert last < 0.8 * first

@@ -10,7 +10,7 @@ NEVER = 1e6  # seconds; a delay that no cine reaches
 # mm/s along the vessel, so that healthy trees fill in about Gibson's TIMI frame counts (LAD 36.2,
 # LCX 22.2, RCA 20.4 at 30 frames/s; facts.md).
 SPEED_MM_S = {"LCA": 142.0, "RCA": 192.0}
-RISE_S, WASHOUT_S = 0.16, 0.55
+RISE_S, WASHOUT_S = 0.16, 0.55  # time to half strength, time constant at the tip; choice
 # Choice: wash-out takes longer the farther the bolus has spread, in steps of 30 mm; what comes
 # through collaterals is diluted and has no sharp front.
 DISPERSION_S_PER_MM, STEP_MM = 0.002, 30.0

@@ -182,11 +182,10 @@ def stent_pieces(rng: np.random.Generator, tree: Tree, count: int) -> list[np.nd
         way = np.flatnonzero(tree.branch == int(rng.choice(mains)))
         way = way[tree.radius[way] > 0.9]
         length, share = rng.uniform(12, 30), rng.uniform(0.05, 0.6)
-        start = int(share * len(way))
-        inside = (
-            tree.path_mm[way] - tree.path_mm[way[min(start, len(way) - 1)]] if len(way) else way
-        )
-        piece = way[(inside >= 0) & (inside <= length)] if len(way) else way
+        if not len(way):
+            continue
+        inside = tree.path_mm[way] - tree.path_mm[way[int(share * len(way))]]
+        piece = way[(inside >= 0) & (inside <= length)]
         if len(piece) >= 6:
             pieces.append(piece)
     return pieces

@@ -72,9 +72,7 @@ class Instruments:
         per_mm: Attenuation of contrast as it leaves the catheter.
     """
 
-    def __init__(
-        self, rng, subject: Subject, tree: Tree, shot: Shot, pose: Pose, per_mm: float
-    ):  # fmt: skip
+    def __init__(self, rng, subject: Subject, tree: Tree, shot: Shot, pose: Pose, per_mm: float):
         self.rng, self.shot, self.per_mm = rng, shot, per_mm
         self.catheter = self._catheter(subject, tree, pose)
         injection = shot.ventricle or shot.injection

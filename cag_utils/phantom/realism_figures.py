@@ -40,7 +40,8 @@ def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame
         axes[1].fill_between(at, power[0], power[2], color=colour, alpha=0.25)
         axes[1].semilogy(at, power[1], color=colour)
         names = ("low", "power", "high")
-        rows.append(pd.DataFrame({"side": side, "cycles_px": at, **dict(zip(names, power))}))  # noqa: B905
+        quartiles = dict(zip(names, power, strict=True))
+        rows.append(pd.DataFrame({"side": side, "cycles_px": at, **quartiles}))
     for ax, name in zip(axes[2:], ("line_width_px", "line_cnr"), strict=True):
         ax.boxplot([stills[side][name].dropna() for side in shown], tick_labels=shown, widths=0.6)
         ax.tick_params(axis="x", labelsize=7)

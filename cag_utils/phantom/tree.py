@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 # SYNTAX-score labels of named branches, as ARCADE uses them; all other points take their AHA
 # number, which SYNTAX shares from 1 to 15.
@@ -88,17 +89,7 @@ class Tree:
         """
         if size <= 0:
             raise ValueError(f"size must be above 0, got {size}")
-        turn = np.eye(3)
-        for axis, angle in enumerate(np.deg2rad(turn_deg)):
-            a, b = (axis + 1) % 3, (axis + 2) % 3
-            one = np.eye(3)
-            one[[a, a, b, b], [a, b, a, b]] = (
-                np.cos(angle),
-                -np.sin(angle),
-                np.sin(angle),
-                np.cos(angle),
-            )
-            turn = one @ turn
+        turn = Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
         ostium = self.points[0]
         points = ostium + size * (self.points - ostium) @ turn.T
         return replace(self, points=points, path_mm=size * self.path_mm)
