@@ -169,18 +169,18 @@ rule paper_tables:
 # Not part of the study: the twins' weights are shipped. `make twins` makes them again.
 rule twins:
     input:
-        f"{OUT}/A2_pretrain_twins/all/metrics.json",
-        f"{OUT}/A3_pretrain_embedders/all/metrics.json",
-        f"{OUT}/A4_pretrain_cnn/all/metrics.json",
+        f"{OUT}/A2_pretrain_cnn/all/metrics.json",
+        f"{OUT}/A4_pretrain_twins/all/metrics.json",
+        f"{OUT}/A5_pretrain_embedders/all/metrics.json",
 
 
 rule pretrain_twins:
     input:
-        sources=sources("A2_pretrain_twins"),
+        sources=sources("A4_pretrain_twins"),
     output:
-        f"{OUT}/A2_pretrain_twins/all/metrics.json",
+        f"{OUT}/A4_pretrain_twins/all/metrics.json",
     log:
-        f"{OUT}/A2_pretrain_twins/all/A2_pretrain_twins.ipynb",
+        f"{OUT}/A4_pretrain_twins/all/A4_pretrain_twins.ipynb",
     threads: workflow.cores
     shell:
         RUN + " -p ship True"
@@ -188,12 +188,12 @@ rule pretrain_twins:
 
 rule pretrain_embedders:
     input:
-        f"{OUT}/A2_pretrain_twins/all/metrics.json",
-        sources=sources("A3_pretrain_embedders"),
+        f"{OUT}/A4_pretrain_twins/all/metrics.json",
+        sources=sources("A5_pretrain_embedders"),
     output:
-        f"{OUT}/A3_pretrain_embedders/all/metrics.json",
+        f"{OUT}/A5_pretrain_embedders/all/metrics.json",
     log:
-        f"{OUT}/A3_pretrain_embedders/all/A3_pretrain_embedders.ipynb",
+        f"{OUT}/A5_pretrain_embedders/all/A5_pretrain_embedders.ipynb",
     threads: workflow.cores
     shell:
         RUN + " -p ship True"
@@ -201,11 +201,11 @@ rule pretrain_embedders:
 
 rule pretrain_cnn:
     input:
-        sources=sources("A4_pretrain_cnn"),
+        sources=sources("A2_pretrain_cnn"),
     output:
-        f"{OUT}/A4_pretrain_cnn/all/metrics.json",
+        f"{OUT}/A2_pretrain_cnn/all/metrics.json",
     log:
-        f"{OUT}/A4_pretrain_cnn/all/A4_pretrain_cnn.ipynb",
+        f"{OUT}/A2_pretrain_cnn/all/A2_pretrain_cnn.ipynb",
     threads: workflow.cores
     shell:
         RUN + " -p ship True"

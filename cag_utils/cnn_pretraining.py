@@ -2,7 +2,7 @@
 
 Two things come of it: `weights/convnext_twin/`, a trunk that has been shown facts and no labels,
 from which notebook 01 starts as the paper started from ImageNet; and `weights/keyframe_cnn/`, the
-same trunk taught the six classes, for `python -m cag_utils.keyframes predict`. Notebook A4 makes
+same trunk taught the six classes, for `python -m cag_utils.keyframes predict`. Notebook A2 makes
 both.
 """
 

@@ -141,7 +141,7 @@ def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stem", ["A1_phantom", "A2_pretrain_twins", "A3_pretrain_embedders", "A4_pretrain_cnn"]
+    "stem", ["A1_phantom", "A2_pretrain_cnn", "A4_pretrain_twins", "A5_pretrain_embedders"]
 )
 def test_the_appendices_run(stem, tmp_path):
     assert execute(stem, tmp_path)
