@@ -209,3 +209,18 @@ rule pretrain_cnn:
     threads: workflow.cores
     shell:
         RUN + " -p ship True"
+
+
+# Not part of the study either: what a leaking split adds to notebook 01's F1.
+rule leakage:
+    input:
+        f"{OUT}/00_frame_sampling/cnn/frames.csv",
+        sources=sources("A3_leakage"),
+        weights=weights("convnext_twin"),
+    output:
+        f"{OUT}/A3_leakage/all/metrics.json",
+    log:
+        f"{OUT}/A3_leakage/all/A3_leakage.ipynb",
+    threads: workflow.cores
+    shell:
+        RUN

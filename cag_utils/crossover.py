@@ -61,7 +61,8 @@ def plan_crossover(
         4 * `n_folds` trainings.
 
     Raises:
-        ValueError: `n_folds` is below 2, or there are too few patients with two videos.
+        ValueError: `n_folds` is below 2, too few patients have two videos, or too few videos two
+            frames.
     """
     if n_folds < 2:
         raise ValueError(f"n_folds must be 2 or more, got {n_folds}: one fold trains on no others")
@@ -73,23 +74,48 @@ def plan_crossover(
     for fold in range(n_folds):
         groups = {side: role == f"{fold}{side}" for side in "ab"}
         others = np.flatnonzero((role != "val") & ~groups["a"] & ~groups["b"])
-        tested, lent, spare = (
-            {side: np.flatnonzero(rows & (part == name)) for side, rows in groups.items()}
+        parts = {
+            (name, side): rng.permutation(np.flatnonzero(own & (part == name)))
             for name in ("tested", "lent", "spare")
-        )
-        n_extra = min(map(len, lent.values()))
-        for own, other in ("ab", "ba"):
-            near = rng.permutation(spare[own])[:n_extra]
-            fill = rng.permutation(lent[own])
-            for arm, extra in (
-                ("video", fill[:n_extra]),
-                ("frame", np.concatenate([near, fill[: n_extra - len(near)]])),
-            ):
-                test = {arm: tested[own]} | ({"patient": tested[other]} if arm == "video" else {})
-                name = f"repeat{repeat}_fold{fold}_{own}_{arm}"
-                train = np.sort(np.concatenate([others, extra]))
-                plan.append(Training(name, repeat, train, val, test))
+            for side, own in groups.items()
+        }
+        extra, tested = _share_out(frames, parts)
+        for (side, arm), rows in extra.items():
+            other = "b" if side == "a" else "a"
+            test = {arm: tested[side]} | ({"patient": tested[other]} if arm == "video" else {})
+            name = f"repeat{repeat}_fold{fold}_{side}_{arm}"
+            train = np.sort(np.concatenate([others, rows]))
+            plan.append(Training(name, repeat, train, val, test))
     return plan
+
+
+def _share_out(
+    frames: pd.DataFrame, parts: dict[tuple[str, str], np.ndarray]
+) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
+    """Return what each side and arm adds to train, equally many frames, and each side's test."""
+    n_extra = min(len(parts["lent", side]) for side in "ab")
+    extra, tested = {}, {}
+    for side in "ab":
+        lent, near = parts["lent", side][:n_extra], parts["spare", side][:n_extra]
+        extra[side, "video"] = lent
+        extra[side, "frame"] = np.concatenate([near, lent[: n_extra - len(near)]])
+        tested[side] = _keep_known(frames, parts["tested", side], lent, near)
+    return extra, tested
+
+
+def _keep_known(
+    frames: pd.DataFrame, tested: np.ndarray, lent: np.ndarray, spare: np.ndarray
+) -> np.ndarray:
+    """Keep test frames whose patient did lend and whose video did spare a frame.
+
+    A video with a single frame, or a patient whose few lent frames were not drawn, would be as
+    unknown in the leaky arms as in the other.
+    """
+    patient, video = (frames[column].to_numpy() for column in ("patient_id", "video_id"))
+    known = np.isin(patient[tested], patient[lent]) & np.isin(video[tested], video[spare])
+    if not known.any():
+        raise ValueError("no test frame is left: too few frames a video, or too few patients")
+    return np.sort(tested[known])
 
 
 def _deal_patients(frames: pd.DataFrame, n_folds: int, val_share: float, seed: int) -> np.ndarray:
@@ -149,8 +175,8 @@ def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFram
         for arm, test in ((arm, frames.iloc[rows]) for arm, rows in t.test.items()):
             known = {k: test[k].isin(train[k]) for k in ("patient_id", "video_id")}
             meant = known["patient_id"].all() if arm != "patient" else not known["patient_id"].any()
-            wrong = arm == "video" and known["video_id"].any()
-            if not meant or wrong or test["patient_id"].isin(val["patient_id"]).any():
+            wrong = {"video": known["video_id"].any(), "frame": not known["video_id"].all()}
+            if not meant or wrong.get(arm) or test["patient_id"].isin(val["patient_id"]).any():
                 raise ValueError(f"{t.name}: what it knows of its test patients is not {arm!r}")
             if len(np.intersect1d(t.test[arm], t.train)):
                 raise ValueError(f"{t.name} trains on frames that it is tested on")

@@ -145,3 +145,14 @@ def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
 )
 def test_the_appendices_run(stem, tmp_path):
     assert execute(stem, tmp_path)
+
+
+def test_the_leakage_audit_runs_over_the_studys_frames(study):
+    metrics = execute_in(study, "A3_leakage", "n_repeats1", n_repeats=1)
+    folder = study / "smoke" / "A3_leakage" / "n_repeats1"
+    fair = pd.read_csv(folder / "crossover.csv").set_index(["f1_name", "arm"])
+    assert set(fair.index.get_level_values("arm")) == {"patient", "video", "frame"}
+    assert len(set(fair["frames"])) == 1  # the same test frames in every arm
+    assert metrics["inflation_six_class_f1"] == fair.loc[("six_class_f1", "video"), "gain"]
+    assert metrics["paper_test_cases_also_in_train"] == 48
+    assert not list(folder.rglob("*.safetensors"))
