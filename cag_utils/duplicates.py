@@ -208,7 +208,13 @@ def describe_relations(kin: pd.DataFrame, limit: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def find_twins(features: np.ndarray, metric: str, split: pd.Series, limit: float) -> pd.DataFrame:
+def find_twins(
+    features: np.ndarray,
+    metric: str,
+    split: pd.Series,
+    limit: float,
+    within: pd.Series | None = None,
+) -> pd.DataFrame:
     """Find the nearest training frame of each test frame.
 
     Args:
@@ -216,18 +222,27 @@ def find_twins(features: np.ndarray, metric: str, split: pd.Series, limit: float
         metric: "hamming" or "cosine".
         split: (n,) train, val or test.
         limit: Of `chance_threshold`.
+        within: (n,) group of each frame, such as the patient, to search no training frames but
+            those of the same group; test frames of a group without any are left out.
 
     Returns:
         One row a test frame: row and twin (row numbers of the test frame and of the nearest
         training frame), distance, near (whether below the limit).
 
     Raises:
-        ValueError: As `find_nearest`.
+        ValueError: No test frame has a training frame to be compared with.
     """
+    group = np.zeros(len(split), int) if within is None else pd.factorize(within)[0]
     train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
-    distance, index = find_nearest(features[test], features[train], metric)
-    table = {"row": test, "twin": train[index], "distance": distance, "near": distance < limit}
-    return pd.DataFrame(table)
+    parts = []
+    for one in np.intersect1d(group[train], group[test]):
+        mine, theirs = test[group[test] == one], train[group[train] == one]
+        distance, index = find_nearest(features[mine], features[theirs], metric)
+        parts.append(pd.DataFrame({"row": mine, "twin": theirs[index], "distance": distance}))
+    if not parts:
+        raise ValueError("no test frame has a training frame to be compared with")
+    table = pd.concat(parts).sort_values("row", ignore_index=True)
+    return table.assign(near=table["distance"] < limit)
 
 
 def _unit(metric: str, features: np.ndarray) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.lines import Line2D
 
+from cag_utils.duplicates import RELATIONS
 from cag_utils.labels import MERGES
 
 AXIS = {"hash": "Bits that differ, of 64", "embedding": "Cosine distance of embeddings"}
@@ -24,27 +26,28 @@ def draw_distances(
     Returns:
         The figure and the distances drawn: nearest, distance, fingerprint.
     """
-    fig, axes = plt.subplots(1, len(kin), figsize=(6.9, 2.5), layout="constrained")
+    fig, axes = plt.subplots(1, len(kin), figsize=(6.9, 2.6), layout="constrained", sharey=True)
+    colours = dict(zip(RELATIONS, sns.color_palette("colorblind"), strict=False))
     tidy = []
     for ax, (kind, table) in zip(axes, kin.items(), strict=True):
         long = table.melt(var_name="nearest", value_name="distance").dropna()
-        sns.ecdfplot(long, x="distance", hue="nearest", ax=ax, legend=kind == next(iter(kin)))
+        sns.ecdfplot(long, x="distance", hue="nearest", palette=colours, ax=ax, legend=False)
         ax.axvline(limits[kind], color="0.4", linestyle=":")
         ax.set(xlabel=AXIS[kind], ylabel="Share of frames")
         tidy.append(long.assign(fingerprint=kind))
-    sns.move_legend(
-        fig.axes[0], "lower center", bbox_to_anchor=(1.0, 1.0), ncol=4, fontsize=7, title=None
-    )
+    lines = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    lines.append(Line2D([], [], color="0.4", linestyle=":", label="limit"))
+    fig.legend(handles=lines, loc="outside upper center", ncol=5, fontsize=7)
     return fig, pd.concat(tidy)
 
 
 def draw_pairs(
     twins: pd.DataFrame, frames: pd.DataFrame, folder: Path, title: str, count: int = 6
 ) -> tuple[plt.Figure, pd.DataFrame]:
-    """Draw the closest pairs of test and training frames of one patient, one pair a patient.
+    """Draw the closest pairs of a test and a training frame, one pair a patient.
 
     Args:
-        twins: Of `duplicates.find_twins`.
+        twins: Of `duplicates.find_twins`, searched within patients.
         frames: patient_id, video_id, frame, label, png (relative to `folder`).
         folder: Run folder of notebook 00.
         title: Of the figure; says what the pictures are.
@@ -58,8 +61,7 @@ def draw_pairs(
     sides = [frames.iloc[twins[k]][columns].reset_index(drop=True) for k in ("row", "twin")]
     pairs = sides[0].join(sides[1], lsuffix="_test", rsuffix="_train")
     pairs["distance"] = twins["distance"].to_numpy()
-    own = pairs[pairs["patient_id_test"] == pairs["patient_id_train"]].sort_values("distance")
-    shown = own.drop_duplicates("patient_id_test").head(count)
+    shown = pairs.sort_values("distance").drop_duplicates("patient_id_test").head(count)
     fig, axes = plt.subplots(2, count, figsize=(1.15 * count, 2.9), layout="constrained")
     for ax in axes.flat:
         ax.axis("off")

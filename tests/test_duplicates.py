@@ -225,6 +225,17 @@ def test_twins_are_rows_of_the_table_and_never_validation_frames():
     assert not find_twins(features, "cosine", split, 1e-6)["near"].any()
 
 
-def test_twins_need_training_frames():
-    with pytest.raises(ValueError, match="empty"):
-        find_twins(np.eye(2), "cosine", pd.Series(["test", "val"]), 0.5)
+def test_twins_within_a_patient():
+    features = np.array([[1, 0], [0.9, 0.1], [0, 1], [0, 1], [0.5, 0.5]], float)
+    split = pd.Series(["test", "train", "train", "test", "test"])
+    patients = pd.Series(list("abaac"))  # the nearest to frame 0 is b's, but 2 is its own
+    got = find_twins(features, "cosine", split, 0.5, patients)
+    assert got["row"].tolist() == [0, 3] and got["twin"].tolist() == [2, 2]
+    assert got["near"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("patients", [None, pd.Series(["a", "b"])])
+def test_twins_need_training_frames(patients):
+    split = pd.Series(["test", "val" if patients is None else "train"])
+    with pytest.raises(ValueError, match="no test frame has a training frame"):
+        find_twins(np.eye(2), "cosine", split, 0.5, patients)

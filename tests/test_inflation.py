@@ -1,5 +1,6 @@
 """Gains in F1: against scikit-learn, against a plain bootstrap, and on planted leaks."""
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from cag_utils import leakage_figures
 from cag_utils.crossover import describe_plan, plan_crossover
+from cag_utils.duplicates import RELATIONS
 from cag_utils.inflation import (
     estimate_f1,
     estimate_gain,
@@ -189,3 +191,22 @@ def test_the_figure_of_gains_draws_what_it_returns():
     [dots] = [x for x in fig.axes[0].lines if x.get_marker() == "|" and x.get_markersize() == 12]
     own = drawn[(drawn["f1_name"] == "six_class_f1") & (drawn["design"] == "one deal")]
     np.testing.assert_allclose(dots.get_xdata(), own["gain"])
+
+
+def test_the_figures_of_look_alikes_draw_what_they_return(tmp_path):
+    kin = pd.DataFrame(np.arange(12.0).reshape(3, 4), columns=list(RELATIONS))
+    kin.loc[0, RELATIONS[0]] = np.nan
+    fig, drawn = leakage_figures.draw_distances(
+        {"hash": kin, "embedding": kin}, dict.fromkeys(("hash", "embedding"), 1.0)
+    )
+    assert len(drawn) == 22 and len(fig.axes) == 2
+    frames = cohort([3] * 3, 2)
+    frames["png"] = [f"{i}.png" for i in range(len(frames))]
+    for i, name in enumerate(frames["png"]):
+        cv2.imwrite(str(tmp_path / name), np.full((8, 8), i, np.uint8))
+    rows = frames.index[frames["patient_id"] == "pt-001"]
+    twins = pd.DataFrame({"row": rows[:3], "twin": rows[3:], "distance": [0.3, 0.1, 0.2]})
+    fig, drawn = leakage_figures.draw_pairs(twins, frames, tmp_path, "phantom")
+    assert drawn["distance"].tolist() == [0.1]  # one pair a patient, the nearest
+    shown = [int(image.get_array().max() * 255 + 0.5) for ax in fig.axes for image in ax.images]
+    assert sorted(shown) == sorted([rows[1], rows[4]])
