@@ -39,10 +39,10 @@ class Network:
 # high-pass channel lifts thin vessels out of the background (three-class F1 .41 to .70 in a spike).
 TWIN = dict(
     depths=(1, 1, 3, 1),
-    dims=(24, 48, 96, 192),
+    dims=(32, 64, 128, 256),
     in_chans=2,
     ls_init_value=None,
-    conv_mlp=False,
+    conv_mlp=True,  # the same function as linear layers, a third faster on a CPU
     drop_path_rate=0.05,
 )
 TWIN_WEIGHTS = Path(__file__).parent / "weights" / "convnext_twin"

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cag_utils.labels import SIX_CLASSES
+from cag_utils.networks import fit_picture
 from cag_utils.phantom.cohort import VERSION
 from cag_utils.phantom.exam import LESION_SHARES
 from cag_utils.phantom.render import film
@@ -22,12 +23,16 @@ from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import LATERALITIES
 
 STREAM = 5  # cohorts draw from streams 1 and 2, stills from 3: no study patient is among these
-RENDER_PX, IMAGE_PX = 256, 128
+RENDER_PX, IMAGE_PX = 512, 160  # the study's own matrix, and what its network sees of it
 CINES_A_SIDE = 3  # three views a side
-N_FRAMES, FRAME_RATE = 4, 1.15  # sparse cines: before, during and after the bolus, for less
+N_FRAMES, FRAME_RATES = 5, (1.0, 1.7)  # sparse cines: before, during and after the bolus, for less
 EARLY_SHARE = 0.35  # of the first frames, which show no contrast yet, that are kept
-TARGETS = ("is_rca", "primary_angle", "secondary_angle", "opacified", "contrast")
+TARGETS = (
+    "is_rca", "primary_angle", "secondary_angle", "standard_view", "opacified", "contrast",
+    "blur_mm", "foreshortening", "overlap",
+)  # fmt: skip
 ANGLE_SCALE_DEG = 45.0
+LARGEST_BLUR_MM = 1.5  # more than enough to call a frame blurred; choice
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Scenes:
 
     Attributes:
         pictures: (n, 1, px, px) uint8.
-        targets: (n, 5) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
-            by 45 degrees, share of the tree opacified, mean contrast.
+        targets: (n, 9) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
+            by 45 degrees, then what the label rule reads (see `phantom.grading`), blur at most 1.5.
         labels: (n,) int64, index into SIX_CLASSES by the phantom's written rule.
         patients: (n,) int64, number of the patient, rising.
     """
@@ -61,7 +66,7 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
         number: Of the patient, 0 or more; the same number gives the same frames.
 
     Returns:
-        pictures (n, px, px) uint8, targets (n, 5) float32, labels (n,) int64: see `Scenes`.
+        pictures (n, px, px) uint8, targets (n, 9) float32, labels (n,) int64: see `Scenes`.
 
     Raises:
         ValueError: `number` is negative.
@@ -76,15 +81,17 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
         tree, _ = diseased_tree(rng, subject, side)
         for _ in range(CINES_A_SIDE):
             kind = draw_kind(rng, "cnn")
-            shot = draw_shot(rng, subject, tree, kind, N_FRAMES, FRAME_RATE, RENDER_PX)
+            rate = rng.uniform(*FRAME_RATES)
+            shot = draw_shot(rng, subject, tree, kind, N_FRAMES, rate, RENDER_PX)
             frames, truth = film(rng, subject, tree, shot)
             first = 0 if rng.random() < EARLY_SHARE else 1
             angles = np.array([shot.arm.primary_deg, shot.arm.secondary_deg]) / ANGLE_SCALE_DEG
-            labels = truth.labels(side)
+            labels, measured = truth.labels(side), truth.measured()
+            measured["blur_mm"] = np.minimum(measured["blur_mm"], LARGEST_BLUR_MM)
             for i in range(first, N_FRAMES):
-                small = cv2.resize(frames[i], (IMAGE_PX, IMAGE_PX), interpolation=cv2.INTER_AREA)
-                found["pictures"].append(small)
-                found["targets"].append([is_rca, *angles, truth.opacified[i], truth.contrast[i]])
+                found["pictures"].append(fit_picture(frames[i], IMAGE_PX))
+                facts = [measured[name][i] for name in TARGETS[3:]]
+                found["targets"].append([is_rca, *angles, *facts])
                 found["labels"].append(SIX_CLASSES.index(labels[i]))
     kinds = {"pictures": np.uint8, "targets": np.float32, "labels": np.int64}
     return {name: np.array(values, kinds[name]) for name, values in found.items()}
@@ -99,7 +106,7 @@ def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
         n_workers: Processes.
 
     Returns:
-        Their frames, patient by patient, about 20 each.
+        Their frames, patient by patient, about 25 each.
     """
     path = cache / f"scenes_v{VERSION}_{n_patients}.npz"
     if not path.is_file():

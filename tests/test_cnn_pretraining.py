@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cag_utils import fitting
 from cag_utils.cnn_pretraining import (
     IS_RCA,
     assess,
@@ -35,7 +36,7 @@ def made_up(n_patients, frames_each=2):
     count = n_patients * frames_each
     patients = torch.arange(n_patients).repeat_interleave(frames_each)
     pictures = torch.zeros(count, 1, 32, 32, dtype=torch.uint8)
-    return Scenes(pictures, torch.zeros(count, 5), torch.zeros(count, dtype=torch.long), patients)
+    return Scenes(pictures, torch.zeros(count, 9), torch.zeros(count, dtype=torch.long), patients)
 
 
 def test_the_last_tenth_of_the_patients_is_held_out():
@@ -45,11 +46,16 @@ def test_the_last_tenth_of_the_patients_is_held_out():
 
 
 def test_loss_worked_by_hand():
-    outputs = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0]])
-    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.05]])
-    # side: ln 2. Smooth L1 with beta 0.1: 0.5 - 0.05, and 0.05^2 / 0.2; mean of four, times 4
-    expected = math.log(2) + 0.45 + 0.0125
+    outputs = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 9.0, 9.0, 9.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.0, 0.0]])
+    # side: ln 2. Smooth L1 with beta 0.1: 0.5 - 0.05, and 0.05^2 / 0.2; mean of five, times 4.
+    # Contrast 0.05: blur, foreshortening and overlap do not count, however wrong
+    expected = math.log(2) + 4 * (0.45 + 0.0125) / 5
     assert scene_loss(outputs, targets).item() == pytest.approx(expected)
+    # with contrast 0.5 they do: 0.2 - 0.05, mean of three, times 4
+    outputs = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.2]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0]])
+    assert scene_loss(outputs, targets).item() == pytest.approx(math.log(2) + 4 * 0.15 / 3)
 
 
 class Constant(torch.nn.Module):
@@ -64,11 +70,14 @@ class Constant(torch.nn.Module):
 
 
 def test_errors_are_in_degrees_and_shares():
-    found = replace(made_up(1), targets=torch.tensor([[1.0, 0, 0, 0, 0], [0.0, 0, 0, 1, 0]]))
-    got = assess(Constant(1.0, 0.2, 0.0, 0.5, 0.0), found)
+    rows = [[1.0, 0, 0, 0, 0, 0, 0, 0, 0], [0.0, 0, 0, 0, 1, 0.5, 0, 0, 0.3]]
+    found = replace(made_up(1), targets=torch.tensor(rows))
+    got = assess(Constant(1.0, 0.2, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.1), found)
     assert got["held_out_side_accuracy"] == 0.5
     assert got["held_out_error_primary_angle"] == pytest.approx(9.0)  # 0.2 of 45 degrees
     assert got["held_out_error_opacified"] == 0.5
+    # the first frame has no contrast and does not count
+    assert got["held_out_error_overlap"] == pytest.approx(0.2)
 
 
 def test_calibration_by_hand():
@@ -123,9 +132,41 @@ def test_training_lowers_the_loss(scenes):
 
 
 def test_shipped_weights_are_small_and_load():
-    assert (TWIN_WEIGHTS / "model.safetensors").stat().st_size < 2e6
+    assert (TWIN_WEIGHTS / "model.safetensors").stat().st_size < 3e6
     torch.manual_seed(0)
     shipped = build_model("convnext_twin", pretrained=True).state_dict()
     fresh = build_model("convnext_twin", pretrained=False).state_dict()
     assert not torch.equal(shipped["stem.0.weight"], fresh["stem.0.weight"])
     assert all(np.isfinite(weight.numpy()).all() for weight in shipped.values())
+
+
+def test_a_pretraining_that_was_cut_off_goes_on_to_the_same_weights(scenes, tmp_path, monkeypatch):
+    few, file = scenes.pick(torch.arange(10)), tmp_path / "facts.pt"
+    whole = pretrain(few, epochs=4, seed=0)
+    kept, calls = fitting._keep, []
+
+    def die_after_two(*arguments):
+        kept(*arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "_keep", die_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(few, epochs=4, seed=0, checkpoint=file)
+    torch.manual_seed(99)  # whatever happens to the generator in between
+    resumed = pretrain(few, epochs=4, seed=0, checkpoint=file)
+    assert len(calls) == 4
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
+    # a training of another length starts afresh
+    assert len(calls) == 4 and pretrain(few, epochs=1, seed=0, checkpoint=file)
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("randomised", [0.0, 1.0])
+def test_the_share_of_randomised_pictures(scenes, randomised):
+    torch.manual_seed(0)
+    plain = scenes.pictures[:12]
+    same = (fitting._look(plain, randomised) == plain).flatten(1).all(1)
+    assert same.all() == (randomised == 0) and (randomised == 0 or not same.any())

@@ -92,12 +92,25 @@ def test_metal_darkens_the_picture_where_it_lies():
     added = wired - plain
     assert added.min() > -1e-5 and added.max() > 0.3
     assert (added > 0.05).mean() < 0.05
-    strands = fixed_strands(rng(1), Hardware(sternal_wires=5, electrodes=2), 1.0)
+    strands = fixed_strands(Hardware(sternal_wires=5, electrodes=2), 1.0)
     assert len(strands) == 5 + 2 * 2
 
 
+def test_metal_lies_in_the_same_place_in_every_cine_of_a_patient():
+    tree = grow_tree(rng(4), "LCA")
+    one, other = Hardware(4, 1, 1, 2, seed=7), Hardware(4, 1, 1, 2, seed=8)
+    for draw in (lead_strands, lambda h: fixed_strands(h, 1.0)):
+        first, again, strange = draw(one), draw(one), draw(other)
+        assert all((a.points == b.points).all() for a, b in zip(first, again, strict=True))
+        assert not (first[0].points[:5] == strange[0].points[:5]).all()
+    assert [p.tolist() for p in stent_pieces(one, tree)] == [
+        p.tolist() for p in stent_pieces(one, tree)
+    ]
+    assert one.seed != draw_hardware(rng(1)).seed != draw_hardware(rng(2)).seed
+
+
 def test_leads_end_in_the_heart_and_only_their_tip_beats():
-    leads = lead_strands(rng(0), Hardware(leads=2))
+    leads = lead_strands(Hardware(leads=2))
     assert len(leads) == 2
     for lead in leads:
         assert lead.hold[0] == 0 and lead.hold[-1] == 1 and (np.diff(lead.hold) >= 0).all()
@@ -117,7 +130,7 @@ def test_a_guide_wire_runs_on_from_the_ostium_and_stops_at_an_occlusion(side):
 
 def test_stents_are_short_pieces_of_main_vessels():
     tree = grow_tree(rng(4), "LCA")
-    pieces = [p for seed in range(10) for p in stent_pieces(rng(seed), tree, 2)]
+    pieces = [p for seed in range(10) for p in stent_pieces(Hardware(stents=2, seed=seed), tree)]
     assert len(pieces) > 10
     for piece in pieces:
         length = tree.path_mm[piece[-1]] - tree.path_mm[piece[0]]

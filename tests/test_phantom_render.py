@@ -304,8 +304,9 @@ def test_a_normal_cine_starts_empty_fills_and_darkens():
     labels = truth.labels("LCA")
     assert labels[0] == "LCA_other" and "LCA_better" in labels
     full = int(np.argmax(truth.contrast))
-    first, last = (np.quantile(frames[i][20:76, 20:76], 0.1) for i in (0, full))
-    assert last < first - 5  # the whole may lighten, as the heart contracts: vessels darken
+    change = frames[full].astype(float) - frames[0]
+    # the whole may lighten or darken, as the heart contracts: vessels darken more than that
+    assert np.quantile(change, 0.02) < np.median(change) - 20
     assert truth.opacified[full] > 0.7 and truth.contrast[0] < 0.01
 
 

@@ -5,9 +5,19 @@ import pytest
 import torch
 
 from cag_utils import scenes
+from cag_utils.labels import SIX_CLASSES
 from cag_utils.phantom import stills
 from cag_utils.phantom.exam import STREAMS
-from cag_utils.scenes import CINES_A_SIDE, TARGETS, Scenes, collect_scenes, shoot_scenes
+from cag_utils.phantom.grading import quality
+from cag_utils.scenes import (
+    CINES_A_SIDE,
+    IMAGE_PX,
+    LARGEST_BLUR_MM,
+    TARGETS,
+    Scenes,
+    collect_scenes,
+    shoot_scenes,
+)
 
 
 def test_a_number_is_always_the_same_patient_from_both_sides():
@@ -15,13 +25,22 @@ def test_a_number_is_always_the_same_patient_from_both_sides():
     for name, values in found.items():
         np.testing.assert_array_equal(values, again[name])
     count = len(found["labels"])
-    assert 2 * 3 * CINES_A_SIDE <= count <= 2 * 4 * CINES_A_SIDE
-    assert found["pictures"].shape == (count, 128, 128) and found["pictures"].dtype == np.uint8
+    assert 2 * 4 * CINES_A_SIDE <= count <= 2 * 5 * CINES_A_SIDE
+    assert (
+        found["pictures"].shape == (count, IMAGE_PX, IMAGE_PX)
+        and found["pictures"].dtype == np.uint8
+    )
     sides = found["targets"][:, TARGETS.index("is_rca")]
     assert (np.diff(sides) >= 0).all() and set(sides) == {0, 1}
     np.testing.assert_array_equal(found["labels"] // 3, sides)  # the label names the same side
     assert np.abs(found["targets"][:, 1:3]).max() <= 2.2  # 95 degrees and a scatter over 45
-    assert 0 <= found["targets"][:, 3:].min() and found["targets"][:, 3].max() <= 1 + 1e-6
+    rule = found["targets"][:, 3:]  # the label follows from these
+    assert rule.min() >= 0 and rule[:, TARGETS.index("blur_mm") - 3].max() <= LARGEST_BLUR_MM
+    columns = dict(zip(TARGETS[3:], rule.T.astype(float), strict=True))
+    for i, label in enumerate(found["labels"]):
+        measured = {k: round(v[i], 4) for k, v in columns.items()}
+        measured["standard_view"] = bool(measured["standard_view"])
+        assert SIX_CLASSES[label].endswith(quality(**measured))
 
 
 def test_no_cohort_draws_from_the_same_stream():

@@ -94,7 +94,7 @@ def draw_backdrop(
     markings, texture = _lung_markings(rng, arm.size_px, span)
     depth += _resize(markings, span, cv2.INTER_LINEAR) * (0.35 + 0.9 * lung)
     depth += body.texture * _resize(texture, span, cv2.INTER_LINEAR) * (0.45 + 0.7 * lung)
-    _draw_hardware(rng, depth, arm, body, margin_px, hardware)
+    _draw_hardware(depth, arm, body, margin_px, hardware)
     return depth
 
 
@@ -105,10 +105,10 @@ def _grid(span: int, margin_px: int, step_px: float, limits: tuple[int, int]):
     return rays, *np.meshgrid(edge, edge)
 
 
-def _draw_hardware(rng, depth, arm: CArm, body: Body, margin_px: int, hardware: Hardware) -> None:
+def _draw_hardware(depth, arm: CArm, body: Body, margin_px: int, hardware: Hardware) -> None:
     """Draw the wires that move with the chest, at full resolution."""
     spans = np.zeros((len(depth), 2), np.int64)
-    for strand in fixed_strands(rng, hardware, body.scale):
+    for strand in fixed_strands(hardware, body.scale):
         u, v, scale = arm.project(strand.points)
         piece = np.linalg.norm(np.gradient(strand.points, axis=0), axis=1)
         weight = strand.per_mm * np.maximum(piece, 0.2)

@@ -24,7 +24,7 @@ VIEWS = {
     ),
 }
 SCATTER_DEG = (6.5, 5.5)  # spread of both angles about a standard view; choice
-ODD_DEG = 22.0  # an odd view lies at least this far from every standard one
+ODD_DEG = 26.0  # an odd view lies at least this far from every standard one
 _ODD_RANGE_DEG = ((-60, 95), (-42, 42))
 
 

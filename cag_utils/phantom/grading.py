@@ -18,8 +18,8 @@ VISIBLE = 0.4  # share of undiluted contrast above which a vessel counts as opac
 BETTER_OPACIFIED = 0.70  # share of the open main tree, by calibre, opacified and in the field
 BETTER_CONTRAST = 0.50  # mean share of undiluted contrast in view, over the open main tree
 BETTER_BLUR_MM = 0.60  # movement within one X-ray pulse
-BETTER_FORESHORTENING = 0.50  # of the worst lesion of 50 % or more; 0.50 is 60 degrees off the side
-BETTER_OVERLAP = 0.35  # share of the main tree, by calibre, that other vessels cover
+BETTER_FORESHORTENING = 0.60  # of the worst lesion of 50 % or more; 0.60 is 66 degrees off the side
+BETTER_OVERLAP = 0.40  # share of the main tree, by calibre, that other vessels cover
 OTHER_CONTRAST = 0.08  # below: nothing to see
 
 
@@ -80,8 +80,8 @@ def quality(
     | opacified < 0.70 | bad | filling, washing out, slow, or cropped |
     | contrast < 0.50 | bad | weak contrast |
     | blur > 0.60 mm | bad | blurred by motion |
-    | foreshortening > 0.50 | bad | a lesion of 50 % or more is seen nearly end on |
-    | overlap > 0.35 | bad | vessels cover each other |
+    | foreshortening > 0.60 | bad | a lesion of 50 % or more is seen nearly end on |
+    | overlap > 0.40 | bad | vessels cover each other |
     | not a standard view | bad | an odd view |
     | else | better | a key frame |
 

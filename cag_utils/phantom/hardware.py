@@ -6,6 +6,7 @@ import numpy as np
 
 from cag_utils.phantom.curves import resample
 from cag_utils.phantom.tree import Tree
+from cag_utils.segments import LATERALITIES
 
 # Attenuation per mm at about 60 keV (NIST): steel about 1, platinum 5 and more; wound and coated
 # wires hold less metal than their outline (choice).
@@ -24,13 +25,19 @@ class Hardware:
         sternal_wires: Loops that close the breast bone after open surgery.
         leads: Pacemaker or defibrillator leads.
         electrodes: ECG electrodes with cables on the skin.
-        stents: Old stents, drawn anew for each side's tree.
+        stents: Old stents, that many in each side's tree.
+        seed: Of where it lies, so that every cine of a patient shows it in the same place.
     """
 
     sternal_wires: int = 0
     leads: int = 0
     electrodes: int = 0
     stents: int = 0
+    seed: int = 0
+
+    def rng(self, *words: int) -> np.random.Generator:
+        """Return a generator that is the same in every cine; the words tell parts apart."""
+        return np.random.default_rng([self.seed, *words])
 
 
 @dataclass(frozen=True)
@@ -71,20 +78,21 @@ def draw_hardware(
         leads=int(rng.integers(1, 3)) * int(chance[2] < 0.06),
         electrodes=int(rng.integers(1, 4)) * int(chance[3] < 0.18),
         stents=int(rng.integers(1, 3)) * int(stented),
+        seed=int(rng.integers(2**31)),
     )
 
 
-def fixed_strands(rng: np.random.Generator, hardware: Hardware, scale: float) -> list[Strand]:
+def fixed_strands(hardware: Hardware, scale: float) -> list[Strand]:
     """Draw the wires that move with the chest alone.
 
     Args:
-        rng: Generator.
         hardware: What the patient carries.
         scale: Of the chest.
 
     Returns:
         Sternal loops with their twisted knots, cables and electrodes.
     """
+    rng = hardware.rng(0)
     return [
         *(_sternal_loop(rng, level, scale) for level in range(hardware.sternal_wires)),
         *(strand for _ in range(hardware.electrodes) for strand in _electrode(rng, scale)),
@@ -123,9 +131,9 @@ def _electrode(rng, scale: float) -> list[Strand]:
     return [cable, _strand(disc, 1.0, 0.35 * CABLE_PER_MM)]
 
 
-def lead_strands(rng: np.random.Generator, hardware: Hardware) -> list[Strand]:
+def lead_strands(hardware: Hardware) -> list[Strand]:
     """Draw pacemaker leads, from the upper vein into the right heart; the tip beats with it."""
-    strands = []
+    strands, rng = [], hardware.rng(1)
     for number in range(hardware.leads):
         vein = np.array(
             [[60, 150, 20], [20, 120, 0], [-32, 95, -5], [-46, 40, -8], [-50, 0, -2]], float
@@ -165,20 +173,19 @@ def guide_wire(rng: np.random.Generator, tree: Tree) -> np.ndarray:
     return way[: max(8, int(len(way) * rng.uniform(0.6, 0.95)))]
 
 
-def stent_pieces(rng: np.random.Generator, tree: Tree, count: int) -> list[np.ndarray]:
+def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
     """Choose where old stents lie.
 
     Args:
-        rng: Generator.
+        hardware: Says how many at most; one that would not fit is left out.
         tree: The tree.
-        count: How many at most; one that would not fit is left out.
 
     Returns:
         For each stent the indices of its centreline points, 12 to 30 mm of a main vessel.
     """
     mains = [b for b, name in enumerate(tree.names) if name in ("LAD", "LCX", "RCA")]
-    pieces = []
-    for _ in range(count):
+    pieces, rng = [], hardware.rng(2, LATERALITIES.index(tree.laterality))
+    for _ in range(hardware.stents):
         way = np.flatnonzero(tree.branch == int(rng.choice(mains)))
         way = way[tree.radius[way] > 0.9]
         length, share = rng.uniform(12, 30), rng.uniform(0.05, 0.6)

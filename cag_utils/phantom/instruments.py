@@ -80,12 +80,12 @@ class Instruments:
         self.lumen = inlet(np.maximum(clock + CATHETER_LEAD_S, -9), injection.duration_s)
         # (what, radius mm, attenuation per mm)
         self.tubes: list[tuple[Moving, np.ndarray, float]] = []
-        for strand in lead_strands(rng, subject.hardware):
+        for strand in lead_strands(subject.hardware):
             shift = strand.hold[:, None] * (beat(strand.points, pose.state) - strand.points)
             moving = Moving(strand.points + shift + pose.breath_mm[:, None], shot)
             radius = np.full(len(strand.points), strand.radius_mm)
             self.tubes.append((moving, radius, strand.per_mm))
-        for piece in stent_pieces(rng, tree, subject.hardware.stents):
+        for piece in stent_pieces(subject.hardware, tree):
             moving = Moving(pose.points[:, piece], shot)
             outer = np.full(len(piece), float(tree.radius[piece].max()) + STENT_WALL_MM)
             self.tubes.append((moving, outer, STENT_PER_MM))
