@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cag_utils.networks import autocast, fit_picture, prepare
 from cag_utils.randomise import randomise
-from cag_utils.training import rate_factor
+from cag_utils.trainer import moving_average, rate_factor
 
 NETWORK = "convnext_twin"
 AVERAGE = 0.998  # decay of the moving average of the weights, which is what is kept
@@ -52,7 +52,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: rate_factor(step, n_steps, min(300, n_steps / 10), "cosine")
     )
-    average = torch.optim.swa_utils.AveragedModel(model, avg_fn=_average)
+    average = moving_average(model, AVERAGE)
     parts = {"model": model, "average": average, "optimiser": optimiser}
     done = _restore(checkpoint, parts, schedule, n_steps)
     coarse = _shrink(pictures, COARSE_PX) if epochs > 1 else pictures
@@ -68,12 +68,6 @@ def fit(
         bar.set_postfix(loss=round(total / len(source), 4))
         _keep(checkpoint, parts, schedule, {"n_steps": n_steps, "done": epoch + 1})
     return copy.deepcopy(average.module).eval()
-
-
-def _average(kept: Tensor, new: Tensor, count: Tensor) -> Tensor:
-    """Moving average that forgets the random start: its decay grows with the steps."""
-    decay = min(AVERAGE, (int(count) + 1) / (int(count) + 11))
-    return kept + (1 - decay) * (new - kept)
 
 
 def _look(plain: Tensor, randomised: float) -> Tensor:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from cag_utils.report import MODEL_NAMES
@@ -88,6 +89,8 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
     cnn = read_json(outputs / "02_confusion_matrices" / "six_class" / "metrics.json")
     for name in ("six_class_f1", "laterality_f1", "three_class_f1"):
         figures |= {f"cnn.{name}{end}": cnn[f"{name}{end}"] for end in ("", "_low", "_high")}
+    seconds = pd.read_csv(outputs / "01_train_cnn" / "six_class" / "history.csv")["seconds"].sum()
+    figures["cnn.training_minutes"] = round(seconds / 60, 2)
     figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
     for path in sorted((outputs / "07_physician_scores").glob("*/metrics.json")):
         scores, language = read_json(path), path.parent.name

@@ -61,6 +61,9 @@ class Cnn(Section):
     label_smoothing: float = Field(ge=0, lt=1)
     warmup_epochs: float = Field(ge=0)
     schedule: Literal["cosine", "constant"]
+    average: float = Field(ge=0, lt=1)  # decay of the weights' moving average; 0: none
+    patience: int = Field(ge=0)  # epochs without a better validation F1 before it stops; 0: never
+    n_workers: int = Field(ge=0)  # processes that read and augment; 0: none but the training's own
     split_by: Literal["patient", "video"]
     val_share: float = Share
     test_share: float = Share

@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms import v2
 
-from cag_utils import keyframes, training
+from cag_utils import keyframes
 from cag_utils.keyframes import describe, load_model, predict_frames, save_model
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import (
@@ -21,8 +20,7 @@ from cag_utils.networks import (
     read_pictures,
 )
 from cag_utils.settings import load_profile
-from cag_utils.study import read_json, write_json
-from cag_utils.training import Trainer, augment, rate_factor, train_cnn
+from cag_utils.study import write_json
 
 CNN = load_profile("smoke").cnn.model_copy(update={"image_px": 32, "batch_size": 8})
 CPU = torch.device("cpu")
@@ -92,136 +90,6 @@ def test_high_pass_against_opencv():
     got = prepare(torch.from_numpy(grey)[None, None], "convnext_twin")[0, 1].numpy()
     blurred = cv2.GaussianBlur(grey, (9, 9), 2, borderType=cv2.BORDER_REFLECT_101)
     np.testing.assert_allclose(got, (grey - blurred) / 8, atol=1e-3)
-
-
-def test_augmentation_never_mirrors():
-    policy = v2.TrivialAugmentWide()
-    assert not [name for name in policy._AUGMENTATION_SPACE if "flip" in name.lower()]
-    torch.manual_seed(0)
-    # three dots, bright to dark, clockwise: turning and shearing keep that sense, a mirror not
-    picture = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
-    for (y, x), grey in zip([(22, 32), (38, 40), (38, 24)], [250, 170, 90], strict=True):
-        picture[..., y - 3 : y + 4, x - 3 : x + 4] = grey
-    wide = policy._AUGMENTATION_SPACE
-    for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
-        strengths = wide[name][0](31, 64, 64)
-        for strength in (strengths[8], -strengths[8]):
-            out = policy._apply_image_or_video_transform(
-                picture, name, float(strength), policy.interpolation, policy._fill
-            )
-            assert _turns_clockwise(out[0, 0]), (name, strength)
-    assert not _turns_clockwise(picture[0, 0].flip(1))
-
-
-def _turns_clockwise(picture):
-    dots = [(picture == grey).nonzero().double().mean(0) for grey in (250, 170, 90)]
-    (y0, x0), (y1, x1), (y2, x2) = (d.tolist() for d in dots)
-    return (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0) > 0
-
-
-def test_augment_draws_for_each_picture_and_keeps_the_form():
-    torch.manual_seed(0)
-    same = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8).expand(20, -1, -1, -1)
-    out = augment(same, v2.TrivialAugmentWide())
-    assert out.shape == same.shape and out.dtype == torch.uint8
-    assert len({picture.numpy().tobytes() for picture in out}) > 10
-
-
-@pytest.mark.parametrize(
-    "step, warmup, schedule, expected",
-    [
-        (0, 4, "constant", 0.25),
-        (50, 4, "constant", 1.0),
-        (0, 0, "cosine", 1.0),
-        (50, 0, "cosine", 0.5),
-        (25, 0, "cosine", 0.5 + 0.5**1.5),  # cos 45 degrees
-        (1, 4, "cosine", 0.5 * 0.5 * (1 + np.cos(np.pi / 100))),
-    ],
-)
-def test_learning_rate_worked_by_hand(step, warmup, schedule, expected):
-    assert rate_factor(step, 100, warmup, schedule) == pytest.approx(expected)
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'linear'"):
-        rate_factor(0, 10, 0, "linear")
-
-
-def test_only_matrices_are_shrunk():
-    trainer = Trainer(CNN, 1, 0, 12, CPU)
-    shrunk, free = trainer.optimiser.param_groups
-    assert shrunk["weight_decay"] == CNN.weight_decay and free["weight_decay"] == 0
-    assert {p.ndim for p in free["params"]} == {1}
-    n_parameters = sum(len(group["params"]) for group in trainer.optimiser.param_groups)
-    assert n_parameters == len(list(trainer.model.parameters()))
-
-
-def test_a_training_learns_and_its_best_epoch_is_what_is_saved(data, tmp_path):
-    history = train_cnn(data, CNN, tmp_path, seed=0, epochs=25, device=CPU)
-    assert history["train_loss"].iloc[-1] < 0.8 * history["train_loss"].iloc[0]
-    best = history["val_six_class_f1"].max()
-    assert best > 0.5  # chance is about 0.1
-    facts = read_json(tmp_path / "model.json")
-    assert facts["val_six_class_f1"] == best
-    assert facts["epoch"] == history.loc[history["best"], "epoch"].iloc[-1]
-    trainer = Trainer(CNN, 1, 5, 12, CPU)
-    trainer.model, _ = load_model(tmp_path, CPU)
-    assert trainer.evaluate(data["val"])["six_class_f1"] == pytest.approx(best)
-    assert pd.read_csv(tmp_path / "history.csv").shape == history.shape
-    assert not (tmp_path / "last.pt").exists()
-
-
-class Killed(BaseException):
-    """Stands for a dead kernel."""
-
-
-def killed_after(monkeypatch, n_epochs):
-    """Let `n_epochs` epochs run, then die inside the next one, after some of its steps."""
-    whole, runs = Trainer.train_epoch, []
-
-    def epoch(self, frames):
-        runs.append(1)
-        loss = whole(self, frames)
-        if len(runs) > n_epochs:
-            raise Killed
-        return loss
-
-    monkeypatch.setattr(Trainer, "train_epoch", epoch)
-
-
-def test_a_killed_training_resumes_with_identical_losses_and_weights(data, tmp_path, monkeypatch):
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-    torch.manual_seed(1)  # the caller's generator must neither matter nor move
-    before = torch.get_rng_state()
-    whole = train_cnn(data, CNN, tmp_path / "whole", seed=3, epochs=4, device=CPU)
-    assert torch.equal(torch.get_rng_state(), before)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(patch, 2)
-        train_cnn(data, CNN, tmp_path / "cut", seed=3, epochs=4, device=CPU)
-    assert (tmp_path / "cut" / "last.pt").is_file()
-    torch.manual_seed(2)
-    with monkeypatch.context() as patch:  # only two epochs are left to run: the third would die
-        killed_after(patch, 2)
-        cut = train_cnn(data, CNN, tmp_path / "cut", seed=3, epochs=4, device=CPU)
-    pd.testing.assert_frame_equal(cut.drop(columns="seconds"), whole.drop(columns="seconds"))
-    files = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "cut")]
-    assert files[0] == files[1]
-
-
-def test_a_leftover_of_other_settings_is_not_resumed(data, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_after(patch, 1)
-        train_cnn(data, CNN, tmp_path, seed=3, epochs=2, device=CPU)
-    history = train_cnn(data, CNN, tmp_path, seed=4, epochs=2, device=CPU)
-    (tmp_path / "fresh").mkdir()
-    fresh = train_cnn(data, CNN, tmp_path / "fresh", seed=4, epochs=2, device=CPU)
-    assert history["train_loss"].tolist() == fresh["train_loss"].tolist()
-
-
-def test_negative_epochs_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="epochs must be >= 0"):
-        train_cnn(data, CNN, tmp_path, seed=0, epochs=-1)
 
 
 def test_frame_sets_refuse_what_they_cannot_use(stills, tmp_path):
@@ -297,17 +165,3 @@ def test_command_line_predicts_a_folder(model_dir, stills, tmp_path):
 
 def test_the_device_is_the_gpu_exactly_when_there_is_one():
     assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_a_save_that_dies_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.pt"
-    training._save_whole({"epoch": 1}, path)
-
-    def half(state, file):
-        file.write_bytes(b"half")
-        raise Killed
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(Killed):
-        training._save_whole({"epoch": 2}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}

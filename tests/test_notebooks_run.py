@@ -12,6 +12,7 @@ import papermill as pm
 import pytest
 from nbclient import NotebookClient
 
+from cag_utils.reference import headline_figures
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json, root
 
@@ -58,6 +59,14 @@ def test_the_report_holds_every_table_and_figure(study):
     stems = {path.stem for path in folder.glob("table*.csv")}
     assert len(stems) >= 4
     assert all((folder / f"{s}{e}").exists() for s in stems for e in (".md", ".tex", ".csv"))
+
+
+def test_the_reference_finds_its_headline_figures(study):
+    finetune = load_profile("smoke").finetune
+    found = headline_figures(study / "smoke", finetune.backbones)
+    assert 0 < found["cnn.training_minutes"] < 3 and 0 <= found["cnn.six_class_f1"] <= 1
+    assert {f"finetune.{b}.en.overall_mean" for b in finetune.backbones} <= set(found)
+    assert all(isinstance(value, int | float) for value in found.values())
 
 
 def test_a_second_run_does_nothing_and_soon(study):

@@ -1,0 +1,389 @@
+"""Training: learns, keeps its best, shares batches between processes, and survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from cag_utils import training
+from cag_utils.augmentation import AugmentedFrames, augment, epoch_batches, load_batches, stream
+from cag_utils.keyframes import load_model
+from cag_utils.networks import FrameSet
+from cag_utils.processes import Team, count_processes, join_team, launch
+from cag_utils.settings import load_profile
+from cag_utils.study import read_json
+from cag_utils.trainer import Trainer, moving_average, rate_factor
+from cag_utils.training import train_cnn
+
+CPU = torch.device("cpu")
+ALONE = Team(0, 1, CPU)
+CNN = load_profile("smoke").cnn.model_copy(
+    update={"image_px": 32, "batch_size": 8, "pretrained": False}
+)
+# no dropped paths: the only thing that differs between one process and two
+PLAIN = CNN.model_copy(update={"model": "convnext_atto", "learning_rate": 1e-3, "average": 0.0})
+
+
+def make_data(n_train=12, n_val=6):
+    """A bright bar on the left is LCA, on the right RCA; brighter is better."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 60, (n_train, 1, 32, 32), dtype=np.uint8)
+    targets = np.empty(n_train, int)
+    for i in range(n_train):
+        pictures[i, 0, :, slice(0, 11) if i % 2 else slice(21, 32)] += np.uint8(60 + 60 * (i % 3))
+        targets[i] = 3 * (1 - i % 2) + i % 3
+    whole = FrameSet(torch.from_numpy(pictures), torch.from_numpy(targets))
+    return {"train": whole, "val": FrameSet(whole.pictures[:n_val], whole.targets[:n_val])}
+
+
+@pytest.fixture
+def data():
+    return make_data()
+
+
+# --- augmentation ------------------------------------------------------------------------------
+
+
+def test_augmentation_never_mirrors():
+    policy = v2.TrivialAugmentWide()
+    assert not [name for name in policy._AUGMENTATION_SPACE if "flip" in name.lower()]
+    torch.manual_seed(0)
+    # three dots, bright to dark, clockwise: turning and shearing keep that sense, a mirror not
+    picture = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    for (y, x), grey in zip([(22, 32), (38, 40), (38, 24)], [250, 170, 90], strict=True):
+        picture[..., y - 3 : y + 4, x - 3 : x + 4] = grey
+    wide = policy._AUGMENTATION_SPACE
+    for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
+        strengths = wide[name][0](31, 64, 64)
+        for strength in (strengths[8], -strengths[8]):
+            out = policy._apply_image_or_video_transform(
+                picture, name, float(strength), policy.interpolation, policy._fill
+            )
+            assert _turns_clockwise(out[0, 0]), (name, strength)
+    assert not _turns_clockwise(picture[0, 0].flip(1))
+
+
+def _turns_clockwise(picture):
+    dots = [(picture == grey).nonzero().double().mean(0) for grey in (250, 170, 90)]
+    (y0, x0), (y1, x1), (y2, x2) = (d.tolist() for d in dots)
+    return (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0) > 0
+
+
+def test_augment_draws_for_each_picture_and_keeps_the_form():
+    torch.manual_seed(0)
+    same = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8).expand(20, -1, -1, -1)
+    out = augment(same, v2.TrivialAugmentWide())
+    assert out.shape == same.shape and out.dtype == torch.uint8
+    assert len({picture.numpy().tobytes() for picture in out}) > 10
+
+
+def test_what_a_frame_looks_like_depends_on_seed_epoch_and_index_alone(data):
+    frames = AugmentedFrames(data["train"], seed=5)
+    before = torch.get_rng_state()
+    first = [frames[0, i][0] for i in range(12)]
+    assert torch.equal(torch.get_rng_state(), before)  # the network's own draws stay as they were
+    torch.manual_seed(9)
+    assert all(torch.equal(frames[0, i][0], first[i]) for i in reversed(range(12)))
+    for other in (AugmentedFrames(data["train"], seed=6), frames):
+        epoch = 0 if other is not frames else 1
+        assert sum(not torch.equal(other[epoch, i][0], first[i]) for i in range(12)) > 8
+
+
+def test_loader_workers_change_nothing(data):
+    frames, batches = AugmentedFrames(data["train"], seed=5), [[3, 1], [0, 2, 7], [11]]
+    alone, two = (list(load_batches(frames, batches, 4, n, pin=False)) for n in (0, 2))
+    for (pictures, targets), (again, same), batch in zip(alone, two, batches, strict=True):
+        assert torch.equal(pictures, again) and torch.equal(targets, same)
+        assert targets.tolist() == data["train"].targets[batch].tolist()
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_an_epoch_holds_every_frame_once(n, batch_size, seed, epoch):
+    batches = epoch_batches(n, batch_size, seed, epoch)
+    assert sorted(sum(batches, [])) == list(range(n))
+    assert all(len(b) == batch_size for b in batches[:-1]) and 1 <= len(batches[-1]) <= batch_size
+    assert batches == epoch_batches(n, batch_size, seed, epoch)
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    orders = {tuple(epoch_batches(30, 30, seed, epoch)[0]) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4 and len({stream(0, 1), stream(1, 0), stream(0, 1, 0)}) == 3
+
+
+# --- schedule and average ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step, warmup, schedule, expected",
+    [
+        (0, 4, "constant", 0.25),
+        (50, 4, "constant", 1.0),
+        (0, 0, "cosine", 1.0),
+        (50, 0, "cosine", 0.5),
+        (25, 0, "cosine", 0.5 + 0.5**1.5),  # cos 45 degrees
+        (1, 4, "cosine", 0.5 * 0.5 * (1 + np.cos(np.pi / 100))),
+    ],
+)
+def test_learning_rate_worked_by_hand(step, warmup, schedule, expected):
+    assert rate_factor(step, 100, warmup, schedule) == pytest.approx(expected)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="'linear'"):
+        rate_factor(0, 10, 0, "linear")
+
+
+def test_moving_average_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = moving_average(model, 0.5)
+    values = []
+    for value in (4.0, 8.0, 0.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update_parameters(model)
+        values.append(average.module.weight.item())
+    # the first is taken over; then the decay is min(0.5, (n + 1) / (n + 11)) for n = 1, 2
+    second = 4 + (1 - 2 / 12) * (8 - 4)
+    assert values == pytest.approx([4.0, second, second * (3 / 13)])
+    for _ in range(40):  # in the long run one half
+        average.update_parameters(model)
+    before = average.module.weight.item()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx((before + 2) / 2)
+
+
+def test_only_matrices_are_shrunk():
+    trainer = Trainer(CNN, 1, 0, 12, ALONE)
+    shrunk, free = trainer.optimiser.param_groups
+    assert shrunk["weight_decay"] == CNN.weight_decay and free["weight_decay"] == 0
+    assert {p.ndim for p in free["params"]} == {1}
+    n_parameters = sum(len(group["params"]) for group in trainer.optimiser.param_groups)
+    assert n_parameters == len(list(trainer.model.parameters()))
+
+
+# --- one process -------------------------------------------------------------------------------
+
+
+def without_seconds(history):
+    return history.drop(columns="seconds")
+
+
+def test_a_training_learns_and_its_best_epoch_is_what_is_saved(data, tmp_path):
+    history = train_cnn(data, CNN, tmp_path, seed=0, epochs=25, device=CPU)
+    assert history["train_loss"].iloc[-1] < 0.85 * history["train_loss"].iloc[0]
+    best = history["val_six_class_f1"].max()
+    assert best > 0.5  # chance is about 0.1
+    facts = read_json(tmp_path / "model.json")
+    assert facts["val_six_class_f1"] == best
+    assert facts["epoch"] == history.loc[history["best"], "epoch"].iloc[-1]
+    trainer = Trainer(CNN.model_copy(update={"average": 0.0}), 1, 5, 12, ALONE)
+    trainer.model, _ = load_model(tmp_path, CPU)
+    assert trainer.evaluate(data["val"])["six_class_f1"] == pytest.approx(best)
+    assert pd.read_csv(tmp_path / "history.csv").shape == history.shape
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_callers_generator_neither_matters_nor_moves(data, tmp_path):
+    histories = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        histories.append(train_cnn(data, CNN, tmp_path, seed=3, epochs=1, device=CPU))
+        assert torch.equal(torch.get_rng_state(), before)
+    pd.testing.assert_frame_equal(*map(without_seconds, histories))
+
+
+def test_the_average_is_what_is_judged_and_kept(data, tmp_path):
+    trainer = Trainer(CNN.model_copy(update={"average": 0.9}), 1, 0, 12, ALONE)
+    trainer.train_epoch(data["train"])
+    kept, last = (m.state_dict()["head.fc.weight"] for m in (trainer.best_model, trainer.model))
+    assert not torch.equal(kept, last)
+    off = Trainer(CNN.model_copy(update={"average": 0.0}), 1, 0, 12, ALONE)
+    assert off.best_model is off.model
+
+
+def test_patience_stops_a_training_that_no_longer_gets_better(data, tmp_path):
+    # without a learning rate worth the name the first epoch stays the best
+    still = CNN.model_copy(update={"learning_rate": 1e-12, "average": 0.0})
+    whole = train_cnn(data, still, tmp_path, seed=0, epochs=5, device=CPU)
+    assert len(whole) == 5  # patience 0: never
+    patient = still.model_copy(update={"patience": 2})
+    history = train_cnn(data, patient, tmp_path, seed=0, epochs=5, device=CPU)
+    assert history["best"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"processes": -1}])
+def test_negative_counts_are_refused(data, tmp_path, wrong):
+    with pytest.raises(ValueError, match="must be >= 0"):
+        train_cnn(data, CNN, tmp_path, seed=0, **wrong)
+
+
+# --- a kill ------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for a dead kernel."""
+
+
+def killed_after(monkeypatch, n_epochs):
+    """Let `n_epochs` epochs run, then die inside the next one, after some of its steps."""
+    whole, runs = Trainer.train_epoch, []
+
+    def epoch(self, frames):
+        runs.append(1)
+        loss = whole(self, frames)
+        if len(runs) > n_epochs:
+            raise Killed
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_epoch", epoch)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from tests.test_training import CNN, make_data
+from cag_utils.training import train_cnn
+torch.set_num_threads(1)
+train_cnn(make_data(), CNN, Path(sys.argv[1]), seed=3, epochs=25, device=torch.device("cpu"))
+"""
+
+
+def test_kill_9_and_resume_give_identical_losses_and_weights(tmp_path):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", SCRIPT]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL)
+    last = tmp_path / "cut" / "last.pt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was still at work
+    done = len(torch.load(last, weights_only=True)["history"])
+    assert 1 <= done < 25
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, stderr=subprocess.DEVNULL)
+    whole, cut = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "cut"))
+    pd.testing.assert_frame_equal(without_seconds(cut), without_seconds(whole), check_exact=True)
+    files = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1] and not last.exists()
+
+
+def test_a_leftover_of_other_settings_is_not_resumed(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 1)
+        train_cnn(data, CNN, tmp_path, seed=3, epochs=2, device=CPU)
+    history = train_cnn(data, CNN, tmp_path, seed=4, epochs=2, device=CPU)
+    (tmp_path / "fresh").mkdir()
+    fresh = train_cnn(data, CNN, tmp_path / "fresh", seed=4, epochs=2, device=CPU)
+    assert history["train_loss"].tolist() == fresh["train_loss"].tolist()
+
+
+def test_only_what_changes_nothing_may_change_before_a_resume(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 2)
+        train_cnn(data, CNN, tmp_path, seed=3, epochs=4, device=CPU)
+    more = CNN.model_copy(update={"n_workers": 1})
+    with monkeypatch.context() as patch:  # two epochs are left: a third would die
+        killed_after(patch, 2)
+        assert len(train_cnn(data, more, tmp_path, seed=3, epochs=4, device=CPU)) == 4
+
+
+def test_a_save_that_dies_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    training._save_whole({"epoch": 1}, path)
+
+    def half(state, file):
+        file.write_bytes(b"half")
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(Killed):
+        training._save_whole({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+# --- several processes -------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """Batches of 8 and 5 frames: shares of 4 and 4, then 3 and 2."""
+    data = make_data(13, 5)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = train_cnn(data, PLAIN, tmp_path / "one", seed=1, epochs=2, device=CPU)
+    two = train_cnn(data, PLAIN, tmp_path / "two", seed=1, epochs=2, processes=2)
+    pd.testing.assert_frame_equal(without_seconds(two), without_seconds(one), rtol=2e-2)
+    assert (tmp_path / "two" / "best.safetensors").is_file()
+    assert "rank" not in (tmp_path / "two" / "processes.log").read_text().lower()
+
+
+JOB = """
+import json, sys
+from pathlib import Path
+from cag_utils.processes import join_team, read_job
+sets, job = read_job(Path(sys.argv[1]))
+team = join_team()
+everyone = team.gather({"rank": team.rank, "own": team.own(list(range(5))), "job": job["word"]})
+if team.writes:
+    Path(job["out"]).write_text(json.dumps([team.size, sets["a"].targets.tolist(), everyone]))
+if job["word"] == "fail" and team.rank == 1:
+    raise ValueError("rank 1 cannot go on")
+"""
+
+
+@pytest.fixture
+def job_module(tmp_path, monkeypatch):
+    (tmp_path / "team_job.py").write_text(JOB)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
+    return "team_job"
+
+
+def test_launched_processes_are_really_two(job_module, tmp_path):
+    job = {"word": "hello", "out": str(tmp_path / "out.json")}
+    launch(job_module, 2, {"a": make_data(4, 2)["train"]}, job, tmp_path / "log")
+    size, targets, everyone = json.loads((tmp_path / "out.json").read_text())
+    assert size == 2 and targets == make_data(4, 2)["train"].targets.tolist()
+    assert everyone == [
+        {"rank": 0, "own": [0, 2, 4], "job": "hello"},
+        {"rank": 1, "own": [1, 3], "job": "hello"},
+    ]
+
+
+def test_a_process_that_fails_is_quoted(job_module, tmp_path):
+    job = {"word": "fail", "out": str(tmp_path / "out.json")}
+    with pytest.raises(RuntimeError, match="rank 1 cannot go on"):
+        launch(job_module, 2, {"a": make_data(4, 2)["train"]}, job, tmp_path / "log")
+
+
+def test_alone_there_is_nobody_to_ask():
+    team = join_team(CPU)
+    assert (team.rank, team.size, team.writes) == (0, 1, True)
+    assert team.gather(7) == [7] and team.own([1, 2, 3]) == [1, 2, 3]
+    assert count_processes() == max(1, torch.cuda.device_count())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_papers_network_takes_two_steps_in_bfloat16(tmp_path):
+    cnn = load_profile("paper").cnn.model_copy(
+        update={"pretrained": False, "batch_size": 6, "n_workers": 0}
+    )
+    history = train_cnn(make_data(12, 6), cnn, tmp_path, seed=0, epochs=1)
+    assert np.isfinite(history["train_loss"]).all()
