@@ -52,11 +52,22 @@ class AugmentedFrames(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return (1, px, px) uint8 and the class of frame `key[1]` in epoch `key[0]`."""
-        epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(self.seed, epoch, index))
-            picture = self.policy(self.data.pictures[index])
-        return picture, self.data.targets[index]
+        pictures, targets = self.__getitems__([key])
+        return pictures[0], targets[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return (b, 1, px, px) uint8 and (b,) int64; the global generator stays as it was."""
+        before = torch.get_rng_state()
+        try:
+            pictures = torch.stack([self._draw(epoch, index) for epoch, index in keys])
+        finally:
+            torch.set_rng_state(before)
+        return pictures, self.data.targets[[index for _, index in keys]]
+
+    def _draw(self, epoch: int, index: int) -> Tensor:
+        # not torch.manual_seed: it seeds the GPUs' generators too, and takes longer than the change
+        torch.default_generator.manual_seed(stream(self.seed, epoch, index))
+        return self.policy(self.data.pictures[index])
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -65,26 +76,39 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
     return [part.tolist() for part in torch.randperm(n, generator=generator).split(batch_size)]
 
 
-def load_batches(
-    frames: AugmentedFrames, batches: Sequence[Sequence[int]], epoch: int, n_workers: int, pin: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented batches, drawn ahead in other processes if there are workers.
+class BatchLoader:
+    """Draws batches, ahead in other processes if there are workers; these live as long as it.
 
     Args:
         frames: What to draw from.
-        batches: Indices of each batch.
-        epoch: Decides the draws, with the seed of `frames`.
         n_workers: Loader processes; 0 draws in this one.
         pin: Page-locked memory, for a faster way to a GPU.
-
-    Yields:
-        ((b, 1, px, px) uint8, (b,) int64).
     """
-    keys = [[(epoch, index) for index in batch] for batch in batches]
-    yield from DataLoader(
-        frames,
-        batch_sampler=keys,
-        num_workers=n_workers,
-        pin_memory=pin,
-        generator=torch.Generator(),  # not the global one, which is the network's
-    )
+
+    def __init__(self, frames: AugmentedFrames, n_workers: int, pin: bool):
+        self._keys: list[list[tuple[int, int]]] = []
+        self._loader = DataLoader(
+            frames,
+            batch_sampler=self._keys,
+            num_workers=n_workers,
+            collate_fn=_as_drawn,
+            pin_memory=pin,
+            persistent_workers=n_workers > 0,
+            generator=torch.Generator(),  # not the global one, which is the network's
+        )
+
+    def epoch(
+        self, batches: Sequence[Sequence[int]], epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield augmented batches: ((b, 1, px, px) uint8, (b,) int64).
+
+        Args:
+            batches: Indices of each batch.
+            epoch: Decides the draws, with the seed of the frames.
+        """
+        self._keys[:] = [[(epoch, index) for index in batch] for batch in batches]
+        return iter(self._loader)
+
+
+def _as_drawn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

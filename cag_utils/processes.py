@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +103,10 @@ def launch(
         command += ["0", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--module", module, str(folder)]
         with log.open("w", encoding="utf-8") as file:
-            done = subprocess.run(command, stdout=file, stderr=file, check=False)
-    if done.returncode != 0:
+            out = {"stdout": file, "stderr": file}
+            with subprocess.Popen(command, stdin=subprocess.PIPE, **out) as process:
+                code = process.wait()  # the pipe stays open for as long as this process lives
+    if code != 0:
         raise RuntimeError(f"{module} failed in {count} processes:\n{_last_words(log)}")
 
 
@@ -117,6 +121,22 @@ def _last_words(log: Path) -> str:
 
 
 def read_job(folder: Path) -> tuple[dict[str, FrameSet], dict]:
-    """Read what `launch` handed over: the frames by name, and the settings."""
+    """Read what `launch` handed over, and from now on end when the launching process does.
+
+    Returns:
+        The frames by name, and the settings.
+    """
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     sets = {path.stem: FrameSet(**load_file(path)) for path in folder.glob("*.safetensors")}
     return sets, read_json(folder / "job.json")
+
+
+def _end_with_parent(folder: Path) -> None:
+    """Wait for the end of the pipe from `launch`, also after a kill, so that no orphan trains on.
+
+    A second training in the same folder would otherwise have a second writer. The frames that
+    were handed over go as well: after a kill nobody else removes them.
+    """
+    os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cag_utils.augmentation import AugmentedFrames, epoch_batches, load_batches, stream
+from cag_utils.augmentation import AugmentedFrames, BatchLoader, epoch_batches, stream
 from cag_utils.checkpoints import probabilities
 from cag_utils.labels import SIX_CLASSES, f1_scores
 from cag_utils.networks import FrameSet, autocast, build_model, prepare
@@ -41,7 +42,7 @@ def rate_factor(step: int, n_steps: int, n_warmup: float, schedule: str) -> floa
     return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
 
 
-def moving_average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """Return a copy of a model that follows it as an exponential moving average.
 
     Args:
@@ -50,11 +51,11 @@ def moving_average(model: nn.Module, decay: float) -> torch.optim.swa_utils.Aver
             steps, so that the random start is soon forgotten.
     """
 
-    def blend(kept: torch.Tensor, new: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        share = min(decay, (int(count) + 1) / (int(count) + 11))
-        return kept + (1 - share) * (new - kept)
+    def blend(kept: list[torch.Tensor], new: list[torch.Tensor], count: torch.Tensor) -> None:
+        n = int(count)  # all weights in one call: on a GPU this waits, once a step
+        get_ema_multi_avg_fn(min(decay, (n + 1) / (n + 11)))(kept, new, count)
 
-    return torch.optim.swa_utils.AveragedModel(model, avg_fn=blend)
+    return AveragedModel(model, multi_avg_fn=blend)
 
 
 class Trainer:
@@ -79,7 +80,9 @@ class Trainer:
             {"params": [p for p in self.model.parameters() if (p.ndim > 1) == many], **decay}
             for many, decay in ((True, {}), (False, {"weight_decay": 0.0}))
         ]
-        self.optimiser = torch.optim.AdamW(groups, cnn.learning_rate, weight_decay=cnn.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            groups, cnn.learning_rate, weight_decay=cnn.weight_decay, fused=True
+        )
         per_epoch = math.ceil(n_train / cnn.batch_size)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
@@ -88,6 +91,8 @@ class Trainer:
             ),
         )
         self.history: list[dict] = []
+        self._source: FrameSet | None = None
+        self._batches: BatchLoader | None = None
 
     @property
     def best_model(self) -> nn.Module:
@@ -105,13 +110,20 @@ class Trainer:
         self.shared.train()
         batches = epoch_batches(len(data.targets), self.cnn.batch_size, self.seed, epoch)
         own = [team.own(batch) or batch[:1] for batch in batches]  # none left: one, without weight
-        frames, pin = AugmentedFrames(data, self.seed), team.device.type == "cuda"
-        loaded = load_batches(frames, own, epoch, self.cnn.n_workers, pin)
+        loaded = self._loader(data).epoch(own, epoch)
         total = torch.zeros((), device=team.device)
         for batch, (pictures, targets) in zip(batches, loaded, strict=True):
             weight = bool(team.own(batch)) / len(batch)
             total += self._step(pictures, targets, weight) * len(batch)
         return sum(team.gather(total.item())) / len(data.targets)
+
+    def _loader(self, data: FrameSet) -> BatchLoader:
+        """Return the set's loader, made once: to start workers for every epoch takes its time."""
+        if self._source is not data:
+            pin = self.team.device.type == "cuda"
+            frames = AugmentedFrames(data, self.seed)
+            self._source, self._batches = data, BatchLoader(frames, self.cnn.n_workers, pin)
+        return self._batches
 
     def _step(self, pictures: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
         """One step of the optimiser; return this process's part of the batch's mean loss."""

@@ -68,9 +68,11 @@ def train_cnn(
         log = folder / "processes.log"
         launch("cag_utils.training", count, data, job | {"epochs": epochs or cnn.epochs}, log)
     else:
-        with torch.random.fork_rng():  # the caller's generator stays where it was
-            _train(data, cnn, folder, seed, epochs or cnn.epochs, join_team(device))
-    return pd.read_csv(folder / "history.csv")
+        team = join_team(device)
+        gpus = [team.device] if team.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus):  # the caller's generator stays where it was
+            _train(data, cnn, folder, seed, epochs or cnn.epochs, team)
+    return pd.read_csv(folder / "history.csv", float_precision="round_trip")
 
 
 def _train(
@@ -80,6 +82,7 @@ def _train(
     last, fingerprint = folder / "last.pt", _fingerprint(data, cnn, seed, epochs)
     trainer = Trainer(cnn, epochs, seed, len(data["train"].targets), team)
     _resume(trainer, last, fingerprint)
+    team.gather(None)  # all have read it before the one that writes may remove it
     bar = tqdm(
         total=epochs, initial=len(trainer.history), desc="epochs", mininterval=30,
         disable=not team.writes,

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from cag_utils import training
-from cag_utils.augmentation import AugmentedFrames, augment, epoch_batches, load_batches, stream
+from cag_utils.augmentation import AugmentedFrames, BatchLoader, augment, epoch_batches, stream
 from cag_utils.keyframes import load_model
 from cag_utils.networks import FrameSet
 from cag_utils.processes import Team, count_processes, join_team, launch
@@ -101,10 +102,21 @@ def test_what_a_frame_looks_like_depends_on_seed_epoch_and_index_alone(data):
 
 def test_loader_workers_change_nothing(data):
     frames, batches = AugmentedFrames(data["train"], seed=5), [[3, 1], [0, 2, 7], [11]]
-    alone, two = (list(load_batches(frames, batches, 4, n, pin=False)) for n in (0, 2))
-    for (pictures, targets), (again, same), batch in zip(alone, two, batches, strict=True):
-        assert torch.equal(pictures, again) and torch.equal(targets, same)
-        assert targets.tolist() == data["train"].targets[batch].tolist()
+    alone, two = (BatchLoader(frames, n, pin=False) for n in (0, 2))
+    for epoch in (4, 5):  # the second with the same workers
+        drawn = list(alone.epoch(batches, epoch))
+        for here, there, batch in zip(drawn, two.epoch(batches, epoch), batches, strict=True):
+            assert torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
+            assert torch.equal(here[0][0], frames[epoch, batch[0]][0])
+            assert here[1].tolist() == data["train"].targets[batch].tolist()
+        batches = batches[::-1]
+
+
+def test_a_frame_that_cannot_be_drawn_leaves_the_generator_alone(data):
+    before = torch.get_rng_state()
+    with pytest.raises(IndexError):
+        AugmentedFrames(data["train"], seed=5)[0, 99]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3), st.integers(0, 3))
@@ -263,21 +275,31 @@ train_cnn(make_data(), CNN, Path(sys.argv[1]), seed=3, epochs=25, device=torch.d
 """
 
 
-def test_kill_9_and_resume_give_identical_losses_and_weights(tmp_path):
+@pytest.fixture
+def one_thread():
+    """As in the script: another number of threads adds up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_kill_9_and_resume_give_identical_losses_and_weights(data, tmp_path, one_thread):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    command = [sys.executable, "-c", SCRIPT]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], stderr=subprocess.DEVNULL
+    )
     last = tmp_path / "cut" / "last.pt"
     while not last.exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still at work
-    done = len(torch.load(last, weights_only=True)["history"])
-    assert 1 <= done < 25
-    subprocess.run([*command, str(tmp_path / "cut")], check=True, stderr=subprocess.DEVNULL)
-    whole, cut = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "cut"))
+    assert 1 <= len(torch.load(last, weights_only=True)["history"]) < 25
+    cut, whole = (
+        train_cnn(data, CNN, tmp_path / name, seed=3, epochs=25, device=CPU)
+        for name in ("cut", "whole")
+    )
     pd.testing.assert_frame_equal(without_seconds(cut), without_seconds(whole), check_exact=True)
     files = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1] and not last.exists()
@@ -333,16 +355,20 @@ def test_two_processes_train_as_one_does(tmp_path):
 
 
 JOB = """
-import json, sys
+import json, os, sys, time
 from pathlib import Path
 from cag_utils.processes import join_team, read_job
 sets, job = read_job(Path(sys.argv[1]))
 team = join_team()
-everyone = team.gather({"rank": team.rank, "own": team.own(list(range(5))), "job": job["word"]})
+me = {"rank": team.rank, "own": team.own(list(range(5))), "pid": os.getpid()}
+everyone = team.gather(me)
 if team.writes:
-    Path(job["out"]).write_text(json.dumps([team.size, sets["a"].targets.tolist(), everyone]))
+    found = [team.size, sets["a"].targets.tolist(), everyone]
+    Path(job["out"] + ".tmp").write_text(json.dumps(found))
+    Path(job["out"] + ".tmp").replace(job["out"])
 if job["word"] == "fail" and team.rank == 1:
     raise ValueError("rank 1 cannot go on")
+team.gather(time.sleep(600) if job["word"] == "wait" else team.rank)
 """
 
 
@@ -355,21 +381,41 @@ def job_module(tmp_path, monkeypatch):
     return "team_job"
 
 
-def test_launched_processes_are_really_two(job_module, tmp_path):
-    job = {"word": "hello", "out": str(tmp_path / "out.json")}
-    launch(job_module, 2, {"a": make_data(4, 2)["train"]}, job, tmp_path / "log")
-    size, targets, everyone = json.loads((tmp_path / "out.json").read_text())
-    assert size == 2 and targets == make_data(4, 2)["train"].targets.tolist()
-    assert everyone == [
-        {"rank": 0, "own": [0, 2, 4], "job": "hello"},
-        {"rank": 1, "own": [1, 3], "job": "hello"},
-    ]
-
-
-def test_a_process_that_fails_is_quoted(job_module, tmp_path):
+def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_module, tmp_path):
+    """Rank 0 waits for rank 1 when that one dies: an error, and no hang."""
     job = {"word": "fail", "out": str(tmp_path / "out.json")}
     with pytest.raises(RuntimeError, match="rank 1 cannot go on"):
         launch(job_module, 2, {"a": make_data(4, 2)["train"]}, job, tmp_path / "log")
+    size, targets, everyone = json.loads((tmp_path / "out.json").read_text())
+    assert size == 2 and targets == make_data(4, 2)["train"].targets.tolist()
+    assert [(one["rank"], one["own"]) for one in everyone] == [(0, [0, 2, 4]), (1, [1, 3])]
+    assert len({one["pid"] for one in everyone} | {os.getpid()}) == 3
+
+
+ORPHANS = """
+import sys
+from pathlib import Path
+from cag_utils.processes import launch
+from tests.test_training import make_data
+out = Path(sys.argv[1])
+job = {"word": "wait", "out": str(out)}
+launch("team_job", 2, {"a": make_data()["train"]}, job, out.with_name("log"))
+"""
+
+
+def test_no_process_and_no_frame_outlives_a_killed_notebook(job_module, tmp_path, monkeypatch):
+    out, handed_over = tmp_path / "out.json", tmp_path / "temporary"
+    handed_over.mkdir()
+    monkeypatch.setenv("TMPDIR", str(handed_over))
+    notebook = subprocess.Popen([sys.executable, "-c", ORPHANS, str(out)])
+    while not out.exists() and notebook.poll() is None:
+        time.sleep(0.05)
+    ranks = [psutil.Process(one["pid"]) for one in json.loads(out.read_text())[2]]
+    assert len(ranks) == 2 and list(handed_over.rglob("a.safetensors"))
+    notebook.kill()
+    notebook.wait()
+    assert not psutil.wait_procs(ranks, timeout=30)[1]
+    assert not list(handed_over.rglob("a.safetensors"))
 
 
 def test_alone_there_is_nobody_to_ask():
