@@ -184,10 +184,11 @@ def prepare(pictures: Tensor, name: str) -> Tensor:
     grey = pictures.float()
     entry = network(name)
     if entry.high_pass:
-        mean = grey.mean((2, 3), keepdim=True)
-        deviation = grey.std((2, 3), keepdim=True) + 4  # 4: an empty frame is all noise otherwise
+        centred = grey - grey.mean((2, 3), keepdim=True)
+        variance = centred.square().sum((2, 3), keepdim=True) / (grey[0].numel() - 1)
+        deviation = variance.sqrt() + 4  # 4: an empty frame is all noise otherwise
         fine = (grey - _blur(grey)) / 8
-        out = torch.cat([(grey - mean) / deviation, fine], 1)
+        out = torch.cat([centred / deviation, fine], 1)
     else:
         config = timm.get_pretrained_cfg(entry.timm_name)
         mean, std = (torch.tensor(v, device=grey.device) for v in (config.mean, config.std))
