@@ -1,12 +1,14 @@
 """Does a confidence mean what it says: reliability by bins, ECE, and a temperature."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
+from cag_utils.labels import SIX_CLASSES
 from cag_utils.settings import Stats
 from cag_utils.stats import Estimate
 from cag_utils.strata import bracket, draw_weights
@@ -85,6 +87,22 @@ def reliability(
 def _ece(n: np.ndarray, said: np.ndarray, right: np.ndarray) -> np.ndarray:
     """ECE of sums a bin, (..., bins)."""
     return np.abs(said - right).sum(-1) / n.sum(-1)
+
+
+def read_temperature(predictions_val: Path) -> float | None:
+    """Fit a temperature on notebook 01's validation predictions, if it wrote any.
+
+    Args:
+        predictions_val: CSV with label and `p_<class>`.
+
+    Returns:
+        The temperature; None if the file is not there.
+    """
+    if not predictions_val.exists():
+        return None
+    table = pd.read_csv(predictions_val)
+    truth = table["label"].map(SIX_CLASSES.index).to_numpy()
+    return fit_temperature(table[[f"p_{c}" for c in SIX_CLASSES]].to_numpy(), truth)
 
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:

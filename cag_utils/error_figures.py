@@ -13,6 +13,7 @@ from cag_utils.labels import LATERALITY, SIX_CLASSES
 WIDTH = 6.9  # inches, print
 F1_COLOURS = {"six_class_f1": "#0072B2", "laterality_f1": "#D55E00"}
 F1_NAMES = {"six_class_f1": "six classes", "laterality_f1": "side"}
+FEWEST = 10  # frames for a dot in the reliability diagram: fewer say nothing; choice
 WRONG_SIDE, WRONG_QUALITY = "#D55E00", "#0072B2"  # as the F1s: sides orange, six classes blue
 
 
@@ -48,7 +49,8 @@ def draw_reliability(found: Mapping[str, Reliability]) -> tuple[plt.Figure, pd.D
     """Draw share right against confidence, and below it how many frames have which confidence.
 
     Args:
-        found: F1 name (`six_class_f1`, `laterality_f1`) to its reliability.
+        found: F1 name (`six_class_f1`, `laterality_f1`) to its reliability. Bins of fewer than 10
+            frames get no dot, but stay in the table, the histogram and the ECE.
 
     Returns:
         The figure and the bins drawn, with f1_name.
@@ -60,8 +62,9 @@ def draw_reliability(found: Mapping[str, Reliability]) -> tuple[plt.Figure, pd.D
     for (name, (bins, ece)), (top, low) in zip(found.items(), axes.T, strict=True):
         colour, wide = F1_COLOURS[name], bins["to_confidence"] - bins["from_confidence"]
         top.plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=1)
-        spans = [bins["right"] - bins["low"], bins["high"] - bins["right"]]
-        top.errorbar(bins["confidence"], bins["right"], spans, color=colour, fmt="o-", capsize=2,
+        dots = bins[bins["n"] >= FEWEST]
+        spans = [dots["right"] - dots["low"], dots["high"] - dots["right"]]
+        top.errorbar(dots["confidence"], dots["right"], spans, color=colour, fmt="o-", capsize=2,
                      markersize=3, linewidth=1)  # fmt: skip
         text = f"{F1_NAMES[name]}: ECE {ece.value:.3f}\n({ece.low:.3f} to {ece.high:.3f})"
         top.text(0.03, 0.97, text, transform=top.transAxes, va="top", size=8)
@@ -133,7 +136,7 @@ def draw_groups(scores: pd.DataFrame, names: Mapping[str, str]) -> tuple[plt.Fig
 
 
 def draw_maps(
-    pictures: np.ndarray, maps: Mapping[str, np.ndarray], titles: Sequence[str]
+    pictures: np.ndarray, maps: Mapping[str, np.ndarray], titles: Sequence[str], note: str
 ) -> plt.Figure:
     """Draw pictures and, below each, its saliency maps laid over it.
 
@@ -142,6 +145,7 @@ def draw_maps(
         maps: Row's name to (n, px, px); each map is shown from 0 to its own largest value, what is
             below 0 as 0.
         titles: (n,) above each picture.
+        note: What the pictures are; printed below.
 
     Returns:
         The figure.
@@ -160,4 +164,5 @@ def draw_maps(
         row[0].set_ylabel(name, fontsize=8)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=6.5)
+    fig.supxlabel(note, fontsize=7)
     return fig

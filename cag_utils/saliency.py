@@ -1,6 +1,7 @@
 """Where a key-frame network looks: Grad-CAM and occlusion maps, and a check of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,7 +9,9 @@ from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from cag_utils.networks import build_model, prepare
+from cag_utils.checkpoints import load_model
+from cag_utils.labels import SIX_CLASSES
+from cag_utils.networks import build_model, pick_device, prepare, read_pictures
 
 WINDOW_SHARE, STRIDE_SHARE = 1 / 5, 1 / 10  # of the picture's side, for occlusion; choice
 
@@ -113,6 +116,30 @@ def compare_random(
         np.nan if a or b else spearmanr(x.ravel(), y.ravel()).statistic
         for x, y, a, b in zip(*pair, *flat, strict=True)
     ])  # fmt: skip
+
+
+def explain(
+    model_dir: Path, paths: Sequence[Path], answers: Sequence[str], seed: int
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Map what speaks for a network's answers on some stills.
+
+    Args:
+        model_dir: Folder of a trained network.
+        paths: The stills.
+        answers: (n,) the class to explain, still by still.
+        seed: Of the random weights of `compare_random`.
+
+    Returns:
+        The stills as the network sees them, (n, px, px) uint8; its maps by name, (n, px, px); and
+        the rank correlations of `compare_random`, (n,).
+    """
+    device = pick_device()
+    model, facts = load_model(model_dir, device)
+    pictures = read_pictures(paths, facts["image_px"])
+    classes = [SIX_CLASSES.index(answer) for answer in answers]
+    asked = (model, facts["model"], pictures.to(device), classes)
+    maps = {"Grad-CAM": grad_cam(*asked), "occlusion": occlude(*asked)}
+    return pictures[:, 0].numpy(), maps, compare_random(*asked, seed)
 
 
 def _check(pictures: Tensor, classes: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from cag_utils.labels import MERGES
+from cag_utils.labels import MERGES, SIX_CLASSES, decide
 from cag_utils.networks import fit_picture
 from cag_utils.phantom.captions import name_view
 from cag_utils.phantom.realism import flat_patches, open_field
@@ -20,6 +20,35 @@ SMOOTH_PX = 1.0  # Gaussian against noise; choice
 DISK_PX = 13  # wider than any vessel (5 % of the picture), narrower than the heart; choice
 DARKEST = 98  # percentile: vessels cover a few percent of a picture; choice
 BORDER_PX = 17  # of the open field that is left out: the disk must not reach the shutter
+
+
+def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
+    """Put a network's answers beside what notebook 00 knows of each frame.
+
+    Args:
+        predictions: Notebook 01's `predictions_test.csv`: patient_id, video_id, frame, label and
+            `p_<class>`.
+        frames: Notebook 00's `frames.csv`.
+
+    Returns:
+        The rows of `predictions`, in order, with the columns of `frames` and: the decided class for
+        each of `MERGES`, predicted and confidence (of the six), view.
+
+    Raises:
+        ValueError: A predicted frame is not in `frames`.
+    """
+    probabilities = predictions[[f"p_{c}" for c in SIX_CLASSES]].set_axis(SIX_CLASSES, axis=1)
+    answers = predictions[["patient_id", "video_id", "frame", "label"]].copy()
+    for name, merge in MERGES.items():
+        answers[name] = decide(probabilities, merge)
+    answers["predicted"] = answers["six_class_f1"]
+    answers["confidence"] = probabilities.max(axis=1)
+    facts = frames.drop(columns=["patient_id", "exam_id"], errors="ignore")
+    joined = answers.merge(facts, on=["video_id", "frame"], how="left", validate="one_to_one")
+    if lost := int(joined["png"].isna().sum()):
+        raise ValueError(f"{lost} predicted frames are not in frames.csv: rerun notebook 01")
+    joined["view"] = name_views(joined["primary_angle_deg"], joined["secondary_angle_deg"])
+    return joined
 
 
 def draw_weights(patients: Sequence[str], n_resamples: int, seed: int) -> tuple:
@@ -140,19 +169,19 @@ def score_groups(
     return pd.DataFrame(rows, columns=columns_out)
 
 
-def cut_thirds(values: pd.Series, unit: str = "") -> pd.Series:
+def cut_thirds(values: pd.Series) -> pd.Series:
     """Cut numbers into thirds of about equal size, named by their range.
 
     Args:
         values: Numbers; missing ones stay missing.
-        unit: Printed behind the range.
 
     Returns:
-        Ordered categories such as `3.1 to 4.5`; fewer than three where many values are equal.
+        Ordered categories such as `1: 3.1 to 4.5`; fewer than three where many values are equal.
     """
-    cut = pd.qcut(values, 3, duplicates="drop")
-    names = [f"{i.left:.2g} to {i.right:.2g} {unit}".strip() for i in cut.cat.categories]
-    return cut.cat.rename_categories([f"{k}: {name}" for k, name in enumerate(names, 1)])
+    cut = pd.qcut(values, 3, duplicates="drop").cat.remove_unused_categories()
+    ends = [(own.min(), own.max()) for _, own in values.groupby(cut, observed=True)]
+    names = [f"{k}: {low:.2g} to {high:.2g}" for k, (low, high) in enumerate(ends, 1)]
+    return cut.cat.rename_categories(names)
 
 
 def name_views(primary_deg: pd.Series, secondary_deg: pd.Series) -> pd.Series:
