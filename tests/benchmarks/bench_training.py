@@ -42,7 +42,7 @@ from cag_utils.settings import load_profile
 from cag_utils.trainer import CLIP_NORM, Trainer
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform
-N_DRAWN, ROUNDS = 12, 3
+N_DRAWN, ROUNDS = 12, 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Size:
     n_frames: int  # a multiple of the batch: timm's loader drops the rest
 
 
-SIZES = {"cpu": Size("phantom", 128, 32, 320), "cuda": Size("paper", 224, 128, 128 * 32)}
+SIZES = {"cpu": Size("phantom", 128, 32, 192), "cuda": Size("paper", 224, 128, 128 * 32)}
 
 
 def write_frames(folder: Path, n_frames: int, size_px: int) -> pd.DataFrame:
