@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,28 @@ def make_data(n_train=12, n_val=6):
 @pytest.fixture
 def data():
     return make_data()
+
+
+class Killed(BaseException):
+    """Stands for a dead kernel."""
+
+
+def killed():
+    raise Killed
+
+
+def killed_after(monkeypatch, n_epochs):
+    """Let `n_epochs` epochs run, then die inside the next one, after some of its steps."""
+    whole, runs = Trainer.train_epoch, []
+
+    def epoch(self, frames):
+        runs.append(1)
+        loss = whole(self, frames)
+        if len(runs) > n_epochs:
+            raise Killed
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_epoch", epoch)
 
 
 # --- augmentation ------------------------------------------------------------------------------
@@ -237,6 +260,29 @@ def test_patience_stops_a_training_that_no_longer_gets_better(data, tmp_path):
     assert history["best"].tolist() == [True, False, False]
 
 
+def test_patience_counts_on_over_a_kill(data, tmp_path, monkeypatch):
+    still = CNN.model_copy(update={"learning_rate": 1e-12, "average": 0.0, "patience": 2})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 2)
+        train_cnn(data, still, tmp_path, seed=0, epochs=5, device=CPU)
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # one more, dies before the end
+        patch.setattr(Path, "unlink", lambda path: killed())
+        killed_after(patch, 1)
+        train_cnn(data, still, tmp_path, seed=0, epochs=5, device=CPU)
+    killed_after(monkeypatch, 0)  # it is over: not one epoch is left
+    history = train_cnn(data, still, tmp_path, seed=0, epochs=5, device=CPU)
+    assert history["best"].tolist() == [True, False, False]
+
+
+def test_weights_stay_float32_and_channels_last(data):
+    trainer = Trainer(CNN, 1, 0, 12, ALONE)
+    trainer.train_epoch(data["train"])
+    for model in (trainer.model, trainer.best_model):
+        kernels = [p for p in model.parameters() if p.ndim == 4]
+        assert kernels and {p.dtype for p in model.parameters()} == {torch.float32}
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"processes": -1}])
 def test_negative_counts_are_refused(data, tmp_path, wrong):
     with pytest.raises(ValueError, match="must be >= 0"):
@@ -244,24 +290,6 @@ def test_negative_counts_are_refused(data, tmp_path, wrong):
 
 
 # --- a kill ------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Stands for a dead kernel."""
-
-
-def killed_after(monkeypatch, n_epochs):
-    """Let `n_epochs` epochs run, then die inside the next one, after some of its steps."""
-    whole, runs = Trainer.train_epoch, []
-
-    def epoch(self, frames):
-        runs.append(1)
-        loss = whole(self, frames)
-        if len(runs) > n_epochs:
-            raise Killed
-        return loss
-
-    monkeypatch.setattr(Trainer, "train_epoch", epoch)
 
 
 SCRIPT = """
