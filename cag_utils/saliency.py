@@ -1,11 +1,12 @@
 """Where a key-frame network looks: Grad-CAM and occlusion maps, and a check of them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -44,9 +45,13 @@ def grad_cam(
     _check(pictures, classes)
     seen = prepare(pictures, name)
     target = torch.as_tensor(list(classes), device=pictures.device)
-    maps = LayerGradCam(model, model.stages[-2]).attribute(seen, target, relu_attributions=True)
+    maps = (
+        _captum()
+        .LayerGradCam(model, model.stages[-2])
+        .attribute(seen, target, relu_attributions=True)
+    )
     if upsample:
-        maps = LayerAttribution.interpolate(maps, pictures.shape[-2:], "bilinear")
+        maps = _captum().LayerAttribution.interpolate(maps, pictures.shape[-2:], "bilinear")
     return maps.detach()[:, 0].cpu().float().numpy()
 
 
@@ -76,13 +81,17 @@ def occlude(model: nn.Module, name: str, pictures: Tensor, classes: Sequence[int
     side = grey.shape[-1]
     window, stride = max(1, round(side * WINDOW_SHARE)), max(1, round(side * STRIDE_SHARE))
     with torch.no_grad():
-        maps = Occlusion(lambda x: model(prepare(x, name))).attribute(
-            grey,
-            sliding_window_shapes=(1, window, window),
-            strides=(1, stride, stride),
-            baselines=grey.mean((2, 3), keepdim=True).expand_as(grey),
-            target=torch.as_tensor(list(classes), device=pictures.device),
-            perturbations_per_eval=8,
+        maps = (
+            _captum()
+            .Occlusion(lambda x: model(prepare(x, name)))
+            .attribute(
+                grey,
+                sliding_window_shapes=(1, window, window),
+                strides=(1, stride, stride),
+                baselines=grey.mean((2, 3), keepdim=True).expand_as(grey),
+                target=torch.as_tensor(list(classes), device=pictures.device),
+                perturbations_per_eval=8,
+            )
         )
     return maps[:, 0].cpu().float().numpy()
 
@@ -140,6 +149,14 @@ def explain(
     asked = (model, facts["model"], pictures.to(device), classes)
     maps = {"Grad-CAM": grad_cam(*asked), "occlusion": occlude(*asked)}
     return pictures[:, 0].numpy(), maps, compare_random(*asked, seed)
+
+
+def _captum() -> ModuleType:
+    """Captum's methods, imported late: that takes a second, and tqdm warns of a missing widget."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from captum import attr
+    return attr
 
 
 def _check(pictures: Tensor, classes: Sequence[int]) -> None:
