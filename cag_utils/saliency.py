@@ -45,13 +45,11 @@ def grad_cam(
     _check(pictures, classes)
     seen = prepare(pictures, name)
     target = torch.as_tensor(list(classes), device=pictures.device)
-    maps = (
-        _captum()
-        .LayerGradCam(model, model.stages[-2])
-        .attribute(seen, target, relu_attributions=True)
-    )
+    captum = _captum()
+    method = captum.LayerGradCam(model, model.stages[-2])
+    maps = method.attribute(seen, target, relu_attributions=True)
     if upsample:
-        maps = _captum().LayerAttribution.interpolate(maps, pictures.shape[-2:], "bilinear")
+        maps = captum.LayerAttribution.interpolate(maps, pictures.shape[-2:], "bilinear")
     return maps.detach()[:, 0].cpu().float().numpy()
 
 
@@ -80,18 +78,15 @@ def occlude(model: nn.Module, name: str, pictures: Tensor, classes: Sequence[int
     grey = pictures.float()
     side = grey.shape[-1]
     window, stride = max(1, round(side * WINDOW_SHARE)), max(1, round(side * STRIDE_SHARE))
+    method = _captum().Occlusion(lambda x: model(prepare(x, name)))
     with torch.no_grad():
-        maps = (
-            _captum()
-            .Occlusion(lambda x: model(prepare(x, name)))
-            .attribute(
-                grey,
-                sliding_window_shapes=(1, window, window),
-                strides=(1, stride, stride),
-                baselines=grey.mean((2, 3), keepdim=True).expand_as(grey),
-                target=torch.as_tensor(list(classes), device=pictures.device),
-                perturbations_per_eval=8,
-            )
+        maps = method.attribute(
+            grey,
+            sliding_window_shapes=(1, window, window),
+            strides=(1, stride, stride),
+            baselines=grey.mean((2, 3), keepdim=True).expand_as(grey),
+            target=torch.as_tensor(list(classes), device=pictures.device),
+            perturbations_per_eval=8,
         )
     return maps[:, 0].cpu().float().numpy()
 
