@@ -130,6 +130,7 @@ def draw_groups(scores: pd.DataFrame, names: Mapping[str, str]) -> tuple[plt.Fig
         ax.set(xlim=(0, 1.02), ylim=(len(groups) - 0.5, -0.5))
         ax.set_title(title, fontsize=8)
         ax.set(xlabel="Weighted F1")
+        ax.tick_params(labelbottom=True)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncol=2, fontsize=8)
     return fig, scores

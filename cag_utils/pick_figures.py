@@ -46,7 +46,8 @@ def draw_strips(
         most: Frames a strip; of longer cines an even choice, the framed ones always among them.
 
     Returns:
-        The figure and the frames drawn: video_id, frame, label, role ("picked", "best" or "").
+        The figure and the frames drawn: video_id, frame, label, role ("picked", "best",
+            "nearest" where no best is known, or "").
     """
     fig, axes = plt.subplots(max(1, len(picks)), most, squeeze=False, layout="constrained",
                              figsize=(WIDTH, 0.3 + 1.15 * max(1, len(picks))))  # fmt: skip
@@ -55,18 +56,17 @@ def draw_strips(
     rows = []
     for strip, pick in zip(axes, picks.itertuples(), strict=False):
         own = seen[seen["video_id"] == pick.video_id].sort_values("frame").reset_index(drop=True)
-        marked = pick.best if pick.best == pick.best else pick.nearest
+        marked, goal = (pick.best, "best") if pd.notna(pick.best) else (pick.nearest, "nearest")
         keep = set(np.flatnonzero(own["frame"].isin([pick.picked, marked])))
         for i in np.linspace(0, len(own) - 1, most).round().astype(int):
             keep |= {int(i)} if len(keep) < most else set()
         for ax, row in zip(strip, own.loc[sorted(keep)].itertuples(), strict=False):
-            role = {pick.picked: "picked", marked: "best"}
-            role = "picked" if row.frame == pick.picked else role.get(row.frame, "")
+            role = "picked" if row.frame == pick.picked else goal if row.frame == marked else ""
             both = role == "picked" and row.frame == marked
-            _frame(ax, plt.imread(folder / row.png), "picked = best" if both else role)
+            _frame(ax, plt.imread(folder / row.png), f"picked = {goal}" if both else role)
             ax.set_title(f"{row.frame}: {row.label[4:]}", fontsize=6.5)
             rows.append((row.video_id, row.frame, row.label, role))
-    words = f"{note}; orange: picked, green: best (nearest better where no best is known)"
+    words = f"{note}; orange: picked, green: the best (or nearest) better frame"
     fig.supxlabel(words, fontsize=7)
     return fig, pd.DataFrame(rows, columns=["video_id", "frame", "label", "role"])
 
@@ -78,5 +78,7 @@ def _frame(ax: plt.Axes, picture: np.ndarray, role: str) -> None:
         return
     ax.set_frame_on(True)
     for spine in ax.spines.values():
-        spine.set(visible=True, linewidth=3, edgecolor=BEST if role == "best" else PICKED)
+        spine.set(
+            visible=True, linewidth=3, edgecolor=PICKED if role.startswith("picked") else BEST
+        )
     ax.set_xlabel(role, fontsize=6.5)

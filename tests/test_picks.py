@@ -106,6 +106,9 @@ def test_figures_mark_the_picked_and_the_best_frame(tmp_path):
     fig, rows = draw_strips(found[:1], seen, tmp_path, "Digital phantom", most=3)
     roles = rows.set_index("frame")["role"]
     assert roles[10] == "picked" and roles[30] == "best" and len(rows) == 3
+    unknown = picks.pick_firsts(seen.drop(columns="filling"), 0.5)
+    _, rows = draw_strips(unknown[:1], seen, tmp_path, "Own data", most=3)
+    assert rows.set_index("frame")["role"].to_dict().get(16) == "nearest"
     _, long = draw_distances(found)
     assert sorted(long["frames"]) == [0, 0, 6, 20]
     _, none = draw_distances(found[found["picked"].isna()])
