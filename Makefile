@@ -5,9 +5,7 @@ CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 BIN := .venv/bin
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config profile=$(PROFILE)
 
-# Idle OpenMP threads that spin would cost a third of the speed when steps share the cores;
-# the hub is never asked for anything by the default profile.
-export OMP_WAIT_POLICY := PASSIVE
+# The hub is never asked for anything by the default profile.
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Compiled modules halve the start of each notebook; some shells switch them off.
 export PYTHONDONTWRITEBYTECODE :=

@@ -15,7 +15,7 @@ OUT = f"{OUT_ROOT}/{PROFILE.name}"
 BACKBONES, LANGUAGES = PROFILE.finetune.backbones, PROFILE.finetune.languages
 
 RUN = (
-    f"OMP_NUM_THREADS={{threads}} OMP_WAIT_POLICY=PASSIVE {sys.executable} -m papermill "
+    f"OMP_NUM_THREADS={{threads}} {sys.executable} -m papermill "
     "--no-progress-bar --log-level ERROR {input.sources[0]} {log} "
     f"-p profile {PROFILE.name} -p out_root {OUT_ROOT}"
 )
@@ -60,10 +60,11 @@ rule train_cnn:
     input:
         f"{OUT}/00_frame_sampling/cnn/frames.csv",
         sources=sources("01_train_cnn"),
-        weights=weights("convnext_twin"),
+        weights=weights("convnext_twin", "keyframe_cnn"),
     output:
         f"{OUT}/01_train_cnn/six_class/best.safetensors",
         f"{OUT}/01_train_cnn/six_class/predictions_test.csv",
+        f"{OUT}/01_train_cnn/six_class/predictions_val.csv",
         f"{OUT}/01_train_cnn/six_class/metrics.json",
     log:
         f"{OUT}/01_train_cnn/six_class/01_train_cnn.ipynb",
@@ -74,7 +75,10 @@ rule train_cnn:
 
 rule confusion_matrices:
     input:
+        f"{OUT}/00_frame_sampling/cnn/frames.csv",
+        f"{OUT}/01_train_cnn/six_class/best.safetensors",
         f"{OUT}/01_train_cnn/six_class/predictions_test.csv",
+        f"{OUT}/01_train_cnn/six_class/predictions_val.csv",
         sources=sources("02_confusion_matrices"),
     output:
         f"{OUT}/02_confusion_matrices/six_class/metrics.json",

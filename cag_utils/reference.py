@@ -20,16 +20,26 @@ from cag_utils.study import data_dir, provenance, read_json, root, under_root, w
 
 PROFILE = "phantom"
 CORES = 2
+CNN_FIGURES = (
+    "six_class_f1", "laterality_f1", "three_class_f1", "ece_six_class", "ece_laterality",
+    "pick_better_share",
+)  # fmt: skip
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
-APPENDIX = "A1_phantom"  # not part of the study, but its tables and figures are kept beside it
-APPENDIX_KEPT = (
-    "table_stills",
-    "table_cines",
-    "figure_realism",
-    "figure_temporal",
-    "figure_transfer",
-)
+# Not part of the study, but kept beside it: which tables and figures, and which metrics by their
+# first letters. The leakage audit's metrics go under `leakage.`, the phantom's have stems already.
+APPENDICES = {
+    "A1_phantom": (
+        ("table_stills", "table_cines", "figure_realism", "figure_temporal", "figure_transfer"),
+        ("realism.", "transfer."),
+        "",
+    ),
+    "A3_leakage": (
+        ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
+        ("inflation_", "share_near_duplicate_"),
+        "leakage.",
+    ),
+}
 
 
 def main() -> None:
@@ -43,9 +53,10 @@ def main() -> None:
     )
     metrics = {"study.minutes": round(minutes, 2), "study.peak_gb": round(peak_gb, 2)}
     metrics |= headline_figures(outputs, profile.finetune.backbones)
-    metrics |= appendix_figures(outputs / APPENDIX / "all")
+    for appendix in APPENDICES:
+        metrics |= appendix_figures(appendix, outputs / appendix / "all")
     metrics |= benchmarks(root() / "tests" / "benchmarks")
-    write_reference(outputs / "08_paper_tables" / "all", outputs / APPENDIX / "all", metrics)
+    write_reference(outputs, metrics)
     update_readme(root() / "README.md", metrics)
 
 
@@ -87,8 +98,9 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
     sampling = read_json(outputs / "00_frame_sampling" / "cnn" / "metrics.json")
     figures = {"sampling.picks_per_cine": sampling["picks_per_cine"]}
     cnn = read_json(outputs / "02_confusion_matrices" / "six_class" / "metrics.json")
-    for name in ("six_class_f1", "laterality_f1", "three_class_f1"):
-        figures |= {f"cnn.{name}{end}": cnn[f"{name}{end}"] for end in ("", "_low", "_high")}
+    for name in CNN_FIGURES:
+        found = {f"cnn.{name}{end}": cnn[f"{name}{end}"] for end in ("", "_low", "_high")}
+        figures |= {k: value for k, value in found.items() if value is not None}
     seconds = pd.read_csv(outputs / "01_train_cnn" / "six_class" / "history.csv")["seconds"].sum()
     figures["cnn.training_minutes"] = round(seconds / 60, 2)
     figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
@@ -114,26 +126,29 @@ def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float
     return figures
 
 
-def appendix_figures(folder: Path) -> dict[str, float]:
-    """Run appendix A1 and return how far the phantom is from real pictures, and the transfer.
+def appendix_figures(appendix: str, folder: Path) -> dict[str, float]:
+    """Run an appendix and return its headline figures.
 
     Args:
-        folder: Where A1 writes.
+        appendix: One of `APPENDICES`.
+        folder: Where it writes.
 
     Returns:
-        Its keys `realism.*` and `transfer.*`; of the real pictures none where their folder is
-        absent.
+        Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
+        none where the real pictures' folder is absent); of A3 what a leaking split adds to the F1s
+        and the shares of near duplicates (`leakage.*`).
 
     Raises:
         RuntimeError: The notebook failed.
     """
-    notebook = root() / "notebooks" / f"{APPENDIX}.ipynb"
+    notebook = root() / "notebooks" / f"{appendix}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / notebook.name
     measured_run([sys.executable, "-m", "papermill", str(notebook), str(executed),
                   "-p", "profile", PROFILE])  # fmt: skip
+    _, wanted, stem = APPENDICES[appendix]
     found = read_json(folder / "metrics.json")
-    return {k: v for k, v in found.items() if k.startswith(("realism.", "transfer."))}
+    return {f"{stem}{k}": v for k, v in found.items() if k.startswith(wanted)}
 
 
 def benchmarks(folder: Path) -> dict[str, float]:
@@ -152,19 +167,25 @@ def benchmarks(folder: Path) -> dict[str, float]:
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def write_reference(tables: Path, appendix: Path, metrics: dict[str, float]) -> None:
-    """Copy the small tables and figures, and write `metrics.json` and `provenance.json`."""
+def write_reference(outputs: Path, metrics: dict[str, float]) -> None:
+    """Copy the small tables and figures, and write `metrics.json` and `provenance.json`.
+
+    Args:
+        outputs: `outputs/<profile>/` of a finished study with its appendices.
+        metrics: All headline figures.
+    """
     folder = under_root("outputs") / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*"):
         if old.suffix in {".csv", ".md", ".tex", ".png"} and old.name != "gpu.md":
             old.unlink()
-    for path in sorted(tables.iterdir()):
+    for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
             shutil.copyfile(path, folder / path.name)
-    for path in sorted(appendix.iterdir()):
-        if path.stem in APPENDIX_KEPT and path.suffix in {".md", ".png"}:
-            shutil.copyfile(path, folder / f"{APPENDIX}_{path.name}")
+    for appendix, (kept, _, _) in APPENDICES.items():
+        for path in sorted((outputs / appendix / "all").iterdir()):
+            if path.stem in kept and path.suffix in {".md", ".png"}:
+                shutil.copyfile(path, folder / f"{appendix}_{path.name}")
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
 
