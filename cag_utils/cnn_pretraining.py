@@ -1,9 +1,9 @@
 """Pretrain the key-frame twin on other phantom patients, and finish the network that is shipped.
 
-Two things come of it: `weights/convnext_twin/`, a trunk that has been shown facts and no labels,
-from which notebook 01 starts as the paper started from ImageNet; and `weights/keyframe_cnn/`, the
-same trunk taught the six classes, for `python -m cag_utils.keyframes predict`. Notebook A2 makes
-both.
+A network is shown facts, then the six classes of the same strangers. It is shipped twice:
+`weights/keyframe_cnn/` whole, for `python -m cag_utils.keyframes predict`, and, without its last
+layer, `weights/convnext_twin/`, from which notebook 01 starts as the paper started from ImageNet.
+Notebook A2 makes both.
 """
 
 import copy
@@ -173,7 +173,7 @@ def save_trunk(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> P
     """Write the weights without the last layer, in 16 bit, and what is known of them.
 
     Args:
-        model: From `pretrain`.
+        model: From `teach_classes` or `pretrain`.
         folder: Existing folder; gets `model.safetensors` and `model.json`.
         facts: JSON-ready.
 
