@@ -39,7 +39,7 @@ def model_dir(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     model = build_model("convnext_twin", pretrained=True)
-    nn.init.normal_(model.head.fc.weight, std=0.5)
+    nn.init.normal_(model.head.fc.weight, std=0.1)
     save_model(model, folder, {"model": "convnext_twin", "image_px": 32, **SHARP})
     return folder
 
