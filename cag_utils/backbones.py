@@ -1,153 +1,142 @@
-"""The backbones of the study: one entry each, for the published checkpoint and its tiny twin.
+"""Load a backbone: the published checkpoint, a folder of one's own, or the tiny twin.
 
 `load_backbone("gemma3", "real")` and `load_backbone("gemma3", "tiny")` run the same lines; the
-only difference is the name that `from_pretrained` gets.
+only difference is the name that `from_pretrained` gets. Weights are read from safetensors only, no
+repository's code is run, and what was downloaded once loads under `HF_HUB_OFFLINE=1`.
 """
 
 import os
 import warnings
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    SiglipVisionModel,
+)
 from transformers.utils import logging as transformers_logging
 
-from cag_utils.conceptclip import convert_tower, read_state, swap_tower
+from cag_utils.backbone_entries import BACKBONES, Backbone, Tower, get_backbone, registry_table
+from cag_utils.checkpoint_hub import Checkpoint, check_access, fetch_weights, override
+from cag_utils.conceptclip import (
+    convert_tower,
+    has_converted_tower,
+    read_safetensors,
+    swap_tower,
+    tower_width,
+)
 from cag_utils.params import check_choice
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "check_layout",
+    "find_sources",
+    "get_backbone",
+    "load_backbone",
+    "locate",
+    "quantisation",
+    "registry_table",
+]
 
 WEIGHTS = Path(__file__).parent / "weights"
 SIZES = ("tiny", "real")
-HUB_TIMEOUT_S = 5
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where weights come from.
-
-    Attributes:
-        repo: Hugging Face repository.
-        revision: Branch, tag or commit; the commit it resolved to is recorded with the run.
-        licence_url: Where access is granted.
-        twin: Folder of the tiny twin below `cag_utils/weights/`.
-    """
-
-    repo: str
-    revision: str
-    licence_url: str
-    twin: str
-
-
-@dataclass(frozen=True)
-class Tower:
-    """An image tower to put in, with the two sizes that its tensors do not show.
-
-    Attributes:
-        checkpoint: Its weights, in timm's layout.
-        heads: Attention heads, by size.
-        side_px: Input side, by size.
-    """
-
-    checkpoint: Checkpoint
-    heads: dict[str, int]
-    side_px: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One backbone of the study.
-
-    Attributes:
-        checkpoint: The vision-language model.
-        lora_rank: Rank and alpha in the paper (3.2); a profile may set its own.
-        image_px: Side of the square picture the published model reads.
-        image_tokens: Tokens one picture costs in the published model.
-        tower: Replaces the model's own image tower; None leaves it.
-    """
-
-    checkpoint: Checkpoint
-    lora_rank: int
-    image_px: int
-    image_tokens: int
-    tower: Tower | None = None
-
-
-# The paper gives neither checkpoints nor sizes. 4B is the smallest Gemma3 that sees pictures; `pt`
-# (pretrained) is the PaliGemma2 whose refusal the paper quotes, at the middle of its resolutions.
-GEMMA3 = Checkpoint(
-    "google/gemma-3-4b-it", "main", "https://huggingface.co/google/gemma-3-4b-it", "gemma3"
-)
-PALIGEMMA2 = Checkpoint(
-    "google/paligemma2-3b-pt-448",
-    "main",
-    "https://huggingface.co/google/paligemma2-3b-pt-448",
-    "paligemma2",
-)
-CONCEPTCLIP = Checkpoint(
-    "JerrryNie/ConceptCLIP", "main", "https://huggingface.co/JerrryNie/ConceptCLIP", "conceptclip"
-)
-BACKBONES: dict[str, Backbone] = {
-    "paligemma2": Backbone(PALIGEMMA2, lora_rank=16, image_px=448, image_tokens=1024),
-    "gemma3": Backbone(GEMMA3, lora_rank=8, image_px=896, image_tokens=256),
-    "conceptclip_gemma3": Backbone(
-        GEMMA3,
-        lora_rank=8,
-        image_px=384,
-        image_tokens=81,
-        # 384 px in patches of 14 leave 6 px at the edge: a side the tensors cannot tell
-        tower=Tower(CONCEPTCLIP, heads={"real": 16, "tiny": 4}, side_px={"real": 384, "tiny": 0}),
-    ),
-}
-
-
-def get_backbone(name: str) -> Backbone:
-    """Return a registry entry.
-
-    Raises:
-        ValueError: Unknown name; the message suggests the nearest.
-    """
-    return BACKBONES[check_choice("backbone", name, BACKBONES)]
+QUANTISED = ("none", "4bit")
 
 
 def load_backbone(
-    name: str, size: str = "tiny", device: str | None = None, dtype: torch.dtype | None = None
+    name: str,
+    size: str = "tiny",
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    checkpoint: str = "",
+    tower_checkpoint: str = "",
+    quantise: str = "none",
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a backbone, ready to generate or to be tuned.
 
     Args:
         name: A key of `BACKBONES`.
-        size: `real` for the published checkpoint, `tiny` for its twin.
+        size: `real` for a published checkpoint, `tiny` for its twin.
         device: A torch device; the GPU if there is one, else the CPU.
-        dtype: bfloat16 on a GPU and float32 on a CPU if None.
+        dtype: The registry's on a GPU and float32 on a CPU if None.
+        checkpoint: In the place of the registry's, for size real: `owner/name[@revision]`, or a
+            folder. A folder whose tower has been swapped already is taken as it is.
+        tower_checkpoint: Likewise for the image tower that is put in.
+        quantise: none, or 4bit for language-model weights of 4 bits on a GPU.
 
     Returns:
         The model in evaluation mode, and its processor.
 
     Raises:
-        ValueError: Unknown name or size, or the loaded processor is not the published layout.
+        ValueError: Unknown name or size; a checkpoint given for a twin; 4bit without a GPU or
+            bitsandbytes; a tower of unknown width; or model and processor do not fit each other,
+            or not the registry.
         PermissionError: The checkpoint is gated and this machine has no access.
         ConnectionError: The checkpoint is neither in the cache nor reachable.
-        FileNotFoundError: The twin's folder is missing.
+        FileNotFoundError: The folder or the twin is missing, or holds no safetensors.
     """
     backbone = get_backbone(name)
-    check_choice("size", size, SIZES)
     quiet_libraries()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-    found = locate(backbone.checkpoint, size)
-    tower_found = locate(backbone.tower.checkpoint, size) if backbone.tower else None
-    model = AutoModelForImageTextToText.from_pretrained(**found, dtype=dtype).to(device).eval()
-    processor = AutoProcessor.from_pretrained(**found)
-    if backbone.tower:
-        state = read_state(fetch_weights(**tower_found))
-        tower = convert_tower(state, backbone.tower.heads[size], backbone.tower.side_px[size])
-        model, processor = swap_tower(model, processor, tower)
-    if size == "real":
-        check_layout(processor, backbone.image_px, backbone.image_tokens)
+    packed = quantisation(quantise, device)
+    if dtype is None:
+        dtype = getattr(torch, backbone.dtype) if device.startswith("cuda") else torch.float32
+    source, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    found, tower_found = locate(source, size), locate(tower, size) if tower else None
+    model = AutoModelForImageTextToText.from_pretrained(
+        **found, dtype=dtype, use_safetensors=True, **packed
+    ).eval()
+    model = model if packed else model.to(device)
+    apart = backbone.processor if size == "real" and not checkpoint else None
+    processor = AutoProcessor.from_pretrained(**(locate(apart, size) if apart else found))
+    if tower_found:
+        new = _read_tower(backbone.tower, fetch_weights(**tower_found))
+        model, processor = swap_tower(model, processor, new)
+    published = size == "real" and not (checkpoint or tower_checkpoint)
+    expected = (backbone.image_px, backbone.image_tokens)
+    check_layout(processor, *(expected if published else model_layout(model.config)))
     return model, processor
+
+
+def find_sources(
+    name: str, size: str, checkpoint: str = "", tower_checkpoint: str = ""
+) -> tuple[Checkpoint, Checkpoint | None]:
+    """Return where model and tower come from; no tower where none is to be put in.
+
+    Args:
+        name: A key of `BACKBONES`.
+        size: tiny or real.
+        checkpoint: As `load_backbone`.
+        tower_checkpoint: As `load_backbone`.
+
+    Raises:
+        ValueError: Unknown name or size, checkpoints given for a twin, or a tower given for a
+            backbone that keeps its own.
+        PermissionError, ConnectionError, FileNotFoundError: As `locate`.
+    """
+    backbone = get_backbone(name)
+    if check_choice("size", size, SIZES) == "tiny" and (checkpoint or tower_checkpoint):
+        given = checkpoint or tower_checkpoint
+        raise ValueError(f"{given} goes with size real; the tiny twin ships with the study")
+    if tower_checkpoint and not backbone.tower:
+        raise ValueError(f"{name} keeps its own image tower: drop {tower_checkpoint}")
+    source = override(backbone.checkpoint, checkpoint)
+    if not backbone.tower:
+        return source, None
+    if checkpoint and not tower_checkpoint:
+        config = AutoConfig.from_pretrained(**locate(source, size))
+        if has_converted_tower(config):
+            return source, None
+    return source, override(backbone.tower.checkpoint, tower_checkpoint)
 
 
 def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
@@ -166,6 +155,8 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
         ConnectionError: As `check_access`.
     """
     if size == "real":
+        if checkpoint.folder:
+            return {"pretrained_model_name_or_path": str(checkpoint.folder)}
         check_access(checkpoint)
         return {
             "pretrained_model_name_or_path": checkpoint.repo,
@@ -180,67 +171,57 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(folder)}
 
 
-def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = None) -> Path:
-    """Return a folder or file that `conceptclip.read_state` reads; downloads weights only.
+def quantisation(quantise: str, device: str) -> dict:
+    """Return what `from_pretrained` needs to pack weights into 4 bits; nothing for none.
 
-    A tower needs tensors and nothing else, so none of the code in its repository is run.
-
-    Args:
-        pretrained_model_name_or_path: A folder, or a repository's name.
-        revision: Of the repository.
-    """
-    if Path(pretrained_model_name_or_path).is_dir():
-        return Path(pretrained_model_name_or_path)
-    repo = pretrained_model_name_or_path
-    try:
-        return Path(hf_hub_download(repo, "model.safetensors", revision=revision))
-    except EntryNotFoundError:
-        return Path(hf_hub_download(repo, "pytorch_model.bin", revision=revision))
-
-
-def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
-    """Fail within seconds if a published checkpoint cannot be loaded here.
-
-    One request with a short timeout: the hub's own client retries for half a minute.
-
-    Args:
-        checkpoint: Which one.
-        endpoint: The hub's address; huggingface.co, or HF_ENDPOINT, if None.
+    The image tower and the projector stay as they are: one is swapped, the other trained in full.
 
     Raises:
-        PermissionError: It is gated and no token grants access.
-        ConnectionError: It is not in the cache, and offline, unreachable or not found.
+        ValueError: Unknown choice, no GPU, or bitsandbytes is not installed.
+
+    Source:
+        Dettmers et al., QLoRA, 2023: NF4, double quantisation, computation in bfloat16.
     """
-    repo, revision = checkpoint.repo, checkpoint.revision
-    if isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
-        return
-    if constants.is_offline_mode():
-        raise ConnectionError(_no_checkpoint(checkpoint, "offline mode is on (HF_HUB_OFFLINE)"))
-    url = hf_hub_url(repo, "config.json", revision=revision, endpoint=endpoint)
-    try:
-        answer = get_session().head(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # the client's error class depends on the hub's version
-        why = f"the hub did not answer ({type(error).__name__}: {error})"
-        raise ConnectionError(_no_checkpoint(checkpoint, why)) from error
-    if answer.status_code in (401, 403):
-        raise PermissionError(_no_checkpoint(checkpoint, f"it is gated ({answer.status_code})"))
-    if answer.status_code >= 400:
-        why = f"the hub answered {answer.status_code} for revision {revision}"
-        raise ConnectionError(_no_checkpoint(checkpoint, why))
+    if check_choice("quantise", quantise, QUANTISED) == "none":
+        return {}
+    if not device.startswith("cuda"):
+        raise ValueError(f"quantise 4bit needs a CUDA GPU, this is {device!r}: pass none")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("quantise 4bit needs bitsandbytes:  pip install bitsandbytes")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def model_layout(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return the side of the picture a model reads, in pixels, and the tokens it becomes."""
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return vision.image_size, getattr(config, "mm_tokens_per_image", patches)
 
 
 def check_layout(processor: ProcessorMixin, image_px: int, image_tokens: int) -> None:
     """Check that a processor squashes to the expected side and spends the expected tokens.
 
+    Args:
+        processor: What was loaded.
+        image_px: From the registry for its own checkpoints, from the model for any other.
+        image_tokens: Likewise.
+
     Raises:
-        ValueError: It does not: another resolution or revision than the registry says.
+        ValueError: It does not: another resolution or revision.
     """
     size = processor.image_processor.size
     got = (size["height"], size["width"], processor.image_seq_length)
     if got != (image_px, image_px, image_tokens):
         raise ValueError(
             f"the processor makes {got[0]} x {got[1]} px and {got[2]} image tokens, the registry "
-            f"says {image_px} x {image_px} and {image_tokens}: check the checkpoint's revision"
+            f"or the model says {image_px} x {image_px} and {image_tokens}: check the revision"
         )
 
 
@@ -253,10 +234,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*IProgress not found.*")
 
 
-def _no_checkpoint(checkpoint: Checkpoint, why: str) -> str:
-    return (
-        f"{checkpoint.repo} cannot be loaded: {why}.\n"
-        f"1. accept its licence at {checkpoint.licence_url}\n"
-        "2. log in with  hf auth login\n"
-        f"Or use the tiny twin {checkpoint.twin!r}: pass  -p size tiny"
-    )
+def _read_tower(entry: Tower, weights: Path) -> SiglipVisionModel:
+    """Convert a tower whose width says how many heads it has."""
+    state = read_safetensors(weights)
+    width = tower_width(state)
+    if width not in entry.heads:
+        raise ValueError(
+            f"the tower in {weights} is {width} wide, and its heads show in no tensor: "
+            f"the registry knows the widths {sorted(entry.heads)}"
+        )
+    return convert_tower(state, entry.heads[width], entry.side_px[width])

@@ -8,20 +8,36 @@ way, and it costs Gemma3 nothing but image tokens: 27 x 27 patches pool to 81 to
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    PreTrainedConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
+from cag_utils.tensor_files import read_safetensors, read_state
+
+__all__ = [
+    "convert_tower",
+    "has_converted_tower",
+    "pooling_side",
+    "read_safetensors",
+    "read_state",
+    "rename_tower",
+    "swap_tower",
+    "tower_config",
+    "tower_state",
+    "tower_width",
+]
+
 PATCHES = "patch_embed.proj.weight"  # the one name every timm ViT has, whatever its prefix
+
+CONVERTED_GELU = "gelu"  # the exact one; the published SigLIP of Gemma3 has gelu_pytorch_tanh
 
 BLOCK_NAMES = {
     "norm1": "layer_norm1",
@@ -30,31 +46,6 @@ BLOCK_NAMES = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-
-
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's tensors without running any code that came with it.
-
-    Args:
-        path: A `.safetensors` or `.bin` file, or a folder that holds `model.safetensors` or
-            `pytorch_model.bin`.
-
-    Returns:
-        Name to tensor, on the CPU.
-
-    Raises:
-        FileNotFoundError: The folder holds neither file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        names = ("model.safetensors", "pytorch_model.bin")
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
-            raise FileNotFoundError(f"{path} holds neither {names[0]} nor {names[1]}")
-        path = found[0]
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def tower_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -77,6 +68,20 @@ def tower_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         )
     start = prefixes[0]
     return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
+
+
+def tower_width(state: Mapping[str, torch.Tensor]) -> int:
+    """Return the width of the image tower in a ConceptCLIP or bare timm state dict.
+
+    Raises:
+        ValueError: As `tower_state`.
+    """
+    return tower_state(state)[PATCHES].shape[0]
+
+
+def has_converted_tower(config: PreTrainedConfig) -> bool:
+    """Say whether a saved Gemma3 carries a converted tower: only those have the exact GELU."""
+    return getattr(config.vision_config, "hidden_act", None) == CONVERTED_GELU
 
 
 def tower_config(
@@ -115,7 +120,7 @@ def tower_config(
         num_attention_heads=heads,
         image_size=side or grid * patch,
         patch_size=patch,
-        hidden_act="gelu",
+        hidden_act=CONVERTED_GELU,
         vision_use_head=False,
     )
 

@@ -1,27 +1,48 @@
 """The registry, its twins, and how a checkpoint that cannot be loaded says so."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, PaliGemmaForConditionalGeneration
 
-from cag_utils import backbones
+from cag_utils import backbones, checkpoint_hub
 from cag_utils.backbones import (
     BACKBONES,
-    Checkpoint,
-    check_access,
     check_layout,
-    fetch_weights,
+    find_sources,
     get_backbone,
     load_backbone,
     locate,
+    model_layout,
+    quantisation,
+    registry_table,
 )
+from cag_utils.checkpoint_hub import (
+    Checkpoint,
+    check_access,
+    fetch_weights,
+    is_here,
+    override,
+    remote_code,
+    resolved_commit,
+)
+from cag_utils.examples import encode_prompts
 from cag_utils.settings import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 NOWHERE = Checkpoint("nobody/nothing", "main", "https://example.org/licence", "gemma3")
 
@@ -156,13 +177,14 @@ def test_no_hub_at_all_fails_within_seconds():
 
 
 def test_offline_mode_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(backbones.constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(checkpoint_hub.constants, "is_offline_mode", lambda: True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
         load_backbone("paligemma2", "real")
 
 
 def test_a_cached_checkpoint_needs_no_hub(monkeypatch):
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_, **__: "/cache/config.json")
+    found = lambda *_, **__: "/cache/config.json"  # noqa: E731
+    monkeypatch.setattr(checkpoint_hub, "try_to_load_from_cache", found)
     check_access(NOWHERE, "http://127.0.0.1:9")
     assert locate(NOWHERE, "real")["revision"] == "main"
 
@@ -172,37 +194,261 @@ def test_weights_of_a_tower_come_from_a_folder_or_the_hub(monkeypatch, tmp_path)
     asked = []
 
     def download(repo, name, revision):
-        asked.append(name)
-        if name == "model.safetensors":
-            raise backbones.EntryNotFoundError("not there")
+        asked.append((name, revision))
+        if repo == "a/pickle":
+            raise checkpoint_hub.EntryNotFoundError("not there")
         return f"/cache/{name}"
 
-    monkeypatch.setattr(backbones, "hf_hub_download", download)
-    assert fetch_weights("a/b", "main").name == "pytorch_model.bin"
-    assert asked == ["model.safetensors", "pytorch_model.bin"]
+    monkeypatch.setattr(checkpoint_hub, "hf_hub_download", download)
+    assert fetch_weights("a/b", "main").name == "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="a .bin is a pickle"):
+        fetch_weights("a/pickle", "main")
+    assert asked == [("model.safetensors", "main")] * 2
 
 
 def test_another_resolution_than_the_registrys_is_noticed(twins):
     _, processor = load_backbone("gemma3", "tiny", device="cpu")
     side = processor.image_processor.size["height"]
     check_layout(processor, side, processor.image_seq_length)
-    with pytest.raises(ValueError, match="registry says 896 x 896 and 256"):
+    with pytest.raises(ValueError, match="says 896 x 896 and 256"):
         check_layout(processor, 896, 256)
 
 
 def test_real_and_tiny_differ_by_name_only(twins, monkeypatch):
     """The published checkpoint runs the same lines: here it is served from the twin's folder."""
-    seen = []
-    monkeypatch.setattr(backbones, "check_access", lambda checkpoint: seen.append(checkpoint.repo))
-    served = {
-        name: locate(BACKBONES[name].checkpoint, "tiny")["pretrained_model_name_or_path"]
-        for name in BACKBONES
+    folder = locate(BACKBONES["gemma3"].checkpoint, "tiny")["pretrained_model_name_or_path"]
+    tiny, processor = load_backbone("gemma3", "tiny", device="cpu")
+    real, same = load_backbone("gemma3", "real", device="cpu", checkpoint=folder)
+    assert type(real) is type(tiny) and same.image_seq_length == processor.image_seq_length
+    state = real.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in tiny.state_dict().items())
+
+
+def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weights, monkeypatch):
+    served = replace(BACKBONES["gemma3"].checkpoint, repo=str(weights / "gemma3"))
+    as_is = replace(BACKBONES["gemma3"], checkpoint=served)
+    monkeypatch.setitem(BACKBONES, "gemma3", as_is)
+    with pytest.raises(ValueError, match="says 896 x 896 and 256"):
+        load_backbone("gemma3", "real", device="cpu")
+    fitting = replace(as_is, image_px=IMAGE_PX, image_tokens=POOLED_TOKENS, processor=served)
+    monkeypatch.setitem(BACKBONES, "gemma3", fitting)
+    assert load_backbone("gemma3", "real", device="cpu")[1].image_seq_length == POOLED_TOKENS
+
+
+def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(weights, tmp_path):
+    parts = {
+        "checkpoint": str(weights / "gemma3"),
+        "tower_checkpoint": str(weights / "conceptclip"),
     }
-    entry = BACKBONES["gemma3"]
-    _, processor = load_backbone("gemma3", "tiny", device="cpu")
-    side = processor.image_processor.size["height"]
-    twin = Checkpoint(served["gemma3"], "main", entry.checkpoint.licence_url, "gemma3")
-    as_real = backbones.Backbone(twin, 8, side, processor.image_seq_length)
-    monkeypatch.setitem(BACKBONES, "gemma3", as_real)
-    model, _ = load_backbone("gemma3", "real", device="cpu")
-    assert seen == [served["gemma3"]] and type(model) is Gemma3ForConditionalGeneration
+    model, processor = load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert find_sources("conceptclip_gemma3", "real", str(tmp_path))[1] is None
+    again, back = load_backbone("conceptclip_gemma3", "real", "cpu", checkpoint=str(tmp_path))
+    state = again.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    layout = (back.image_processor.size["height"], back.image_seq_length)
+    assert layout == model_layout(again.config) == model_layout(model.config)
+
+
+def test_a_folder_whose_processor_is_another_models_is_refused(weights, tmp_path):
+    folder = Path(shutil.copytree(weights / "gemma3", tmp_path / "mixed"))
+    config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    config["image_seq_length"] = 7
+    (folder / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="and 7 image tokens"):
+        load_backbone("gemma3", "real", device="cpu", checkpoint=str(folder))
+
+
+def test_a_folder_of_pickles_is_never_read(weights, tmp_path):
+    folder = Path(shutil.copytree(weights / "gemma3", tmp_path / "pickled"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_backbone("gemma3", "real", device="cpu", checkpoint=str(folder))
+
+
+def test_a_tower_of_a_width_nobody_knows_is_refused(weights, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"patch_embed.proj.weight": torch.zeros(96, 3, 2, 2)}, tmp_path / "model.safetensors")
+    parts = {"checkpoint": str(weights / "gemma3"), "tower_checkpoint": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"96 wide.*\[128, 1152\]"):
+        load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
+
+
+def test_what_may_stand_in_for_a_registry_entry(tmp_path):
+    entry = BACKBONES["gemma3"].checkpoint
+    assert override(entry, "") is entry
+    assert override(entry, str(tmp_path)).folder == tmp_path
+    other = override(entry, f"org/model@{COMMIT}")
+    assert (other.repo, other.revision, other.twin) == ("org/model", COMMIT, "gemma3")
+    assert override(entry, "org/model").revision == "main" and not other.gated
+    assert override(entry, f"{entry.repo}@{COMMIT}") == replace(entry, revision=COMMIT)
+    for lost in ("/no/such/folder", "gemma", "./a/b"):
+        with pytest.raises(FileNotFoundError, match="neither a folder nor owner/name"):
+            override(entry, lost)
+
+
+def test_checkpoints_that_go_nowhere_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="goes with size real"):
+        load_backbone("gemma3", "tiny", checkpoint="org/model")
+    with pytest.raises(ValueError, match="gemma3 keeps its own image tower"):
+        load_backbone("gemma3", "real", tower_checkpoint=str(tmp_path))
+
+
+def test_four_bits_need_a_gpu_and_bitsandbytes(monkeypatch):
+    assert quantisation("none", "cpu") == {}
+    with pytest.raises(ValueError, match="unknown quantise '8bit'"):
+        quantisation("8bit", "cuda")
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        load_backbone("gemma3", "tiny", device="cpu", quantise="4bit")
+    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        quantisation("4bit", "cuda")
+
+
+def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(monkeypatch):
+    made = {}
+    monkeypatch.setattr(backbones, "find_spec", lambda name: True)
+    monkeypatch.setattr(backbones, "BitsAndBytesConfig", lambda **kwargs: made.update(kwargs))
+    assert quantisation("4bit", "cuda:1")["device_map"] == {"": "cuda:1"}
+    assert made.pop("bnb_4bit_compute_dtype") is torch.bfloat16
+    kept = made.pop("llm_int8_skip_modules")
+    assert {"vision_tower", "multi_modal_projector"} <= set(kept)
+    assert made == {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_prompt_format_is_what_the_processor_gets(twins, name):
+    from PIL import Image
+
+    _, processor = load_backbone(name, "tiny", device="cpu")
+    ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
+    text = processor.tokenizer.decode(ids[0])
+    expected = "chat" if "<start_of_turn>" in text else "prefix"
+    assert get_backbone(name).prompt_format == expected
+    with pytest.raises(ValueError, match="unknown prompt_format"):
+        replace(get_backbone(name), prompt_format="poem")
+
+
+def test_the_registry_says_everything_about_every_checkpoint():
+    table = registry_table()
+    assert set(table["backbone"]) == set(BACKBONES) and table["gated"].all()
+    assert not table.isna().any().any() and (table["download_gb"] > 0).all()
+    assert (table["dtype"] == "bfloat16").all()
+    assert table["licence_url"].str.startswith("https://huggingface.co/").all()
+    towers = table[table["part"] == "image tower"]
+    assert list(towers["checkpoint"]) == ["JerrryNie/ConceptCLIP"]
+
+
+def test_remote_code_is_off_and_takes_one_commit_of_one_repository():
+    conceptclip = BACKBONES["conceptclip_gemma3"].tower.checkpoint
+    assert remote_code(conceptclip) == {}
+    pinned = remote_code(conceptclip, COMMIT)
+    assert pinned == {"trust_remote_code": True, "revision": COMMIT, "code_revision": COMMIT}
+    for moving in ("main", "v1.0", COMMIT[:12], COMMIT.upper()):
+        with pytest.raises(ValueError, match="40 hexadecimal digits"):
+            remote_code(conceptclip, moving)
+    with pytest.raises(ValueError, match="never run"):
+        remote_code(NOWHERE, COMMIT)
+
+
+def test_no_backbone_runs_code_or_unpickles():
+    package = Path(backbones.__file__).parent
+    for name in ("backbones", "backbone_entries", "conceptclip", "preflight", "adapters", "sft"):
+        source = (package / f"{name}.py").read_text(encoding="utf-8")
+        assert "trust_remote_code" not in source and "pickle.load" not in source, name
+    loads = {
+        path.name: re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8"))
+        for path in package.rglob("*.py")
+    }
+    assert all("weights_only=True" in call for calls in loads.values() for call in calls), loads
+
+
+def cached(cache, repo, folder):
+    """Lay a folder into a hub cache, as a download of its main branch would."""
+    at = cache / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(folder, at / "snapshots" / COMMIT)
+    (at / "refs").mkdir()
+    (at / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+
+
+OFFLINE = """
+from dataclasses import replace
+from cag_utils.backbones import BACKBONES, load_backbone
+from cag_utils.checkpoint_hub import resolved_commit
+from cag_utils.preflight import preflight, sources_table
+
+print(preflight("gemma3", "real", checkpoint="org/twin", device="cpu")["ok"].all())
+model, processor = load_backbone("gemma3", "real", "cpu", checkpoint="org/twin")
+print(processor.image_seq_length, resolved_commit("org/twin"))
+parts = {"checkpoint": "org/twin", "tower_checkpoint": "org/tower"}
+load_backbone("conceptclip_gemma3", "real", "cpu", **parts)
+print(list(sources_table("conceptclip_gemma3", "real", **parts)["commit"]))
+entry, side = BACKBONES["gemma3"], processor.image_processor.size["height"]
+fit = replace(entry, image_px=side, image_tokens=processor.image_seq_length)
+BACKBONES["gemma3"] = fit
+print(type(load_backbone("gemma3", "real", "cpu")[0]).__name__)
+try:
+    load_backbone("paligemma2", "real", "cpu")
+except ConnectionError as error:
+    print(error)
+"""
+
+
+def test_what_is_cached_loads_offline(weights, tmp_path):
+    cached(tmp_path, "org/twin", weights / "gemma3")
+    cached(tmp_path, "google/gemma-3-4b-it", weights / "gemma3")
+    cached(tmp_path, "org/tower", weights / "conceptclip")
+    env = os.environ | {
+        "HF_HUB_CACHE": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens, were it asked
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OFFLINE],
+        env=env,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "True" and lines[1] == f"{POOLED_TOKENS} {COMMIT}"
+    assert lines[2] == str([COMMIT, COMMIT])
+    assert lines[3] == "Gemma3ForConditionalGeneration"
+    assert "offline mode is on" in lines[4] and "hf auth login" in done.stdout
+
+
+def test_the_cache_is_asked_for_all_parts_of_the_weights(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    split = Checkpoint("org/split", "main", "", "gemma3")
+    assert not is_here(split)
+    cached(tmp_path, "org/split", weights / "gemma3")
+    assert is_here(split)
+    snapshot = tmp_path / "models--org--split" / "snapshots" / COMMIT
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors").rename(snapshot / parts["a"])
+    assert not is_here(split)  # the configuration alone
+    index = json.dumps({"weight_map": parts})
+    (snapshot / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    assert not is_here(split)
+    (snapshot / parts["b"]).touch()
+    assert is_here(split)
+    assert resolved_commit("org/split") == COMMIT
+    with pytest.raises(FileNotFoundError, match="not in the cache"):
+        resolved_commit("org/other")
+
+
+def test_a_folders_commit_follows_its_weights(weights, tmp_path):
+    folder = Path(shutil.copytree(weights / "conceptclip", tmp_path / "tower"))
+    first = resolved_commit(str(folder))
+    assert first == resolved_commit(str(weights / "conceptclip")) and first.startswith("sha256:")
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert resolved_commit(str(folder)) != first

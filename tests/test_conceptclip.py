@@ -1,12 +1,19 @@
 """The tower conversion and swap, against timm itself and against the published sizes."""
 
+import pickle
+from pathlib import Path
+
+import numpy as np
 import pytest
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
@@ -15,13 +22,18 @@ from transformers import (
 
 from cag_utils.conceptclip import (
     convert_tower,
+    has_converted_tower,
     pooling_side,
+    read_safetensors,
     read_state,
     rename_tower,
     swap_tower,
     tower_config,
     tower_state,
+    tower_width,
 )
+from cag_utils.examples import encode_prompts
+from cag_utils.twins import build_twin
 
 SMALL = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 REAL = "vit_so400m_patch14_siglip_384"
@@ -166,14 +178,41 @@ def test_a_missing_tensor_is_not_passed_over():
         convert_tower(state, heads=4)
 
 
-def test_checkpoint_files_are_read(tmp_path):
-    state = {"a.patch_embed.proj.weight": torch.arange(3.0)}
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+def test_a_towers_files_are_safetensors_whole_or_in_parts(tmp_path):
+    with pytest.raises(FileNotFoundError, match="A .bin is a pickle"):
+        read_safetensors(tmp_path)
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    for pickled in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(FileNotFoundError, match="convert it once"):
+            read_safetensors(pickled)
+    save_file({"b": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"c": torch.ones(3)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert sorted(read_safetensors(tmp_path)) == ["b", "c"]
+    save_file({"d": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert list(read_safetensors(tmp_path)) == ["d"]
+    assert list(read_safetensors(tmp_path / "model.safetensors")) == ["d"]
+
+
+def test_medclips_bin_is_read_without_running_what_is_in_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
         read_state(tmp_path)
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    assert torch.equal(read_state(tmp_path)[next(iter(state))], torch.arange(3.0))
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "pytorch_model.bin")
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        assert torch.equal(read_state(path)["a"], torch.arange(3.0))
     save_file({"b": torch.ones(2)}, tmp_path / "model.safetensors")
     assert list(read_state(tmp_path)) == ["b"]
+
+
+def test_a_bin_that_holds_code_is_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    with (tmp_path / "pytorch_model.bin").open("wb") as file:
+        torch.save({"a": Bomb()}, file)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        read_state(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_published_tower_gives_27_by_27_patches_and_81_tokens():
@@ -235,6 +274,77 @@ def test_the_real_grid_runs_at_small_width(processor):
     assert forward(model, 81, 384).shape == (1, 86, 40)
 
 
+@pytest.fixture(scope="module")
+def swapped(tmp_path_factory):
+    """A twin of Gemma3 with a small tower of the published layout: 384 px, patches of 14."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    model, processor = build_twin("gemma3", folder, seed=0)
+    width = model.config.vision_config.hidden_size
+    tower = timm_tower(img_size=384, patch_size=14, embed_dim=width, depth=2)
+    kept = {k: v.clone() for k, v in model.model.multi_modal_projector.state_dict().items()}
+    state = {f"visual.trunk.{name}": values for name, values in tower.state_dict().items()}
+    return *swap_tower(model, processor, convert_tower(state, 4, side=384)), tower, kept
+
+
+def test_the_real_layout_equals_timm_and_keeps_gemmas_projector(swapped):
+    model, _, tower, kept = swapped
+    pixels = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        want = tower.forward_features(pixels)
+        got = model.model.vision_tower(pixels).last_hidden_state
+    assert got.shape == (1, 729, tower.embed_dim) and (got - want).abs().max() <= 1e-5
+    now = model.model.multi_modal_projector.state_dict()
+    assert now.keys() == kept.keys() and all(torch.equal(now[k], v) for k, v in kept.items())
+
+
+def test_every_key_has_one_place_and_every_place_its_key(swapped):
+    model, _, tower, _ = swapped
+    state = tower.state_dict()
+    renamed = rename_tower(state)
+    assert renamed.keys() == model.model.vision_tower.state_dict().keys()
+    left = {name for name in state if name.startswith("attn_pool.")}  # Gemma3 reads the patches
+    three = {name for name in state if ".attn.qkv." in name}
+    assert left and len(renamed) == len(state) - len(left) + 2 * len(three)
+    values = sum(t.numel() for t in renamed.values())
+    assert values == sum(t.numel() for name, t in state.items() if name not in left)
+
+
+def test_the_processor_agrees_and_generation_is_bit_equal_after_reloading(swapped, tmp_path):
+    model, processor, _, _ = swapped
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    pictures = [Image.fromarray(noise), Image.new("RGB", (512, 512), "white")]
+
+    def answers(model, processor):
+        batch = encode_prompts(processor, pictures, ["Report?", "Report the frame, please."])
+        longest = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+        with torch.inference_mode():
+            out = model.generate(
+                **batch, **longest, output_logits=True, return_dict_in_generate=True
+            )
+        return batch, out.sequences, torch.stack(out.logits)
+
+    batch, ids, logits = answers(model, processor)
+    assert batch["pixel_values"].shape[-2:] == (384, 384)
+    assert (batch["input_ids"] == model.config.image_token_index).sum(1).tolist() == [81, 81]
+    assert model.config.mm_tokens_per_image == processor.image_seq_length == 81
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    back = AutoProcessor.from_pretrained(tmp_path)
+    assert (back.image_processor.size["height"], back.image_seq_length) == (384, 81)
+    batch_again, ids_again, logits_again = answers(again, back)
+    assert torch.equal(batch_again["pixel_values"], batch["pixel_values"])
+    assert torch.equal(ids_again, ids) and torch.equal(logits_again, logits)
+
+
+def test_a_converted_tower_is_known_by_its_gelu_and_its_width(swapped):
+    model, _, tower, _ = swapped
+    assert has_converted_tower(model.config) and not has_converted_tower(gemma3().config)
+    assert tower_width(tower.state_dict()) == tower.embed_dim
+    with pytest.raises(ValueError, match="found 0"):
+        tower_width({})
+
+
 def test_a_tower_of_another_width_is_refused(processor):
     tower = convert_tower(timm_tower(embed_dim=48).state_dict(), heads=4)
     with pytest.raises(ValueError, match="tower is 48 wide, Gemma3's projector reads 32"):
@@ -255,8 +365,9 @@ def test_the_shipped_twin_loses_nothing_on_its_way_into_gemma3(processor):
     from cag_utils.embedders import load_embedder
 
     entry = BACKBONES["conceptclip_gemma3"].tower
-    state = read_state(WEIGHTS / entry.checkpoint.twin)
-    tower = convert_tower(state, entry.heads["tiny"], entry.side_px["tiny"]).float()
+    state = read_safetensors(WEIGHTS / entry.checkpoint.twin)
+    width = tower_width(state)
+    tower = convert_tower(state, entry.heads[width], entry.side_px[width]).float()
     side = tower.config.image_size
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(7))
     trunk = load_embedder("conceptclip", "tiny").towers.module.visual.trunk
@@ -265,4 +376,4 @@ def test_the_shipped_twin_loses_nothing_on_its_way_into_gemma3(processor):
     assert off.abs().max() <= 1e-5
     grid = side // tower.config.patch_size
     model, made = swap_tower(gemma3(width=tower.config.hidden_size), processor, tower)
-    assert made["tokens"] == (grid // pooling_side(grid, 2)) ** 2 == 25
+    assert made["tokens"] == (grid // pooling_side(grid, 2)) ** 2
