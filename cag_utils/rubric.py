@@ -75,8 +75,10 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
 
     Returns:
         `overall` (0 to 10), the five errors, `segment_match`, `laterality_match` and `unparseable`
-        (0 or 1). A criterion whose truth is unknown (own findings in which no side, stenosis or
-        plan can be read) is None, never 0.
+        (0 or 1), and of the truth's lesions `lesions_named`, the share whose segment is named, and
+        `grades_near`, the share that is named with a grade at most one AHA step off; both None
+        without a lesion. A criterion whose truth is unknown (own findings in which no side,
+        stenosis or plan can be read) is None, never 0.
     """
     errors = {name: _error(name, output, truth) for name in ERRORS}
     if output.unparseable:
@@ -88,7 +90,7 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
         "segment_match": int(_segments_match(output, truth)) if _says_where(truth) else None,
         "laterality_match": None if side_error is None else 1 - side_error,
         "unparseable": int(output.unparseable),
-    }
+    } | _lesion_shares(output, truth)
 
 
 def contradictions(entities: Entities) -> frozenset[str]:
@@ -171,6 +173,17 @@ def _segments_match(output: Entities, truth: Entities) -> bool:
     return there == here
 
 
+def _lesion_shares(output: Entities, truth: Entities) -> dict[str, float | None]:
+    """Of the lesions that the truth places in a segment: how many are named, and graded well."""
+    true = [s for s in truth.stenoses if s.segment]
+    if not true:
+        return {"lesions_named": None, "grades_near": None}
+    said = {s.segment: s.percent for s in output.stenoses if s.segment}
+    named = [s for s in true if s.segment in said]
+    near = [s for s in named if said[s.segment] and _grades_apart(said[s.segment], s.percent) <= 1]
+    return {"lesions_named": len(named) / len(true), "grades_near": len(near) / len(true)}
+
+
 def _stenosis_error(output: Entities, truth: Entities) -> bool:
     """Wrong number of significant stenoses, or a worst grade more than one AHA step away."""
     ungraded = any(s.percent is None for s in set(output.stenoses) - set(truth.stenoses))
@@ -183,8 +196,11 @@ def _stenosis_error(output: Entities, truth: Entities) -> bool:
 def _steps_apart(output: Entities, truth: Entities) -> int | None:
     if output.worst_percent is None or truth.worst_percent is None:
         return None
-    one, other = (STEPS.index(to_grade(e.worst_percent)) for e in (output, truth))
-    return abs(one - other)
+    return _grades_apart(output.worst_percent, truth.worst_percent)
+
+
+def _grades_apart(one: int, other: int) -> int:
+    return abs(STEPS.index(to_grade(one)) - STEPS.index(to_grade(other)))
 
 
 def _plan_conflicts(entities: Entities) -> set[str]:

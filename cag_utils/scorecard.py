@@ -12,7 +12,15 @@ from cag_utils.settings import Stats
 from cag_utils.stats import Estimate, mean_interval, paired_difference
 
 RUBRIC = "rubric"  # the "reader" of a score that a program gave
-MATCHES = ("segment_match", "laterality_match", "unparseable")
+LESION_SHARES = ("lesions_named", "grades_near")
+MATCHES = ("segment_match", "laterality_match", "unparseable", *LESION_SHARES)
+INTERVALS = {
+    "overall": "overall",
+    "segment": "segment_match",
+    **{name: name for name in LESION_SHARES},
+}
+WITHOUT_ERROR = {name.removesuffix("_error") + "_right": name for name in ERRORS}
+GAINS = ("overall", *WITHOUT_ERROR, "segment_match", *LESION_SHARES)
 COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
 
 
@@ -106,8 +114,9 @@ def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
 
     Returns:
         model, cases, mean, sd, the five error counts (missing where no truth was known), and
-        for overall, segment and laterality the estimate with `_low` and `_high`, the error rates
-        (`<error>_rate`) and `unparseable_rate`.
+        for overall, segment and the two shares of lesions (`lesions_named`, and `grades_near`) the
+        estimate with `_low` and `_high`, laterality, the error rates (`<error>_rate`) and
+        `unparseable_rate`.
     """
     rows = []
     for model in in_order(scores["model"]):
@@ -115,7 +124,7 @@ def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         row = {"model": model, "cases": part["case_id"].nunique()}
         row |= {"mean": part["overall"].mean(), "sd": part["overall"].std()}
         row |= {name: part[name].sum(min_count=1) for name in ERRORS}
-        for name, column in (("overall", "overall"), ("segment", "segment_match")):
+        for name, column in INTERVALS.items():
             found = _interval(part, column, stats, seed)
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         row |= {f"{name}_rate": part[name].mean() for name in ERRORS}
@@ -147,15 +156,16 @@ def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         seed: Of the bootstrap, by patient.
 
     Returns:
-        One row a tuned model whose base was run and a measure (overall, segment_match): model,
-        base, measure, cases, difference (tuned - base), low, high, beats_base (low > 0).
+        One row a tuned model whose base was run and a measure (`GAINS`: the overall mark, each of
+        the five criteria as the share without that error, and what entities match): model, base,
+        measure, cases, difference (tuned - base), low, high, beats_base (low > 0).
     """
     case = ["patient_id", "case_id"]
-    measures = ("overall", "segment_match")
-    wide = {name: scores.pivot_table(name, case, "model", aggfunc="mean") for name in measures}
+    right = scores.assign(**{good: 1 - scores[error] for good, error in WITHOUT_ERROR.items()})
+    wide = {name: right.pivot_table(name, case, "model", aggfunc="mean") for name in GAINS}
     rows = []
     for tuned, base in _tuned_and_base(set(scores["model"])):
-        for measure in measures:
+        for measure in GAINS:
             both = wide[measure].reindex(columns=[tuned, base]).dropna().reset_index()
             if both.empty:
                 continue
@@ -193,6 +203,7 @@ def flat_metrics(summary: pd.DataFrame, compared: pd.DataFrame) -> dict[str, flo
         "laterality": "laterality_accuracy",
     }
     kept = [*renamed, *(f"{name}_rate" for name in ERRORS), "unparseable_rate"]
+    kept += [f"{name}{end}" for name in LESION_SHARES for end in ("", "_low", "_high")]
     figures = {}
     for row in summary.to_dict("records"):
         figures |= {f"{row['model']}.{renamed.get(name, name)}": row[name] for name in kept}

@@ -217,6 +217,19 @@ def test_no_truth_contradicts_itself(case):
     assert not contradictions(truth_entities(side, lesions, plan))
 
 
+def test_the_shares_of_lesions_by_hand():
+    truth = truth_entities(
+        "LCA", [{"segment": 6, "percent": 90}, {"segment": 11, "percent": 50}], "pci"
+    )
+    both = mark("LAD #6 shows 75% stenosis. LCX #11 shows 100% stenosis.", truth)
+    assert (both["lesions_named"], both["grades_near"]) == (1.0, 0.5)  # 75 is next to 90
+    one = mark("LCX #11 shows 25% stenosis. LCX #13 shows 90% stenosis.", truth)
+    assert (one["lesions_named"], one["grades_near"]) == (0.5, 0.5)
+    assert mark("Sorry.", truth)["lesions_named"] == 0
+    healthy = mark("No significant stenosis in the LCA.", truth_entities("LCA", [], "none"))
+    assert healthy["lesions_named"] is None and healthy["grades_near"] is None
+
+
 def test_what_the_truth_says_too_is_no_contradiction():
     own = read_entities(f"LAD #7 shows 75% stenosis. LAD #7 shows 90% stenosis. {PCI}", "en")
     assert contradictions(own) == {"two grades for #7"}
@@ -230,7 +243,8 @@ def test_unknown_truth_is_missing_and_never_counted_as_right():
     assert marks["overall"] == 7.5  # (2 side + 1 artery + 2 grade + 1 logic) of 8
     unread = mark(f"LCX #11 shows 75% stenosis. {PCI}", Entities())
     missing = {k for k, v in unread.items() if v is None}
-    assert missing == set(ERRORS) - {"logical_error"} | {"segment_match", "laterality_match"}
+    matches = {"segment_match", "laterality_match", "lesions_named", "grades_near"}
+    assert missing == set(ERRORS) - {"logical_error"} | matches
     empty = mark("", own)
     assert empty["treatment_error"] is None and empty["stenosis_error"] == 1
 

@@ -114,7 +114,8 @@ def test_unknown_truth_stays_missing_in_the_table():
     scored = score_generations(made, table, "en")
     summary = summarise(scored, STATS, 0)
     assert math.isnan(summary["segment"][0]) and table4(summary)["segment_match"][0] == "–"
-    assert set(against_base(scored, STATS, 0)["measure"]) == {"overall"}
+    compared = against_base(scored, STATS, 0)
+    assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
 
 
 def test_the_summary_hand_worked():
@@ -144,10 +145,13 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     compared = against_base(marks(), STATS, 0).set_index("measure")
     assert compared.loc["overall", "difference"] == 10 and compared["beats_base"].all()
     assert compared.loc["segment_match", "cases"] == 8
+    assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
+    assert {f"{name.removesuffix('_error')}_right" for name in ERRORS} < set(compared.index)
     same = against_base(marks({"gemma3_base": perfect, "gemma3_lora": perfect}), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
     worse = against_base(marks({"gemma3_base": perfect, "gemma3_lora": sorry}), STATS, 0)
     assert (worse["high"] < 0).all() and not worse["beats_base"].any()
+    assert len(worse) == 9
 
 
 def test_a_gain_on_half_of_the_patients_is_not_clear():
@@ -158,6 +162,7 @@ def test_a_gain_on_half_of_the_patients_is_not_clear():
         return sorry(row) if row["case_id"] < "case-0003" else perfect(row)
 
     compared = against_base(marks({"gemma3_base": half, "gemma3_lora": rest}), STATS, 0)
+    compared = compared[compared["cases"] == 8]  # lesions: the fourth patient alone differs
     assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
     assert not compared["beats_base"].any()
 
@@ -183,6 +188,8 @@ def test_flat_metrics():
     assert figures["gemma3_base.logical_error_rate"] == 1
     assert figures["gemma3_lora.overall_gain"] == 10 and figures["gemma3_lora.segment_gain"] == 1
     assert figures["gemma3_lora.overall_gain_clear"] == 1
+    assert figures["gemma3_lora.lesions_named"] == figures["gemma3_lora.grades_near"] == 1
+    assert figures["gemma3_lora.vessel_right_gain"] == 1
 
 
 def sheet(scored, reader, overall):
@@ -199,7 +206,8 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     assert summary.loc["gemma3_base", "overall"] == 7 and summary.loc["gemma3_base", "cases"] == 8
     assert summary["segment"].to_dict() == {"gemma3_base": 0, "gemma3_lora": 1}
     # Two readers of one text are one case, not two.
-    assert against_base(read, STATS, 0)["cases"].tolist() == [8, 8]
+    cases = against_base(read, STATS, 0).set_index("measure")["cases"]
+    assert cases["overall"] == 8 and cases["segment_match"] == 8
 
 
 def test_refuses_what_does_not_belong_together():
