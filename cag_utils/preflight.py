@@ -154,7 +154,7 @@ def preflight(
     each = 2 if machine.device != "cpu" and entry.dtype == "bfloat16" else 4
     memory = generation_gb(needs, each, batch_size, text_tokens, quantise)
     if train:
-        again = size == "real"  # as `sft.training_config` sets gradient checkpointing
+        again = size == "real"  # as training sets gradient checkpointing
         rank = rank or entry.lora_rank
         memory = training_gb(needs, each, rank, batch_size, text_tokens, quantise, again)
     missing = [s for s in sources if size == "real" and not is_here(s)]
