@@ -56,8 +56,9 @@ def choose_key_frames(
         predicted: One row a sampled frame: `video_id`, `frame`, `laterality`, `quality`,
             `p_LCA_better`, `p_RCA_better` and anything else.
         per_video: Most frames a cine.
-        min_confidence: Least confidence, 0 to 1. Above 0, a frame must also be predicted `better`;
-            0 asks for nothing, so that an untrained network still gives frames (smoke).
+        min_confidence: Least confidence, 0 to 1. Above 0, a frame must also be predicted `better`,
+            and of the side that its cine's frames are for together: a cine shows one artery. 0 asks
+            for nothing, so that an untrained network still gives frames (smoke).
 
     Returns:
         The chosen rows, sorted by `video_id` and `frame`, with `confidence`: the probability of
@@ -70,7 +71,9 @@ def choose_key_frames(
     confidence = predicted["p_LCA_better"].where(is_left, predicted["p_RCA_better"])
     is_good = confidence >= min_confidence
     if min_confidence > 0:
-        is_good &= predicted["quality"] == "better"
+        together = predicted.groupby("video_id")[["p_LCA_better", "p_RCA_better"]].transform("sum")
+        cine_is_left = together["p_LCA_better"] >= together["p_RCA_better"]
+        is_good &= (predicted["quality"] == "better") & (is_left == cine_is_left)
     good = predicted.assign(confidence=confidence)[is_good]
     order = good.sort_values(["video_id", "confidence", "frame"], ascending=[True, False, True])
     chosen = order.groupby("video_id").head(per_video)

@@ -4,6 +4,7 @@ One entry each, for both. Whatever differs between embedders is said here; how p
 become vectors is the same code for all (`embedders`).
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +24,11 @@ from transformers import (
     SwinConfig,
 )
 
-from cag_utils.conceptclip import read_state
+from cag_utils.backbone_entries import CONCEPTCLIP
+from cag_utils.checkpoint_hub import fetch_weights, remote_code
 from cag_utils.pixels import Pixels
 from cag_utils.study import read_json, under_root
+from cag_utils.tensor_files import read_safetensors, read_state
 from cag_utils.two_towers import (
     CONCEPTCLIP_TINY_PX,
     SIGLIP2_TINY_PX,
@@ -38,6 +41,7 @@ SIZES = ("tiny", "real")
 WEIGHTS = Path(__file__).parent / "weights"
 MEDCLIP_FOLDER = "data/checkpoints/medclip"
 HUB_TIMEOUT_S = 5
+COMMIT_VARIABLE = "CAG_CONCEPTCLIP_COMMIT"  # 40 hex digits: run that commit's own code
 
 
 @dataclass(frozen=True)
@@ -151,15 +155,20 @@ def _load_medclip(twin: Path | None) -> Towers:
 
 
 def _load_conceptclip(twin: Path | None) -> Towers:
-    if twin is None:  # its own code, from its repository: the network has no other release
-        entry = EMBEDDERS["conceptclip"]
-        pinned = {"revision": entry.revision, "trust_remote_code": True}
-        model = AutoModel.from_pretrained(entry.repo, **pinned)
+    """Our own network by default; the repository's code only at a commit that the user names."""
+    entry, commit = EMBEDDERS["conceptclip"], os.environ.get(COMMIT_VARIABLE, "")
+    if twin is None and commit:
+        pinned = remote_code(CONCEPTCLIP, commit)
+        model = AutoModel.from_pretrained(entry.repo, use_safetensors=True, **pinned)
         tokenizer = AutoProcessor.from_pretrained(entry.repo, **pinned).tokenizer
+    elif twin is None:
+        model = ConceptClip()
+        load_published(model, read_safetensors(fetch_weights(entry.repo, entry.revision)))
+        tokenizer = AutoTokenizer.from_pretrained(entry.repo, revision=entry.revision)
     else:
         found = read_json(twin / "config.json")
         model = ConceptClip(found["tower"], BertConfig(**found["text"]))
-        load_published(model, read_state(twin))
+        load_published(model, read_safetensors(twin))
         tokenizer = AutoTokenizer.from_pretrained(twin)
     unit = partial(functional.normalize, dim=-1)
     return Towers(

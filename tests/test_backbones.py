@@ -360,9 +360,11 @@ def test_remote_code_is_off_and_takes_one_commit_of_one_repository():
 
 def test_no_backbone_runs_code_or_unpickles():
     package = Path(backbones.__file__).parent
-    for name in ("backbones", "backbone_entries", "conceptclip", "preflight", "adapters", "sft"):
-        source = (package / f"{name}.py").read_text(encoding="utf-8")
-        assert "trust_remote_code" not in source and "pickle.load" not in source, name
+    for path in package.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        allowed = path.name == "checkpoint_hub.py"  # its one function, off by default
+        assert "pickle.load" not in source, path
+        assert allowed or "trust_remote_code" not in source, path
     loads = {
         path.name: re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8"))
         for path in package.rglob("*.py")

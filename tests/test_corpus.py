@@ -167,3 +167,10 @@ def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
     row = datasets.load_from_disk(tmp_path / "d")["test"][0]
     assert row["completion_ja"] == "一枚" and row["prompt_en"].endswith("report 0")
     assert np.asarray(row["image"]).tolist() == [[77] * 8] * 8
+
+
+def test_a_frame_of_the_other_side_than_its_cine_is_no_key_frame():
+    table = predicted().head(3)  # three frames of one cine: the first alone says right
+    table.loc[0, ["laterality", "p_LCA_better", "p_RCA_better"]] = ["RCA", 0.02, 0.97]
+    got = corpus.choose_key_frames(table, per_video=3, min_confidence=0.5)
+    assert got["frame"].tolist() == [20, 30] and set(got["laterality"]) == {"LCA"}
