@@ -81,7 +81,8 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
     Returns:
         The folder.
     """
-    dtype = next(v.dtype for n, v in model.named_parameters() if "vision_tower" in n)
+    tower = (v for n, v in model.named_parameters() if "vision_tower" in n)
+    dtype = next(v.dtype for v in tower if v.is_floating_point())  # QLoRA: 4-bit ones are integers
     for name, values in model.named_parameters():
         if PROJECTOR in name:
             values.data = values.data.to(dtype)
@@ -93,7 +94,11 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
 
 
 def load_tuned(
-    backbone: str, size: str, adapter: str | Path, device: str | None = None
+    backbone: str,
+    size: str,
+    adapter: str | Path,
+    device: str | None = None,
+    quantise: str = "none",
 ) -> tuple[PeftModel | PreTrainedModel, ProcessorMixin]:
     """Load a base and put a saved adapter on it.
 
@@ -102,6 +107,7 @@ def load_tuned(
         size: tiny or real; must be the one it was tuned at.
         adapter: Folder written by `save_adapter`.
         device: As `load_backbone`.
+        quantise: As `load_backbone`.
 
     Returns:
         The tuned model in evaluation mode, and the base's processor.
@@ -113,7 +119,7 @@ def load_tuned(
         raise FileNotFoundError(
             f"no adapter in {adapter}: run notebook 04_finetune with -p backbone {backbone} first"
         )
-    model, processor = load_backbone(backbone, size, device)
+    model, processor = load_backbone(backbone, size, device, quantise=quantise)
     return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
 
 

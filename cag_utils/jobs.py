@@ -25,6 +25,7 @@ class Job:
         pairs_hash: Of its content: other pairs are another job.
         outputs: The folder its pictures are relative to.
         folder: The run's folder.
+        features: Where tower features are kept; runs on the same pictures share it.
         seed: Of the adapter's start, the order of cases, and dropout.
         settings: The profile's `finetune` section.
     """
@@ -36,6 +37,7 @@ class Job:
     pairs_hash: str
     outputs: str
     folder: str
+    features: str
     seed: int
     settings: dict = field(repr=False)
 
@@ -69,6 +71,7 @@ def make_job(
     seed: int,
     size: str = "",
     epochs: float = 0.0,
+    features: str | Path = "",
 ) -> Job:
     """Describe a run from a profile's settings and what a notebook changes in them.
 
@@ -81,6 +84,7 @@ def make_job(
         seed: Of the run.
         size: tiny or real; the profile's if empty.
         epochs: The profile's if 0.
+        features: Folder of tower features; `outputs/<profile>/04_finetune/tower_features` if empty.
 
     Raises:
         ValueError: Unknown backbone, size or language, or negative epochs.
@@ -91,25 +95,29 @@ def make_job(
         raise ValueError(f"epochs must be > 0, or 0 for the profile's, got {epochs}")
     changed = settings.model_copy(update={"epochs": float(epochs or settings.epochs)})
     pairs = Path(pairs)
+    outputs = pairs.parents[2]  # outputs/<profile>/
     return Job(
         backbone=backbone,
         size=size,
         language=language,
         pairs=str(pairs),
         pairs_hash=hashlib.sha256(pairs.read_bytes()).hexdigest()[:16],
-        outputs=str(pairs.parents[2]),  # outputs/<profile>/
+        outputs=str(outputs),
         folder=str(folder),
+        features=str(features or outputs / "04_finetune" / "tower_features"),
         seed=seed,
         settings=changed.model_dump(),
     )
 
 
 def start_folder(job: Job) -> None:
-    """Write `job.json`; leave checkpoints only if they belong to the very same job."""
+    """Write `job.json`; leave checkpoints and logs only if they belong to the very same job."""
     job.path.mkdir(parents=True, exist_ok=True)
     path = job.path / "job.json"
     if not path.is_file() or read_json(path) != asdict(job):
         shutil.rmtree(job.path / "checkpoints", ignore_errors=True)
+    if last_checkpoint(job) is None:
+        shutil.rmtree(job.path / "tensorboard", ignore_errors=True)
     write_json(path, asdict(job))
 
 

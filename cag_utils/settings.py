@@ -101,6 +101,11 @@ class Finetune(Section):
     warmup_share: float = Field(ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"]
     weight_decay: float = Field(ge=0)
+    cache_features: bool  # compute the frozen image tower once a picture; false: in every step
+    warmup_projector_steps: int = Field(ge=0)  # first the projector learns alone; 0: never
+    eval_cases: int = Field(ge=0)  # validation cases answered after each epoch; 0: loss alone
+    patience: int = Field(ge=0)  # epochs without a better validation loss before it stops; 0: never
+    quantise: Literal["none", "4bit"]  # 4bit: QLoRA, on CUDA with bitsandbytes
 
     @model_validator(mode="after")
     def _lora_for_each(self):

@@ -1,169 +1,137 @@
 """Supervised fine-tuning through TRL: LoRA on the language model, and the projector.
 
 A `Job` holds everything a run depends on, and is written beside its results as `job.json`. The
-same job runs in a notebook's process or on several GPUs (`torchrun -m cag_utils.sft job.json`),
-and goes on from its last checkpoint if it was stopped.
+same job runs in a notebook's process or on several GPUs (`accelerate launch --module cag_utils.sft
+job.json`), and goes on from its last checkpoint if it was stopped.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
-import trl.trainer.utils as trl_utils
-from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from safetensors.torch import save_file
 from transformers import (
-    PaliGemmaProcessor,
+    PreTrainedModel,
     PrinterCallback,
     ProcessorMixin,
     TrainerCallback,
+    TrainerState,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from cag_utils.adapters import (
-    load_tuned,
     lora_config,
     raise_trained_to_float32,
     save_adapter,
     trainable_table,
 )
+from cag_utils.answer_scores import AnswerScorer
 from cag_utils.backbones import load_backbone
-from cag_utils.examples import encode_prompts, open_picture, read_examples
+from cag_utils.examples import read_examples
 from cag_utils.jobs import Job, base_name, last_checkpoint, start_folder
-from cag_utils.sft_data import PaliGemmaCollator, to_dataset
+from cag_utils.parity import merge_adapter, probe, reload_difference
+from cag_utils.sft_callbacks import (
+    Patience,
+    Progress,
+    ProjectorFirst,
+    RunLog,
+    evaluations_since_best,
+)
+from cag_utils.sft_config import share_of_batch, training_config
+from cag_utils.sft_data import CaseCollator, to_cases
+from cag_utils.sft_history import answer_history, loss_history
+from cag_utils.sft_trainer import CaseTrainer
 from cag_utils.study import read_json
+from cag_utils.tower_features import FeatureStore, accept_features
 
-PROBES = 4  # validation cases whose next-token logits check a reloaded adapter
-LOG_POINTS = 40  # points of a training curve
+__all__ = [
+    "make_trainer",
+    "merge_adapter",
+    "probe",
+    "reload_difference",
+    "run_job",
+    "train",
+]
 
-
-class Progress(TrainerCallback):
-    """One plain progress bar, refreshed every half minute: a notebook stays readable."""
-
-    def __init__(self, label: str):
-        self.label = label
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Open the bar at the step a resumed run starts from."""
-        hidden = not state.is_world_process_zero
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.label,
-            mininterval=30,
-            disable=hidden,
-        )
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Count one optimiser step."""
-        self.bar.update(1)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Close the bar."""
-        self.bar.close()
+FSDP = Path(__file__).parent / "templates" / "fsdp.yaml"
+PLAIN_PARALLEL = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+PLAIN_PARALLEL += ["--dynamo_backend", "no"]
+FOLLOW = "--end-with-parent"
 
 
-def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
-    """Translate a job into TRL's terms; every default that bites is set by name.
-
-    Args:
-        job: The run.
-        n_train: Training cases; sets how often the loss is logged.
-        bfloat16: Mixed precision; unasked, TRL would choose it on a CPU too.
-    """
-    s = job.finetune
-    cases_a_step = s.batch_size * s.accumulation * int(os.environ.get("WORLD_SIZE", 1))
-    updates = max(1, round(n_train * s.epochs / cases_a_step))
-    updates = s.max_steps if s.max_steps > 0 else updates
-    return SFTConfig(
-        output_dir=str(job.path / "checkpoints"),
-        max_length=None,  # TRL's 1024 can cut image tokens, and all that is to be learnt
-        num_train_epochs=s.epochs,
-        max_steps=s.max_steps,
-        per_device_train_batch_size=s.batch_size,
-        per_device_eval_batch_size=2 * s.batch_size,
-        gradient_accumulation_steps=s.accumulation,
-        optim="adamw_torch",
-        learning_rate=s.learning_rate,
-        lr_scheduler_type=s.schedule,
-        warmup_steps=round(s.warmup_share * updates),
-        weight_decay=s.weight_decay,
-        bf16=bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=job.size == "real",
-        logging_steps=max(1, updates // LOG_POINTS),
-        logging_first_step=True,
-        eval_strategy="epoch",
-        eval_on_start=True,
-        save_strategy="epoch",
-        save_total_limit=1,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=job.seed,
-        data_seed=job.seed,
-    )
-
-
-def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
+def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTrainer:
     """Load the base, put a fresh adapter on it, and hand both to TRL with the data.
 
     Args:
         job: The run.
-        callbacks: Added to the progress bar.
+        callbacks: Added to the run's own.
+
+    Raises:
+        ValueError: 4-bit weights are asked for and cannot be had, or as `training_config`.
     """
-    cuda = torch.cuda.is_available()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    model, processor = load_backbone(job.backbone, job.size, device)
+    s = job.finetune
+    model, processor = load_backbone(job.backbone, job.size, own_device(), quantise=s.quantise)
     examples = read_examples(job.pairs, job.language, job.outputs)
-    data = {
-        split: to_dataset(examples[examples["split"] == split], processor)
-        for split in ("train", "val")
-    }
-    pali = isinstance(processor, PaliGemmaProcessor)
-    lora = job.finetune.lora[job.backbone]
-    trainer = SFTTrainer(
+    train, val = (to_cases(examples[examples["split"] == x], processor) for x in ("train", "val"))
+    config = training_config(job, len(train), model.dtype == torch.bfloat16)
+    store = None
+    if s.cache_features:
+        store = fill_store(job, model, processor, [*train["image"], *val["image"]], config)
+    lora = s.lora[job.backbone]
+    trainer = CaseTrainer(
         model=model,
-        args=training_config(job, len(data["train"]), model.dtype == torch.bfloat16),
-        train_dataset=data["train"],
-        eval_dataset=data["val"],
+        args=config,
+        train_dataset=train,
+        eval_dataset=val.sort("length"),
         processing_class=processor,
-        data_collator=PaliGemmaCollator(processor) if pali else None,
-        peft_config=lora_config(lora.rank, lora.alpha, job.finetune.dropout),
-        callbacks=[Progress(f"{job.backbone} {job.language}"), *callbacks],
+        data_collator=CaseCollator(processor, store),
+        peft_config=lora_config(lora.rank, lora.alpha, s.dropout),
+        callbacks=[*own_callbacks(job), *callbacks],
+        scorer=AnswerScorer(job, processor) if s.eval_cases else None,
     )
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)
+    accept_features(trainer.model)
     return trainer
 
 
-@contextmanager
-def answers_scored_only() -> Iterator[None]:
-    """Let TRL score the answer's tokens alone on a CPU too, as it does on a GPU.
+def own_device() -> str:
+    """Return where this process computes: under a launcher its own GPU, else the first, or CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
-    Off a GPU, TRL 1.16 computes the loss of every token and then drops the prompt's, nine tokens
-    in ten. The loss and the gradients are the same; a PaliGemma twin trains 1.7 times as fast.
-    The switch is a private name: if a release renames it, training is slower and nothing else.
-    """
-    kept = getattr(trl_utils, "_use_triton", None)
-    if kept is not None:
-        trl_utils._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        if kept is not None:
-            trl_utils._use_triton = kept
+
+def own_callbacks(job: Job) -> list[TrainerCallback]:
+    """Return what every run of these settings has beside it."""
+    made = [Progress(f"{job.backbone} {job.language}"), RunLog(job.path / "tensorboard")]
+    if job.finetune.warmup_projector_steps:
+        made.append(ProjectorFirst(job.finetune.warmup_projector_steps))
+    if job.finetune.patience:
+        made.append(Patience(job.finetune.patience))
+    return made
+
+
+def fill_store(
+    job: Job,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[str],
+    config: SFTConfig,
+) -> FeatureStore:
+    """Compute the tower's tokens that are not on disk yet, each process a share of them."""
+    store = FeatureStore(job.features, model, processor)
+    store.fill(images[config.process_index :: config.world_size])
+    config.distributed_state.wait_for_everyone()
+    store.fill(images)  # the others' shares are there now
+    return store
 
 
 def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
-    """Run a job in this process, or this process's share of it under torchrun.
+    """Run a job in this process, or this process's share of it under a launcher.
 
     Goes on from the last checkpoint when the folder holds one of the very same job.
 
@@ -172,15 +140,17 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
         callbacks: For tests.
 
     Returns:
-        The adapter's folder. `history.csv`, `trainable.csv` and `probe.safetensors` lie beside it.
+        The adapter's folder. Beside it lie `history.csv`, `eval_history.csv` (scores of answers),
+        `trainable.csv`, `probe.safetensors` and `tensorboard/`.
     """
     trainer = make_trainer(job, callbacks)
-    with answers_scored_only():
-        trainer.train(resume_from_checkpoint=last_checkpoint(job))
+    go_on(trainer, last_checkpoint(job), job.finetune.patience)
     adapter = job.path / "adapter"
     if trainer.is_world_process_zero():
+        log = trainer.state.log_history
         trainable_table(trainer.model).to_csv(job.path / "trainable.csv", index=False)
-        loss_history(trainer.state.log_history).to_csv(job.path / "history.csv", index=False)
+        loss_history(log).to_csv(job.path / "history.csv", index=False)
+        answer_history(log).to_csv(job.path / "eval_history.csv", index=False)
         save_adapter(trainer.model, adapter, base_name(job))
         # without the mixed-precision wrapper, which a reloaded model will not have
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
@@ -189,75 +159,69 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     return adapter
 
 
-def run_job(job: Job, processes: int = 1) -> Path:
-    """Run a job here, or on several processes through torchrun; returns the adapter's folder.
+def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
+    """Train, from a checkpoint if there is one, unless patience had run out when it was written.
+
+    Args:
+        trainer: From `make_trainer`.
+        checkpoint: Folder, or None for the beginning.
+        patience: The setting; 0 for none.
+    """
+    if checkpoint and patience:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if evaluations_since_best(state.log_history) >= patience:
+            trainer.state = state
+            trainer._load_best_model()
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") -> Path:
+    """Run a job here, or on several processes through accelerate; returns the adapter's folder.
+
+    Several processes take one batch together, so the settings mean the same on any number of GPUs.
+    A checkpoint that does not fit one GPU is sharded: `accelerate_config=FSDP`, the committed
+    settings of `cag_utils/templates/fsdp.yaml`, which also says how to start it by hand.
 
     Args:
         job: The run.
-        processes: One a GPU. More than one starts `torchrun`, because TRL refuses to drive
+        processes: One a GPU. More than one starts `accelerate launch`, because TRL refuses to drive
             several GPUs from a notebook's single process. Run so far with twins on two CPU
             processes, not on GPUs.
+        accelerate_config: Accelerate's YAML; plain data parallelism if empty.
 
     Raises:
+        ValueError: The processes cannot share a batch evenly.
         RuntimeError: A process of several failed; its own message is above.
     """
+    share_of_batch(job.finetune.batch_size, processes)
     start_folder(job)
     if processes == 1:
         return train(job)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", "-m", "cag_utils.sft"]
-    done = subprocess.run([*command, str(job.path / "job.json")], check=False)
-    if done.returncode:
+    # `--cpu` would silently run one process (facts); without a GPU the job itself chooses gloo
+    how = ["--config_file", str(accelerate_config)] if accelerate_config else PLAIN_PARALLEL
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes"]
+    command += [str(processes), "--main_process_port", "0", "--module", "cag_utils.sft"]
+    # the pipe stays open for as long as this process lives; see `end_with_parent`
+    with subprocess.Popen(
+        [*command, str(job.path / "job.json"), FOLLOW], stdin=subprocess.PIPE
+    ) as started:
+        code = started.wait()
+    if code:
         raise RuntimeError(f"training on {processes} processes failed; see the output above")
     return job.path / "adapter"
 
 
-def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
-    """Turn the Trainer's log into one row a measurement.
+def end_with_parent() -> None:
+    """End this process when the one that launched it ends, also after a kill.
 
-    Args:
-        log: `trainer.state.log_history`.
-
-    Returns:
-        step, epoch, split (train or val), loss (mean over answer tokens), learning_rate (train
-        rows only). Step 0 is the untouched base on val.
+    An orphan would train on, and be a second writer in the folder of a rerun.
     """
-    rows = [
-        {
-            "step": entry["step"],
-            "epoch": entry["epoch"],
-            "split": "train" if "loss" in entry else "val",
-            "loss": entry.get("loss", entry.get("eval_loss")),
-            "learning_rate": entry.get("learning_rate"),
-        }
-        for entry in log
-        if "loss" in entry or "eval_loss" in entry
-    ]
-    table = pd.DataFrame(rows, columns=["step", "epoch", "split", "loss", "learning_rate"])
-    return table.drop_duplicates(["step", "split"])  # a resumed run measures its start twice
-
-
-def probe(job: Job, model: torch.nn.Module, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
-    """Return the logits of the first answer token for a few validation cases, (cases, tokens)."""
-    examples = read_examples(job.pairs, job.language, job.outputs)
-    few = examples[examples["split"] == "val"].head(PROBES)
-    pictures = [open_picture(path, processor) for path in few["image"]]
-    batch = encode_prompts(processor, pictures, list(few["prompt"])).to(model.device)
-    with torch.inference_mode():
-        logits = model(**batch, logits_to_keep=1).logits[:, -1]
-    return {"logits": logits.float().cpu().contiguous()}
-
-
-def reload_difference(job: Job) -> float:
-    """Load base and adapter afresh and compare with the live model's logits.
-
-    Returns:
-        The largest absolute difference; 0 on one machine.
-    """
-    model, processor = load_tuned(job.backbone, job.size, job.path / "adapter")
-    live = load_file(job.path / "probe.safetensors")["logits"]
-    return float((probe(job, model, processor)["logits"] - live).abs().max())
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":
+    if FOLLOW in sys.argv:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     train(Job(**read_json(Path(sys.argv[1]))))

@@ -1,13 +1,22 @@
-"""What TRL is fed: prompt-completion examples with a picture, and PaliGemma's own collator."""
+"""What the trainer is fed: cases as tokens, once made, and their pictures when their turn comes.
 
-from collections.abc import Mapping, Sequence
+How a case becomes tokens is TRL's and the processors' business (`plain_collator`). It is done once
+a case; afterwards a batch is a matter of padding (`CaseCollator`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import datasets
 import pandas as pd
+import torch
+from PIL import Image
 from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from cag_utils.examples import open_picture, picture_side
+from cag_utils.tower_features import FORWARD_NAME, FeatureStore, prepare_pixels
 
+PADDING = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
 ASKING, ANSWERING = "user", "assistant"  # TRL's chat roles
 
 
@@ -36,8 +45,98 @@ class PaliGemmaCollator:
         return batch
 
 
+def plain_collator(processor: ProcessorMixin) -> Callable[[Sequence[Mapping]], BatchFeature]:
+    """Return what turns conversations with pictures into a batch whose answers alone are scored.
+
+    TRL's own for Gemma3, ours for PaliGemma.
+    """
+    if isinstance(processor, PaliGemmaProcessor):
+        return PaliGemmaCollator(processor)
+    return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+
+
+def to_cases(
+    examples: pd.DataFrame, processor: ProcessorMixin, batch_size: int = 32
+) -> datasets.Dataset:
+    """Make tokens of all cases, once.
+
+    The tokens do not depend on the picture, only on how many image tokens the processor spends, so
+    a blank one stands in for all.
+
+    Args:
+        examples: Columns image, prompt, answer, from `examples.read_examples`.
+        processor: Of the backbone.
+        batch_size: Cases a pass.
+
+    Returns:
+        Columns image (path), input_ids, token_type_ids, labels (-100 but for the answer), length.
+    """
+    collate, side = plain_collator(processor), picture_side(processor)
+    blank = Image.new("RGB", (side, side))
+    rows = []
+    for start in range(0, len(examples), batch_size):
+        part = examples.iloc[start : start + batch_size]
+        talks = [
+            _conversation(blank, prompt, answer)
+            for prompt, answer in zip(part["prompt"], part["answer"], strict=True)
+        ]
+        rows += _unpad(collate(talks))
+    for row, image in zip(rows, examples["image"], strict=True):
+        row["image"] = image
+    return datasets.Dataset.from_list(rows)
+
+
+class CaseCollator:
+    """Pads cases of `to_cases` on the right, and adds their pictures.
+
+    The batch is the plain collator's, but for the picture: with a store it is `tower_features`,
+    without one `pixel_values`.
+    """
+
+    def __init__(self, processor: ProcessorMixin, store: FeatureStore | None = None):
+        self.processor, self.store = processor, store
+
+    def __call__(self, cases: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        """Return input_ids, attention_mask, token_type_ids, labels, each (B, T), and pictures."""
+        width = max(len(case["input_ids"]) for case in cases)
+        batch = {}
+        for name, filler in PADDING.items():
+            filler = self.processor.tokenizer.pad_token_id if filler is None else filler
+            rows = [_values(case, name) for case in cases]
+            batch[name] = torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+        images = [case["image"] for case in cases]
+        if self.store is None:
+            return batch | {"pixel_values": prepare_pixels(images, self.processor)}
+        return batch | {FORWARD_NAME: self.store.read(images)}
+
+
+def _values(case: Mapping, name: str) -> list[int]:
+    return [1] * len(case["input_ids"]) if name == "attention_mask" else list(case[name])
+
+
+def _unpad(batch: Mapping[str, torch.Tensor]) -> list[dict]:
+    """Rows of a batch without its padding."""
+    rows = []
+    for i, kept in enumerate(batch["attention_mask"].bool()):
+        names = ("input_ids", "token_type_ids", "labels")
+        rows.append({name: batch[name][i][kept].tolist() for name in names})
+        rows[-1]["length"] = int(kept.sum())
+    return rows
+
+
+def _conversation(picture: Image.Image | str, prompt: str, answer: str) -> dict:
+    """One case as TRL's prompt and completion."""
+    return {
+        "images": [picture],
+        "prompt": [{"role": ASKING, "content": prompt}],
+        "completion": [{"role": ANSWERING, "content": answer}],
+    }
+
+
 def to_dataset(examples: pd.DataFrame, processor: ProcessorMixin) -> datasets.Dataset:
-    """Make TRL's conversational prompt-completion dataset with pictures.
+    """Make TRL's conversational prompt-completion dataset with pictures, for TRL as it comes.
+
+    The study itself trains on `to_cases`; tests and the benchmark compare it with this.
 
     Args:
         examples: Columns image, prompt, answer, from `examples.read_examples`.
@@ -51,13 +150,7 @@ def to_dataset(examples: pd.DataFrame, processor: ProcessorMixin) -> datasets.Da
     rows = []
     for image, prompt, answer in examples[["image", "prompt", "answer"]].itertuples(index=False):
         picture = open_picture(image, processor)
-        rows.append(
-            {
-                "images": [picture if picture.width == side else image],
-                "prompt": [{"role": ASKING, "content": prompt}],
-                "completion": [{"role": ANSWERING, "content": answer}],
-            }
-        )
+        rows.append(_conversation(picture if picture.width == side else image, prompt, answer))
     message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
     features = {
         "images": datasets.List(datasets.Image(mode="RGB")),

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from cag_utils import adapters, backbones, sft
+from cag_utils import adapters, sft
 from cag_utils.adapters import (
     LANGUAGE_MODEL_ONLY,
     PROJECTIONS,
@@ -21,34 +20,20 @@ from cag_utils.adapters import (
 from cag_utils.backbones import load_backbone
 from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
+from cag_utils.parity import probe, reload_difference
 from cag_utils.settings import load_profile
-from cag_utils.sft import (
-    answers_scored_only,
-    loss_history,
-    make_trainer,
-    reload_difference,
-    run_job,
-    training_config,
-)
-from cag_utils.sft_data import PaliGemmaCollator, to_dataset
-from tests.vlm_world import write_pairs, write_twins
-
-NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
+from cag_utils.sft import make_trainer, run_job
+from cag_utils.sft_config import training_config
+from cag_utils.sft_data import to_dataset
+from cag_utils.sft_trainer import answers_scored_only
+from cag_utils.twins import IMAGE_PX
+from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Twins on disk and a corpus; yields the path of `pairs.csv`."""
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "WEIGHTS", write_twins(folder / "weights"))
-        yield write_pairs(folder / "outputs" / "smoke", train=8, val=2, test=3)
-
-
-def job_for(pairs, folder, backbone="gemma3", language="en", **changes) -> Job:
-    settings = load_profile("smoke").finetune
-    changes = {"batch_size": 4, "max_steps": -1, "epochs": 2.0, "dropout": 0.1} | changes
-    return make_job(settings.model_copy(update=changes), backbone, language, pairs, folder, seed=3)
+    yield from make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +44,6 @@ def tuned(world, tmp_path_factory):
         jobs[name] = job_for(world, tmp_path_factory.mktemp(name), name, epochs=1.0)
         run_job(jobs[name])
     return jobs
-
-
-def examples_of(pairs, language="en"):
-    return read_examples(pairs, language, pairs.parents[2])
-
-
-def batch_of(name, pairs, n=3):
-    model, processor = load_backbone(name, "tiny", device="cpu")
-    data = to_dataset(examples_of(pairs).head(n), processor)
-    if name == "paligemma2":
-        collate = PaliGemmaCollator(processor)
-    else:
-        collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    return model, processor, collate([dict(data[i]) for i in range(n)])
 
 
 def test_examples_carry_prompt_and_answer_of_one_language(world):
@@ -109,7 +80,7 @@ def test_a_lost_picture_is_named(world, tmp_path):
 def test_pictures_are_shrunk_never_enlarged(world):
     _, processor = load_backbone("gemma3", "tiny", device="cpu")
     path = examples_of(world)["image"][0]
-    assert open_picture(path, processor).size == (240, 240)  # from 256
+    assert open_picture(path, processor).size == (IMAGE_PX, IMAGE_PX)  # from 256
     processor.image_processor.size = {"height": 896, "width": 896}
     picture = open_picture(path, processor)
     assert (picture.size, picture.mode) == ((256, 256), "RGB")
@@ -215,7 +186,7 @@ def test_a_reloaded_adapter_answers_exactly_as_the_live_model(tuned, name):
     assert reload_difference(job) == 0
     base, processor = load_backbone(name, "tiny", device="cpu")
     live = load_file(job.path / "probe.safetensors")["logits"]
-    assert (sft.probe(job, base, processor)["logits"] - live).abs().max() > 1e-3
+    assert (probe(job, base, processor)["logits"] - live).abs().max() > 1e-3
 
 
 def test_the_loss_falls_on_train_and_val(tuned):
@@ -361,26 +332,7 @@ def test_tuning_comes_before_loading(tmp_path):
         load_tuned("gemma3", "tiny", tmp_path)
 
 
-def test_history_counts_a_measurement_once():
-    log = [
-        {"step": 0, "epoch": 0.0, "eval_loss": 3.0, "eval_runtime": 1.0},
-        {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
-        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
-        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
-        {"step": 2, "epoch": 1.0, "train_runtime": 9.0},
-    ]
-    table = loss_history(log)
-    assert table["loss"].tolist() == [3.0, 2.0, 1.5]
-    assert table["split"].tolist() == ["val", "train", "val"]
-
-
 def test_trainable_table_counts_every_parameter(world):
     model, _ = load_backbone("gemma3", "tiny", device="cpu")
     table = trainable_table(model)
     assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
-
-
-def test_a_failed_process_is_reported(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="training on 2 processes failed"):
-        run_job(job_for(world, tmp_path), processes=2)

@@ -1,0 +1,29 @@
+"""A run's log as tables."""
+
+from cag_utils.sft_history import answer_history, loss_history
+
+
+def test_history_counts_a_measurement_once():
+    log = [
+        {"step": 0, "epoch": 0.0, "eval_loss": 3.0, "eval_runtime": 1.0},
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
+        {"step": 2, "epoch": 1.0, "train_runtime": 9.0},
+    ]
+    table = loss_history(log)
+    assert table["loss"].tolist() == [3.0, 2.0, 1.5]
+    assert table["split"].tolist() == ["val", "train", "val"]
+
+
+def test_answers_are_counted_once_and_what_is_unknown_is_missing():
+    log = [
+        {"step": 0, "epoch": 0.0, "eval_loss": 3.0},
+        {"step": 0, "epoch": 0.0, "eval_answers_segment": 0.0, "eval_answers_overall": 1.0},
+        {"step": 2, "epoch": 1.0, "eval_answers_segment": 0.5, "eval_answers_overall": 4.0},
+        {"step": 2, "epoch": 1.0, "eval_answers_segment": 0.5, "eval_answers_overall": 4.0},
+    ]
+    table = answer_history(log)
+    assert table["step"].tolist() == [0, 2] and table["segment"].tolist() == [0.0, 0.5]
+    assert table["plan"].isna().all()
+    assert answer_history(log[:1]).empty
