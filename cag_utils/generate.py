@@ -1,18 +1,18 @@
-"""Answers of tuned and untuned models: greedy, in batches, timed, and every one kept."""
+"""Answers of tuned and untuned models: prompted, timed, and every one kept."""
 
 import re
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from cag_utils.examples import encode_prompts, open_picture
+from cag_utils.decoding import Decoding, decode
 from cag_utils.params import check_choice
+from cag_utils.vllm_engine import decode_vllm
 
+ENGINES = ("transformers", "vllm")
 STATUSES = ("ok", "empty", "refusal")
 COLUMNS = (
     "case_id",
@@ -111,62 +111,52 @@ def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
 
 
 def generate_answers(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     processor: ProcessorMixin,
     images: Sequence[str],
     prompts: Sequence[str],
     batch_size: int,
     max_new_tokens: int,
     label: str = "generating",
+    temperature: float = 0.0,
+    seed: int = 0,
+    engine: str = "transformers",
 ) -> pd.DataFrame:
-    """Let a model answer, greedily.
+    """Let a model answer, greedily unless told otherwise.
+
+    Cases are sorted by the length of their prompt before they are cut into batches, so that short
+    prompts are not padded to long ones. A batch ends with its longest answer.
 
     Args:
-        model: Tuned or not, in evaluation mode.
+        model: Tuned or not, in evaluation mode; for vLLM the folder of its merged weights
+            (`vllm_engine.save_merged`).
         processor: Its processor.
         images: Paths of frames.
         prompts: One a frame.
-        batch_size: Cases at a time; it changes the speed, not the answers.
+        batch_size: Most cases at a time; at temperature 0 it changes the speed, not the answers
+            (in float32; bfloat16 may break a near tie the other way).
         max_new_tokens: Longest answer.
         label: Of the progress bar.
+        temperature: 0 is greedy; above it, answers are drawn, and the draw depends on the batches.
+        seed: Of the draw: the same seed and batch size give the same answers.
+        engine: transformers or vllm.
 
     Returns:
-        One row a case: output, seconds (a batch's time shared out evenly), n_tokens (without
-        padding and end of text).
+        One row a case, in the order given: output, seconds (a batch's time shared out evenly),
+        n_tokens (without padding and end of text).
+
+    Raises:
+        ValueError: Unknown engine, not one prompt a frame, a size below 1, or a temperature below
+            0.
+        FileNotFoundError, RuntimeError, ImportError: As `vllm_engine.decode_vllm`.
     """
-    rows = []
-    starts = range(0, len(prompts), batch_size)
-    for i in tqdm(starts, desc=label, mininterval=30):
-        began = time.perf_counter()
-        part = slice(i, i + batch_size)
-        pictures = [open_picture(path, processor) for path in images[part]]
-        batch = encode_prompts(processor, pictures, list(prompts[part])).to(model.device)
-        with torch.inference_mode():
-            made = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        made = made[:, batch["input_ids"].shape[1] :].cpu()
-        texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
-        counts = count_tokens(made, end_tokens(model))
-        each = (time.perf_counter() - began) / len(texts)
-        rows += [(t.strip(), each, n) for t, n in zip(texts, counts, strict=True)]
-    return pd.DataFrame(rows, columns=["output", "seconds", "n_tokens"])
-
-
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Return the ids that end an answer or fill the space after it."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return [i for i in [*ends, config.pad_token_id] if i is not None]
-
-
-def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
-    """Count the tokens of each answer up to its end.
-
-    Args:
-        made: (cases, tokens) ids.
-        ends: Ids of end and padding.
-    """
-    ended = torch.isin(made, torch.tensor(list(ends)))
-    return [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
+    check_choice("engine", engine, ENGINES)
+    settings = Decoding(batch_size, max_new_tokens, temperature, seed)
+    if len(images) != len(prompts):
+        raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
+    if engine == "vllm":
+        return decode_vllm(model, processor, images, prompts, settings)
+    return decode(model, processor, images, prompts, settings, label)
 
 
 def generation_table(
