@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from cag_utils.readme_results import update_readme
 from cag_utils.report import MODEL_NAMES
 from cag_utils.settings import load_profile
 from cag_utils.study import data_dir, provenance, read_json, root, under_root, write_json
@@ -24,8 +24,12 @@ CNN_FIGURES = (
     "six_class_f1", "laterality_f1", "three_class_f1", "ece_six_class", "ece_laterality",
     "pick_better_share",
 )  # fmt: skip
+TUNING_FIGURES = (
+    "segment_accuracy", "laterality_accuracy", "overall_mean", "lesions_named", "grades_near",
+)  # fmt: skip
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
+BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
 # Not part of the study, but kept beside it: which tables and figures, and which metrics by their
 # first letters. The leakage audit's metrics go under `leakage.`, the phantom's have stems already.
 APPENDICES = {
@@ -42,8 +46,12 @@ APPENDICES = {
 }
 
 
-def main() -> None:
-    """Run, measure, collect, write."""
+def main(study_only: bool = False) -> None:
+    """Run, measure, collect, write.
+
+    Args:
+        study_only: Leave appendices and benchmarks, half of the time, as they are in the reference.
+    """
     profile = load_profile(PROFILE)
     outputs = under_root("outputs") / PROFILE
     shutil.rmtree(data_dir(profile), ignore_errors=True)
@@ -53,11 +61,24 @@ def main() -> None:
     )
     metrics = {"study.minutes": round(minutes, 2), "study.peak_gb": round(peak_gb, 2)}
     metrics |= headline_figures(outputs, profile.finetune.backbones)
-    for appendix in APPENDICES:
-        metrics |= appendix_figures(appendix, outputs / appendix / "all")
-    metrics |= benchmarks(root() / "tests" / "benchmarks")
-    write_reference(outputs, metrics)
+    if study_only:
+        metrics |= earlier_figures(under_root("outputs") / "reference")
+    else:
+        for appendix in APPENDICES:
+            metrics |= appendix_figures(appendix, outputs / appendix / "all")
+        metrics |= benchmarks(root() / "tests" / "benchmarks")
+    write_reference(outputs, metrics, [] if study_only else list(APPENDICES))
     update_readme(root() / "README.md", metrics)
+
+
+def earlier_figures(folder: Path) -> dict[str, float]:
+    """Return what appendices and benchmarks left in an earlier reference run.
+
+    Args:
+        folder: `outputs/reference/`.
+    """
+    found = read_json(folder / "metrics.json")
+    return {key: value for key, value in found.items() if key.startswith(BESIDE_THE_STUDY)}
 
 
 def measured_run(command: list[str]) -> tuple[float, float]:
@@ -102,7 +123,7 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
         found = {f"cnn.{name}{end}": cnn[f"{name}{end}"] for end in ("", "_low", "_high")}
         figures |= {k: value for k, value in found.items() if value is not None}
     seconds = pd.read_csv(outputs / "01_train_cnn" / "six_class" / "history.csv")["seconds"].sum()
-    figures["cnn.training_minutes"] = round(seconds / 60, 4)  # a smoke run takes a tenth of a second
+    figures["cnn.training_minutes"] = round(seconds / 60, 4)  # seconds, in a smoke run
     figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
     for path in sorted((outputs / "07_physician_scores").glob("*/metrics.json")):
         scores, language = read_json(path), path.parent.name
@@ -119,7 +140,7 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
 def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float]:
     figures = {}
     for model, prefix in ((f"{backbone}_lora", ""), (f"{backbone}_base", "base_")):
-        for name in ("segment_accuracy", "laterality_accuracy", "overall_mean"):
+        for name in TUNING_FIGURES:
             for end in ("", "_low", "_high"):
                 if (value := scores.get(f"{model}.{name}{end}")) is not None:
                     figures[f"{stem}.{prefix}{name}{end}"] = value
@@ -167,80 +188,31 @@ def benchmarks(folder: Path) -> dict[str, float]:
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def write_reference(outputs: Path, metrics: dict[str, float]) -> None:
+def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[str]) -> None:
     """Copy the small tables and figures, and write `metrics.json` and `provenance.json`.
 
     Args:
-        outputs: `outputs/<profile>/` of a finished study with its appendices.
+        outputs: `outputs/<profile>/` of a finished study.
         metrics: All headline figures.
+        appendices: Those of `APPENDICES` that were run again; the others' files stay.
     """
     folder = under_root("outputs") / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*"):
-        if old.suffix in {".csv", ".md", ".tex", ".png"} and old.name != "gpu.md":
+        kept = old.name == "gpu.md" or old.name.startswith(
+            tuple(name for name in APPENDICES if name not in appendices)
+        )
+        if old.suffix in {".csv", ".md", ".tex", ".png"} and not kept:
             old.unlink()
     for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
             shutil.copyfile(path, folder / path.name)
-    for appendix, (kept, _, _) in APPENDICES.items():
+    for appendix in appendices:
         for path in sorted((outputs / appendix / "all").iterdir()):
-            if path.stem in kept and path.suffix in {".md", ".png"}:
+            if path.stem in APPENDICES[appendix][0] and path.suffix in {".md", ".png"}:
                 shutil.copyfile(path, folder / f"{appendix}_{path.name}")
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
-
-
-def update_readme(path: Path, metrics: dict[str, float]) -> None:
-    """Replace what stands between the README's result markers.
-
-    Raises:
-        ValueError: The markers are not there.
-    """
-    text = path.read_text(encoding="utf-8")
-    pattern = r"(<!-- results: make reference -->\n).*?(<!-- end of results -->)"
-    if not re.search(pattern, text, flags=re.S):
-        raise ValueError(f"{path} has no result markers")
-    table = results_table(metrics)
-    path.write_text(
-        re.sub(pattern, lambda m: m[1] + table + m[2], text, flags=re.S), encoding="utf-8"
-    )
-
-
-def results_table(metrics: dict[str, float]) -> str:
-    """Return the README's results as Markdown, each beside the paper's figure where there is one.
-
-    Args:
-        metrics: As in `outputs/reference/metrics.json`.
-    """
-
-    def cell(key: str) -> str:
-        value = f"{metrics[key]:.3f}"
-        if f"{key}_low" in metrics:
-            value += f" ({metrics[f'{key}_low']:.3f} to {metrics[f'{key}_high']:.3f})"
-        return value
-
-    rows = ["| figure | phantom, this study | paper, real patients |", "|---|---|---|"]
-    printed = {"laterality_f1": 0.959, "three_class_f1": 0.925, "six_class_f1": 0.766}
-    for name, paper in printed.items():
-        rows.append(f"| CNN {name.replace('_', ' ')} | {cell(f'cnn.{name}')} | {paper} |")
-    measures = {"segment_accuracy": "named segment right", "overall_mean": "rubric, 0 to 10"}
-    for measure, words in measures.items():
-        for key in sorted(metrics):
-            if not (found := re.fullmatch(rf"finetune\.(\w+)\.(\w+)\.{measure}", key)):
-                continue
-            model, base = MODEL_NAMES[f"{found[1]}_lora"], key.replace(measure, f"base_{measure}")
-            untuned = cell(base) if base in metrics else "not run"
-            rows.append(f"| {model}, {found[2]}: {words}, tuned | {cell(key)} | – |")
-            rows.append(f"| {model}, {found[2]}: {words}, untuned | {untuned} | – |")
-    if "transfer.laterality_macro_f1" in metrics:
-        seen = {k.removeprefix("transfer."): v for k, v in metrics.items()}
-        name = f"side of {seen['n_stills']:.0f} real stills, network of phantoms: macro F1"
-        exact = f"{seen['accuracy_low']:.2f} to {seen['accuracy_high']:.2f}"
-        right = f"{seen['n_right']:.0f} right, exact interval {exact}"
-        rows.append(f"| {name} | {seen['laterality_macro_f1']:.3f} ({right}) | – |")
-    cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
-    rows.append(f"| whole study, two cores | {cost} | – |")
-    return "\n".join(rows) + "\n"
 
 
 def _tree_bytes(process: psutil.Process) -> int:
@@ -255,4 +227,4 @@ def _tree_bytes(process: psutil.Process) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    main("--study-only" in sys.argv[1:])

@@ -2,13 +2,15 @@
 
 import pytest
 
-from cag_utils.reference import results_table, update_readme
+from cag_utils import reference
+from cag_utils.readme_results import results_table, update_readme
+from cag_utils.study import read_json, write_json
 
 FIGURES = {
     **{f"cnn.{name}": 0.9 for name in ("laterality_f1", "three_class_f1", "six_class_f1")},
     "cnn.laterality_f1_low": 0.85,
     "cnn.laterality_f1_high": 0.95,
-    "finetune.gemma3.en.segment_accuracy": 0.5,
+    "finetune.gemma3.en.lesions_named": 0.5,
     "study.minutes": 11.25,
     "study.peak_gb": 2.5,
 }
@@ -17,7 +19,7 @@ FIGURES = {
 def test_figures_stand_beside_the_papers_and_missing_ones_say_so():
     rows = results_table(FIGURES).splitlines()
     assert "| CNN laterality f1 | 0.900 (0.850 to 0.950) | 0.959 |" in rows
-    assert "| Gemma3 w/LoRA, en: named segment right, untuned | not run | – |" in rows
+    assert "| Gemma3 w/LoRA, en: lesions whose segment is named, untuned | not run | – |" in rows
     assert rows[-1] == "| whole study, two cores | 11.2 min, 2.5 GB | – |"
     assert not any("real stills" in row for row in rows)
 
@@ -41,3 +43,23 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
     page.write_text("no markers\n")
     with pytest.raises(ValueError, match="no result markers"):
         update_readme(page, FIGURES)
+
+
+def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
+    monkeypatch.setattr(reference, "provenance", dict)
+    old, tables = tmp_path / "outputs" / "reference", tmp_path / "run" / "08_paper_tables" / "all"
+    for folder in (old, tables):
+        folder.mkdir(parents=True)
+    for name in ("A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "gone.csv"):
+        (old / name).write_text("old", encoding="utf-8")
+    (tables / "table1.csv").write_text("new", encoding="utf-8")
+    write_json(old / "metrics.json", {"benchmark.x": 2.0, "leakage.y": 0.1, "cnn.z": 0.9})
+    assert reference.earlier_figures(old) == {"benchmark.x": 2.0, "leakage.y": 0.1}
+    reference.write_reference(tmp_path / "run", {"cnn.z": 1.0}, [])
+    kept = {path.name for path in old.iterdir()}
+    assert kept == {
+        "A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv",
+        "metrics.json", "provenance.json",
+    }  # fmt: skip
+    assert read_json(old / "metrics.json") == {"cnn.z": 1.0}
