@@ -228,3 +228,19 @@ rule leakage:
     threads: workflow.cores
     shell:
         RUN
+
+
+# Nor is this: what a head start of the projector, and more epochs, are worth to a tuned twin.
+rule ablations:
+    input:
+        f"{OUT}/03_build_corpus/all/pairs.csv",
+        f"{OUT}/05_generate_reports/en/generations.csv",
+        sources=sources("A6_ablations"),
+        weights=weights("gemma3", "conceptclip"),
+    output:
+        f"{OUT}/A6_ablations/conceptclip_gemma3_en/metrics.json",
+    log:
+        f"{OUT}/A6_ablations/conceptclip_gemma3_en/A6_ablations.ipynb",
+    threads: workflow.cores
+    shell:
+        RUN

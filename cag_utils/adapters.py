@@ -99,6 +99,8 @@ def load_tuned(
     adapter: str | Path,
     device: str | None = None,
     quantise: str = "none",
+    checkpoint: str = "",
+    tower_checkpoint: str = "",
 ) -> tuple[PeftModel | PreTrainedModel, ProcessorMixin]:
     """Load a base and put a saved adapter on it.
 
@@ -108,6 +110,8 @@ def load_tuned(
         adapter: Folder written by `save_adapter`.
         device: As `load_backbone`.
         quantise: As `load_backbone`.
+        checkpoint: As `load_backbone`; must be the one it was tuned on.
+        tower_checkpoint: Likewise.
 
     Returns:
         The tuned model in evaluation mode, and the base's processor.
@@ -119,8 +123,29 @@ def load_tuned(
         raise FileNotFoundError(
             f"no adapter in {adapter}: run notebook 04_finetune with -p backbone {backbone} first"
         )
-    model, processor = load_backbone(backbone, size, device, quantise=quantise)
+    where = {"checkpoint": checkpoint, "tower_checkpoint": tower_checkpoint}
+    model, processor = load_backbone(backbone, size, device, quantise=quantise, **where)
     return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
+
+
+def save_merged(
+    model: PeftModel | PreTrainedModel, processor: ProcessorMixin, folder: str | Path
+) -> Path:
+    """Write a model as one ordinary checkpoint, its adapter added into the weights.
+
+    Args:
+        model: From `load_tuned`, or an untuned one. The adapter is gone afterwards: go on with the
+            folder, or load anew.
+        processor: Its processor.
+        folder: Made if missing.
+
+    Returns:
+        The folder, which vLLM and `from_pretrained` read.
+    """
+    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    plain.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
 
 
 def _part(name: str) -> str:

@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional
 
 from cag_utils.embedders import Embedder
+from cag_utils.networks import autocast
 from cag_utils.phantom.captions import write_caption
 from cag_utils.phantom.clinic import write_findings
 from cag_utils.places import PlaceTask
-from cag_utils.pretrain import cpu_autocast, jitter, set_rate
+from cag_utils.pretrain import jitter, set_rate
 from cag_utils.pretrain_captions import draw_scene
 from cag_utils.stills import Stills
 
@@ -125,7 +126,7 @@ def train_embedder(
         index = rng.choice(len(stills), batch_size, replace=False)
         speaks = embedder.entry.languages
         texts = [[write_text(rng, stills, int(i), speaks) for i in index] for _ in range(2)]
-        with cpu_autocast():
+        with autocast(torch.device(embedder.device)):
             image, *text = embed_pairs(embedder, jitter(rng, images[index]), texts)
         same = torch.from_numpy((facts[index, None] == facts[None, index]).all(-1))
         loss = pair_loss(embedder, image, text[0], same) + pair_loss(embedder, *text, same)

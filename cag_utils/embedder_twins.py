@@ -70,7 +70,7 @@ def build_twin(name: str, folder: str | Path, texts: Iterable[str], seed: int = 
             sizes = {"vision": VISION, "text": text, "dim": MEDCLIP_DIM}
             model = MedClip(SwinConfig(**VISION), BertConfig(**text), MEDCLIP_DIM)
         else:
-            sizes = {"tower": "vit_twin_patch20_siglip_200", "text": text}
+            sizes = {"tower": "vit_twin_patch16_siglip_192", "text": text}
             model = ConceptClip(sizes["tower"], BertConfig(**text))
     write_json(folder / "config.json", sizes)
     return save_weights(name, model, folder)
@@ -114,7 +114,7 @@ def siglip2_config(vocabulary_size: int) -> dict:
     }
     vision = {
         "image_size": SIGLIP2_TINY_PX,
-        "timm_model_name": "vit_twin_patch20_siglip_240",
+        "timm_model_name": "vit_twin_patch16_siglip_224",
         "timm_model_pretrained": False,
         "timm_pool": "map",
         "timm_proj": "none",

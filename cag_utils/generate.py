@@ -129,7 +129,7 @@ def generate_answers(
 
     Args:
         model: Tuned or not, in evaluation mode; for vLLM the folder of its merged weights
-            (`vllm_engine.save_merged`).
+            (`adapters.save_merged`).
         processor: Its processor.
         images: Paths of frames.
         prompts: One a frame.

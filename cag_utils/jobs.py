@@ -57,6 +57,13 @@ class Job:
         return Finetune.model_validate(self.settings)
 
     @property
+    def source(self) -> dict[str, str]:
+        """What `load_backbone` and `load_tuned` get beside name and size."""
+        own, swapped = self.finetune.checkpoints, get_backbone(self.backbone).tower
+        tower = self.finetune.tower_checkpoint if swapped else ""
+        return {"checkpoint": own.get(self.backbone, ""), "tower_checkpoint": tower}
+
+    @property
     def path(self) -> Path:
         """The run's folder as a path."""
         return Path(self.folder)
@@ -128,6 +135,8 @@ def last_checkpoint(job: Job) -> str | None:
 
 
 def base_name(job: Job) -> str:
-    """Return the base's name for the adapter's card: a repository, or a folder in this one."""
-    checkpoint = get_backbone(job.backbone).checkpoint
-    return checkpoint.repo if job.size == "real" else f"cag_utils/weights/{checkpoint.twin}"
+    """Return the base's name for the adapter's card: a repository, or a folder without its path."""
+    checkpoint, own = get_backbone(job.backbone).checkpoint, job.source["checkpoint"]
+    if job.size == "tiny":
+        return f"cag_utils/weights/{checkpoint.twin}"
+    return (Path(own).name if Path(own).is_dir() else own) if own else checkpoint.repo

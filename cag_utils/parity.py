@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-from cag_utils.adapters import load_tuned
+from cag_utils.adapters import load_tuned, save_merged
 from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job
 
@@ -31,7 +31,8 @@ def reload_difference(job: Job) -> float:
         The largest absolute difference; 0 on one machine.
     """
     quantise = job.finetune.quantise
-    model, processor = load_tuned(job.backbone, job.size, job.path / "adapter", quantise=quantise)
+    where = {"quantise": quantise} | job.source
+    model, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **where)
     live = load_file(job.path / "probe.safetensors")["logits"]
     return _difference(probe(job, model, processor), {"logits": live})
 
@@ -53,11 +54,10 @@ def merge_adapter(job: Job, folder: str | Path) -> float:
     Raises:
         FileNotFoundError: The run has no adapter yet.
     """
-    tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter")
+    tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
     before, dtype = probe(job, tuned, processor), tuned.dtype
     device = tuned.device
-    tuned.merge_and_unload().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_merged(tuned, processor, folder)
     merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
     return _difference(probe(job, merged, AutoProcessor.from_pretrained(folder)), before)
 

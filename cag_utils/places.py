@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from cag_utils.embedders import Embedder
-from cag_utils.stills import N_SEGMENTS, Stills
+from cag_utils.pretrain import NARROWED
+from cag_utils.stills import N_SEGMENTS, Stills, patch_labels
 
 RARE = torch.tensor(5.0)  # a cell holds few of the 15 segments: what is there counts more
 
@@ -56,16 +57,14 @@ def place_targets(stills: Stills, index: np.ndarray, side: int) -> torch.Tensor:
     """Return what each cell of a `side` x `side` grid over the pictures holds.
 
     Args:
-        stills: With maps on a square grid of patches of their own.
+        stills: The pictures.
         index: (B,) which stills.
         side: Cells a side.
 
     Returns:
         (B, side * side, 16) float32, 0 or 1: AHA segments 1 to 15, then any narrowing.
     """
-    found = stills.segment_map[index][..., None] == np.arange(1, N_SEGMENTS + 1)
-    found = np.concatenate([found, stills.grade_map[index][..., None] > 0], -1).astype(np.float32)
-    old = math.isqrt(found.shape[1])
-    grid = torch.from_numpy(found).transpose(1, 2).unflatten(-1, (old, old))
-    grid = functional.interpolate(grid, scale_factor=side, mode="nearest")  # old * side a side
-    return functional.max_pool2d(grid, old).flatten(2).transpose(1, 2)
+    labels = patch_labels(stills, index, side)
+    found = labels.segment[..., None] == np.arange(1, N_SEGMENTS + 1)
+    taken = labels.narrowed[..., None] >= NARROWED
+    return torch.from_numpy(np.concatenate([found, taken], -1).astype(np.float32))

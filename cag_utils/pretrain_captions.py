@@ -13,10 +13,17 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cag_utils.caption_batches import collate, is_gemma3, prompt_ids
-from cag_utils.phantom.captions import LANGUAGES, Scene, name_view, write_caption
+from cag_utils.networks import autocast, pick_device
+from cag_utils.phantom.caption_phrases import GRADE_WORDS
+from cag_utils.phantom.captions import KINDS, LANGUAGES, Scene, name_view, write_caption
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_report
-from cag_utils.pretrain import cpu_autocast, set_rate, to_pixels
+from cag_utils.pretrain import set_rate, to_pixels
+from cag_utils.segments import AHA_SEGMENTS
 from cag_utils.stills import Stills
+
+NAMES = {name: s.number for s in AHA_SEGMENTS.values() for name in (s.name_en, s.name_ja)}
+PERCENTS = {word: percent for percent, words in GRADE_WORDS.items() for word in words.values()}
+LIST_ENTRY = re.compile(f"({'|'.join(NAMES)})(?:: |：)({'|'.join(PERCENTS)})")
 
 
 def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
@@ -29,6 +36,7 @@ def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
         view=name_view(*stills.angles[index]),
         report=write_report(rng, record),
         plan=decide_plan(record, lesions),
+        seen=stills.seen(index),
     )
 
 
@@ -41,12 +49,14 @@ def encode_stills(tower: torch.nn.Module, stills: Stills, batch_size: int = 64) 
         stills: The pictures.
         batch_size: Pictures a pass.
     """
-    tower.eval()
+    device = pick_device()
+    tower.to(device).eval()
     rows = []
     for start in range(0, len(stills), batch_size):
-        with cpu_autocast():
-            pixels = to_pixels(stills.images[start : start + batch_size])
-            rows.append(tower(pixel_values=pixels).last_hidden_state.half())
+        with autocast(device):
+            pixels = to_pixels(stills.images[start : start + batch_size]).to(device)
+            rows.append(tower(pixel_values=pixels).last_hidden_state.half().cpu())
+    tower.cpu()
     return torch.cat(rows)
 
 
@@ -78,6 +88,7 @@ def train_captions(
     seed: int = 0,
     batch_size: int = 16,
     learning_rate: float = 2e-3,
+    kinds: Sequence[str] = tuple(KINDS),
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[dict]:
     """Train projector and language model on generic captions, in place; the tower stays as it is.
@@ -91,27 +102,34 @@ def train_captions(
         seed: Order of pictures, patients and wording.
         batch_size: Captions a step.
         learning_rate: Peak.
+        kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the
+            model learns to look in a third of the time.
         on_step: Called with step and loss.
 
     Returns:
         One row (step, loss) a step.
     """
     rng = np.random.default_rng(seed)
-    model.train()
+    device = pick_device()
+    model.to(device).train()
     model.set_attn_implementation("eager")  # faster than SDPA in bfloat16 on a CPU
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimiser = torch.optim.AdamW(
         trained, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
     )
-    history = []
+    history, shares = [], np.array([KINDS[kind] for kind in kinds])
     for step in range(steps):
         set_rate(optimiser, learning_rate, step, steps)
         index = rng.integers(len(stills), size=batch_size)
+        drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
         scenes = [draw_scene(rng, stills, i) for i in index]
-        pairs = [write_caption(rng, s, LANGUAGES[int(rng.integers(2))]) for s in scenes]
-        batch = collate(processor, pairs)
-        with cpu_autocast():
-            loss = caption_loss(model, batch, features[index].float())
+        pairs = [
+            write_caption(rng, scene, LANGUAGES[int(rng.integers(2))], str(kind))
+            for scene, kind in zip(scenes, drawn, strict=True)
+        ]
+        batch = {k: v.to(device) for k, v in collate(processor, pairs).items()}
+        with autocast(device):
+            loss = caption_loss(model, batch, features[index].to(device, torch.float32))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -119,7 +137,7 @@ def train_captions(
         history.append({"step": step, "loss": float(loss.detach())})
         if on_step:
             on_step(step, history[-1]["loss"])
-    model.eval()
+    model.cpu().eval()
     return history
 
 
@@ -180,7 +198,7 @@ def score_captions(
         named), `segment` (pictures with a lesion of which the first listed is a true one), `grade`
         (of those, the exact grade), `list_exact` (all pictures: the very list), `healthy`.
     """
-    question = {"en": "List every lesion by AHA number.", "ja": "病変をAHA番号順に挙げてください。"}
+    question = {"en": "List every lesion.", "ja": "病変をすべて挙げてください。"}
     side = {"en": "Which coronary artery is this?", "ja": "これはどちらの冠動脈ですか？"}
     lists, sides = [], []
     for start in range(0, len(stills), batch_size):
@@ -224,15 +242,15 @@ def score_blind_guess(stills: Stills) -> float:
 
 
 def read_list(text: str) -> dict[int, int] | None:
-    """Read a twin's list of lesions.
+    """Read a twin's list of lesions in its own generic words.
 
     Args:
-        text: E.g. `LAD 7: 90%, LCX 11: 75%.`, or `none.`, or the Japanese of either.
+        text: E.g. `proximal LAD: severe, mid LCX: mild.`, or `none.`, or the Japanese of either.
 
     Returns:
         Segment to percent; empty for none; None if the text is neither (it then counts as wrong).
     """
-    found = re.findall(r"(?:RCA|LMT?|LAD|LCX) (\d+)(?:: |：)(\d+)%", text)
+    found = re.findall(LIST_ENTRY, text)
     if not found and text.strip() not in ("none.", "なし。"):
         return None
-    return {int(segment): int(percent) for segment, percent in found}
+    return {NAMES[name]: PERCENTS[grade] for name, grade in found}

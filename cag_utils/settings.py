@@ -89,6 +89,10 @@ class Finetune(Section):
     """LoRA through TRL."""
 
     size: Literal["tiny", "real"]
+    checkpoints: dict[
+        str, str
+    ]  # backbone to `owner/name[@revision]` or folder; else the registry's
+    tower_checkpoint: str  # likewise, for the tower that is put into conceptclip_gemma3
     backbones: list[str]
     languages: list[Literal["en", "ja"]]
     lora: dict[str, Lora]
@@ -112,6 +116,8 @@ class Finetune(Section):
         missing = set(self.backbones) - set(self.lora)
         if missing:
             raise ValueError(f"finetune.lora has no rank for {sorted(missing)}")
+        if strays := set(self.checkpoints) - set(self.backbones):
+            raise ValueError(f"finetune.checkpoints names {sorted(strays)}, which are not tuned")
         return self
 
 

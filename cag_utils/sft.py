@@ -75,7 +75,8 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
         ValueError: 4-bit weights are asked for and cannot be had, or as `training_config`.
     """
     s = job.finetune
-    model, processor = load_backbone(job.backbone, job.size, own_device(), quantise=s.quantise)
+    where = {"quantise": s.quantise} | job.source
+    model, processor = load_backbone(job.backbone, job.size, own_device(), **where)
     examples = read_examples(job.pairs, job.language, job.outputs)
     train, val = (to_cases(examples[examples["split"] == x], processor) for x in ("train", "val"))
     config = training_config(job, len(train), model.dtype == torch.bfloat16)

@@ -54,8 +54,8 @@ __all__ = [
     "train_vocabulary",
 ]
 
-IMAGE_PX, PATCH_PX = 240, 20  # 12 x 12 = 144 patches; the real PaliGemma2 has 16 x 16
-POOLED_TOKENS = 36  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
+IMAGE_PX, PATCH_PX = 224, 16  # 14 x 14 = 196 patches; the real PaliGemma2 has 32 x 32
+POOLED_TOKENS = 49  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
 # PaliGemma has no chat template upstream; this one lets TRL and generation treat both twins alike.
 PALIGEMMA_TEMPLATE = (
     "{%- for m in messages -%}{%- if m['role'] == 'user' -%}"
@@ -73,7 +73,7 @@ PALIGEMMA_TEMPLATE = (
 def make_processor(
     kind: str, vocabulary: dict | None = None
 ) -> Gemma3Processor | PaliGemmaProcessor:
-    """Return a twin's processor: 240 px, grey levels to -1 .. 1, chat template included.
+    """Return a twin's processor: 224 px, grey levels to -1 .. 1, chat template included.
 
     Raises:
         ValueError: Unknown kind.
@@ -94,11 +94,11 @@ def make_processor(
 
 
 def tower_config() -> SiglipVisionConfig:
-    """Return the twins' SigLIP tower: 1.1 M parameters, the tanh GELU of the published models."""
+    """Return the twins' SigLIP tower: 1.2 M parameters, the tanh GELU of the published models."""
     return SiglipVisionConfig(
         hidden_size=128,
         intermediate_size=512,
-        num_hidden_layers=5,
+        num_hidden_layers=6,
         num_attention_heads=4,
         image_size=IMAGE_PX,
         patch_size=PATCH_PX,

@@ -19,8 +19,8 @@ from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 # timm adds what it registers to this list
 __all__ = ["ConceptClip", "MedClip", "load_published", "masked_mean", "published_state"]
 
-TINY_PATCH_PX, TINY_WIDTH, TINY_DEPTH, TINY_HEADS = 20, 128, 5, 4  # as the twins' SigLIP tower
-SIGLIP2_TINY_PX, CONCEPTCLIP_TINY_PX = 240, 200  # 12 x 12 and 10 x 10 patches
+TINY_PATCH_PX, TINY_WIDTH, TINY_DEPTH, TINY_HEADS = 16, 128, 6, 4  # as the twins' SigLIP tower
+SIGLIP2_TINY_PX, CONCEPTCLIP_TINY_PX = 224, 192  # 14 x 14 and 12 x 12 patches
 BIO_CLINICAL_BERT = {"vocab_size": 28996}  # otherwise BERT-base
 PUBMED_BERT = {"vocab_size": 30522}
 CONCEPTCLIP_TOWER = "vit_so400m_patch14_siglip_384"
@@ -48,13 +48,13 @@ def _tiny_siglip(side_px: int, **kwargs) -> VisionTransformer:
 
 
 @register_model
-def vit_twin_patch20_siglip_240(pretrained: bool = False, **kwargs) -> VisionTransformer:
+def vit_twin_patch16_siglip_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """Return the tower of SigLIP2's twin; registered, so open_clip finds it by name."""
     return _tiny_siglip(SIGLIP2_TINY_PX, **kwargs)
 
 
 @register_model
-def vit_twin_patch20_siglip_200(pretrained: bool = False, **kwargs) -> VisionTransformer:
+def vit_twin_patch16_siglip_192(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """Return the tower of ConceptCLIP's twin: fewer patches than Gemma3's, as the real one."""
     return _tiny_siglip(CONCEPTCLIP_TINY_PX, **kwargs)
 

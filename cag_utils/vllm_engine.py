@@ -11,31 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from peft import PeftModel
-from transformers import PaliGemmaProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PaliGemmaProcessor, ProcessorMixin
 
 from cag_utils.decoding import ANSWER_COLUMNS, Decoding
 from cag_utils.examples import open_picture
-
-
-def save_merged(
-    model: PeftModel | PreTrainedModel, processor: ProcessorMixin, folder: str | Path
-) -> Path:
-    """Write a model as one ordinary checkpoint, its adapter added into the weights.
-
-    Args:
-        model: From `adapters.load_tuned`, or an untuned one. The adapter is gone afterwards: go on
-            with the folder, or load anew.
-        processor: Its processor.
-        folder: Made if missing.
-
-    Returns:
-        The folder, which vLLM and `from_pretrained` read.
-    """
-    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    plain.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
 
 
 def prompt_ids(processor: ProcessorMixin, prompts: Sequence[str]) -> list[list[int]]:
@@ -79,7 +58,7 @@ def decode_vllm(
     itself. So its words may differ: compare some with the other engine before relying on them.
 
     Args:
-        folder: From `save_merged`.
+        folder: From `adapters.save_merged`.
         processor: Of the same model.
         images: Paths of frames; all are opened at once.
         prompts: One a frame.
@@ -119,7 +98,7 @@ def _find_vllm(folder: str | Path):
     if not isinstance(folder, str | Path) or not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             "engine 'vllm' needs the folder of merged weights in the model's place, there is no "
-            f"config.json in {str(folder)[:200]!r}: write it with vllm_engine.save_merged"
+            f"config.json in {str(folder)[:200]!r}: write it with adapters.save_merged"
         )
     if not torch.cuda.is_available():
         raise RuntimeError("engine 'vllm' needs a CUDA GPU: use engine='transformers' here")

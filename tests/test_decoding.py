@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cag_utils import backbones
-from cag_utils.adapters import lora_config
+from cag_utils.adapters import lora_config, save_merged
 from cag_utils.backbones import load_backbone
 from cag_utils.corpus import prompt
 from cag_utils.decoding import (
@@ -27,7 +27,7 @@ from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
 from cag_utils.phantom.captions import random_scene
 from cag_utils.twins import make_processor
-from cag_utils.vllm_engine import prompt_ids, save_merged
+from cag_utils.vllm_engine import prompt_ids
 from tests.vlm_world import write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
@@ -239,7 +239,7 @@ def test_vllm_that_cannot_run_says_what_to_do(world, fake_vllm, monkeypatch):
 
     assert ask(folder).empty
     for no_folder in (world.folder, Parrot()):
-        with pytest.raises(FileNotFoundError, match="write it with vllm_engine.save_merged"):
+        with pytest.raises(FileNotFoundError, match="write it with adapters.save_merged"):
             ask(no_folder)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match="pip install vllm"):

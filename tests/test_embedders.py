@@ -198,46 +198,46 @@ def test_a_masked_mean_by_hand():
 def test_conceptclip_returns_the_published_dictionary(twins):
     model = twins["conceptclip"].towers.module
     ids, _ = twins["conceptclip"].tokens(TEXTS)
-    found = model(torch.zeros(3, 3, 200, 200), ids)
+    found = model(torch.zeros(3, 3, 192, 192), ids)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     assert shapes["image_features"] == shapes["text_features"] == (3, 128)
-    assert shapes["image_token_features"] == (3, 100, 128) and shapes["logit_scale"] == ()
+    assert shapes["image_token_features"] == (3, 144, 128) and shapes["logit_scale"] == ()
     assert shapes["text_token_features"][:2] == tuple(ids.shape)
 
 
 def test_the_conceptclip_twins_tower_fits_gemma3(twins):
     model = twins["conceptclip"].towers.module
     tower = convert_tower(model.state_dict(), heads=4)
-    pixels = torch.randn(2, 3, 200, 200)
+    pixels = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
         ours, theirs = tower(pixel_values=pixels).last_hidden_state, model.encode_image(pixels)[1]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    assert pooling_side(10, 2) == 2 and tower.config.image_size // tower.config.patch_size == 10
+    assert pooling_side(12, 2) == 2 and tower.config.image_size // tower.config.patch_size == 12
 
 
 def siglip_tower(side: int) -> SiglipVisionModel:
     torch.manual_seed(1)
     config = SiglipVisionConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=4,
-        image_size=side, patch_size=20, hidden_act="gelu", vision_use_head=False,
+        hidden_size=128, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
+        image_size=side, patch_size=16, hidden_act="gelu", vision_use_head=False,
     )  # fmt: skip
     return SiglipVisionModel(config).eval()
 
 
 def test_a_pretrained_tower_keeps_its_outputs_and_carries_positions_over(twins):
-    model = ConceptClip("vit_twin_patch20_siglip_200", BertConfig(**TEXT | {"vocab_size": 50}))
-    start = siglip_tower(200)
+    model = ConceptClip("vit_twin_patch16_siglip_192", BertConfig(**TEXT | {"vocab_size": 50}))
+    start = siglip_tower(192)
     start_from_tower(model.visual.trunk, start.state_dict())
-    pixels = torch.randn(1, 3, 200, 200)
+    pixels = torch.randn(1, 3, 192, 192)
     with torch.no_grad():
         wanted = start(pixel_values=pixels).last_hidden_state
         torch.testing.assert_close(model.encode_image(pixels)[1], wanted, atol=1e-5, rtol=0)
-    larger = siglip_tower(240)
+    larger = siglip_tower(224)
     table = larger.embeddings.position_embedding.weight
-    table.data = torch.arange(144.0)[:, None].expand(144, 128).clone()  # row by row
+    table.data = torch.arange(196.0)[:, None].expand(196, 128).clone()  # row by row
     start_from_tower(model.visual.trunk, larger.state_dict())
-    grid = model.visual.trunk.pos_embed[0, :, 0].reshape(10, 10)
-    assert (grid.diff(dim=0) > 9).all() and (grid.diff(dim=1) > 0.5).all()
+    grid = model.visual.trunk.pos_embed[0, :, 0].reshape(12, 12)
+    assert (grid.diff(dim=0) > 11).all() and (grid.diff(dim=1) > 0.5).all()
 
 
 def test_a_built_twin_can_be_loaded(tmp_path):
@@ -312,7 +312,7 @@ def test_medclip_names_the_folder_it_wants(monkeypatch, tmp_path):
         (lambda twin: load_published(small_medclip(), {}), "not a MedClip checkpoint"),
         (lambda twin: start_from_tower(
             twin.towers.module.visual.trunk,
-            {k: v[..., :2] for k, v in siglip_tower(200).state_dict().items()}), "does not fit"),
+            {k: v[..., :2] for k, v in siglip_tower(192).state_dict().items()}), "does not fit"),
         (lambda twin: build_twin("medclop", "x", []), "did you mean 'medclip'"),
     ],
 )  # fmt: skip
@@ -324,3 +324,21 @@ def test_refuses_what_it_cannot_use(call, match, twins):
 def test_a_missing_twin_names_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match="git checkout"):
         load_embedder("siglip2", "tiny", twins=tmp_path)
+
+
+def test_conceptclips_own_code_runs_only_at_a_commit_that_the_user_names(monkeypatch):
+    asked = []
+    loader = type("Loader", (), {"from_pretrained": lambda *a, **k: asked.append(k) or 1 / 0})
+    monkeypatch.setattr(embedder_entries, "AutoModel", loader)
+    monkeypatch.setattr(embedder_entries, "fetch_weights", lambda *a: 1 / 0)
+    load = EMBEDDERS["conceptclip"].load
+    with pytest.raises(ZeroDivisionError):
+        load(None)  # the study's own network asks for tensors, and for nothing else
+    assert asked == []
+    monkeypatch.setenv(embedder_entries.COMMIT_VARIABLE, "main")
+    with pytest.raises(ValueError, match="40 hexadecimal digits"):
+        load(None)
+    monkeypatch.setenv(embedder_entries.COMMIT_VARIABLE, "a" * 40)
+    with pytest.raises(ZeroDivisionError):
+        load(None)
+    assert asked[0]["trust_remote_code"] and asked[0]["revision"] == "a" * 40

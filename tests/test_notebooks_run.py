@@ -167,6 +167,19 @@ def test_the_appendices_run(stem, tmp_path):
     assert execute(stem, tmp_path)
 
 
+def test_the_ablations_run_over_the_studys_cases(study):
+    slug = "conceptclip_gemma3_en"
+    metrics = execute_in(study, "A6_ablations", slug)
+    folder = study / "smoke" / "A6_ablations" / slug
+    variants = pd.read_csv(folder / "table_variants.csv").set_index("variant")
+    assert list(variants.index) == ["as in 04", "projector first", "longer"]
+    assert variants["overall_gain"].isna().tolist() == [True, False, False]
+    assert metrics["longer.overall_gain"] == variants.loc["longer", "overall_gain"]
+    jobs = [read_json(path) for path in sorted(folder.glob("*/job.json"))]
+    steps = [job["settings"]["warmup_projector_steps"] for job in jobs]
+    assert steps == [0, 2]  # the longer one, the projector first
+
+
 def test_the_leakage_audit_runs_over_the_studys_frames(study):
     metrics = execute_in(study, "A3_leakage", "n_repeats1", n_repeats=1)
     folder = study / "smoke" / "A3_leakage" / "n_repeats1"

@@ -453,3 +453,21 @@ def test_the_command_refuses_a_profile_without_phantom(capsys):
     with pytest.raises(SystemExit):
         main(["--profile", "paper"])
     assert "own data" in capsys.readouterr().err
+
+
+def test_a_still_knows_the_lumen_along_its_vessels():
+    got = still(3, 256, lesion={"segment": 7, "percent": 90})
+    assert got.width_px.shape == got.narrowed.shape == got.segments.shape
+    assert got.narrowed.max() == pytest.approx(0.9, abs=0.01)
+    assert set(got.segments[got.narrowed > 0.5]) <= {6, 7, 8, 9, 10}  # a lesion may reach a fork
+    neck, healthy = got.narrowed > 0.85, (got.segments == 7) & (got.narrowed == 0)
+    assert got.width_px[neck].max() < 0.5 * np.median(got.width_px[healthy])
+
+
+def test_a_still_may_be_taken_in_another_moment_and_show_several_lesions():
+    many = [{"segment": s, "percent": 75} for s in (6, 11, 12)]
+    rest, beat = still(5, 96, lesion=many), still(5, 96, lesion=many, phase=0.3, wait_s=0.2)
+    assert [x["segment"] for x in rest.lesions] == [6, 11, 12]
+    assert rest.laterality == "LCA" and not np.array_equal(rest.image, beat.image)
+    with pytest.raises(ValueError, match="segment 2 is seen from the RCA"):
+        still(5, 96, lesion=[*many, {"segment": 2, "percent": 75}])

@@ -42,7 +42,7 @@ def lost_percent(healthy, sick):
 def one_vessel(tree, name):
     """A vessel of a tree without its side branches, so that nothing lies in front of it."""
     own = tree.branch == tree.names.index(name)
-    columns = "points radius segment order path_mm main open delay_mm".split()
+    columns = "points radius segment order path_mm main open delay_mm narrowed".split()
     cut = {column: getattr(tree, column)[own] for column in columns}
     alone = {"branch": np.zeros(own.sum(), int), "names": (name,), "attached": np.array([-1])}
     return replace(tree, **cut, **alone)

@@ -336,3 +336,26 @@ def test_trainable_table_counts_every_parameter(world):
     model, _ = load_backbone("gemma3", "tiny", device="cpu")
     table = trainable_table(model)
     assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
+
+
+def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
+    folder = tmp_path / "my_gemma"
+    model, processor = load_backbone("gemma3", "tiny", device="cpu")
+    adapters.save_merged(model, processor, folder)
+    settings = load_profile("smoke").finetune.model_copy(
+        update={"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
+    )
+    job = make_job(settings, "gemma3", "en", world, tmp_path / "run", seed=0)
+    assert job.source == {"checkpoint": str(folder), "tower_checkpoint": ""}
+    run_job(job)
+    assert reload_difference(job) == 0
+    card = (job.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    assert '"my_gemma"' in card and str(tmp_path) not in card
+
+
+def test_checkpoints_of_a_backbone_that_is_not_tuned_are_refused():
+    settings = load_profile("smoke").finetune.model_dump()
+    with pytest.raises(ValueError, match="names .'medgemma'., which are not tuned"):
+        type(load_profile("smoke").finetune).model_validate(
+            settings | {"checkpoints": {"medgemma": "x"}}
+        )

@@ -39,15 +39,13 @@ NOTHING = {
 WORDS = {
     "en": {
         "narrowing": "Narrowing in the {name}, {grade}",
-        "worst": "{artery} segment {segment}, {name}, {percent} percent, {grade}.",
-        "grade": "{percent} percent, {grade}.",
+        "worst": "{name}, {grade}.",
+        "grade": "{grade}.",
         "normal": "No narrowing there.",
         "none": "none.",
         "and": ", ",
         "stop": ". ",
         "end": ".",
-        "gap": " ",
-        "advice": "Advice: {advice}.",
         "example": "Example: ",
         "report": "Report: ",
         "answer": "Answer: ",
@@ -57,15 +55,13 @@ WORDS = {
     },
     "ja": {
         "narrowing": "{name}に{grade}の狭小化",
-        "worst": "{artery}区域{segment}、{name}、{percent}パーセント、{grade}。",
-        "grade": "{percent}パーセント、{grade}。",
+        "worst": "{name}、{grade}。",
+        "grade": "{grade}。",
         "normal": "そこに狭小化はない。",
         "none": "なし。",
         "and": "、",
         "stop": "。",
         "end": "。",
-        "gap": "",
-        "advice": "助言：{advice}。",
         "example": "例：",
         "report": "レポート：",
         "answer": "回答：",
@@ -75,26 +71,15 @@ WORDS = {
     },
 }
 
-# What stands between artery and number, between number and grade, after it, and at the very end.
-# The first of each is the plain list format.
+# What stands between a segment's name and its grade, after the grade, and at the very end. The
+# first of each is the plain list format.
 FORMATS = {
     "en": (
-        (" ", " #", " segment ", " no. ", "-"),
-        (": ", " = ", " shows ", " has ", ", "),
-        ("%", " percent", "% stenosis", "% narrowing", "% (stenosis)"),
+        (": ", " - ", " looks ", " has a narrowing that is ", ", "),
+        ("", " by eye"),
         (".", "", " in all."),
     ),
-    "ja": (
-        (" ", " #", "区域", "の", "-"),
-        ("：", " = ", "に", "は", "、"),
-        ("%", "パーセント", "%の狭窄", "%の狭小化", "%（狭窄）"),
-        ("。", "", "を認める。", "が確認できます。", "あり。"),
-    ),
-}
-# The study's sentence in these terms; never drawn.
-STUDY_FORMAT = {
-    "en": (" #", " shows ", "% stenosis", "."),
-    "ja": (" #", "に", "%の狭窄", "が確認できます。"),
+    "ja": (("：", " - ", "に", "は", "、"), ("", "の狭小化"), ("。", "", "を認める。", "あり。")),
 }
 
 ASKS = {
@@ -116,39 +101,43 @@ ASKS = {
     },
     "list": {
         "en": (
-            "List every lesion by AHA number.",
+            "List every lesion.",
             "Which segments are narrowed?",
             "This image is a {side} angiogram. List its lesions.",
         ),
         "ja": (
-            "病変をAHA番号順に挙げてください。",
+            "病変をすべて挙げてください。",
             "どの区域が狭いですか？",
             "この画像は{side}造影です。病変を挙げてください。",
         ),
     },
     "grade": {
-        "en": ("How tight is segment {segment}?", "Grade the {name}."),
-        "ja": ("区域{segment}の程度は？", "{name}の程度は？"),
+        "en": ("How tight is the {name}?", "Grade the {name}."),
+        "ja": ("{name}はどの程度狭いですか？", "{name}の程度は？"),
     },
     "referral": {
         "en": (
-            "Read the image together with the clinical report: lesions, then advice.",
-            "This image is a {side} angiogram. Name the lesions and advise on management.",
-            "Lesions and plan, based on the report below, for future management?",
-            "With the explanation of the clinical report, provide lesions and advice.",
+            "Read the image together with the clinical report: which lesions are there?",
+            "This image is a {side} angiogram. Name the lesions.",
+            "Based on the report below and the image: which lesions?",
+            "With the explanation of the clinical report, provide the lesions.",
         ),
         "ja": (
-            "臨床レポートと画像を読み、病変と助言を述べてください。",
-            "この画像は{side}造影です。病変と今後の方針を挙げてください。",
-            "以下のレポートに基づいて、病変と治療方針は？",
-            "臨床レポートの説明とともに、病変についての助言をお願いします。",
+            "臨床レポートと画像を読み、病変を述べてください。",
+            "この画像は{side}造影です。レポートを読み、病変を挙げてください。",
+            "以下のレポートと画像に基づいて、病変は？",
+            "臨床レポートの説明とともに、病変を示してください。",
         ),
     },
     "examples": {
         "en": ("Write like the examples of other patients.", "Follow the format."),
         "ja": ("他の患者の回答例にならって書いてください。", "同じ形式で書いてください。"),
     },
-    "copy": {"en": ("Repeat the report.",), "ja": ("レポートを繰り返してください。",)},
+    "vessels": {
+        "en": ("Which vessels are seen?", "Name the vessels in the picture."),
+        "ja": ("どの血管が見えますか？", "画像の血管名を挙げてください。"),
+    },
+    "copy": {"en": ("Repeat the text.",), "ja": ("文章を繰り返してください。",)},
 }
 
 # plan key -> the advice in other words than the study's sentence
@@ -203,3 +192,14 @@ GLOSSARY = (
     ("treatment plan", "治療方針"),
     ("comorbidities", "合併症"),
 )
+
+# What the study writes and captions do not: repeated in any order, so that no token of it is new.
+ARTERY_NAMES = ("RCA", "LM", "LMT", "LAD", "LCX")
+PERCENT_WORDS = {
+    "en": ("%", "% stenosis"),
+    "ja": ("%", "%の狭窄", "%の狭窄が確認できます"),
+}
+STUDY_WORDS = {
+    "en": ("shows", "stenosis", "in the", "and", "No significant"),
+    "ja": ("狭窄", "確認できます", "および", "有意狭窄", "認めません"),
+}

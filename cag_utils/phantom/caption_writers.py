@@ -8,14 +8,16 @@ import numpy as np
 
 from cag_utils.phantom.caption_phrases import (
     ADVICE,
+    ARTERY_NAMES,
     ASKS,
     FORMATS,
     GLOSSARY,
     GRADE_WORDS,
     LEADS,
     NOTHING,
+    PERCENT_WORDS,
     SIDES,
-    STUDY_FORMAT,
+    STUDY_WORDS,
     WORDS,
 )
 from cag_utils.phantom.clinic import PLANS, write_report
@@ -76,11 +78,7 @@ def _worst(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, 
         return question, _nothing(rng, scene, language) + WORDS[language]["end"]
     worst = max(lesions, key=lambda x: x["percent"])  # the lower AHA number wins a tie
     return question, WORDS[language]["worst"].format(
-        segment=worst["segment"],
-        percent=worst["percent"],
-        artery=_artery(worst["artery"], language),
-        name=_name(worst["segment"], language),
-        grade=GRADE_WORDS[worst["percent"]][language],
+        name=_name(worst["segment"], language), grade=GRADE_WORDS[worst["percent"]][language]
     )
 
 
@@ -92,27 +90,26 @@ def _grade(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, 
     else:
         segment = int(rng.choice(segments_of(scene.laterality)))
     percent = max((x["percent"] for x in lesions if x["segment"] == segment), default=0)
-    question = _pick(rng, ASKS["grade"][language]).format(
-        segment=segment, name=_name(segment, language)
-    )
+    question = _pick(rng, ASKS["grade"][language]).format(name=_name(segment, language))
     if not percent:
         return question, WORDS[language]["normal"]
-    words = GRADE_WORDS[percent][language]
-    return question, WORDS[language]["grade"].format(percent=percent, grade=words)
+    return question, WORDS[language]["grade"].format(grade=GRADE_WORDS[percent][language])
 
 
-def _artery(artery: str, language: str) -> str:
-    return "LMT" if language == "ja" and artery == "LM" else artery  # as Japanese notes write it
+def _vessels(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
+    words = WORDS[language]
+    names = words["and"].join(_name(s, language) for s in scene.seen) or words["none"][:-1]
+    return _ask(rng, "vessels", scene, language), names + words["end"]
 
 
 def _entries(fmt: tuple[str, ...], lesions: list[dict], language: str) -> str:
-    """Write lesions in a format (between artery and number, number and grade, after, last)."""
+    """Write lesions in a format (between name and grade, after the grade, last)."""
     if not lesions:
         return WORDS[language]["none"]
-    before, between, after, last = fmt
+    between, after, last = fmt
     return (
         WORDS[language]["and"].join(
-            f"{_artery(x['artery'], language)}{before}{x['segment']}{between}{x['percent']}{after}"
+            f"{_name(x['segment'], language)}{between}{GRADE_WORDS[x['percent']][language]}{after}"
             for x in lesions
         )
         + last
@@ -120,9 +117,7 @@ def _entries(fmt: tuple[str, ...], lesions: list[dict], language: str) -> str:
 
 
 def _draw_format(rng: np.random.Generator, language: str) -> tuple[str, ...]:
-    while (fmt := tuple(_pick(rng, part) for part in FORMATS[language])) == STUDY_FORMAT[language]:
-        pass  # never the study's own sentence
-    return fmt
+    return tuple(_pick(rng, part) for part in FORMATS[language])
 
 
 def _list(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
@@ -132,12 +127,10 @@ def _list(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, s
 
 def _referral(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
     fmt = _draw_format(rng, language) if rng.random() < 0.5 else [p[0] for p in FORMATS[language]]
-    findings = _entries(tuple(fmt), _lesions(scene), language)
-    advice = WORDS[language]["advice"].format(advice=_pick(rng, ADVICE[scene.plan][language]))
     parts = [_ask(rng, "referral", scene, language), scene.report[language]]
     if rng.random() < 0.3:
         parts.reverse()
-    return "\n\n".join(parts), findings + WORDS[language]["gap"] + advice
+    return "\n\n".join(parts), _entries(tuple(fmt), _lesions(scene), language)
 
 
 def _examples(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
@@ -174,7 +167,7 @@ def _glossary(rng: np.random.Generator, scene: Scene, language: str) -> tuple[st
         term, meaning = pair[i], pair[1 - i]
     elif draw < 0.8:
         segment = int(rng.integers(1, 16))
-        term, meaning = _name(segment, language), f"{_name(segment, other)} (AHA {segment})"
+        term, meaning = _name(segment, language), _name(segment, other)
     else:
         pair = PLANS[str(rng.choice(list(PLANS)))]
         term, meaning = pair[i], pair[1 - i]
@@ -182,8 +175,19 @@ def _glossary(rng: np.random.Generator, scene: Scene, language: str) -> tuple[st
 
 
 def _copy(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
+    """Repeat a report, or words and numbers of the study in an order that means nothing."""
     text = scene.report[language]
+    if rng.random() < 0.6:
+        drawn = rng.permutation([*STUDY_WORDS[language], *_codes(rng, language)])
+        text = " ".join(map(str, drawn))
     return _ask(rng, "copy", scene, language) + "\n\n" + text, text
+
+
+def _codes(rng: np.random.Generator, language: str) -> list[str]:
+    """Arteries, numbers and percents that do not belong together."""
+    numbers = [f"#{n}" for n in rng.integers(1, 16, 2)]
+    percents = [f"{g}{_pick(rng, PERCENT_WORDS[language])}" for g in rng.choice(GRADES, 2)]
+    return [*numbers, *percents, str(rng.choice(ARTERY_NAMES))]
 
 
 WRITERS = {
@@ -192,6 +196,7 @@ WRITERS = {
     "worst": _worst,
     "list": _list,
     "grade": _grade,
+    "vessels": _vessels,
     "referral": _referral,
     "examples": _examples,
     "glossary": _glossary,

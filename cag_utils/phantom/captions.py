@@ -1,8 +1,10 @@
 """Generic captions of a phantom picture: what the twins read and write before they meet the study.
 
-They name the same facts as the study's findings (side, segment, grade, advice) in other words, in
-English and Japanese, as descriptions, answers to questions, lists and examples to follow. The
-study's own sentence ("LCX #11 shows 75% stenosis.") is never written here: LoRA has to teach it.
+They name the same facts as the study's findings (side, segment, grade) in other words, in English
+and Japanese, as descriptions, answers to questions, lists and examples to follow. A segment has its
+name ("proximal LAD"), a grade its word ("severe"). AHA numbers, percents, plans and the study's own
+sentence ("LCX #11 shows 75% stenosis.") never belong to a picture here: LoRA has to teach them.
+Tasks without a picture (repeat, translate) see to it that no word of the study is new.
 """
 
 from collections.abc import Mapping
@@ -17,16 +19,19 @@ from cag_utils.segments import GRADES, LATERALITIES, check_lesion, segments_of
 
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
-    "describe": 0.20,
+    "describe": 0.18,
     "side": 0.03,
-    "worst": 0.14,
+    "worst": 0.12,
     "list": 0.22,
-    "grade": 0.07,
-    "referral": 0.20,
-    "examples": 0.07,
+    "grade": 0.09,
+    "vessels": 0.06,
+    "referral": 0.17,
+    "examples": 0.04,
     "glossary": 0.05,
-    "copy": 0.02,
+    "copy": 0.04,
 }
+# Short questions about the picture alone.
+LOOKING = ("describe", "side", "worst", "list", "grade", "vessels")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Scene:
         view: Projection in plain words, e.g. `LAO cranial`; empty if unknown.
         report: `{"ja": ..., "en": ...}` the patient's pre-procedure report.
         plan: A key of `clinic.PLANS`.
+        seen: AHA segments that can be seen, rising.
     """
 
     laterality: str
@@ -46,6 +52,7 @@ class Scene:
     view: str
     report: Mapping[str, str]
     plan: str
+    seen: tuple[int, ...] = ()
 
     def __post_init__(self):
         """Check the side, the plan, and that every lesion lies on this side.
@@ -116,7 +123,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
     )
     record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
     view = name_view(rng.uniform(-50, 50), rng.uniform(-40, 40))
-    return Scene(side, lesions, view, write_report(rng, record), decide_plan(record, lesions))
+    plan = decide_plan(record, lesions)
+    return Scene(side, lesions, view, write_report(rng, record), plan, segments_of(side))
 
 
 def base_corpus(rng: np.random.Generator, patients: int) -> list[str]:

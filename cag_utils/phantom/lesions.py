@@ -182,6 +182,7 @@ def narrow(
         open=tree.open & ~(beyond & closed),
         delay_mm=delay,
         lesions=(*tree.lesions, lesion),
+        narrowed=np.maximum(tree.narrowed, depth * percent / 100),
     )
     return (fill_backwards(rng, narrowed, centre) if collateral else narrowed), lesion
 

@@ -1,5 +1,6 @@
 """Single opacified key frames with dense truth, cheap enough to draw by the ten thousand."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,8 +30,11 @@ class Still:
         view: Name of the standard view.
         label: One of the six classes.
         lesions: Dicts of segment, percent and artery on this side.
-        points: (n, 2) float32 columns and rows of every visible main-branch centreline point.
+        points: (n, 2) float32 columns and rows of every visible main-branch centreline point, and
+            of the lesions' centres.
         segments: (n,) int64 AHA number of each point.
+        width_px: (n,) float32 lumen at each point.
+        narrowed: (n,) float32 share of the diameter that lesions take there, 0 to 1.
         lesion_points: (k, 3) float32 column, row and percent of each visible lesion's centre.
         primary_deg: DICOM primary angle.
         secondary_deg: DICOM secondary angle.
@@ -43,13 +47,20 @@ class Still:
     lesions: list[dict]
     points: np.ndarray
     segments: np.ndarray
+    width_px: np.ndarray
+    narrowed: np.ndarray
     lesion_points: np.ndarray
     primary_deg: float
     secondary_deg: float
 
 
 def still(
-    seed: int, size_px: int = 512, laterality: str | None = None, lesion: dict | None = None
+    seed: int,
+    size_px: int = 512,
+    laterality: str | None = None,
+    lesion: dict | Sequence[dict] | None = None,
+    phase: float = DIASTASIS,
+    wait_s: float = 0.45,
 ) -> Still:
     """Draw one opacified key frame of a patient nobody else shares.
 
@@ -57,28 +68,32 @@ def still(
         seed: 0 or more; the same seed gives the same picture.
         size_px: Rows and columns, at least 64.
         laterality: LCA or RCA, or None to draw one (60 % LCA); a lesion decides it.
-        lesion: `{segment, percent}` to show, the only one of its side; None draws 0 to 2.
+        lesion: `{segment, percent}` to show, the only one of its side, or several of one side;
+            None draws 0 to 2.
+        phase: Share of the heartbeat that is over; the default is diastasis, when it stands still.
+        wait_s: Seconds after the last vessel has begun to fill.
 
     Returns:
         The picture and its truth.
 
     Raises:
-        ValueError: `seed` is negative, the laterality is unknown, or the lesion is malformed or
-            lies on the other side.
+        ValueError: `seed` is negative, the laterality is unknown, or a lesion is malformed or lies
+            on the other side.
     """
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     rng = np.random.default_rng([STREAM, seed])
     side, subject = _subject(rng, laterality, lesion)
     tree, lesions = diseased_tree(rng, subject, side)
-    shot, full_at = _full(tree, draw_shot(rng, subject, tree, n_frames=1, size_px=size_px))
+    shot = draw_shot(rng, subject, tree, n_frames=1, size_px=size_px)
+    shot, full_at = _full(tree, shot, phase, wait_s)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([full_at]))
     frames, _ = film(rng, subject, tree, shot, pose)
     return _described(frames[0], tree, lesions, shot, pose)
 
 
-def _subject(rng, laterality: str | None, lesion: dict | None) -> tuple[str, Subject]:
-    """Draw the side and the patient; a wanted lesion fixes the one and goes into the other."""
+def _subject(rng, laterality: str | None, lesion) -> tuple[str, Subject]:
+    """Draw the side and the patient; wanted lesions fix the one and go into the other."""
     if laterality is not None and laterality not in LATERALITIES:
         raise ValueError(f"laterality must be LCA or RCA, got {laterality!r}")
     drawn = str(rng.choice(LATERALITIES, p=[0.6, 0.4]))
@@ -86,16 +101,20 @@ def _subject(rng, laterality: str | None, lesion: dict | None) -> tuple[str, Sub
     side = laterality or drawn
     if lesion is None:
         return side, subject
-    wanted = check_lesion(lesion)
-    owner = laterality_of(wanted["segment"])
-    if laterality not in (None, owner):
-        raise ValueError(f"segment {wanted['segment']} is seen from the {owner}, not {laterality}")
-    dominance = {15: "left", 4: "right"}.get(wanted["segment"], subject.dominance)
-    return owner, replace(subject, lesions=(wanted,), dominance=dominance)
+    wanted = [check_lesion(x) for x in ([lesion] if isinstance(lesion, Mapping) else lesion)]
+    owner, dominance = laterality_of(wanted[0]["segment"]), subject.dominance
+    for segment in (x["segment"] for x in wanted):
+        if laterality_of(segment) != (laterality or owner):
+            raise ValueError(
+                f"segment {segment} is seen from the {laterality_of(segment)}, "
+                f"not {laterality or owner}"
+            )
+        dominance = {15: "left", 4: "right"}.get(segment, dominance)
+    return owner, replace(subject, lesions=tuple(wanted), dominance=dominance)
 
 
-def _full(tree: Tree, shot: Shot) -> tuple[Shot, float]:
-    """Stop the heart in diastasis, hold the breath, and wait until the tree is full.
+def _full(tree: Tree, shot: Shot, phase: float, wait_s: float) -> tuple[Shot, float]:
+    """Stop the heart at a phase, hold the breath, and wait until the tree is full.
 
     Returns:
         The shot, its injection long enough for what flows slowly behind a tight lesion, and the
@@ -104,8 +123,8 @@ def _full(tree: Tree, shot: Shot) -> tuple[Shot, float]:
     arrival = arrival_s(tree, shot.injection.speed_mm_s)[tree.main & tree.open]
     longest = float(arrival[arrival < NEVER].max())
     injection = replace(shot.injection, duration_s=max(shot.injection.duration_s, longest + 0.25))
-    still = {"phase": DIASTASIS, "breath_mm": 0.0, "pan_px": np.zeros((1, 2))}
-    return replace(shot, injection=injection, **still), longest + 0.45
+    still = {"phase": phase, "breath_mm": 0.0, "pan_px": np.zeros((1, 2))}
+    return replace(shot, injection=injection, **still), longest + wait_s
 
 
 def _described(
@@ -114,7 +133,8 @@ def _described(
     """Attach labels, centreline points and lesion centres that can be seen."""
     u, v = pose.u[0], pose.v[0]
     inside = inside_shutters(shot, u, v)
-    visible = tree.main & tree.open & inside
+    centre = np.isin(np.arange(len(u)), [x.index for x in lesions])
+    visible = (tree.main & tree.open | centre) & inside
     truth = frame_truth(tree, shot, pose)
     centres = [(u[x.index], v[x.index], x.percent) for x in lesions if inside[x.index]]
     return Still(
@@ -125,6 +145,8 @@ def _described(
         lesions=[x.as_dict() for x in lesions],
         points=np.stack([u[visible], v[visible]], axis=1).astype(np.float32),
         segments=tree.segment[visible],
+        width_px=(2 * tree.radius * pose.scale[0])[visible].astype(np.float32),
+        narrowed=tree.narrowed[visible].astype(np.float32),
         lesion_points=np.array(centres, np.float32).reshape(-1, 3),
         primary_deg=shot.arm.primary_deg,
         secondary_deg=shot.arm.secondary_deg,

@@ -43,6 +43,7 @@ class Tree:
         delay_mm: (n,) extra way that contrast seems to go, by slowed flow behind a stenosis or a
             detour through collaterals; infinite where none arrives; 0 when healthy.
         lesions: The narrowings put into the tree so far.
+        narrowed: (n,) share of the diameter that they take, 0 healthy to 1 closed.
     """
 
     laterality: str
@@ -59,10 +60,12 @@ class Tree:
     attached: np.ndarray
     delay_mm: np.ndarray | None = None
     lesions: tuple = ()
+    narrowed: np.ndarray | None = None
 
     def __post_init__(self):
-        if self.delay_mm is None:
-            object.__setattr__(self, "delay_mm", np.zeros(len(self.points)))
+        for name in ("delay_mm", "narrowed"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros(len(self.points)))
 
     @property
     def syntax(self) -> np.ndarray:
