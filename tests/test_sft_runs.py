@@ -278,7 +278,7 @@ def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeyp
         make_trainer(job)
     with pytest.raises(KeyboardInterrupt):
         load_tuned("gemma3", "real", tmp_path, quantise="4bit")
-    assert asked == [{"quantise": "4bit"}] * 2
+    assert [one["quantise"] for one in asked] == ["4bit"] * 2
 
 
 def _die():
