@@ -172,6 +172,10 @@ def _stenoses(clause: str, language: str) -> list[Stenosis]:
     "#6 75%, #7 90%" puts the grade behind, "75% in #6 and 90% in #7" before the place; "#6 and #7
     show 75%" gives both the same.
     """
+    listed = lexicon.LISTED.findall(clause)
+    if listed and not lexicon.PERCENT[language].search(clause):
+        found = ((lexicon.SEGMENT_OF[name], lexicon.LISTED_GRADES[word]) for name, word in listed)
+        return [Stenosis(artery_of(segment), segment, percent) for segment, percent in found]
     places, grades = find_places(clause, language), find_grades(clause, language)
     if not grades:
         stated = lexicon.STENOSIS[language].search(clause)

@@ -7,6 +7,8 @@ Japanese notes mix in English, so `ja` reads both vocabularies and `en` reads th
 
 import re
 
+from cag_utils.segments import AHA_SEGMENTS
+
 _B, _E = r"(?<![a-z])", r"(?![a-z])"
 _SUFFIX = r"(?:[ -]?(?:coronary )?(?:artery|arteries|branch))?"
 
@@ -99,6 +101,18 @@ GRADE_WORDS = {
 STENOSIS = _either(
     r"(?:re)?steno\w+|narrow\w+|lesions?|occlu\w+|blockages?|cto(?!-| pci|に対する|治療)",
     r"狭窄|狭小化|病変|閉塞",
+)
+
+# "proximal LAD: severe": a list as the untuned twins write it, without a word for stenosis.
+SEGMENT_OF = {n.lower(): s.number for s in AHA_SEGMENTS.values() for n in (s.name_en, s.name_ja)}
+LISTED_GRADES = {
+    "total occlusion": 100, "subtotal": 99, "severe": 90, "significant": 75, "moderate": 50,
+    "mild": 25, "完全閉塞": 100, "亜閉塞": 99, "高度": 90, "有意": 75, "中等度": 50, "軽度": 25,
+}  # fmt: skip
+LISTED = re.compile(
+    "({})(?::[ ]?|[ ]-[ ]|, ?|、|に|は|[ ]looks[ ]|[ ]has a narrowing that is[ ])({})".format(
+        "|".join(sorted(SEGMENT_OF, key=len, reverse=True)), "|".join(LISTED_GRADES)
+    )
 )
 
 _DISEASE = r"(?:steno\w+|narrow\w+|lesions?|obstruct\w+|blockages?|occlu\w+|disease|abnormal\w*)"
