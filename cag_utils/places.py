@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from cag_utils.embedders import Embedder
-from cag_utils.pretrain import NARROWED
 from cag_utils.stills import N_SEGMENTS, Stills, patch_labels
+from cag_utils.tower_task import NARROWED
 
 RARE = torch.tensor(5.0)  # a cell holds few of the 15 segments: what is there counts more
 
