@@ -50,7 +50,7 @@ format: .venv/installed  ## mend style
 reference: .venv/installed  ## run the phantom study from nothing on two cores; refresh outputs/reference/ and the README
 	$(BIN)/python -m cag_utils.reference $(if $(STUDY_ONLY),--study-only)  # STUDY_ONLY=1 keeps appendices, benchmarks
 
-twins: .venv/installed  ## pretrain the tiny twins again (about an hour) and ship their weights
+twins: .venv/installed  ## pretrain the tiny twins again (hours on a CPU) and ship their weights
 	$(SNAKEMAKE) twins
 
 lock: .venv/installed  ## resolve requirements.lock anew from pyproject.toml
