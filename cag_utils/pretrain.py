@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import SiglipVisionConfig
 
+from cag_utils.muon import muon_and_adamw
 from cag_utils.networks import autocast, pick_device
 from cag_utils.stills import N_SEGMENTS, PatchLabels, Stills, patch_labels
 from cag_utils.tower_start import start_attention, start_from_statistics
@@ -41,6 +42,7 @@ def train_tower(
     seed: int = 0,
     batch_size: int = 32,
     learning_rate: float = 1.5e-3,
+    matrix_rate: float = 5e-3,
     task: TowerTask | None = None,
     dense_share: float = DENSE_SHARE,
     sparse_share: float = SPARSE_SHARE,
@@ -54,7 +56,9 @@ def train_tower(
         steps: Optimiser steps.
         seed: Order of the pictures, jitter and initial weights.
         batch_size: Pictures a step.
-        learning_rate: Peak; 100 steps of warm-up, then a cosine to zero.
+        learning_rate: Peak of AdamW's; 100 steps of warm-up, then a cosine to zero.
+        matrix_rate: Peak of Muon's, for the encoder's matrices. In a trial of 200 steps Muon had
+            learnt what took AdamW alone about 500.
         task: Goes on from here instead of starting afresh, e.g. with more pictures.
         dense_share: Share of the steps before tokens are asked about the whole picture.
         sparse_share: Share of the steps over which the tower reads a part of the patches.
@@ -76,12 +80,12 @@ def train_tower(
         start_attention(task.tower, torch.Generator().manual_seed(seed))
     device = pick_device()
     task.to(device).train()
-    optimiser = torch.optim.AdamW(
-        task.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
-    )
+    encoder = getattr(task.tower, "vision_model", task.tower).encoder
+    optimisers = muon_and_adamw(encoder, task, matrix_rate, learning_rate)
     history = []
     for step, index in enumerate(_batches(rng, len(stills), batch_size, steps)):
-        set_rate(optimiser, learning_rate, step, steps)
+        for optimiser, peak in optimisers.items():
+            set_rate(optimiser, peak, step, steps)
         images, moves = move(rng, stills.images[index])
         truth = as_truth(stills, index, config.image_size // config.patch_size, moves)
         with autocast(device):
@@ -93,8 +97,9 @@ def train_tower(
             )
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         history.append({"step": step} | {k: float(v.detach()) for k, v in losses.items()})
         if on_step:
             on_step(step, history[-1])

@@ -4,7 +4,6 @@ The tower's features are computed once. Every step writes fresh questions and an
 in both languages, so no caption is seen twice and the model must look at the picture.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,18 +11,13 @@ import torch
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cag_utils.caption_batches import collate, is_gemma3, prompt_ids
+from cag_utils.caption_batches import collate
+from cag_utils.muon import muon_and_adamw
 from cag_utils.networks import autocast, pick_device
-from cag_utils.phantom.caption_phrases import GRADE_WORDS
 from cag_utils.phantom.captions import KINDS, LANGUAGES, Scene, name_view, write_caption
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_report
 from cag_utils.pretrain import set_rate, to_pixels
-from cag_utils.segments import AHA_SEGMENTS
 from cag_utils.stills import Stills
-
-NAMES = {name: s.number for s in AHA_SEGMENTS.values() for name in (s.name_en, s.name_ja)}
-PERCENTS = {word: percent for percent, words in GRADE_WORDS.items() for word in words.values()}
-LIST_ENTRY = re.compile(f"({'|'.join(NAMES)})(?:: |：)({'|'.join(PERCENTS)})")
 
 
 def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
@@ -88,6 +82,7 @@ def train_captions(
     seed: int = 0,
     batch_size: int = 16,
     learning_rate: float = 2e-3,
+    matrix_rate: float = 5e-3,
     kinds: Sequence[str] = tuple(KINDS),
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[dict]:
@@ -101,7 +96,8 @@ def train_captions(
         steps: Optimiser steps.
         seed: Order of pictures, patients and wording.
         batch_size: Captions a step.
-        learning_rate: Peak.
+        learning_rate: Peak of AdamW's.
+        matrix_rate: Peak of Muon's, for the language model's hidden matrices.
         kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the
             model learns to look in a third of the time.
         on_step: Called with step and loss.
@@ -113,13 +109,14 @@ def train_captions(
     device = pick_device()
     model.to(device).train()
     model.set_attn_implementation("eager")  # faster than SDPA in bfloat16 on a CPU
-    trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
-    optimiser = torch.optim.AdamW(
-        trained, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
-    )
+    model.model.vision_tower.requires_grad_(False)
+    layers = model.model.language_model.layers
+    optimisers = muon_and_adamw(layers, model, matrix_rate, learning_rate)
+    trained = [p for p in model.parameters() if p.requires_grad]
     history, shares = [], np.array([KINDS[kind] for kind in kinds])
     for step in range(steps):
-        set_rate(optimiser, learning_rate, step, steps)
+        for optimiser, peak in optimisers.items():
+            set_rate(optimiser, peak, step, steps)
         index = rng.integers(len(stills), size=batch_size)
         drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
         scenes = [draw_scene(rng, stills, i) for i in index]
@@ -132,125 +129,11 @@ def train_captions(
             loss = caption_loss(model, batch, features[index].to(device, torch.float32))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         history.append({"step": step, "loss": float(loss.detach())})
         if on_step:
             on_step(step, history[-1]["loss"])
-    model.cpu().eval()
+    model.cpu().eval().requires_grad_(True)
     return history
-
-
-@torch.no_grad()
-def answer(
-    model,
-    processor,
-    questions: Sequence[str],
-    images: np.ndarray,
-    max_new_tokens: int = 48,
-) -> list[str]:
-    """Answer one question about each picture, greedily.
-
-    Args:
-        model: A twin.
-        processor: Its processor.
-        questions: One a picture.
-        images: (N, S, S) uint8.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        The answers.
-    """
-    tok = processor.tokenizer
-    rows = [prompt_ids(processor, q) for q in questions]
-    shape = (len(rows), max(map(len, rows)))
-    ids = torch.full(shape, tok.pad_token_id)
-    mask = torch.zeros(shape, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, shape[1] - len(row) :] = torch.tensor(row)
-        mask[i, shape[1] - len(row) :] = 1
-    kinds = (ids == tok.image_token_id).long() if is_gemma3(processor) else torch.zeros_like(ids)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        token_type_ids=kinds,
-        pixel_values=to_pixels(images),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )[:, shape[1] :]
-    return tok.batch_decode(out, skip_special_tokens=True)
-
-
-def score_captions(
-    model, processor, stills: Stills, language: str, batch_size: int = 50
-) -> dict[str, float]:
-    """Ask a twin to list the lesions of held-out stills and compare with the truth.
-
-    Args:
-        model: A twin.
-        processor: Its processor.
-        stills: Held-out pictures.
-        language: en or ja.
-        batch_size: Pictures a pass.
-
-    Returns:
-        Shares, 0 to 1: `laterality` (side of the named arteries, or of the description when none is
-        named), `segment` (pictures with a lesion of which the first listed is a true one), `grade`
-        (of those, the exact grade), `list_exact` (all pictures: the very list), `healthy`.
-    """
-    question = {"en": "List every lesion.", "ja": "病変をすべて挙げてください。"}
-    side = {"en": "Which coronary artery is this?", "ja": "これはどちらの冠動脈ですか？"}
-    lists, sides = [], []
-    for start in range(0, len(stills), batch_size):
-        part = stills.images[start : start + batch_size]
-        lists += answer(model, processor, [question[language]] * len(part), part)
-        sides += answer(model, processor, [side[language]] * len(part), part, 16)
-    truth = [{x["segment"]: x["percent"] for x in stills.lesions(i)} for i in range(len(stills))]
-    pairs = list(zip(truth, map(read_list, lists), strict=True))
-    first = [(t, next(iter((f or {}).items()), (0, 0))) for t, f in pairs if t]
-    exact = [t[segment] == percent for t, (segment, percent) in first if segment in t]
-    well = [f == {} for t, f in pairs if not t]
-    named = [stills.laterality(i) in text for i, text in enumerate(sides)]
-    return {
-        "laterality": float(np.mean(named)),
-        "segment": float(np.mean([segment in t for t, (segment, _) in first])),
-        "grade": float(np.mean(exact)) if exact else 0.0,
-        "list_exact": float(np.mean([t == f for t, f in pairs])),
-        "healthy": float(np.mean(well)) if well else float("nan"),
-    }
-
-
-def score_blind_guess(stills: Stills) -> float:
-    """Return the `segment` score of always naming the commonest narrowed segment of the side.
-
-    Whoever scores no better has seen the side and nothing of the lesion.
-
-    Args:
-        stills: Pictures; at least one with a lesion.
-
-    Returns:
-        Share of the pictures with a lesion, 0 to 1.
-
-    Raises:
-        ValueError: No picture has a lesion.
-    """
-    narrowed = stills.grades > 0
-    if not narrowed.any():
-        raise ValueError("no still has a lesion: there is nothing to guess")
-    hits = sum(narrowed[stills.lca == side].sum(0).max() for side in (True, False))
-    return float(hits / narrowed.any(1).sum())
-
-
-def read_list(text: str) -> dict[int, int] | None:
-    """Read a twin's list of lesions in its own generic words.
-
-    Args:
-        text: E.g. `proximal LAD: severe, mid LCX: mild.`, or `none.`, or the Japanese of either.
-
-    Returns:
-        Segment to percent; empty for none; None if the text is neither (it then counts as wrong).
-    """
-    found = re.findall(LIST_ENTRY, text)
-    if not found and text.strip() not in ("none.", "なし。"):
-        return None
-    return {NAMES[name]: PERCENTS[grade] for name, grade in found}

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import SiglipVisionConfig
 
 from cag_utils.caption_batches import collate, prompt_ids
+from cag_utils.caption_scores import answer, read_list, score_blind_guess, score_captions
 from cag_utils.phantom.captions import (
     KINDS,
     LANGUAGES,
@@ -30,16 +31,7 @@ from cag_utils.pretrain import (
     to_pixels,
     train_tower,
 )
-from cag_utils.pretrain_captions import (
-    answer,
-    caption_loss,
-    draw_scene,
-    encode_stills,
-    read_list,
-    score_blind_guess,
-    score_captions,
-    train_captions,
-)
+from cag_utils.pretrain_captions import caption_loss, draw_scene, encode_stills, train_captions
 from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
 from cag_utils.stills import (
     FIRST_HELD_OUT_SEED,
@@ -443,7 +435,7 @@ def test_answers_and_scores(twin, stills, monkeypatch):
         column = int("Which" in questions[0])
         return [said["LCA" if image[0, 0] == 60 else "RCA"][column] for image in images]
 
-    monkeypatch.setattr("cag_utils.pretrain_captions.answer", scripted)
+    monkeypatch.setattr("cag_utils.caption_scores.answer", scripted)
     found = score_captions(model, processor, stills, "en")
     assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
     assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
