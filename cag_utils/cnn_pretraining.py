@@ -1,9 +1,8 @@
 """Pretrain the key-frame twin on other phantom patients, and finish the network that is shipped.
 
-A network is shown facts, then the six classes of the same strangers. It is shipped twice:
-`weights/keyframe_cnn/` whole, for `python -m cag_utils.keyframes predict`, and, without its last
-layer, `weights/convnext_twin/`, from which notebook 01 starts as the paper started from ImageNet.
-Notebook A2 makes both.
+A network is shown facts, then the six classes of the same strangers. It is shipped as
+`weights/keyframe_cnn/`: the network of `python -m cag_utils.keyframes predict`, from which notebook
+01 starts as the paper started from ImageNet. Notebook A2 makes it.
 """
 
 import copy
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from scipy.optimize import minimize
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
@@ -23,10 +21,9 @@ from cag_utils.checkpoints import save_model
 from cag_utils.fitting import fit
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import build_model, pick_device, prepare
-from cag_utils.phantom.grading import OTHER_CONTRAST
+from cag_utils.phantom.grading import OTHER_OPACIFIED
 from cag_utils.randomise import randomise
 from cag_utils.scenes import ANGLE_SCALE_DEG, TARGETS, Scenes
-from cag_utils.study import write_json
 
 NETWORK = "convnext_twin"
 HELD_OUT_SHARE = 0.1
@@ -55,7 +52,7 @@ def scene_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     side = nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], targets[:, 0])
     away = nn.functional.smooth_l1_loss(outputs, targets, beta=0.1, reduction="none")
-    seen = (targets[:, TARGETS.index("contrast")] >= OTHER_CONTRAST).float()
+    seen = (targets[:, TARGETS.index("opacified")] >= OTHER_OPACIFIED).float()
     vessels = (away[:, WITH_CONTRAST].mean(1) * seen).sum() / seen.sum().clamp(min=1)
     return side + 4 * (away[:, ALWAYS].mean() + vessels)
 
@@ -95,20 +92,37 @@ def teach_classes(
 ) -> nn.Module:
     """Give a pretrained trunk a six-way head and teach it the written label rule.
 
+    The facts stay asked beside the classes, by a head that is thrown away: how much of a tree is
+    seen says more than on which side of the rule's limit that lies. Half of the frames are
+    randomised.
+
     Args:
-        trunk: From `pretrain`; not changed.
+        trunk: From `pretrain`, or a network that has learnt classes before; not changed.
         scenes: Training frames.
-        epochs: Passes over them.
+        epochs: Passes over the frames.
         seed: Head, order, randomisation.
         rate: Peak learning rate.
         checkpoint: See `fit`.
     """
     torch.manual_seed(seed)
-    model = copy.deepcopy(trunk)
-    model.reset_classifier(len(SIX_CLASSES))
+    model, count = copy.deepcopy(trunk), len(SIX_CLASSES)
+    model.reset_classifier(count + len(TARGETS))
     model.to(pick_device())
-    data = scenes.pictures, scenes.labels
-    return fit(model, *data, class_loss, epochs, rate, checkpoint=checkpoint)
+    answers = torch.cat([scenes.labels[:, None].float(), scenes.targets], dim=1)
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        classes = class_loss(outputs[:, :count], wanted[:, 0].long())
+        return classes + scene_loss(outputs[:, count:], wanted[:, 1:])
+
+    model = fit(
+        model, scenes.pictures, answers, loss, epochs, rate, randomised=0.5, checkpoint=checkpoint
+    )
+    weight, bias = model.head.fc.weight.detach(), model.head.fc.bias.detach()
+    model.reset_classifier(count)
+    with torch.no_grad():
+        model.head.fc.weight.copy_(weight[:count])
+        model.head.fc.bias.copy_(bias[:count])
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -126,7 +140,7 @@ def assess(model: nn.Module, scenes: Scenes) -> dict[str, float]:
     out = _outputs(model.eval(), scenes.pictures)
     right = ((out[:, 0] > 0) == (scenes.targets[:, 0] > 0.5)).float().mean()
     errors = (out - scenes.targets).abs()
-    seen = scenes.targets[:, TARGETS.index("contrast")] >= OTHER_CONTRAST
+    seen = scenes.targets[:, TARGETS.index("opacified")] >= OTHER_OPACIFIED
     report = {"held_out_side_accuracy": round(right.item(), 4)}
     for column, name in enumerate(TARGETS[1:], start=1):
         rows = errors[seen, column] if column in WITH_CONTRAST else errors[:, column]
@@ -167,23 +181,6 @@ def calibrate(model: nn.Module, scenes: Scenes, seed: int) -> dict[str, float]:
         "held_out_six_class_f1": round(f1_score(labels, share.argmax(1), average="macro"), 4),
         "held_out_laterality_f1": round(f1_score(IS_RCA[labels], side, average="macro"), 4),
     }
-
-
-def save_trunk(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> Path:
-    """Write the weights without the last layer, in 16 bit, and what is known of them.
-
-    Args:
-        model: From `teach_classes` or `pretrain`.
-        folder: Existing folder; gets `model.safetensors` and `model.json`.
-        facts: JSON-ready.
-
-    Returns:
-        The folder.
-    """
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith("head.fc")}
-    save_file({k: v.half().contiguous() for k, v in state.items()}, folder / "model.safetensors")
-    write_json(folder / "model.json", dict(facts))
-    return folder
 
 
 def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> Path:

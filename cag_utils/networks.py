@@ -26,7 +26,7 @@ class Network:
         overrides: Keyword arguments that differ from timm's own.
         high_pass: See grey and its high-pass (2 channels), standardised picture by picture,
             instead of grey as RGB (3 channels) with timm's mean and deviation.
-        weights: Folder of shipped pretrained weights; None if timm has them.
+        weights: Folder of shipped pretrained weights, six-way head and all; None if timm has some.
     """
 
     timm_name: str
@@ -45,9 +45,8 @@ TWIN = dict(
     conv_mlp=True,  # the same function as linear layers, a third faster on a CPU
     drop_path_rate=0.05,
 )
-TWIN_WEIGHTS = Path(__file__).parent / "weights" / "convnext_twin"
-PREDICTOR_WEIGHTS = Path(__file__).parent / "weights" / "keyframe_cnn"  # the six classes and all
-NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, TWIN_WEIGHTS)}
+PREDICTOR_WEIGHTS = Path(__file__).parent / "weights" / "keyframe_cnn"
+NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, PREDICTOR_WEIGHTS)}
 
 
 def network(name: str) -> Network:
@@ -68,12 +67,13 @@ def network(name: str) -> Network:
 
 
 def build_model(name: str, pretrained: bool) -> nn.Module:
-    """Build a network with a fresh six-way head in place of its own.
+    """Build a network with a six-way head in place of its own.
 
     Args:
         name: See `network`.
-        pretrained: Start from published weights: timm's, downloaded on first use; for the twin
-            the shipped ones, made from other phantom patients by `cnn_pretraining`.
+        pretrained: Start from published weights: timm's, downloaded on first use, under a fresh
+            head; for the twin the shipped ones, made from other phantom patients by
+            `cnn_pretraining`, whose head has learnt their classes.
 
     Returns:
         The model in training mode, channels last.
@@ -92,10 +92,8 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
         **entry.overrides,
     )
     if pretrained and entry.weights is not None:
-        trunk = load_file(entry.weights / "model.safetensors")
-        left = model.load_state_dict({k: v.float() for k, v in trunk.items()}, strict=False)
-        assert left.missing_keys == ["head.fc.weight", "head.fc.bias"], left
-        assert not left.unexpected_keys, left
+        weights = load_file(entry.weights / "best.safetensors")
+        model.load_state_dict({k: v.float() for k, v in weights.items()})
     return model.to(memory_format=torch.channels_last)
 
 

@@ -42,7 +42,8 @@ class Scenes:
     Attributes:
         pictures: (n, 1, px, px) uint8.
         targets: (n, 9) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
-            by 45 degrees, then what the label rule reads (see `phantom.grading`), blur at most 1.5.
+            by 45 degrees, then what the label rule reads and the contrast (see `phantom.grading`),
+            blur at most 1.5.
         labels: (n,) int64, index into SIX_CLASSES by the phantom's written rule.
         patients: (n,) int64, number of the patient, rising.
     """
@@ -86,7 +87,7 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
             frames, truth = film(rng, subject, tree, shot)
             first = 0 if rng.random() < EARLY_SHARE else 1
             angles = np.array([shot.arm.primary_deg, shot.arm.secondary_deg]) / ANGLE_SCALE_DEG
-            labels, measured = truth.labels(side), truth.measured()
+            labels, measured = truth.labels(side), truth.measured() | {"contrast": truth.contrast}
             measured["blur_mm"] = np.minimum(measured["blur_mm"], LARGEST_BLUR_MM)
             for i in range(first, N_FRAMES):
                 found["pictures"].append(fit_picture(frames[i], IMAGE_PX))

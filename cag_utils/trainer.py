@@ -1,6 +1,8 @@
 """One training of the key-frame network in memory: model, optimiser, schedule, average, state."""
 
+import copy
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -58,6 +60,26 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=blend)
 
 
+def mix(start: Mapping[str, torch.Tensor], model: nn.Module, share: float) -> nn.Module:
+    """Return a copy of a model whose every weight lies between its start and itself.
+
+    A fine-tuned network forgets part of what it started with; halfway back it often knows both.
+
+    Args:
+        start: Weights before the training.
+        model: The trained model; not changed.
+        share: Of the start, 0 to 1.
+
+    Source:
+        Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT); it recommends 0.5.
+    """
+    mixed = copy.deepcopy(model)
+    own = mixed.state_dict()
+    floats = {k: v for k, v in own.items() if v.is_floating_point()}
+    mixed.load_state_dict(own | {k: start[k].lerp(v, 1 - share) for k, v in floats.items()})
+    return mixed
+
+
 class Trainer:
     """One training: model, optimiser, schedule, and everything needed to go on after a kill.
 
@@ -74,6 +96,7 @@ class Trainer:
         self.cnn, self.seed, self.team = cnn, seed, team
         self.model = build_model(cnn.model, cnn.pretrained).to(team.device)
         self.shared = team.share(self.model)
+        self.start = copy.deepcopy(self.model.state_dict()) if cnn.start_share else None
         self.average = moving_average(self.model, cnn.average) if cnn.average else None
         # biases and norms are not shrunk, as timm does it
         groups = [
@@ -96,8 +119,9 @@ class Trainer:
 
     @property
     def best_model(self) -> nn.Module:
-        """What is evaluated and saved: the moving average if there is one."""
-        return self.average.module if self.average else self.model
+        """What is evaluated and saved: the moving average if there is one, mixed with the start."""
+        model = self.average.module if self.average else self.model
+        return mix(self.start, model, self.cnn.start_share) if self.start else model
 
     def train_epoch(self, data: FrameSet) -> float:
         """Pass once over the data in random order; return the mean loss (nats).

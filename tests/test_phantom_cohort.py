@@ -143,8 +143,8 @@ def test_truth_tables_agree_with_each_other(cohort):
     assert labels[["video", "frame", "label"]].equals(frames[["video", "frame", "label"]])
     assert set(labels["reader"]) == {"phantom truth"} and set(labels["label"]) <= set(SIX_CLASSES)
     sides = frames["video"].map(videos.set_index("video")["laterality"])
-    rule = ["opacified", "contrast", "blur_mm", "foreshortening", "overlap", "standard_view"]
-    assert list(frames.columns) == ["video", "frame", "label", *rule]
+    rule = ["opacified", "blur_mm", "foreshortening", "overlap", "standard_view"]
+    assert list(frames.columns) == ["video", "frame", "label", *rule, "contrast"]
     rows = zip(sides, frames["label"], frames[rule].to_numpy(object), strict=True)
     for side, found, measured in rows:
         assert label(side, *measured) == found

@@ -38,7 +38,7 @@ def test_a_number_is_always_the_same_patient_from_both_sides():
     assert rule.min() >= 0 and rule[:, TARGETS.index("blur_mm") - 3].max() <= LARGEST_BLUR_MM
     columns = dict(zip(TARGETS[3:], rule.T.astype(float), strict=True))
     for i, label in enumerate(found["labels"]):
-        measured = {k: round(v[i], 4) for k, v in columns.items()}
+        measured = {k: round(v[i], 4) for k, v in columns.items() if k != "contrast"}
         measured["standard_view"] = bool(measured["standard_view"])
         assert SIX_CLASSES[label].endswith(quality(**measured))
 

@@ -25,13 +25,13 @@ from cag_utils.networks import FrameSet
 from cag_utils.processes import Team, count_processes, join_team, launch
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json
-from cag_utils.trainer import Trainer, moving_average, rate_factor
+from cag_utils.trainer import Trainer, mix, moving_average, rate_factor
 from cag_utils.training import train_cnn
 
 CPU = torch.device("cpu")
 ALONE = Team(0, 1, CPU)
 CNN = load_profile("smoke").cnn.model_copy(
-    update={"image_px": 32, "batch_size": 8, "pretrained": False}
+    update={"image_px": 32, "batch_size": 8, "pretrained": False, "start_share": 0.0}
 )
 # no dropped paths: the only thing that differs between one process and two
 PLAIN = CNN.model_copy(update={"model": "convnext_atto", "learning_rate": 1e-3, "average": 0.0})
@@ -249,6 +249,26 @@ def test_the_average_is_what_is_judged_and_kept(data, tmp_path):
     assert not torch.equal(kept, last)
     off = Trainer(CNN.model_copy(update={"average": 0.0}), 1, 0, 12, ALONE)
     assert off.best_model is off.model
+
+
+def test_halfway_back_to_the_start_by_hand():
+    model = torch.nn.BatchNorm1d(1)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+    model.num_batches_tracked.fill_(7)  # a count is no weight
+    mixed = mix(start, model, 0.25)
+    assert mixed.weight.item() == 1 + 0.75 * 4 and model.weight.item() == 5
+    assert mixed.num_batches_tracked == 7
+
+
+def test_part_of_the_start_stays_in_what_is_judged_and_kept(data, tmp_path):
+    trainer = Trainer(CNN.model_copy(update={"average": 0.0, "start_share": 0.5}), 1, 0, 12, ALONE)
+    start = trainer.model.state_dict()["stem.0.weight"].clone()
+    trainer.train_epoch(data["train"])
+    end, kept = (m.state_dict()["stem.0.weight"] for m in (trainer.model, trainer.best_model))
+    assert not torch.equal(start, end)
+    torch.testing.assert_close(kept, (start + end) / 2)
 
 
 def test_patience_stops_a_training_that_no_longer_gets_better(data, tmp_path):

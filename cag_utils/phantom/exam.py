@@ -120,6 +120,7 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
 def _frame_columns(rng, truth: FrameTruth, side: str) -> dict[str, list]:
     """Columns of a cine's frames: the label, what it follows from, and the noise models' labels."""
     measured = {name: column.tolist() for name, column in truth.measured().items()}
+    measured["contrast"] = np.round(truth.contrast, 4).tolist()
     noisy = {model.name: simulate_labels(rng, truth, side, model) for model in NOISE_MODELS}
     return {"label": truth.labels(side)} | measured | noisy
 

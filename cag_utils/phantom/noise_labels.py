@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.phantom.grading import OTHER_CONTRAST, FrameTruth, label
+from cag_utils.phantom.grading import OTHER_OPACIFIED, FrameTruth, label
 
 SLIP_SHARE = 0.01  # frames whose label is off by one step for no reason; choice
 
@@ -20,8 +20,8 @@ class NoiseModel:
 
     Attributes:
         name: As in the column `reader`.
-        log_bias: Of contrast and blur, natural logarithm; above 0 the frame seems fuller.
-        share_bias: Added to opacified, taken from foreshortening and overlap.
+        log_bias: Of opacified and blur, natural logarithm; above 0 the frame seems fuller.
+        share_bias: Taken from foreshortening and overlap.
         cine_error: Standard deviation of the error that a whole cine shares.
         frame_error: Standard deviation of each frame's own error.
     """
@@ -44,10 +44,10 @@ def simulate_labels(
 ) -> list[str]:
     """Label a cine's frames as one noise model does.
 
-    Contrast and blur are multiplied by exp(bias + errors), so nothing is ever seen in a frame
-    without contrast; opacified, foreshortening and overlap are shifted by bias + errors and
-    clipped to 0 to 1. A slip turns other into bad, better into bad, and bad into better, the last
-    only where contrast is at least 0.08. The side is known from the catheter and never wrong.
+    Opacified and blur are multiplied by exp(bias + errors), so nothing is ever seen in a frame
+    without contrast; foreshortening and overlap are shifted by bias + errors; shares are clipped to
+    0 to 1. A slip turns other into bad, better into bad, and bad into better, the last only where
+    opacified is at least 0.10. The side is known from the catheter and never wrong.
 
     Args:
         rng: Generator of this cine.
@@ -62,27 +62,25 @@ def simulate_labels(
         ValueError: `laterality` is neither LCA nor RCA.
     """
     count = len(truth.opacified)
-    error = model.cine_error * rng.standard_normal(5)[:, None]
-    error = error + model.frame_error * rng.standard_normal((5, count))
+    error = model.cine_error * rng.standard_normal(4)[:, None]
+    error = error + model.frame_error * rng.standard_normal((4, count))
     seen = truth.measured()
-    for name, away in zip(("contrast", "blur_mm"), error, strict=False):
-        sign = 1 if name == "contrast" else -1
-        seen[name] = seen[name] * np.exp(sign * model.log_bias + away)
-    for name, away in zip(("opacified", "foreshortening", "overlap"), error[2:], strict=True):
-        sign = 1 if name == "opacified" else -1
-        seen[name] = np.clip(seen[name] + sign * model.share_bias + away, 0, 1)
+    seen["opacified"] = np.minimum(seen["opacified"] * np.exp(model.log_bias + error[0]), 1)
+    seen["blur_mm"] = seen["blur_mm"] * np.exp(error[1] - model.log_bias)
+    for name, away in zip(("foreshortening", "overlap"), error[2:], strict=True):
+        seen[name] = np.clip(seen[name] - model.share_bias + away, 0, 1)
     rows = zip(*(column.tolist() for column in seen.values()), strict=True)
     given = [label(laterality, *row) for row in rows]
     slips = rng.random(count) < SLIP_SHARE
     return [
-        _slipped(name, contrast) if slip else name
-        for name, contrast, slip in zip(given, truth.contrast, slips, strict=True)
+        _slipped(name, share) if slip else name
+        for name, share, slip in zip(given, truth.opacified, slips, strict=True)
     ]
 
 
-def _slipped(name: str, contrast: float) -> str:
+def _slipped(name: str, opacified: float) -> str:
     """Return the label one step away."""
     side, grade = name.split("_")
     if grade != "bad":
         return f"{side}_bad"
-    return f"{side}_better" if contrast >= OTHER_CONTRAST else f"{side}_other"
+    return f"{side}_better" if opacified >= OTHER_OPACIFIED else f"{side}_other"

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cag_utils.phantom.contrast import concentration
 from cag_utils.phantom.grading import VISIBLE, FrameTruth
 from cag_utils.phantom.look import shutter_field
 from cag_utils.phantom.motion import beat, breathing, contraction
@@ -87,7 +86,7 @@ def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return inside & (light[row, column] >= 0.5)
 
 
-def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
+def frame_truth(tree: Tree, shot: Shot, pose: Pose, contrast: np.ndarray) -> FrameTruth:
     """Measure what each frame shows; shares are weighted by calibre.
 
     Args:
@@ -95,18 +94,18 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose) -> FrameTruth:
             the vessel.
         shot: The cine's settings.
         pose: Positions in every frame.
+        contrast: (t, n) subject contrast at every point, as the renderer measures it.
 
     Returns:
         The truth of every frame.
     """
     weight = np.where(tree.main & tree.open, tree.radius, 0.0)
     weight = weight / weight.sum()
-    filled = concentration(pose.clock_s, tree, shot.injection)
     inside = inside_shutters(shot, pose.u, pose.v)
     moved = np.hypot(pose.du, pose.dv)[:, tree.main]
     return FrameTruth(
-        opacified=((filled >= VISIBLE) & inside) @ weight,
-        contrast=(filled * inside) @ weight,
+        opacified=((contrast >= VISIBLE) & inside) @ weight,
+        contrast=(contrast * inside) @ weight,
         in_field=inside @ weight,
         blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
         foreshortening=foreshortening(tree, pose.points, pose.u, pose.v, pose.scale),

@@ -14,7 +14,7 @@ from cag_utils.phantom.splat import draw_tubes, link_steps
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.ventricle import DILUTION, cavity_depth, heart_swell
-from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose
+from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose, subject_contrast
 
 BLUSH_DELAY_S, VENTRICLE_DELAY_S = 1.2, 0.1
 BLUR_STEP_PX = 1.3  # movement within a pulse from which more than one exposure is drawn
@@ -40,12 +40,14 @@ def film(
     detector = expose(rng, depth, shot.look, shot.margin_px)
     canvas = _Canvas(rng, subject, tree, shot, pose, detector)
     frames = np.empty((shot.n_frames, shot.arm.size_px, shot.arm.size_px), np.uint8)
+    contrast = np.empty(pose.u.shape, np.float32)
     for index, frame in enumerate(frames):
         canvas.tree(index)
+        contrast[index] = canvas.contrast(index)
         canvas.ventricle(index)
         canvas.instruments.draw(canvas.depth, canvas.spans, index)
         canvas.develop(index, frame)
-    return frames, frame_truth(tree, shot, pose)
+    return frames, frame_truth(tree, shot, pose, contrast)
 
 
 class _Canvas:
@@ -109,6 +111,18 @@ class _Canvas:
                 self.depth, self.spans, *moving, self.radius, self.arrival, links, steps,
                 pose.clock_s[i], *table, per_mm * strength, self.exposures[i],
             )  # fmt: skip
+
+    def contrast(self, i: int) -> np.ndarray:
+        """Measure how dark the vessels of frame `i` are at every centreline point, mid-pulse.
+
+        Returns:
+            (n,) subject contrast; see `xray.subject_contrast`. Beside the picture: as at its edge.
+        """
+        last, pose = len(self.depth) - 1, self.pose
+        middle = pose.v[i] + 0.5 * pose.dv[i], pose.u[i] + 0.5 * pose.du[i]
+        at = tuple(np.clip(np.rint(w), 0, last).astype(int) for w in middle)
+        still = self.detector
+        return subject_contrast(self.depth[at], still.scatter[at], still.transmission)
 
     def ventricle(self, i: int):
         """Fill the left ventricle of frame `i`, in a ventriculogram."""

@@ -7,8 +7,9 @@ import numpy as np
 
 from cag_utils.phantom.atlas import LATERALITIES
 from cag_utils.phantom.contrast import NEVER, arrival_s
+from cag_utils.phantom.grading import FrameTruth
 from cag_utils.phantom.lesions import Lesion
-from cag_utils.phantom.pose import Pose, frame_truth, inside_shutters, pose_tree
+from cag_utils.phantom.pose import Pose, inside_shutters, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import Shot, draw_shot
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
@@ -88,8 +89,8 @@ def still(
     shot = draw_shot(rng, subject, tree, n_frames=1, size_px=size_px)
     shot, full_at = _full(tree, shot, phase, wait_s)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([full_at]))
-    frames, _ = film(rng, subject, tree, shot, pose)
-    return _described(frames[0], tree, lesions, shot, pose)
+    frames, truth = film(rng, subject, tree, shot, pose)
+    return _described(frames[0], truth, tree, lesions, shot, pose)
 
 
 def _subject(rng, laterality: str | None, lesion) -> tuple[str, Subject]:
@@ -128,14 +129,18 @@ def _full(tree: Tree, shot: Shot, phase: float, wait_s: float) -> tuple[Shot, fl
 
 
 def _described(
-    image: np.ndarray, tree: Tree, lesions: tuple[Lesion, ...], shot: Shot, pose: Pose
+    image: np.ndarray,
+    truth: FrameTruth,
+    tree: Tree,
+    lesions: tuple[Lesion, ...],
+    shot: Shot,
+    pose: Pose,
 ) -> Still:
     """Attach labels, centreline points and lesion centres that can be seen."""
     u, v = pose.u[0], pose.v[0]
     inside = inside_shutters(shot, u, v)
     centre = np.isin(np.arange(len(u)), [x.index for x in lesions])
     visible = (tree.main & tree.open | centre) & inside
-    truth = frame_truth(tree, shot, pose)
     centres = [(u[x.index], v[x.index], x.percent) for x in lesions if inside[x.index]]
     return Still(
         image=image,

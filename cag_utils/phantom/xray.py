@@ -124,6 +124,35 @@ def _coarse(picture: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @njit(cache=True, fastmath=True, nogil=True)
+def subject_contrast(depth, scatter, transmission):
+    """Return by how much contrast dims the detector, scatter included: what a reader sees as dark.
+
+    Args:
+        depth: (n,) float32 optical depth of contrast, 0 or more.
+        scatter: (n,) float32 scattered over primary radiation there.
+        transmission: (769,) float32, from `spectrum.transmission_table`.
+
+    Returns:
+        (n,) float32 natural logarithm of the exposure beside over that behind the contrast, 0 or
+        more; the display shows `gain` times as many grey levels, before its curve.
+    """
+    found = np.empty(len(depth), np.float32)
+    for i in range(len(depth)):
+        found[i] = -_log_exposure(depth[i], scatter[i], transmission)
+    return found
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _log_exposure(depth, scatter, transmission):
+    """Logarithm of the share of the exposure that is left behind an optical depth."""
+    at = min(depth * np.float32(1 / TABLE_STEP), np.float32(TABLE_SIZE - 2))
+    cell = int(at)
+    f = at - np.float32(cell)
+    through = (np.float32(1) - f) * transmission[cell] + f * transmission[cell + 1]
+    return np.float32(math.log((through + scatter) / (np.float32(1) + scatter)))
+
+
+@njit(cache=True, fastmath=True, nogil=True)
 def compose(
     out, background, shift_u, shift_v, depth, spans, scatter, gain, transmission, blush,
     blush_share, swell, swell_share, texture, texture_v, texture_u, noise_sigma, field,
@@ -155,9 +184,8 @@ def compose(
     f_v, f_u = np.float32(shift_v - first_v), np.float32(shift_u - first_u)
     g_v, g_u = np.float32(1) - f_v, np.float32(1) - f_u
     blended, row = np.empty(width + 1, np.float32), np.empty(width, np.float32)
-    share, one, half = np.float32(blush_share), np.float32(1), np.float32(0.5)
+    share, half = np.float32(blush_share), np.float32(0.5)
     swollen = np.float32(swell_share)
-    per_cell, top = np.float32(1 / TABLE_STEP), np.float32(TABLE_SIZE - 2)
     for y in range(height):
         above = background[y + first_v, first_u : first_u + width + 1]
         below = background[y + first_v + 1, first_u : first_u + width + 1]
@@ -172,12 +200,7 @@ def compose(
         for x in range(spans[y, 0], spans[y, 1] + 1):
             d = depth[y, x]
             if d > np.float32(2e-3):
-                at = min(d * per_cell, top)
-                cell = int(at)
-                f = at - np.float32(cell)
-                through = (one - f) * transmission[cell] + f * transmission[cell + 1]
-                s = scatter[y, x]
-                row[x] += gain * np.float32(math.log((through + s) / (one + s)))
+                row[x] += gain * _log_exposure(d, scatter[y, x], transmission)
         for x in range(width):
             grey = row[x] * light[x] + half
             target[x] = np.uint8(min(max(grey, np.float32(0)), np.float32(255.4)))
