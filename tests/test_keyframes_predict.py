@@ -31,7 +31,7 @@ from tests.test_dicom import write_cine
 CPU = torch.device("cpu")
 P = [f"p_{name}" for name in SIX_CLASSES]
 COLUMNS = ["file", "frame", "laterality", "quality", "confidence", *P]
-SHARP = {"temperature": 0.2}  # a fresh network is undecided: this makes its answers differ
+SHARP = {"temperature": 0.5}  # makes answers to small pictures differ more
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,6 @@ def model_dir(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     model = build_model("convnext_twin", pretrained=True)
-    nn.init.normal_(model.head.fc.weight, std=0.1)
     save_model(model, folder, {"model": "convnext_twin", "image_px": 32, **SHARP})
     return folder
 

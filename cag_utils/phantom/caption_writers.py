@@ -22,7 +22,7 @@ from cag_utils.phantom.caption_phrases import (
 )
 from cag_utils.phantom.clinic import PLANS, write_report
 from cag_utils.phantom.patients import draw_record
-from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
+from cag_utils.segments import AHA_SEGMENTS, GRADES, artery_of, check_lesion, segments_of
 
 if TYPE_CHECKING:
     from cag_utils.phantom.captions import Scene
@@ -77,8 +77,11 @@ def _worst(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, 
     if not lesions:
         return question, _nothing(rng, scene, language) + WORDS[language]["end"]
     worst = max(lesions, key=lambda x: x["percent"])  # the lower AHA number wins a tie
+    name = _name(worst["segment"], language)
+    if rng.random() < 0.5:
+        name = artery_of(worst["segment"]) + WORDS[language]["and"] + name
     return question, WORDS[language]["worst"].format(
-        name=_name(worst["segment"], language), grade=GRADE_WORDS[worst["percent"]][language]
+        name=name, grade=GRADE_WORDS[worst["percent"]][language]
     )
 
 
@@ -177,7 +180,7 @@ def _glossary(rng: np.random.Generator, scene: Scene, language: str) -> tuple[st
 def _copy(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
     """Repeat a report, or words and numbers of the study in an order that means nothing."""
     text = scene.report[language]
-    if rng.random() < 0.6:
+    if rng.random() < 0.8:
         drawn = rng.permutation([*STUDY_WORDS[language], *_codes(rng, language)])
         text = " ".join(map(str, drawn))
     return _ask(rng, "copy", scene, language) + "\n\n" + text, text
@@ -185,9 +188,9 @@ def _copy(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, s
 
 def _codes(rng: np.random.Generator, language: str) -> list[str]:
     """Arteries, numbers and percents that do not belong together."""
-    numbers = [f"#{n}" for n in rng.integers(1, 16, 2)]
-    percents = [f"{g}{_pick(rng, PERCENT_WORDS[language])}" for g in rng.choice(GRADES, 2)]
-    return [*numbers, *percents, str(rng.choice(ARTERY_NAMES))]
+    numbers = [f"#{n}" for n in rng.integers(1, 16, 4)]
+    percents = [f"{g}{_pick(rng, PERCENT_WORDS[language])}" for g in rng.choice(GRADES, 3)]
+    return [*numbers, *percents, *map(str, rng.permutation(ARTERY_NAMES))]
 
 
 WRITERS = {
