@@ -96,7 +96,8 @@ class Trainer:
         self.cnn, self.seed, self.team = cnn, seed, team
         self.model = build_model(cnn.model, cnn.pretrained).to(team.device)
         self.shared = team.share(self.model)
-        self.start = copy.deepcopy(self.model.state_dict()) if cnn.start_share else None
+        keeps = cnn.start_share and cnn.pretrained  # random weights are nothing to go back to
+        self.start = copy.deepcopy(self.model.state_dict()) if keeps else None
         self.average = moving_average(self.model, cnn.average) if cnn.average else None
         # biases and norms are not shrunk, as timm does it
         groups = [

@@ -263,7 +263,9 @@ def test_halfway_back_to_the_start_by_hand():
 
 
 def test_part_of_the_start_stays_in_what_is_judged_and_kept(data, tmp_path):
-    trainer = Trainer(CNN.model_copy(update={"average": 0.0, "start_share": 0.5}), 1, 0, 12, ALONE)
+    halfway = CNN.model_copy(update={"average": 0.0, "start_share": 0.5})
+    assert Trainer(halfway, 1, 0, 12, ALONE).start is None  # random weights: nothing to keep
+    trainer = Trainer(halfway.model_copy(update={"pretrained": True}), 1, 0, 12, ALONE)
     start = trainer.model.state_dict()["stem.0.weight"].clone()
     trainer.train_epoch(data["train"])
     end, kept = (m.state_dict()["stem.0.weight"] for m in (trainer.model, trainer.best_model))
