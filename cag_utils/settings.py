@@ -62,7 +62,7 @@ class Cnn(Section):
     warmup_epochs: float = Field(ge=0)
     schedule: Literal["cosine", "constant"]
     average: float = Field(ge=0, lt=1)  # decay of the weights' moving average; 0: none
-    start_share: float = Field(ge=0, lt=1)  # of the start in the kept weights (WiSE-FT); 0: none
+    start_share: float = Field(ge=0, lt=1)  # of a pretrained start in what is kept; 0: none
     patience: int = Field(ge=0)  # epochs without a better validation F1 before it stops; 0: never
     n_workers: int = Field(ge=0)  # processes that read and augment; 0: none but the training's own
     split_by: Literal["patient", "video"]
