@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cag_utils import checkpoints
 from cag_utils.checkpoints import save_model
-from cag_utils.fitting import fit
+from cag_utils.fitting import COARSE_SHARE, fit
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import build_model, pick_device, prepare
 from cag_utils.phantom.grading import OTHER_OPACIFIED
@@ -90,11 +90,11 @@ def teach_classes(
     rate: float = 6e-4,
     checkpoint: Path | None = None,
 ) -> nn.Module:
-    """Give a pretrained trunk a six-way head and teach it the written label rule.
+    """Give a pretrained trunk a six-way head, or let it keep its own, and teach it the label rule.
 
     The facts stay asked beside the classes, by a head that is thrown away: how much of a tree is
     seen says more than on which side of the rule's limit that lies. Half of the frames are
-    randomised.
+    randomised. A network that knows classes already sees all pictures in full size.
 
     Args:
         trunk: From `pretrain`, or a network that has learnt classes before; not changed.
@@ -106,7 +106,12 @@ def teach_classes(
     """
     torch.manual_seed(seed)
     model, count = copy.deepcopy(trunk), len(SIX_CLASSES)
+    goes_on = model.num_classes == count
     model.reset_classifier(count + len(TARGETS))
+    if goes_on:
+        with torch.no_grad():
+            model.head.fc.weight[:count] = trunk.head.fc.weight
+            model.head.fc.bias[:count] = trunk.head.fc.bias
     model.to(pick_device())
     answers = torch.cat([scenes.labels[:, None].float(), scenes.targets], dim=1)
 
@@ -115,7 +120,15 @@ def teach_classes(
         return classes + scene_loss(outputs[:, count:], wanted[:, 1:])
 
     model = fit(
-        model, scenes.pictures, answers, loss, epochs, rate, randomised=0.5, checkpoint=checkpoint
+        model,
+        scenes.pictures,
+        answers,
+        loss,
+        epochs,
+        rate,
+        randomised=0.5,
+        checkpoint=checkpoint,
+        coarse_share=0.0 if goes_on else COARSE_SHARE,
     )
     weight, bias = model.head.fc.weight.detach(), model.head.fc.bias.detach()
     model.reset_classifier(count)

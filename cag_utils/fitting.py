@@ -29,8 +29,9 @@ def fit(
     randomised: float = 1.0,
     batch_size: int = 64,
     checkpoint: Path | None = None,
+    coarse_share: float = COARSE_SHARE,
 ) -> nn.Module:
-    """Train with AdamW and a cosine schedule, the first half on smaller pictures.
+    """Train with AdamW and a cosine schedule, the first epochs on smaller pictures.
 
     Args:
         model: On its device; changed.
@@ -43,6 +44,7 @@ def fit(
         batch_size: Pictures a step.
         checkpoint: File that is written after every epoch; if it is there, training goes on from
             it, unless it belongs to a training of another length. None keeps none.
+        coarse_share: Share of the epochs on smaller pictures, 0 to 1.
 
     Returns:
         The moving average of the model's weights, in evaluation mode.
@@ -55,11 +57,12 @@ def fit(
     average = moving_average(model, AVERAGE)
     parts = {"model": model, "average": average, "optimiser": optimiser}
     done = _restore(checkpoint, parts, schedule, n_steps)
-    coarse = _shrink(pictures, COARSE_PX) if epochs > 1 else pictures
+    n_coarse = math.ceil(coarse_share * epochs) if epochs > 1 else 0
+    coarse = _shrink(pictures, COARSE_PX) if done < n_coarse else pictures
     model.train()
     bar = tqdm(range(done, epochs), desc="epochs", mininterval=30, initial=done, total=epochs)
     for epoch in bar:
-        source, total = (coarse if epoch < COARSE_SHARE * epochs else pictures), 0.0
+        source, total = (coarse if epoch < n_coarse else pictures), 0.0
         for index in torch.randperm(len(source)).split(batch_size):
             seen = _look(source[index], randomised)
             total += _step(model, seen, answers[index], loss, optimiser) * len(index)

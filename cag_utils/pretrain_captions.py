@@ -68,9 +68,23 @@ def caption_loss(model, batch: dict[str, torch.Tensor], features: torch.Tensor) 
     hidden = model.model(**inputs, mm_encoder_outputs={"image": image}).last_hidden_state
     weight = batch["weight"][:, 1:]
     asked = weight > 0  # the vocabulary is wide: only the positions that count are scored
-    logits = model.lm_head(hidden[:, :-1][asked]).float()
-    loss = functional.cross_entropy(logits, batch["input_ids"][:, 1:][asked], reduction="none")
+    wanted = batch["input_ids"][:, 1:][asked]
+    words = _hold_unwritten(model.lm_head.weight, wanted)
+    logits = functional.linear(hidden[:, :-1][asked], words).float()
+    loss = functional.cross_entropy(logits, wanted, reduction="none")
     return (loss * weight[asked]).sum() / weight.sum()
+
+
+def _hold_unwritten(words: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Let the loss move the output rows of those words alone that the batch writes.
+
+    Every other word is pushed away a little at every step, all of them in one direction, and AdamW
+    makes large steps of little pushes: soon they are one bundle of words that can never be written
+    again, by no LoRA either. Held, they stay apart, and the model learns to avoid them instead.
+    """
+    written = torch.zeros(len(words), 1, dtype=torch.bool, device=words.device)
+    written[wanted] = True
+    return torch.where(written, words, words.detach())
 
 
 def train_captions(

@@ -189,6 +189,9 @@ def build_twin(
             torch.nn.init.normal_(weight, std=0.5 * config.vision_config.hidden_size**-0.5)
         else:
             model = PaliGemmaForConditionalGeneration(config)
+        # Words of length 1, as long as learnt ones: one that captions hardly write can be written.
+        words = model.get_input_embeddings().weight
+        torch.nn.init.normal_(words, std=words.shape[1] ** -0.5)
     if pretrained_tower is not None:
         tower = SiglipVisionModel.from_pretrained(pretrained_tower, dtype=torch.float32)
         model.model.vision_tower.load_state_dict(tower.state_dict())

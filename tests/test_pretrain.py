@@ -31,7 +31,13 @@ from cag_utils.pretrain import (
     to_pixels,
     train_tower,
 )
-from cag_utils.pretrain_captions import caption_loss, draw_scene, encode_stills, train_captions
+from cag_utils.pretrain_captions import (
+    _hold_unwritten,
+    caption_loss,
+    draw_scene,
+    encode_stills,
+    train_captions,
+)
 from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
 from cag_utils.stills import (
     FIRST_HELD_OUT_SEED,
@@ -489,3 +495,17 @@ def test_only_the_kinds_asked_for_are_written(twin, stills, monkeypatch):
     features = encode_stills(model.model.vision_tower, stills)
     train_captions(model, processor, stills, features, 5, batch_size=4, kinds=("side", "worst"))
     assert set(kinds) == {"side", "worst"} and len(kinds) == 20
+
+
+def test_words_that_a_batch_does_not_write_are_left_where_they_are():
+    words = torch.randn(6, 4, requires_grad=True)
+    wanted = torch.tensor([2, 5, 2])
+    hidden = torch.randn(3, 4)
+    held = _hold_unwritten(words, wanted)
+    torch.testing.assert_close(held, words)  # the scores are those of the whole vocabulary
+    torch.nn.functional.cross_entropy(hidden @ held.T, wanted).backward()
+    moved = words.grad.abs().sum(1) > 0
+    assert moved.tolist() == [False, False, True, False, False, True]
+    free = torch.randn(6, 4, requires_grad=True)  # the plain loss pushes every word
+    torch.nn.functional.cross_entropy(hidden @ free.T, wanted).backward()
+    assert (free.grad.abs().sum(1) > 0).all()

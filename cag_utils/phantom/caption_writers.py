@@ -47,6 +47,12 @@ def _name(segment: int, language: str) -> str:
     return found.name_en if language == "en" else found.name_ja
 
 
+def _artery_first(segment: int, language: str, wanted: bool) -> str:
+    """Name a segment, after its artery if wanted: the study's answers begin with that."""
+    name = _name(segment, language)
+    return artery_of(segment) + WORDS[language]["and"] + name if wanted else name
+
+
 def _nothing(rng: np.random.Generator, scene: Scene, language: str) -> str:
     return _pick(rng, NOTHING[language]).format(laterality=scene.laterality)
 
@@ -77,11 +83,9 @@ def _worst(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, 
     if not lesions:
         return question, _nothing(rng, scene, language) + WORDS[language]["end"]
     worst = max(lesions, key=lambda x: x["percent"])  # the lower AHA number wins a tie
-    name = _name(worst["segment"], language)
-    if rng.random() < 0.5:
-        name = artery_of(worst["segment"]) + WORDS[language]["and"] + name
     return question, WORDS[language]["worst"].format(
-        name=name, grade=GRADE_WORDS[worst["percent"]][language]
+        name=_artery_first(worst["segment"], language, rng.random() < 0.5),
+        grade=GRADE_WORDS[worst["percent"]][language],
     )
 
 
@@ -105,14 +109,19 @@ def _vessels(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str
     return _ask(rng, "vessels", scene, language), names + words["end"]
 
 
-def _entries(fmt: tuple[str, ...], lesions: list[dict], language: str) -> str:
+def _entries(
+    fmt: tuple[str, ...], lesions: list[dict], language: str, artery_first: bool = False
+) -> str:
     """Write lesions in a format (between name and grade, after the grade, last)."""
     if not lesions:
         return WORDS[language]["none"]
     between, after, last = fmt
     return (
         WORDS[language]["and"].join(
-            f"{_name(x['segment'], language)}{between}{GRADE_WORDS[x['percent']][language]}{after}"
+            _artery_first(x["segment"], language, artery_first)
+            + between
+            + GRADE_WORDS[x["percent"]][language]
+            + after
             for x in lesions
         )
         + last
@@ -129,11 +138,13 @@ def _list(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, s
 
 
 def _referral(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    fmt = _draw_format(rng, language) if rng.random() < 0.5 else [p[0] for p in FORMATS[language]]
+    drawn = rng.random() < 0.5
+    fmt = _draw_format(rng, language) if drawn else [p[0] for p in FORMATS[language]]
     parts = [_ask(rng, "referral", scene, language), scene.report[language]]
     if rng.random() < 0.3:
         parts.reverse()
-    return "\n\n".join(parts), _entries(tuple(fmt), _lesions(scene), language)
+    answer = _entries(tuple(fmt), _lesions(scene), language, drawn and rng.random() < 0.5)
+    return "\n\n".join(parts), answer
 
 
 def _examples(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
