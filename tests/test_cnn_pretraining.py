@@ -116,21 +116,14 @@ def test_the_six_class_network_is_read_back_by_the_predict_tool(scenes, tmp_path
 
 def test_a_network_that_knows_classes_keeps_its_head_and_sees_full_pictures(scenes, monkeypatch):
     knows = teach_classes(pretrain(scenes, epochs=1, seed=0), scenes, epochs=1, seed=0)
-    shown, kept = [], fitting._look
-
-    def watch(plain, randomised):
-        shown.append(plain.shape[-1])
-        return kept(plain, randomised)
-
-    monkeypatch.setattr(fitting, "_look", watch)
-    monkeypatch.setattr(fitting, "COARSE_PX", 16)
+    shrunk = []
+    monkeypatch.setattr(fitting, "_shrink", lambda pictures, px: shrunk.append(px) or pictures)
     again = teach_classes(knows, scenes, epochs=2, seed=1, rate=1e-12)  # as good as no step
+    assert not shrunk
     for name, weight in again.state_dict().items():
         torch.testing.assert_close(weight, knows.state_dict()[name], atol=1e-6, rtol=1e-6)
-    assert set(shown) == {scenes.pictures.shape[-1]}
-    fresh = pretrain(scenes, epochs=1, seed=0)
-    teach_classes(fresh, scenes, epochs=2, seed=1)
-    assert 16 in shown
+    teach_classes(pretrain(scenes, epochs=1, seed=0), scenes, epochs=2, seed=1)
+    assert shrunk == [fitting.COARSE_PX]
 
 
 def test_training_lowers_the_loss(scenes):
