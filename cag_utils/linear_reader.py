@@ -1,0 +1,65 @@
+"""How much of the answer lies in a model's hidden states, whatever it says: a linear reader."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import PreTrainedModel, ProcessorMixin
+
+from cag_utils.examples import encode_prompts, open_picture
+
+# Of the reader's coefficients, as scikit-learn's C: strong, as there are few cases and 160 numbers
+# a case. Choice; not tuned on any test set.
+REGULARISATION = 0.01
+
+
+@torch.inference_mode()
+def answer_states(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[str],
+    prompts: Sequence[str],
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Return the state from which a model would write the first word of its answer.
+
+    Args:
+        model: With or without an adapter.
+        processor: Its processor.
+        images: Paths, one a prompt.
+        prompts: Texts.
+        batch_size: Prompts a pass.
+
+    Returns:
+        (prompts, width) float32: the last layer's output at the last position of each prompt.
+    """
+    rows = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        pictures = [open_picture(path, processor) for path in images[part]]
+        batch = encode_prompts(processor, pictures, list(prompts[part])).to(model.device)
+        found = model(**batch, output_hidden_states=True, logits_to_keep=1)
+        rows.append(found.hidden_states[-1][:, -1].float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def fit_reader(states: np.ndarray, segments: Sequence[int]) -> Pipeline:
+    """Fit a linear reader of the worst lesion's segment.
+
+    Args:
+        states: (n, width) from `answer_states`, of training cases with a lesion.
+        segments: (n,) AHA numbers, two different ones at least.
+
+    Returns:
+        A scikit-learn pipeline: `predict(states)` gives AHA numbers.
+
+    Raises:
+        ValueError: Fewer than two different segments.
+    """
+    if len(set(segments)) < 2:
+        raise ValueError(f"a reader needs two segments to tell apart, got {sorted(set(segments))}")
+    reader = LogisticRegression(C=REGULARISATION, max_iter=2000)
+    return make_pipeline(StandardScaler(), reader).fit(states, np.asarray(segments))
