@@ -139,6 +139,8 @@ def train_captions(
             for scene, kind in zip(scenes, drawn, strict=True)
         ]
         batch = {k: v.to(device) for k, v in collate(processor, pairs).items()}
+        # A text of sixty words to copy counts more than a segment's name, not twenty times as much.
+        batch["weight"] = batch["weight"] / batch["weight"].sum(1, keepdim=True).sqrt()
         with autocast(device):
             loss = caption_loss(model, batch, features[index].to(device, torch.float32))
         loss.backward()

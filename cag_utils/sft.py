@@ -26,6 +26,7 @@ from trl import SFTConfig
 
 from cag_utils.adapters import (
     lora_config,
+    lora_optimiser,
     raise_trained_to_float32,
     save_adapter,
     trainable_table,
@@ -98,6 +99,9 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)
     accept_features(trainer.model)
+    if s.matrix_rate:
+        rates = s.matrix_rate, s.learning_rate, s.weight_decay
+        trainer.optimizer = lora_optimiser(trainer.model, *rates)
     return trainer
 
 

@@ -260,6 +260,18 @@ def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkey
     assert reload_difference(job) == 0
 
 
+def test_muon_moves_loras_matrices_and_adamw_the_projector(world, tmp_path):
+    trainer = make_trainer(job_for(world, tmp_path, matrix_rate=0.02, learning_rate=1e-3))
+    names = {id(p): n for n, p in trainer.model.named_parameters()}
+    lora, rest = trainer.optimizer.param_groups
+    assert lora["muon"] and lora["lr"] == 0.02 and rest["lr"] == 1e-3 and not rest.get("muon")
+    assert all("lora_" in names[id(p)] for p in lora["params"])
+    assert all("projector" in names[id(p)] for p in rest["params"])
+    trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert trained == {id(p) for group in (lora, rest) for p in group["params"]}
+    assert make_trainer(job_for(world, tmp_path, matrix_rate=0.0)).optimizer is None
+
+
 def test_trl_defaults_that_bite_are_set(world, tmp_path):
     job = job_for(world, tmp_path, warmup_share=0.5)
     config = training_config(job, n_train=12, bfloat16=False)
@@ -275,7 +287,7 @@ def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
     job = make_job(settings, "paligemma2", "ja", world, tmp_path, seed=0)
     config = training_config(job, n_train=889, bfloat16=False)
     assert (config.num_train_epochs, config.learning_rate) == (5.0, 1e-5)
-    assert config.optim == "adamw_torch" and job.size == "real"
+    assert config.optim == "adamw_torch" and job.size == "real" and settings.matrix_rate == 0
     lora = lora_config(settings.lora["paligemma2"].rank, settings.lora["paligemma2"].alpha)
     assert (lora.r, lora.lora_alpha) == (16, 16)
 
