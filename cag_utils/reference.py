@@ -3,16 +3,19 @@
 `make reference` calls it. Every number in the README and in `outputs/reference/` comes from here.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import psutil
 
+from cag_utils.appendices import APPENDICES, copy_appendix, run_appendix
 from cag_utils.readme_results import update_readme
 from cag_utils.report import MODEL_NAMES
 from cag_utils.settings import load_profile
@@ -30,24 +33,10 @@ TUNING_FIGURES = (
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
 BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
-# Not part of the study, but kept beside it: which tables and figures, and which metrics by their
-# first letters. The leakage audit's metrics go under `leakage.`, the phantom's have stems already.
-APPENDICES = {
-    "A1_phantom": (
-        ("table_stills", "table_cines", "figure_realism", "figure_temporal", "figure_transfer"),
-        ("realism.", "transfer."),
-        "",
-    ),
-    "A3_leakage": (
-        ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
-        ("inflation_", "share_near_duplicate_"),
-        "leakage.",
-    ),
-}
 
 
 def main(study_only: bool = False) -> None:
-    """Run, measure, collect, write.
+    """Run the study, measure, collect, write.
 
     Args:
         study_only: Leave appendices and benchmarks, half of the time, as they are in the reference.
@@ -65,9 +54,29 @@ def main(study_only: bool = False) -> None:
         metrics |= earlier_figures(under_root("outputs") / "reference")
     else:
         for appendix in APPENDICES:
-            metrics |= appendix_figures(appendix, outputs / appendix / "all")
+            metrics |= run_appendix(appendix, outputs)
         metrics |= benchmarks(root() / "tests" / "benchmarks")
     write_reference(outputs, metrics, [] if study_only else list(APPENDICES))
+    update_readme(root() / "README.md", metrics)
+
+
+def refresh_appendices(names: Sequence[str]) -> None:
+    """Run some appendices on the study that is there, and refresh what is kept of them.
+
+    Args:
+        names: Of `APPENDICES`.
+
+    Raises:
+        subprocess.CalledProcessError: A notebook failed, e.g. as the study was not run.
+    """
+    outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
+    metrics = read_json(folder / "metrics.json")
+    for name in names:
+        found, stem = run_appendix(name, outputs), APPENDICES[name].stem
+        old = tuple(stem + first for first in APPENDICES[name].wanted)
+        metrics = {k: v for k, v in metrics.items() if not k.startswith(old)} | found
+        copy_appendix(name, outputs, folder)
+    write_json(folder / "metrics.json", metrics)
     update_readme(root() / "README.md", metrics)
 
 
@@ -147,31 +156,6 @@ def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float
     return figures
 
 
-def appendix_figures(appendix: str, folder: Path) -> dict[str, float]:
-    """Run an appendix and return its headline figures.
-
-    Args:
-        appendix: One of `APPENDICES`.
-        folder: Where it writes.
-
-    Returns:
-        Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
-        none where the real pictures' folder is absent); of A3 what a leaking split adds to the F1s
-        and the shares of near duplicates (`leakage.*`).
-
-    Raises:
-        RuntimeError: The notebook failed.
-    """
-    notebook = root() / "notebooks" / f"{appendix}.ipynb"
-    folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / notebook.name
-    measured_run([sys.executable, "-m", "papermill", str(notebook), str(executed),
-                  "-p", "profile", PROFILE])  # fmt: skip
-    _, wanted, stem = APPENDICES[appendix]
-    found = read_json(folder / "metrics.json")
-    return {f"{stem}{k}": v for k, v in found.items() if k.startswith(wanted)}
-
-
 def benchmarks(folder: Path) -> dict[str, float]:
     """Run every benchmark and return its ratios as `benchmark.<name>`.
 
@@ -207,10 +191,8 @@ def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[s
     for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
             shutil.copyfile(path, folder / path.name)
-    for appendix in appendices:
-        for path in sorted((outputs / appendix / "all").iterdir()):
-            if path.stem in APPENDICES[appendix][0] and path.suffix in {".md", ".png"}:
-                shutil.copyfile(path, folder / f"{appendix}_{path.name}")
+    for name in appendices:
+        copy_appendix(name, outputs, folder)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
 
@@ -227,4 +209,8 @@ def _tree_bytes(process: psutil.Process) -> int:
 
 
 if __name__ == "__main__":
-    main("--study-only" in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study-only", action="store_true", help="no appendices, no benchmarks")
+    parser.add_argument("--only", nargs="+", choices=APPENDICES, help="these appendices alone")
+    given = parser.parse_args()
+    refresh_appendices(given.only) if given.only else main(given.study_only)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cag_utils import reference
+from cag_utils import appendices, reference
 from cag_utils.readme_results import results_table, update_readme
 from cag_utils.study import read_json, write_json
 
@@ -63,3 +63,24 @@ def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path, monkeypa
         "metrics.json", "provenance.json",
     }  # fmt: skip
     assert read_json(old / "metrics.json") == {"cnn.z": 1.0}
+
+
+def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
+    folder = tmp_path / "outputs" / "reference"
+    run = tmp_path / "outputs" / "phantom" / "A6_ablations" / "conceptclip_gemma3_en"
+    for made in (folder, run):
+        made.mkdir(parents=True)
+    old = {"cnn.z": 0.9, "ablation.longer.overall": 1.0, "ablation.named_gone": 2.0}
+    write_json(folder / "metrics.json", old)
+    write_json(run / "metrics.json", {"longer.overall": 3.0, "backbone": "gemma3"})
+    for name in ("table_variants.md", "table_variants.csv", "other.md"):
+        (run / name).write_text("new", encoding="utf-8")
+    monkeypatch.setattr(appendices.subprocess, "run", lambda *_, **__: None)
+    printed = []
+    monkeypatch.setattr(reference, "update_readme", lambda page, found: printed.append(found))
+    reference.refresh_appendices(["A6_ablations"])
+    found = {"cnn.z": 0.9, "ablation.longer.overall": 3.0}
+    assert read_json(folder / "metrics.json") == found and printed == [found]
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"metrics.json", "A6_ablations_table_variants.md"}
