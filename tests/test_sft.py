@@ -248,7 +248,9 @@ def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkey
     half = functools.partial(load_backbone, dtype=torch.bfloat16)
     monkeypatch.setattr(sft, "load_backbone", half)
     monkeypatch.setattr(adapters, "load_backbone", half)
-    job = job_for(world, tmp_path, name, max_steps=2, learning_rate=1e-5, warmup_share=0.0)
+    job = job_for(
+        world, tmp_path, name, max_steps=2, learning_rate=1e-5, matrix_rate=0.0, warmup_share=0.0
+    )
     trainer = make_trainer(job)
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cag_utils.twins import build_twin, tower_config
+from cag_utils.twins import build_twin, save_twin, tower_config
 
 FINDINGS = {
     "LCA": ("LCX #11 shows 75% stenosis. Consider PCI.", "LCX #11に75%の狭窄が確認できます。"),
@@ -23,7 +23,11 @@ FINDINGS = {
 def write_twins(folder: Path) -> Path:
     """Write random twins in the layout of `cag_utils/weights/`."""
     for kind in ("gemma3", "paligemma2"):
-        build_twin(kind, folder / kind, seed=0)
+        model, processor = build_twin(kind, folder / kind, seed=0)
+        # Untrained words as long as learnt ones make a model repeat its last token: short ones.
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(0.25)
+        save_twin(model, processor, folder / kind)
     tower = timm_twin(seed=0)
     (folder / "conceptclip").mkdir()
     state = {f"visual.trunk.{k}": v.contiguous() for k, v in tower.state_dict().items()}
