@@ -29,7 +29,7 @@ def reload_difference(job: Job) -> float:
 
     Returns:
         The largest absolute difference: 0 on one machine in float32, a rounding step or two in
-        bfloat16, where the reloaded projector lies in memory in another order.
+        bfloat16, though the parameters are the same.
     """
     quantise = job.finetune.quantise
     where = {"quantise": quantise} | job.source
