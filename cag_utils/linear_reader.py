@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from cag_utils.examples import encode_prompts, open_picture
 
 # Of the reader's coefficients, as scikit-learn's C: strong, as there are few cases and 160 numbers
-# a case. Choice; not tuned on any test set.
+# a case. Of 0.01, 0.1 and 1 it did best on test cases of an earlier corpus: not a blind choice.
 REGULARISATION = 0.01
 
 
