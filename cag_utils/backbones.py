@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from cag_utils.attention import fuse_attention
 from cag_utils.backbone_entries import BACKBONES, Backbone, Tower, get_backbone, registry_table
 from cag_utils.checkpoint_hub import Checkpoint, check_access, fetch_weights, override
 from cag_utils.conceptclip import (
@@ -95,6 +96,7 @@ def load_backbone(
     model = AutoModelForImageTextToText.from_pretrained(
         **found, dtype=dtype, use_safetensors=True, **packed
     ).eval()
+    fuse_attention(model)
     model = model if packed else model.to(device)
     apart = backbone.processor if size == "real" and not checkpoint else None
     processor = AutoProcessor.from_pretrained(**(locate(apart, size) if apart else found))

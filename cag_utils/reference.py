@@ -32,6 +32,7 @@ TUNING_FIGURES = (
 )  # fmt: skip
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
+BENCHMARKS = "benchmarks"
 BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
 
 
@@ -60,22 +61,26 @@ def main(study_only: bool = False) -> None:
     update_readme(root() / "README.md", metrics)
 
 
-def refresh_appendices(names: Sequence[str]) -> None:
-    """Run some appendices on the study that is there, and refresh what is kept of them.
+def refresh_parts(names: Sequence[str]) -> None:
+    """Run some appendices on the study that is there, or the benchmarks, and refresh their part.
 
     Args:
-        names: Of `APPENDICES`.
+        names: Of `APPENDICES`, or `benchmarks`.
 
     Raises:
-        subprocess.CalledProcessError: A notebook failed, e.g. as the study was not run.
+        subprocess.CalledProcessError: A notebook or a benchmark failed, e.g. as the study was not
+            run.
     """
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
     metrics = read_json(folder / "metrics.json")
     for name in names:
-        found, stem = run_appendix(name, outputs), APPENDICES[name].stem
-        old = tuple(stem + first for first in APPENDICES[name].wanted)
+        if name == BENCHMARKS:
+            found, old = benchmarks(root() / "tests" / "benchmarks"), ("benchmark.",)
+        else:
+            found, stem = run_appendix(name, outputs), APPENDICES[name].stem
+            old = tuple(stem + first for first in APPENDICES[name].wanted)
+            copy_appendix(name, outputs, folder)
         metrics = {k: v for k, v in metrics.items() if not k.startswith(old)} | found
-        copy_appendix(name, outputs, folder)
     write_json(folder / "metrics.json", metrics)
     update_readme(root() / "README.md", metrics)
 
@@ -211,6 +216,7 @@ def _tree_bytes(process: psutil.Process) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study-only", action="store_true", help="no appendices, no benchmarks")
-    parser.add_argument("--only", nargs="+", choices=APPENDICES, help="these appendices alone")
+    parts = [*APPENDICES, BENCHMARKS]
+    parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
     given = parser.parse_args()
-    refresh_appendices(given.only) if given.only else main(given.study_only)
+    refresh_parts(given.only) if given.only else main(given.study_only)

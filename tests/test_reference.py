@@ -79,8 +79,19 @@ def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, m
     monkeypatch.setattr(appendices.subprocess, "run", lambda *_, **__: None)
     printed = []
     monkeypatch.setattr(reference, "update_readme", lambda page, found: printed.append(found))
-    reference.refresh_appendices(["A6_ablations"])
+    reference.refresh_parts(["A6_ablations"])
     found = {"cnn.z": 0.9, "ablation.longer.overall": 3.0}
     assert read_json(folder / "metrics.json") == found and printed == [found]
     kept = {path.name for path in folder.iterdir()}
     assert kept == {"metrics.json", "A6_ablations_table_variants.md"}
+
+
+def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
+    (tmp_path / "outputs" / "reference").mkdir(parents=True)
+    path = tmp_path / "outputs" / "reference" / "metrics.json"
+    write_json(path, {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 1.0})
+    monkeypatch.setattr(reference, "benchmarks", lambda folder: {"benchmark.kept_name": 2.0})
+    monkeypatch.setattr(reference, "update_readme", lambda page, found: None)
+    reference.refresh_parts(["benchmarks"])
+    assert read_json(path) == {"cnn.z": 0.9, "benchmark.kept_name": 2.0}

@@ -9,8 +9,9 @@ picture, so the ratio falls with the length of the answer. The last answers of a
 waiting where lengths differ; with forced lengths nothing waits.
 
 One by one: the same pictures, prompts, processor and greedy decoding with its cache, one
-`model.generate` a case, of every fourth case to save time. Both ways in turn in one process,
-answers a second on the wall; the median of the rounds' ratios; the texts must be the same.
+`model.generate` a case, of every fourth case to save time; the model is loaded by transformers
+alone, with the attention it chooses. Both ways in turn in one process, answers a second on the
+wall; the median of the rounds' ratios; the texts must be the same.
 """
 
 import json
@@ -22,8 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
-from cag_utils.backbones import quiet_libraries
+from cag_utils import backbones
+from cag_utils.backbones import load_backbone, quiet_libraries
 from cag_utils.corpus import prompt
 from cag_utils.decoding import length_batches, padding_share, prompt_lengths
 from cag_utils.examples import encode_prompts, open_picture
@@ -72,15 +75,16 @@ def timed(call, *arguments) -> tuple[float, list[str]]:
     return time.perf_counter() - start, texts
 
 
-def compare(model, processor, images, prompts, n_tokens: int) -> tuple[float, float]:
+def compare(model, plain, processor, images, prompts, n_tokens: int) -> tuple[float, float]:
     """Return the median ratio of both ways' speed, and the study's answers a second."""
-    model.generation_config.min_new_tokens = n_tokens
+    for one in (model, plain):
+        one.generation_config.min_new_tokens = n_tokens
     every, some = (images, prompts), (images[::STEP], prompts[::STEP])
     in_batches(model, processor, *every, n_tokens)
     ratios, seconds = [], []
     for _ in range(ROUNDS):
         fast, batched = timed(in_batches, model, processor, *every, n_tokens)
-        slow, single = timed(one_by_one, model, processor, *some, n_tokens)
+        slow, single = timed(one_by_one, plain, processor, *some, n_tokens)
         assert batched[::STEP] == single, "batches changed an answer"
         ratios.append(STEP * slow / fast)
         seconds.append(fast)
@@ -93,11 +97,14 @@ def main() -> dict[str, float]:
     figures, lengths = {}, []
     with tempfile.TemporaryDirectory() as name:
         images, prompts = write_cases(Path(name))
+        backbones.WEIGHTS = Path(name)
         for kind in KINDS:
-            model, processor = build_twin(kind, Path(name) / kind)
+            build_twin(kind, Path(name) / kind)
+            plain = AutoModelForImageTextToText.from_pretrained(Path(name) / kind).eval()
+            model, processor = load_backbone(kind, "tiny", "cpu")
             lengths = prompt_lengths(processor, prompts)
             for end, n_tokens in LENGTHS.items():
-                ratio, speed = compare(model.eval(), processor, images, prompts, n_tokens)
+                ratio, speed = compare(model, plain, processor, images, prompts, n_tokens)
                 figures[f"generation_times_one_by_one_{kind}{end}"] = round(ratio, 2)
                 figures[f"generation_answers_per_second_{kind}{end}"] = round(speed, 2)
     both = [figures[f"generation_times_one_by_one_{kind}"] for kind in KINDS]

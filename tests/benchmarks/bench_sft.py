@@ -8,7 +8,8 @@ only. TRL's side is `SFTTrainer` with its own collator, sampler and loss, which 
 and runs the tower in every step; on a CPU it also scores the prompt's tokens.
 
 TRL cannot feed PaliGemma at all (its collator raises), so there the other side is TRL's trainer
-with the study's collator, without store and buckets. Neither side evaluates or saves.
+with the study's collator, without store and buckets. Its model is loaded by transformers alone,
+with the attention it chooses. Neither side evaluates or saves.
 
 With CUDA besides (written on a machine without, not run yet): Gemma3-4B's published configuration
 with random weights in bfloat16, ours alone: tokens a second, peak memory, and the share of the
@@ -32,6 +33,7 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import (
     AutoConfig,
+    AutoModelForImageTextToText,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     PrinterCallback,
@@ -136,7 +138,8 @@ def our_way(job: Job) -> float:
 
 def plain_way(job: Job) -> float:
     """Train with TRL's trainer as it comes; return the mean loss."""
-    model, processor = load_backbone(job.backbone, job.size)
+    _, processor = load_backbone(job.backbone, job.size)
+    model = AutoModelForImageTextToText.from_pretrained(backbones.WEIGHTS / job.backbone)
     examples = read_examples(job.pairs, job.language, job.outputs)
     data = to_dataset(examples[examples["split"] == "train"], processor)
     config = quiet(training_config(job, len(data), model.dtype == torch.bfloat16))
