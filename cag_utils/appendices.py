@@ -40,7 +40,7 @@ APPENDICES = {
     "A6_ablations": Appendix(
         "conceptclip_gemma3_en",
         ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
-        ("projector_first.", "longer.", "right.", "named_"),
+        ("projector_first.", "longer.", "told.", "right.", "named_"),
         "ablation.",
     ),
 }

@@ -24,12 +24,15 @@ from cag_utils.networks import build_model, pick_device, prepare
 from cag_utils.phantom.grading import OTHER_OPACIFIED
 from cag_utils.randomise import randomise
 from cag_utils.scenes import ANGLE_SCALE_DEG, TARGETS, Scenes
+from cag_utils.tree_maps import Drawing, map_loss
 
 NETWORK = "convnext_twin"
 HELD_OUT_SHARE = 0.1
 IS_RCA = torch.tensor(checkpoints.IS_RCA, dtype=torch.bool)
 ALWAYS = [TARGETS.index(name) for name in TARGETS[1:6]]  # angles, view, opacified, contrast
 WITH_CONTRAST = [TARGETS.index(name) for name in ("blur_mm", "foreshortening", "overlap")]
+RANDOMISED = 0.33  # share of the frames that are randomised; choice
+MAP_WEIGHT = 8.0  # of the drawn tree in the loss; choice
 VIEWS = 1  # five averaged views were no better on held-out phantoms, and five times as slow
 
 
@@ -65,7 +68,10 @@ def class_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 def pretrain(
     scenes: Scenes, epochs: int, seed: int, rate: float = 2e-3, checkpoint: Path | None = None
 ) -> nn.Module:
-    """Train the twin to read facts off single frames, half of them randomised; no label is shown.
+    """Train the twin to read facts off single frames; no label is shown.
+
+    Besides, it draws where the tree lies, with a head that is thrown away. A third of the frames
+    are randomised.
 
     Args:
         scenes: Training frames.
@@ -77,9 +83,25 @@ def pretrain(
     torch.manual_seed(seed)
     model = build_model(NETWORK, pretrained=False)
     model.reset_classifier(len(TARGETS))
-    model.to(pick_device())
-    data = scenes.pictures, scenes.targets
-    return fit(model, *data, scene_loss, epochs, rate, randomised=0.5, checkpoint=checkpoint)
+    return _fit_drawing(model, scenes, scenes.targets, scene_loss, epochs, rate, checkpoint)
+
+
+def _fit_drawing(
+    model, scenes: Scenes, answers: Tensor, loss, epochs: int, rate: float, checkpoint, **how
+) -> nn.Module:
+    """Train a network on answers while it also draws the tree; return it without that head."""
+    count = answers.shape[1]
+    wanted = torch.cat([answers, scenes.maps.flatten(1)], 1)
+    n_outputs = model.num_classes
+
+    def whole_loss(outputs: Tensor, wanted: Tensor, plain: Tensor) -> Tensor:
+        drawn = map_loss(outputs[:, n_outputs:], wanted[:, count:], plain)
+        return loss(outputs[:, :n_outputs], wanted[:, :count]) + MAP_WEIGHT * drawn
+
+    drawing = Drawing(model).to(pick_device(), memory_format=torch.channels_last)
+    data = scenes.pictures, wanted
+    how |= {"randomised": RANDOMISED, "checkpoint": checkpoint}
+    return fit(drawing, *data, whole_loss, epochs, rate, **how).network
 
 
 def teach_classes(
@@ -93,8 +115,9 @@ def teach_classes(
     """Give a pretrained trunk a six-way head, or let it keep its own, and teach it the label rule.
 
     The facts stay asked beside the classes, by a head that is thrown away: how much of a tree is
-    seen says more than on which side of the rule's limit that lies. Half of the frames are
-    randomised. A network that knows classes already sees all pictures in full size.
+    seen says more than on which side of the rule's limit that lies; so does where the tree lies. A
+    third of the frames are randomised. A network that knows classes already sees all pictures in
+    full size.
 
     Args:
         trunk: From `pretrain`, or a network that has learnt classes before; not changed.
@@ -112,24 +135,15 @@ def teach_classes(
         with torch.no_grad():
             model.head.fc.weight[:count] = trunk.head.fc.weight
             model.head.fc.bias[:count] = trunk.head.fc.bias
-    model.to(pick_device())
     answers = torch.cat([scenes.labels[:, None].float(), scenes.targets], dim=1)
 
     def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
         classes = class_loss(outputs[:, :count], wanted[:, 0].long())
         return classes + scene_loss(outputs[:, count:], wanted[:, 1:])
 
-    model = fit(
-        model,
-        scenes.pictures,
-        answers,
-        loss,
-        epochs,
-        rate,
-        randomised=0.5,
-        checkpoint=checkpoint,
-        coarse_share=0.0 if goes_on else COARSE_SHARE,
-    )
+    coarse_share = 0.0 if goes_on else COARSE_SHARE
+    data = model, scenes, answers, loss, epochs, rate, checkpoint
+    model = _fit_drawing(*data, coarse_share=coarse_share)
     weight, bias = model.head.fc.weight.detach(), model.head.fc.bias.detach()
     model.reset_classifier(count)
     with torch.no_grad():

@@ -16,14 +16,14 @@ from cag_utils.trainer import moving_average, rate_factor
 
 NETWORK = "convnext_twin"
 AVERAGE = 0.998  # decay of the moving average of the weights, which is what is kept
-COARSE_SHARE, COARSE_PX = 0.5, 112  # of the epochs, on smaller pictures: half the time; choice
+COARSE_SHARE, COARSE_PX = 0.5, 112  # of the epochs, on smaller pictures: a quarter of the time
 
 
 def fit(
     model: nn.Module,
     pictures: Tensor,
     answers: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     epochs: int,
     rate: float,
     randomised: float = 1.0,
@@ -37,7 +37,7 @@ def fit(
         model: On its device; changed.
         pictures: (n, 1, px, px) uint8.
         answers: (n, ...) what `loss` compares the outputs with.
-        loss: Of outputs and answers.
+        loss: Of outputs, answers, and (n,) bool which pictures are as they were drawn.
         epochs: Passes over the pictures.
         rate: Peak learning rate.
         randomised: Share of the pictures that are changed by `randomise`; the rest stay as drawn.
@@ -64,8 +64,8 @@ def fit(
     for epoch in bar:
         source, total = (coarse if epoch < n_coarse else pictures), 0.0
         for index in torch.randperm(len(source)).split(batch_size):
-            seen = _look(source[index], randomised)
-            total += _step(model, seen, answers[index], loss, optimiser) * len(index)
+            seen, plain = _look(source[index], randomised)
+            total += _step(model, seen, (answers[index], plain), loss, optimiser) * len(index)
             schedule.step()
             average.update_parameters(model)
         bar.set_postfix(loss=round(total / len(source), 4))
@@ -73,20 +73,20 @@ def fit(
     return copy.deepcopy(average.module).eval()
 
 
-def _look(plain: Tensor, randomised: float) -> Tensor:
-    """Pictures of which that share is randomised, float32."""
-    seen, changed = plain.float(), torch.rand(len(plain)) < randomised
+def _look(pictures: Tensor, randomised: float) -> tuple[Tensor, Tensor]:
+    """Pictures of which that share is randomised, float32; and which are not."""
+    seen, changed = pictures.float(), torch.rand(len(pictures)) < randomised
     if changed.any():
-        seen[changed] = randomise(plain[changed])
-    return seen
+        seen[changed] = randomise(pictures[changed])
+    return seen, ~changed
 
 
-def _step(model, seen: Tensor, answers: Tensor, loss, optimiser) -> float:
+def _step(model, seen: Tensor, wanted: tuple[Tensor, Tensor], loss, optimiser) -> float:
     """One step of the optimiser; return the loss."""
     device = next(model.parameters()).device
     with autocast(device):
         outputs = model(prepare(seen.to(device), NETWORK))
-    value = loss(outputs.float(), answers.to(device))
+    value = loss(outputs.float(), *(part.to(device) for part in wanted))
     value.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()

@@ -17,13 +17,15 @@ from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import fit_picture
 from cag_utils.phantom.cohort import VERSION
 from cag_utils.phantom.exam import LESION_SHARES
+from cag_utils.phantom.pose import pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_kind, draw_shot
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import LATERALITIES
+from cag_utils.tree_maps import map_tree
 
 STREAM = 5  # cohorts draw from streams 1 and 2, stills from 3: no study patient is among these
-RENDER_PX, IMAGE_PX = 512, 160  # the study's own matrix, and what its network sees of it
+RENDER_PX, IMAGE_PX = 512, 224  # the study's own matrix, and what its network sees of it
 CINES_A_SIDE = 3  # three views a side
 N_FRAMES, FRAME_RATES = 5, (1.0, 1.7)  # sparse cines: before, during and after the bolus, for less
 EARLY_SHARE = 0.35  # of the first frames, which show no contrast yet, that are kept
@@ -46,18 +48,18 @@ class Scenes:
             blur at most 1.5.
         labels: (n,) int64, index into SIX_CLASSES by the phantom's written rule.
         patients: (n,) int64, number of the patient, rising.
+        maps: (n, 2, 28, 28) float16, where the tree lies, seen and unseen: see `map_tree`.
     """
 
     pictures: Tensor
     targets: Tensor
     labels: Tensor
     patients: Tensor
+    maps: Tensor
 
     def pick(self, chosen: Tensor) -> "Scenes":
         """Return some of the frames: (n,) bool or indices."""
-        return Scenes(
-            self.pictures[chosen], self.targets[chosen], self.labels[chosen], self.patients[chosen]
-        )
+        return Scenes(*(column[chosen] for column in vars(self).values()))
 
 
 def shoot_scenes(number: int) -> dict[str, np.ndarray]:
@@ -67,7 +69,8 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
         number: Of the patient, 0 or more; the same number gives the same frames.
 
     Returns:
-        pictures (n, px, px) uint8, targets (n, 9) float32, labels (n,) int64: see `Scenes`.
+        pictures (n, px, px) uint8, targets (n, 9) float32, labels (n,) int64,
+        maps (n, 2, 28, 28) float16: see `Scenes`.
 
     Raises:
         ValueError: `number` is negative.
@@ -77,14 +80,16 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
     cv2.setNumThreads(1)  # one core a worker
     rng = np.random.default_rng([STREAM, number])
     subject = draw_subject(rng, LESION_SHARES["cnn"])
-    found = {"pictures": [], "targets": [], "labels": []}
+    found = {"pictures": [], "targets": [], "labels": [], "maps": []}
     for is_rca, side in enumerate(LATERALITIES):
         tree, _ = diseased_tree(rng, subject, side)
         for _ in range(CINES_A_SIDE):
             kind = draw_kind(rng, "cnn")
             rate = rng.uniform(*FRAME_RATES)
             shot = draw_shot(rng, subject, tree, kind, N_FRAMES, rate, RENDER_PX)
-            frames, truth = film(rng, subject, tree, shot)
+            pose = pose_tree(tree, shot)
+            frames, truth = film(rng, subject, tree, shot, pose)
+            maps = map_tree(tree, pose, truth.seen, RENDER_PX)
             first = 0 if rng.random() < EARLY_SHARE else 1
             angles = np.array([shot.arm.primary_deg, shot.arm.secondary_deg]) / ANGLE_SCALE_DEG
             labels, measured = truth.labels(side), truth.measured() | {"contrast": truth.contrast}
@@ -94,7 +99,10 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
                 facts = [measured[name][i] for name in TARGETS[3:]]
                 found["targets"].append([is_rca, *angles, *facts])
                 found["labels"].append(SIX_CLASSES.index(labels[i]))
-    kinds = {"pictures": np.uint8, "targets": np.float32, "labels": np.int64}
+                found["maps"].append(maps[i])
+    kinds = {
+        "pictures": np.uint8, "targets": np.float32, "labels": np.int64, "maps": np.float16
+    }  # fmt: skip
     return {name: np.array(values, kinds[name]) for name, values in found.items()}
 
 
@@ -103,13 +111,13 @@ def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
 
     Args:
         n_patients: At least 1; numbers 0 to n - 1.
-        cache: Folder for one .npz a size and version of the phantom.
+        cache: Folder for one .npz a number of patients, version of the phantom and size.
         n_workers: Processes.
 
     Returns:
         Their frames, patient by patient, about 25 each.
     """
-    path = cache / f"scenes_v{VERSION}_{n_patients}.npz"
+    path = cache / f"scenes_v{VERSION}_{n_patients}_{IMAGE_PX}.npz"
     if not path.is_file():
         jobs = (delayed(shoot_scenes)(number) for number in range(n_patients))
         done = Parallel(n_jobs=n_workers, return_as="generator")(jobs)
@@ -121,5 +129,5 @@ def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
     stored = np.load(path)
     return Scenes(
         torch.from_numpy(stored["pictures"])[:, None],
-        *(torch.from_numpy(stored[name]) for name in ("targets", "labels", "patients")),
+        *(torch.from_numpy(stored[name]) for name in ("targets", "labels", "patients", "maps")),
     )

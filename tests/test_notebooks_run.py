@@ -172,12 +172,16 @@ def test_the_ablations_run_over_the_studys_cases(study):
     metrics = execute_in(study, "A6_ablations", slug)
     folder = study / "smoke" / "A6_ablations" / slug
     variants = pd.read_csv(folder / "table_variants.csv").set_index("variant")
-    assert list(variants.index) == ["as in 04", "projector first", "longer"]
-    assert variants["overall_gain"].isna().tolist() == [True, False, False]
+    assert list(variants.index) == ["as in 04", "projector first", "longer", "told"]
+    assert variants["overall_gain"].isna().tolist() == [True, False, False, False]
     assert metrics["longer.overall_gain"] == variants.loc["longer", "overall_gain"]
     jobs = [read_json(path) for path in sorted(folder.glob("*/job.json"))]
     steps = [job["settings"]["warmup_projector_steps"] for job in jobs]
-    assert steps == [0, 2]  # the longer one, the projector first
+    assert steps == [0, 2, 0]  # the longer one, the projector first, told
+    told, plain = (pd.read_csv(x) for x in (jobs[2]["pairs"], jobs[0]["pairs"]))
+    added = [a.removeprefix(b) for a, b in zip(told["report_en"], plain["report_en"], strict=True)]
+    assert all(line.startswith("\n") and not any(c.isdigit() for c in line) for line in added)
+    assert (told["findings_en"] == plain["findings_en"]).all()
 
 
 def test_the_leakage_audit_runs_over_the_studys_frames(study):

@@ -41,6 +41,11 @@ def test_a_number_is_always_the_same_patient_from_both_sides():
         measured = {k: round(v[i], 4) for k, v in columns.items() if k != "contrast"}
         measured["standard_view"] = bool(measured["standard_view"])
         assert SIX_CLASSES[label].endswith(quality(**measured))
+    shares = found["maps"].astype(float).sum((2, 3))
+    opacified = columns["opacified"]
+    # the map is of mid-pulse and the label of its beginning, so a border may lie between them
+    assert np.median(np.abs(shares[:, 0] - opacified)) < 0.005
+    assert np.abs(shares[:, 0] - opacified).max() < 0.1 and shares.sum(1).max() < 1.01
 
 
 def test_no_cohort_draws_from_the_same_stream():
@@ -62,7 +67,7 @@ def test_scenes_are_filmed_once_and_know_their_patients(tmp_path, monkeypatch):
 
 def test_picking_takes_the_same_rows_of_everything():
     count = torch.arange(4)
-    whole = Scenes(count[:, None, None, None], count[:, None].float(), count, count)
+    whole = Scenes(count[:, None, None, None], count[:, None].float(), count, count, count)
     part = whole.pick(torch.tensor([True, False, False, True]))
-    for values in (part.pictures, part.targets, part.labels, part.patients):
+    for values in (part.pictures, part.targets, part.labels, part.patients, part.maps):
         assert values.flatten().tolist() == [0, 3]

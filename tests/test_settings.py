@@ -38,7 +38,7 @@ def test_every_value_has_a_source_in_a_comment(name):
     [
         ("  epochs: 4", "  epoch: 4", r"unknown key 'cnn.epoch' \(did you mean 'epochs'"),
         ("  split_by: patient", "  split_by: exam", "cnn.split_by.*'patient' or 'video'"),
-        ("  image_px: 160", "  image_px: many", "cnn.image_px"),
+        ("  image_px: 224", "  image_px: many", "cnn.image_px"),
         ("  min_gap: 5", "  min_gap: 0", "sampling.min_gap"),
         ("    gemma3: {rank: 8,", "    gemma3: {ranks: 8,", "did you mean 'rank'"),
         ("[paligemma2, gemma3, conceptclip_gemma3]", "[gemma4]", r"no rank for \['gemma4'\]"),

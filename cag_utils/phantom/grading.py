@@ -40,6 +40,8 @@ class FrameTruth:
         foreshortening: (t,) of the worst lesion of 50 % or more, 0 to 1; see `visibility`.
         overlap: (t,) share of the main tree covered by another of its vessels, 0 to 1.
         standard_view: Whether the view is a standard one.
+        seen: (t, n) bool, which of the tree's points are visible and inside the shutters; the rule
+            does not read it. None where no tree was filmed.
     """
 
     opacified: np.ndarray
@@ -49,6 +51,7 @@ class FrameTruth:
     foreshortening: np.ndarray
     overlap: np.ndarray
     standard_view: bool
+    seen: np.ndarray | None = None
 
     def measured(self) -> dict[str, np.ndarray]:
         """Return what the rule reads, by the names of `quality`'s arguments.

@@ -103,12 +103,14 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose, contrast: np.ndarray) -> Fra
     weight = weight / weight.sum()
     inside = inside_shutters(shot, pose.u, pose.v)
     moved = np.hypot(pose.du, pose.dv)[:, tree.main]
+    seen = (contrast >= VISIBLE) & inside
     return FrameTruth(
-        opacified=((contrast >= VISIBLE) & inside) @ weight,
+        opacified=seen @ weight,
         contrast=(contrast * inside) @ weight,
         in_field=inside @ weight,
         blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
         foreshortening=foreshortening(tree, pose.points, pose.u, pose.v, pose.scale),
         overlap=overlap(tree, pose.u, pose.v, pose.scale, inside),
         standard_view=shot.standard,
+        seen=seen,
     )

@@ -20,8 +20,10 @@ from cag_utils.networks import autocast, build_model, pick_device, prepare
 from cag_utils.phantom.carm import CArm
 from cag_utils.phantom.cohort import still
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
+from cag_utils.settings import load_profile
 
-N_DRAWN, N_PICTURES, IMAGE_PX = 12, 384, 128
+N_DRAWN, N_PICTURES = 12, 384
+IMAGE_PX = load_profile("phantom").cnn.image_px  # what the shipped network reads
 P = [f"p_{name}" for name in SIX_CLASSES]
 
 
