@@ -12,6 +12,7 @@ from cag_utils.cnn_pretraining import (
     IS_RCA,
     assess,
     calibrate,
+    class_loss,
     pretrain,
     save_predictor,
     scene_loss,
@@ -44,17 +45,38 @@ def test_the_last_tenth_of_the_patients_is_held_out():
     assert set(train.patients.tolist()) == set(range(18))
 
 
+PLAIN = torch.tensor([True])
+
+
 def test_loss_worked_by_hand():
     outputs = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 9.0, 9.0, 9.0]])
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.0, 0.0]])
     # side: ln 2. Smooth L1 with beta 0.1: 0.5 - 0.05, and 0.05^2 / 0.2; mean of five, times 4.
     # nothing opacified: blur, foreshortening and overlap do not count, however wrong
     expected = math.log(2) + 4 * (0.45 + 0.0125) / 5
-    assert scene_loss(outputs, targets).item() == pytest.approx(expected)
+    assert scene_loss(outputs, targets, PLAIN).item() == pytest.approx(expected)
     # half opacified they do: 0.2 - 0.05, mean of three, times 4
     outputs = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.2]])
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
-    assert scene_loss(outputs, targets).item() == pytest.approx(math.log(2) + 4 * 0.15 / 3)
+    wanted = math.log(2) + 4 * 0.15 / 3
+    assert scene_loss(outputs, targets, PLAIN).item() == pytest.approx(wanted)
+
+
+def test_of_a_randomised_picture_the_side_alone_counts():
+    outputs = torch.tensor([[0.0, 9.0, 0.0, 0.0, 0.5, 9.0, 9.0, 9.0, 9.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
+    assert scene_loss(outputs, targets, ~PLAIN).item() == pytest.approx(math.log(2))
+    # beside a perfect plain one it weighs as much as that, and adds nothing but its side
+    both = torch.cat([outputs, targets]), torch.cat([targets, targets])
+    mean = (2 * math.log(2) + math.log(1 + math.exp(-1)) - math.log(2)) / 2
+    plain = torch.tensor([False, True])
+    assert scene_loss(*both, plain).item() == pytest.approx(mean)
+    # six classes: 1/2 for each of two of the left; labelled the third of the left
+    logits = torch.tensor([[0.0, 0.0, -99.0, -99.0, -99.0, -99.0]])
+    label = torch.tensor([2])
+    assert class_loss(logits, label, ~PLAIN).item() == pytest.approx(0, abs=1e-6)
+    assert class_loss(logits, label, PLAIN, 0.0).item() == pytest.approx(99 + math.log(2))
+    assert class_loss(logits, torch.tensor([0]), PLAIN, 0.0).item() == pytest.approx(math.log(2))
 
 
 class Constant(torch.nn.Module):
@@ -88,7 +110,8 @@ def test_calibration_by_hand():
     assert got["temperature"] > 0
     assert IS_RCA.tolist() == [False] * 3 + [True] * 3
     # before: a tie counts as left, so one frame of four is right: F1 0.4 and 0
-    assert got["held_out_laterality_f1"] == pytest.approx(0.2, abs=1e-4)
+    assert got["held_out_randomised_laterality_f1"] == pytest.approx(0.2, abs=1e-4)
+    assert got["held_out_laterality_f1"] == pytest.approx(0.1, abs=1e-4)  # weighted by counts
 
 
 def test_what_is_trained_is_what_notebook_01_starts_from(scenes, tmp_path, monkeypatch):
@@ -133,7 +156,8 @@ def test_training_lowers_the_loss(scenes):
     longer = pretrain(few, epochs=25, seed=0)
     with torch.inference_mode():
         seen = prepare(few.pictures, "convnext_twin")
-        first, last = (scene_loss(m(seen), few.targets).item() for m in (trunk, longer))
+        plain = torch.ones(len(few.labels), dtype=torch.bool)
+        first, last = (scene_loss(m(seen), few.targets, plain).item() for m in (trunk, longer))
     assert last < 0.8 * first
 
 
