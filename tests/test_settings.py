@@ -36,7 +36,7 @@ def test_every_value_has_a_source_in_a_comment(name):
 @pytest.mark.parametrize(
     "old, new, match",
     [
-        ("  epochs: 4", "  epoch: 4", r"unknown key 'cnn.epoch' \(did you mean 'epochs'"),
+        ("  epochs: 2", "  epoch: 2", r"unknown key 'cnn.epoch' \(did you mean 'epochs'"),
         ("  split_by: patient", "  split_by: exam", "cnn.split_by.*'patient' or 'video'"),
         ("  image_px: 224", "  image_px: many", "cnn.image_px"),
         ("  min_gap: 5", "  min_gap: 0", "sampling.min_gap"),
