@@ -8,7 +8,6 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.backbones import load_backbone
-from cag_utils.muon import MuonAdamW
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # A plain list of the seven names also hits the image tower's q, k and v.
@@ -41,21 +40,21 @@ def lora_config(rank: int, alpha: int, dropout: float = 0.0) -> LoraConfig:
 
 
 def lora_optimiser(
-    model: torch.nn.Module, matrix_rate: float, rate: float, weight_decay: float
-) -> MuonAdamW:
-    """Return Muon for LoRA's matrices and AdamW for the projector.
+    model: torch.nn.Module, rate: float, projector_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW with one learning rate for LoRA's matrices and another for the projector.
 
     Args:
         model: With an adapter.
-        matrix_rate: Muon's peak learning rate.
-        rate: AdamW's.
+        rate: Peak learning rate of LoRA's matrices, which start from nothing.
+        projector_rate: That of the projector, which has learnt before.
         weight_decay: Of both.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lora = [p for name, p in trained.items() if "lora_" in name]
     rest = [p for name, p in trained.items() if "lora_" not in name]
-    groups = [{"params": lora, "lr": matrix_rate, "muon": True}, {"params": rest}]
-    return MuonAdamW(groups, lr=rate, weight_decay=weight_decay)
+    groups = [{"params": lora}, {"params": rest, "lr": projector_rate}]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay)
 
 
 def trainable_table(model: torch.nn.Module) -> pd.DataFrame:

@@ -54,48 +54,14 @@ class Muon(torch.optim.Optimizer):
         """Take one step; parameters without a gradient stay."""
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
-                _move(p, self.state[p], group["lr"], group["momentum"], group["weight_decay"])
-
-
-class MuonAdamW(torch.optim.AdamW):
-    """AdamW of which some groups are Muon's: one optimiser, as trainers and checkpoints want it.
-
-    Args:
-        params: Groups; one with `muon=True` holds matrices alone, and a `lr` of its own.
-        lr: AdamW's learning rate.
-        weight_decay: Of all groups.
-        momentum: Muon's.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[dict],
-        lr: float,
-        weight_decay: float = 0.0,
-        momentum: float = 0.95,
-    ):
-        super().__init__(params, lr=lr, weight_decay=weight_decay)
-        self.momentum = momentum
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        """Move Muon's matrices, then all else by AdamW; parameters without a gradient stay."""
-        for group in (group for group in self.param_groups if group.get("muon")):
-            for p in (p for p in group["params"] if p.grad is not None):
-                self.state[p].setdefault("step", torch.tensor(0.0))  # AdamW looks for it on loading
-                _move(p, self.state[p], group["lr"], self.momentum, group["weight_decay"])
-                p.grad = None  # so that AdamW passes it over
-        return super().step(closure)
-
-
-def _move(p: nn.Parameter, state: dict, rate: float, momentum: float, decay: float) -> None:
-    """Take Muon's step with one matrix."""
-    if "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(p)
-    buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-    ahead = p.grad.lerp(buffer, momentum)
-    p.mul_(1 - rate * decay)
-    p.sub_(orthogonalise(ahead), alpha=rate * LIKE_ADAMW * max(p.shape) ** 0.5)
+                state, rate = self.state[p], group["lr"]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                ahead = p.grad.lerp(buffer, group["momentum"])
+                p.mul_(1 - rate * group["weight_decay"])
+                size = rate * LIKE_ADAMW * max(p.shape) ** 0.5
+                p.sub_(orthogonalise(ahead), alpha=size)
 
 
 def muon_and_adamw(

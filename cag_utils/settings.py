@@ -101,7 +101,7 @@ class Finetune(Section):
     epochs: float = Field(gt=0)
     max_steps: int = -1  # -1: no cap
     learning_rate: float = Field(gt=0)
-    matrix_rate: float = Field(ge=0)  # Muon's, for LoRA's matrices; 0: AdamW, as all else
+    projector_rate: float = Field(ge=0)  # the projector's own learning rate; 0: the same
     batch_size: int = Field(ge=1)
     accumulation: int = Field(ge=1)
     warmup_share: float = Field(ge=0, lt=1)

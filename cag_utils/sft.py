@@ -99,8 +99,8 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)
     accept_features(trainer.model)
-    if s.matrix_rate:
-        rates = s.matrix_rate, s.learning_rate, s.weight_decay
+    if s.projector_rate:  # else the Trainer makes its own
+        rates = s.learning_rate, s.projector_rate, s.weight_decay
         trainer.optimizer = lora_optimiser(trainer.model, *rates)
     return trainer
 
