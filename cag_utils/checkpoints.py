@@ -16,6 +16,7 @@ from cag_utils.study import read_json, write_json
 # Optional keys of model.json. RCA offset: in logits, after the temperature.
 DEFAULTS = {"temperature": 1.0, "rca_logit_offset": 0.0, "views": 1}
 CROP = 0.88  # of each side, for the corner crops of five views; a choice
+CPU_BATCH = 8  # pictures whose layers stay in a core's cache; a third faster than 64
 IS_RCA = tuple(float(LATERALITY[name] == "RCA") for name in SIX_CLASSES)
 
 
@@ -38,7 +39,7 @@ def probabilities(
         model: On `device`, in evaluation mode.
         name: Its registry name.
         pictures: (n, 1, px, px) uint8.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; on a CPU at most `CPU_BATCH`.
         device: Where the model is.
         facts: Content of `model.json`, of which only the optional keys are read; None for their
             `DEFAULTS`, which change nothing.
@@ -54,7 +55,8 @@ def probabilities(
         with autocast(device):
             return model(prepare(grey, name))
 
-    for batch in pictures.split(batch_size):
+    on_cpu = device.type == "cpu"
+    for batch in pictures.split(min(batch_size, CPU_BATCH) if on_cpu else batch_size):
         yield _calibrated(score, batch.to(device), facts or {})
 
 
@@ -103,7 +105,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
     except (SafetensorError, RuntimeError) as error:
         text = f"{folder / 'best.safetensors'} does not hold the weights of {facts['model']}"
         raise ValueError(f"{text}: broken, or of another network") from error
-    return model.to(device).eval(), facts
+    return model.to(device, memory_format=torch.channels_last).eval(), facts
 
 
 def _check_calibration(path: Path, facts: Mapping[str, object]) -> None:
