@@ -105,18 +105,19 @@ def test_temperature_and_offset_worked_by_hand(facts, odds):
     assert got.dtype == np.float64 and got.shape == (3, 6)
 
 
-def test_five_views_are_the_whole_and_its_corners():
-    # 25 px: crops of 22, so 3 px at the far side are left out of each
-    picture = torch.zeros(1, 1, 25, 25, dtype=torch.uint8)
-    for place, grey in (((0, 0), 10), ((0, 22), 20), ((22, 0), 30), ((22, 22), 40)):
-        picture[0, 0, place[0] : place[0] + 3, place[1] : place[1] + 3] = grey
-    whole, *crops = checkpoints._draw_views(picture, 5)
-    assert torch.equal(whole, picture)
-    corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
-    for i, (crop, own) in enumerate(zip(crops, corners, strict=True)):
-        assert crop.shape == picture.shape
-        levels = [round(crop[0, 0][corner].item()) for corner in corners]
-        assert levels == [10 * (i + 1) if corner == own else 0 for corner in corners]
+def test_three_views_are_the_picture_and_two_enlargements_of_all_of_it():
+    picture = torch.full((2, 1, 28, 28), 200, dtype=torch.uint8)
+    picture[:, :, :14] = 10
+    views = checkpoints._draw_views(picture, 3)
+    assert [tuple(v.shape) for v in views] == [(2, 1, n, n) for n in (28, 30, 32)]
+    assert torch.equal(views[0], picture)
+    for view in views[1:]:
+        n = view.shape[-1]
+        upper, lower = view[:, :, : n // 2 - 3].numpy(), view[:, :, n // 2 + 3 :].numpy()
+        np.testing.assert_allclose(upper, 10, atol=1e-3)
+        np.testing.assert_allclose(lower, 200, atol=1e-3)
+        assert 0 <= view.min() and view.max() <= 255
+    assert len(checkpoints._draw_views(picture, 1)) == 1
 
 
 def test_views_average_probabilities_not_logits(monkeypatch):
@@ -125,12 +126,12 @@ def test_views_average_probabilities_not_logits(monkeypatch):
             first = torch.log(x.mean((1, 2, 3)))[:, None]
             return torch.cat([first, torch.zeros(len(x), 5)], 1)
 
-    levels = [1.0, 5.0, 5.0, 5.0, 15.0]  # first class: 1/6, 1/2 three times, 3/4
+    levels = [1.0, 5.0, 15.0]  # first class: 1/6, 1/2, 3/4
     views = [torch.full((1, 1, 8, 8), level) for level in levels]
     monkeypatch.setattr(checkpoints, "_draw_views", lambda pictures, count: views)
     monkeypatch.setattr(checkpoints, "prepare", lambda x, name: x)
-    [got] = probabilities(ByMean(), "any", views[0], 1, CPU, {"views": 5})
-    assert got[0, 0] == pytest.approx((1 / 6 + 3 / 2 + 3 / 4) / 5, rel=1e-2)
+    [got] = probabilities(ByMean(), "any", views[0], 1, CPU, {"views": 3})
+    assert got[0, 0] == pytest.approx((1 / 6 + 1 / 2 + 3 / 4) / 3, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_views_average_probabilities_not_logits(monkeypatch):
     [
         ("temperature", 0), ("temperature", -1.0), ("temperature", "1"),
         ("temperature", float("inf")), ("rca_logit_offset", float("nan")),
-        ("rca_logit_offset", None), ("views", 2), ("views", True), ("views", 5.0),
+        ("rca_logit_offset", None), ("views", 2), ("views", True), ("views", 3.0),
     ],
 )  # fmt: skip
 def test_a_senseless_calibration_is_refused(model_dir, tmp_path, key, value):
@@ -408,7 +409,7 @@ def test_ones_own_checkpoint_decides(model_dir, folder, tmp_path):
     own.mkdir()
     copy_model(model_dir, own, rca_logit_offset=1e4)
     assert set(predict(folder, tmp_path / "r.csv", "--model", own)["laterality"]) == {"RCA"}
-    copy_model(model_dir, own, rca_logit_offset=-1e4, views=5)
+    copy_model(model_dir, own, rca_logit_offset=-1e4, views=3)
     assert set(predict(folder, tmp_path / "l.csv", "--model", own)["laterality"]) == {"LCA"}
 
 
