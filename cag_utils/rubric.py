@@ -76,9 +76,9 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
     Returns:
         `overall` (0 to 10), the five errors, `segment_match`, `laterality_match` and `unparseable`
         (0 or 1), and of the truth's lesions `lesions_named`, the share whose segment is named, and
-        `grades_near`, the share that is named with a grade at most one AHA step off; both None
-        without a lesion. A criterion whose truth is unknown (own findings in which no side,
-        stenosis or plan can be read) is None, never 0.
+        `grades_near`, of those with a grade the share that is named with one at most one AHA step
+        off; None without such a lesion. A criterion whose truth is unknown (own findings in which
+        no side, stenosis or plan can be read) is None, never 0.
     """
     errors = {name: _error(name, output, truth) for name in ERRORS}
     if output.unparseable:
@@ -178,10 +178,20 @@ def _lesion_shares(output: Entities, truth: Entities) -> dict[str, float | None]
     true = [s for s in truth.stenoses if s.segment]
     if not true:
         return {"lesions_named": None, "grades_near": None}
-    said = {s.segment: s.percent for s in output.stenoses if s.segment}
-    named = [s for s in true if s.segment in said]
-    near = [s for s in named if said[s.segment] and _grades_apart(said[s.segment], s.percent) <= 1]
-    return {"lesions_named": len(named) / len(true), "grades_near": len(near) / len(true)}
+    graded = [s for s in true if s.percent is not None]
+    numbers = output.segments
+    near = [s for s in graded if any(_near(x, s) for x in output.stenoses)]
+    return {
+        "lesions_named": sum(s.segment in numbers for s in true) / len(true),
+        "grades_near": len(near) / len(graded) if graded else None,
+    }
+
+
+def _near(said: Stenosis, true: Stenosis) -> bool:
+    """Whether it is the same segment, with a grade at most one AHA step off."""
+    if said.segment != true.segment or not said.percent:
+        return False
+    return _grades_apart(said.percent, true.percent) <= 1
 
 
 def _stenosis_error(output: Entities, truth: Entities) -> bool:

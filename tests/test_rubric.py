@@ -59,6 +59,17 @@ def test_whatever_a_reader_validated_is_right_by_itself(own):
     assert own.unparseable or (marks["overall"] == 10 and not errors(marks))
 
 
+def test_a_lesion_that_the_truth_does_not_grade_is_not_asked_for_its_grade():
+    known = Entities(
+        frozenset({"RCA"}), (Stenosis("RCA", 1, 90), Stenosis("RCA", 1, None)), frozenset(), ()
+    )
+    assert (score(known, known)["lesions_named"], score(known, known)["grades_near"]) == (1, 1)
+    ungraded = Entities(frozenset({"RCA"}), (Stenosis("RCA", 2, None),), frozenset(), ())
+    marks = score(ungraded, ungraded)
+    assert marks["lesions_named"] == 1 and marks["grades_near"] is None
+    assert score(ungraded, known)["grades_near"] == 0
+
+
 @settings(deadline=None)
 @given(cases(), st.sampled_from(["en", "ja"]))
 def test_perfect_findings_get_full_marks(case, language):
