@@ -34,7 +34,6 @@ ALWAYS = [TARGETS.index(name) for name in TARGETS[1:6]]  # angles, view, opacifi
 WITH_CONTRAST = [TARGETS.index(name) for name in ("blur_mm", "foreshortening", "overlap")]
 RANDOMISED = 0.33  # share of the frames that are randomised; choice
 MAP_WEIGHT = 8.0  # of the drawn tree in the loss; choice
-VIEWS = 1  # three sizes make fewer errors, and take three and a half times as long
 
 
 def split_scenes(scenes: Scenes) -> tuple[Scenes, Scenes]:
@@ -241,5 +240,5 @@ def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) 
         The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(copy.deepcopy(model).half(), folder, {**facts, "model": NETWORK, "views": VIEWS})
+    save_model(copy.deepcopy(model).half(), folder, {**facts, "model": NETWORK})
     return folder

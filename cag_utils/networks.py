@@ -43,6 +43,7 @@ TWIN = dict(
     in_chans=2,
     ls_init_value=None,
     conv_mlp=True,  # the same function as linear layers, a third faster on a CPU
+    act_layer="hard_swish",  # much like a steeper GELU, at a sixth of its time on a CPU
     drop_path_rate=0.05,
 )
 PREDICTOR_WEIGHTS = Path(__file__).parent / "weights" / "keyframe_cnn"

@@ -54,7 +54,6 @@ class Cnn(Section):
     model: str  # timm name, or the small network of cag_utils.keyframes
     pretrained: bool
     image_px: int = Field(ge=32)
-    views: Literal[1, 3]  # sizes of a picture whose answers are averaged after training
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)

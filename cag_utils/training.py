@@ -116,7 +116,7 @@ def _one_epoch(trainer: Trainer, data: dict[str, FrameSet]) -> dict:
 def _save_best(trainer: Trainer, folder: Path) -> None:
     row, cnn = trainer.history[-1], trainer.cnn
     facts = {"model": cnn.model, "image_px": cnn.image_px, "epoch": row["epoch"]}
-    facts |= {"views": cnn.views, "val_six_class_f1": row["val_six_class_f1"]}
+    facts["val_six_class_f1"] = row["val_six_class_f1"]
     save_model(trainer.best_model, folder, facts)
 
 

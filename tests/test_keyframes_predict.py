@@ -14,13 +14,13 @@ from pydicom.uid import CTImageStorage
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cag_utils import checkpoints, keyframes, pictures
+from cag_utils import keyframes, pictures
 from cag_utils.checkpoints import load_model, probabilities, save_model
 from cag_utils.dicom import iter_frames
 from cag_utils.frames import sample_folder
 from cag_utils.keyframes import DEFAULT_MODEL, predict_files, predict_frames
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import build_model
+from cag_utils.networks import build_model, prepare
 from cag_utils.phantom.cohort import make_cohort
 from cag_utils.phantom.exam import CohortSettings
 from cag_utils.pictures import Unreadable, count_frames, find_pictures, read_pieces, read_still
@@ -105,33 +105,22 @@ def test_temperature_and_offset_worked_by_hand(facts, odds):
     assert got.dtype == np.float64 and got.shape == (3, 6)
 
 
-def test_three_views_are_the_picture_and_two_enlargements_of_all_of_it():
-    picture = torch.full((2, 1, 28, 28), 200, dtype=torch.uint8)
-    picture[:, :, :14] = 10
-    views = checkpoints._draw_views(picture, 3)
-    assert [tuple(v.shape) for v in views] == [(2, 1, n, n) for n in (28, 30, 32)]
-    assert torch.equal(views[0], picture)
-    for view in views[1:]:
-        n = view.shape[-1]
-        upper, lower = view[:, :, : n // 2 - 3].numpy(), view[:, :, n // 2 + 3 :].numpy()
-        np.testing.assert_allclose(upper, 10, atol=1e-3)
-        np.testing.assert_allclose(lower, 200, atol=1e-3)
-        assert 0 <= view.min() and view.max() <= 255
-    assert len(checkpoints._draw_views(picture, 1)) == 1
-
-
-def test_views_average_probabilities_not_logits(monkeypatch):
-    class ByMean(nn.Module):
+def test_workers_answer_in_order_and_give_the_threads_back(model_dir):
+    class Fails(nn.Module):
         def forward(self, x):
-            first = torch.log(x.mean((1, 2, 3)))[:, None]
-            return torch.cat([first, torch.zeros(len(x), 5)], 1)
+            raise RuntimeError("no answer")
 
-    levels = [1.0, 5.0, 15.0]  # first class: 1/6, 1/2, 3/4
-    views = [torch.full((1, 1, 8, 8), level) for level in levels]
-    monkeypatch.setattr(checkpoints, "_draw_views", lambda pictures, count: views)
-    monkeypatch.setattr(checkpoints, "prepare", lambda x, name: x)
-    [got] = probabilities(ByMean(), "any", views[0], 1, CPU, {"views": 3})
-    assert got[0, 0] == pytest.approx((1 / 6 + 1 / 2 + 3 / 4) / 3, rel=1e-2)
+    before = torch.get_num_threads()
+    seen = torch.arange(21, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 32, 32)
+    whole, facts = load_model(model_dir, CPU)
+    with torch.inference_mode():
+        want = whole(prepare(seen, facts["model"])).double().softmax(1)
+    rows = list(probabilities(whole, facts["model"], seen, 64, CPU))
+    assert [len(row) for row in rows] == [8, 8, 5]
+    np.testing.assert_allclose(np.concatenate(rows), want, atol=1e-5)
+    with pytest.raises(RuntimeError, match="no answer"):
+        list(probabilities(Fails(), "convnext_twin", seen, 64, CPU))
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(
@@ -139,7 +128,7 @@ def test_views_average_probabilities_not_logits(monkeypatch):
     [
         ("temperature", 0), ("temperature", -1.0), ("temperature", "1"),
         ("temperature", float("inf")), ("rca_logit_offset", float("nan")),
-        ("rca_logit_offset", None), ("views", 2), ("views", True), ("views", 3.0),
+        ("rca_logit_offset", None),
     ],
 )  # fmt: skip
 def test_a_senseless_calibration_is_refused(model_dir, tmp_path, key, value):
@@ -409,7 +398,7 @@ def test_ones_own_checkpoint_decides(model_dir, folder, tmp_path):
     own.mkdir()
     copy_model(model_dir, own, rca_logit_offset=1e4)
     assert set(predict(folder, tmp_path / "r.csv", "--model", own)["laterality"]) == {"RCA"}
-    copy_model(model_dir, own, rca_logit_offset=-1e4, views=3)
+    copy_model(model_dir, own, rca_logit_offset=-1e4)
     assert set(predict(folder, tmp_path / "l.csv", "--model", own)["laterality"]) == {"LCA"}
 
 
