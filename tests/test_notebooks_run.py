@@ -185,8 +185,8 @@ def test_the_ablations_run_over_the_studys_cases(study):
 
 
 def test_the_leakage_audit_runs_over_the_studys_frames(study):
-    metrics = execute_in(study, "A3_leakage", "n_repeats1", n_repeats=1)
-    folder = study / "smoke" / "A3_leakage" / "n_repeats1"
+    metrics = execute_in(study, "A3_leakage", "epochs0_n_repeats1", epochs=0, n_repeats=1)
+    folder = study / "smoke" / "A3_leakage" / "epochs0_n_repeats1"
     fair = pd.read_csv(folder / "crossover.csv").set_index(["f1_name", "arm"])
     assert set(fair.index.get_level_values("arm")) == {"patient", "video", "frame"}
     assert len(set(fair["frames"])) == 1  # the same test frames in every arm
