@@ -48,7 +48,7 @@ format: .venv/installed  ## mend style
 	$(BIN)/ruff format .
 
 reference: .venv/installed  ## run the phantom study from nothing on two cores; refresh outputs/reference/ and the README
-	$(BIN)/python -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations benchmarks"
+	$(BIN)/python -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations bench_predict"
 
 twins: .venv/installed  ## pretrain the tiny twins again (hours on a CPU) and ship their weights
 	$(SNAKEMAKE) twins

@@ -65,7 +65,8 @@ def refresh_parts(names: Sequence[str]) -> None:
     """Run some appendices on the study that is there, or the benchmarks, and refresh their part.
 
     Args:
-        names: Of `APPENDICES`, or `benchmarks`.
+        names: Of `APPENDICES`, or `benchmarks` for all of them, or one's file such as
+            `bench_predict`, which replaces only what it prints.
 
     Raises:
         subprocess.CalledProcessError: A notebook or a benchmark failed, e.g. as the study was not
@@ -76,6 +77,8 @@ def refresh_parts(names: Sequence[str]) -> None:
     for name in names:
         if name == BENCHMARKS:
             found, old = benchmarks(root() / "tests" / "benchmarks"), ("benchmark.",)
+        elif name not in APPENDICES:
+            found, old = benchmarks(root() / "tests" / "benchmarks", name), ()
         else:
             found, stem = run_appendix(name, outputs), APPENDICES[name].stem
             old = tuple(stem + first for first in APPENDICES[name].wanted)
@@ -161,17 +164,18 @@ def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float
     return figures
 
 
-def benchmarks(folder: Path) -> dict[str, float]:
-    """Run every benchmark and return its ratios as `benchmark.<name>`.
+def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
+    """Run benchmarks and return their figures as `benchmark.<name>`.
 
     Args:
         folder: Holds `bench_*.py`; each prints one JSON object as its last line.
+        wanted: Name of a file without its suffix, or a pattern.
 
     Raises:
         subprocess.CalledProcessError: A benchmark failed.
     """
     figures = {}
-    for path in sorted(folder.glob("bench_*.py")):
+    for path in sorted(folder.glob(f"{wanted}.py")):
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
         figures |= json.loads(done.stdout.strip().splitlines()[-1])
     return {f"benchmark.{name}": value for name, value in figures.items()}
@@ -216,7 +220,8 @@ def _tree_bytes(process: psutil.Process) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study-only", action="store_true", help="no appendices, no benchmarks")
-    parts = [*APPENDICES, BENCHMARKS]
+    single = [path.stem for path in sorted(root().glob("tests/benchmarks/bench_*.py"))]
+    parts = [*APPENDICES, BENCHMARKS, *single]
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
     given = parser.parse_args()
     refresh_parts(given.only) if given.only else main(given.study_only)

@@ -91,7 +91,14 @@ def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "reference").mkdir(parents=True)
     path = tmp_path / "outputs" / "reference" / "metrics.json"
     write_json(path, {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 1.0})
-    monkeypatch.setattr(reference, "benchmarks", lambda folder: {"benchmark.kept_name": 2.0})
+    scripts = tmp_path / "tests" / "benchmarks"
+    scripts.mkdir(parents=True)
+    (scripts / "bench_kept.py").write_text("print('noise')\nprint('{\"kept_name\": 2.0}')\n")
+    (scripts / "bench_other.py").write_text("print('{\"other\": 3.0}')\n")
+    monkeypatch.setattr(reference, "root", lambda: tmp_path)
     monkeypatch.setattr(reference, "update_readme", lambda page, found: None)
+    reference.refresh_parts(["bench_kept"])
+    one = {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 2.0}
+    assert read_json(path) == one
     reference.refresh_parts(["benchmarks"])
-    assert read_json(path) == {"cnn.z": 0.9, "benchmark.kept_name": 2.0}
+    assert read_json(path) == {"cnn.z": 0.9, "benchmark.kept_name": 2.0, "benchmark.other": 3.0}
