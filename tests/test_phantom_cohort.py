@@ -226,12 +226,12 @@ def test_cohorts_share_neither_patients_nor_pictures(cohort, tmp_path):
     assert first[0] != first[1]
 
 
-def test_every_generator_belongs_to_one_cohort_patient_and_purpose():
-    words = [
-        (n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1) for w in (1, 2)
-    ]
+def test_every_stream_belongs_to_one_cohort_patient_and_purpose():
+    purposes = [("shot", 1), ("shot", 2), ("film", 1), ("tree", "LCA"), ("tree", "RCA")]
+    words = [(n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1)
+             for w in purposes]  # fmt: skip
     first = {
-        CohortSettings(name, seed, 2, 1, 6, 8).rng(patient, purpose).integers(2**62)
+        CohortSettings(name, seed, 2, 1, 6, 8).streams(patient)(*purpose).integers(2**62)
         for name, seed, patient, purpose in words
     }
     assert len(first) == len(words)

@@ -9,6 +9,7 @@ One row of that transcription is said to have x and z swapped (facts.md); it was
 Offsets, frequencies and calibres of side branches and small twigs are the prototype's choices.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ FEMALE_SCALE = 0.91  # women's arteries are 9 % smaller (Dodge 1992, abstract)
 
 HEART_BASE_MM = np.array([4.0, -40.0, 4.0])  # centre of the atrioventricular ring
 APEX_MM = np.array([46.0, -79.0, 77.0])
-LONG_AXIS_MM = float(np.linalg.norm(APEX_MM - HEART_BASE_MM))
+LONG_AXIS_MM = math.dist(APEX_MM, HEART_BASE_MM)
 LONG_AXIS = (APEX_MM - HEART_BASE_MM) / LONG_AXIS_MM
 
 

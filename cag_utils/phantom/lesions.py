@@ -6,7 +6,8 @@ import numpy as np
 
 from cag_utils.phantom.flow import SLOWING, downstream, fill_backwards
 from cag_utils.phantom.necks import choose_site, draw_depth, reference_mm, sideways
-from cag_utils.phantom.tree import Tree
+from cag_utils.phantom.streams import Streams
+from cag_utils.phantom.tree import DIGITS, Tree
 from cag_utils.segments import GRADES, artery_of, laterality_of
 
 # Choice, after the usual predilection sites (proximal and mid LAD, mid RCA); small vessels less.
@@ -87,12 +88,13 @@ def draw_lesions(
     """
     if abs(sum(count_shares) - 1) > 1e-9:
         raise ValueError(f"count_shares must add up to 1, got {count_shares}")
-    wanted = rng.choice(len(count_shares), p=count_shares)
+    streams = Streams(rng)
+    wanted = streams("count").choice(len(count_shares), p=count_shares)
     weights = {
         s: w for s, w in SEGMENT_WEIGHTS.items() if dominance in ONLY_IN.get(s, (dominance,))
     }
     shares = np.array(list(weights.values())) / sum(weights.values())
-    order = rng.choice(list(weights), len(weights), replace=False, p=shares)
+    order = streams("segments").choice(list(weights), len(weights), replace=False, p=shares)
     room = {"LCA": MAX_A_SIDE, "RCA": MAX_A_SIDE}
     chosen = []
     for segment in map(int, order):
@@ -100,7 +102,8 @@ def draw_lesions(
             room[laterality_of(segment)] -= 1
             chosen.append(segment)
     return [
-        {"segment": s, "percent": _grade(rng, s), "artery": artery_of(s)} for s in sorted(chosen)
+        {"segment": s, "percent": _grade(streams("grade", s), s), "artery": artery_of(s)}
+        for s in sorted(chosen)
     ]
 
 
@@ -155,16 +158,18 @@ def narrow(
     where = tree.points_of(segment)
     _check(tree, where, segment, percent, kind, eccentricity)
     healthy = healthy or tree
-    kind = kind or str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
-    kind, centre = choose_site(rng, tree, where, kind)
+    streams = Streams(rng)
+    drawn = str(streams("kind").choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    kind, centre = choose_site(streams("site"), tree, where, kind or drawn)
     if eccentricity is None:
-        eccentricity = ECCENTRICITY if rng.random() < ECCENTRIC_SHARE else 0.0
-    depth, length = draw_depth(rng, tree, where, centre, kind, percent)
+        eccentricity = ECCENTRICITY if streams("one-sided").random() < ECCENTRIC_SHARE else 0.0
+    depth, length = draw_depth(streams("depth"), tree, where, centre, kind, percent)
     reference = reference_mm(healthy, centre, depth)
     lumen_mm = (1 - depth) * 2 * healthy.radius + depth * (1 - percent / 100) * reference
-    radius = np.clip(lumen_mm / 2, 0, tree.radius)
+    radius = np.round(np.clip(lumen_mm / 2, 0, tree.radius), DIGITS)
     closed = percent == 100
-    collateral = bool(rng.random() < COLLATERAL_SHARE or segment == 1) and closed
+    fed = streams("collateral").random() < COLLATERAL_SHARE or segment == 1
+    collateral = bool(fed and closed)
     lesion = Lesion(
         segment, percent, length, float(eccentricity), centre, float(reference[centre]),
         kind, collateral,
@@ -174,17 +179,17 @@ def narrow(
     delay = tree.delay_mm + gap * SLOWING.get(percent, 0.0)
     if closed:
         delay = np.where(beyond, np.inf, delay)
+    away = eccentricity * (tree.radius - radius)[:, None] * sideways(streams("away"), tree, centre)
     narrowed = replace(
         tree,
-        points=tree.points
-        + eccentricity * (tree.radius - radius)[:, None] * sideways(rng, tree, centre),
+        points=np.round(tree.points + away, DIGITS),
         radius=radius,
         open=tree.open & ~(beyond & closed),
         delay_mm=delay,
         lesions=(*tree.lesions, lesion),
         narrowed=np.maximum(tree.narrowed, depth * percent / 100),
     )
-    return (fill_backwards(rng, narrowed, centre) if collateral else narrowed), lesion
+    return (fill_backwards(streams("detour"), narrowed, centre) if collateral else narrowed), lesion
 
 
 def _check(tree: Tree, where: np.ndarray, segment, percent, kind, eccentricity) -> None:

@@ -47,7 +47,7 @@ def contract(points: np.ndarray, state: float) -> np.ndarray:
         Sizes of the three motions: prototype's choice, order of magnitude from textbooks.
     """
     from_base = points - HEART_BASE_MM
-    along = from_base @ LONG_AXIS
+    along = (from_base * LONG_AXIS).sum(1)
     out = from_base - along[:, None] * LONG_AXIS
     height = along / LONG_AXIS_MM
     low = np.clip(height, 0, 1)

@@ -100,9 +100,11 @@ def reference_mm(healthy: Tree, centre: int, depth: np.ndarray) -> np.ndarray:
     if min(np.ptp(path[side]) if side.any() else 0 for side in (before, after)) < 4:
         return width
     ends = before | after
-    line = np.polyfit(path[ends], width[own][ends], 1)
+    x, y = path[ends], width[own][ends]
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    line = y.mean() + slope * (path - x.mean())
     reference = width.copy()
-    reference[own] = np.where(depth[own] > 0, np.polyval(line, path), width[own])
+    reference[own] = np.where(depth[own] > 0, line, width[own])
     return reference
 
 
@@ -128,7 +130,7 @@ def _profile(away_mm: np.ndarray, length_mm: float, flat_mm: float) -> np.ndarra
 def sideways(rng: np.random.Generator, tree: Tree, index: int) -> np.ndarray:
     """Return a random unit vector across the vessel at a point, (3,)."""
     ahead = tree.points[min(index + 1, len(tree.points) - 1)] - tree.points[max(index - 1, 0)]
-    ahead = ahead / np.linalg.norm(ahead)
+    ahead = ahead / np.sqrt((ahead**2).sum())
     across = rng.standard_normal(3)
-    across = across - (across @ ahead) * ahead
-    return across / np.linalg.norm(across)
+    across = across - (across * ahead).sum() * ahead
+    return across / np.sqrt((across**2).sum())

@@ -12,6 +12,7 @@ from cag_utils.phantom.lesions import Lesion
 from cag_utils.phantom.pose import Pose, inside_shutters, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import Shot, draw_shot
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.segments import check_lesion, laterality_of
@@ -83,13 +84,13 @@ def still(
     """
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-    rng = np.random.default_rng([STREAM, seed])
-    side, subject = _subject(rng, laterality, lesion)
-    tree, lesions = diseased_tree(rng, subject, side)
-    shot = draw_shot(rng, subject, tree, n_frames=1, size_px=size_px)
+    streams = Streams((STREAM, seed))
+    side, subject = _subject(streams("subject"), laterality, lesion)
+    tree, lesions = diseased_tree(streams("tree"), subject, side)
+    shot = draw_shot(streams("shot"), subject, tree, n_frames=1, size_px=size_px)
     shot, full_at = _full(tree, shot, phase, wait_s)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([full_at]))
-    frames, truth = film(rng, subject, tree, shot, pose)
+    frames, truth = film(streams("film"), subject, tree, shot, pose)
     return _described(frames[0], truth, tree, lesions, shot, pose)
 
 
