@@ -25,7 +25,7 @@ from cag_utils.phantom.cohort import (
     still,
 )
 from cag_utils.phantom.exam import exam_tables, shoot_exam
-from cag_utils.phantom.grading import label
+from cag_utils.phantom.labels import label
 from cag_utils.phantom.lesions import KIND_SHARES
 from cag_utils.phantom.shot import CINE_SHARES, KINDS, draw_kind
 from cag_utils.phantom.xadicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset

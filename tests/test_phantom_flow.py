@@ -14,9 +14,8 @@ from cag_utils.phantom.contrast import (
     concentration,
     inlet,
 )
-from cag_utils.phantom.flow import SLOWING, downstream, fill_backwards
-from cag_utils.phantom.grading import VISIBLE
-from cag_utils.phantom.lesions import narrow
+from cag_utils.phantom.labels import VISIBLE
+from cag_utils.phantom.lesions import SLOWING, downstream, fill_backwards, narrow
 from cag_utils.phantom.pose import pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot

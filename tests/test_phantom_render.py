@@ -14,7 +14,7 @@ from cag_utils.phantom.contrast import (
     concentration,
     inlet,
 )
-from cag_utils.phantom.grading import FrameTruth, label, quality
+from cag_utils.phantom.labels import FrameTruth, label, quality
 from cag_utils.phantom.lesions import narrow
 from cag_utils.phantom.motion import beat, breathing, contract, contraction, panning
 from cag_utils.phantom.pose import inside_shutters, pose_tree

@@ -5,7 +5,7 @@ import pandas as pd
 import papermill as pm
 import pytest
 
-from cag_utils.phantom.clinic import write_findings
+from cag_utils.phantom.findings import write_findings
 from cag_utils.rubric import ERRORS
 from cag_utils.scorecard import (
     against_base,

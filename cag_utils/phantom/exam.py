@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from cag_utils.phantom.atlas import LATERALITIES
-from cag_utils.phantom.clinic import decide_plan, write_findings, write_report
-from cag_utils.phantom.grading import FrameTruth
+from cag_utils.phantom.findings import decide_plan, write_findings
 from cag_utils.phantom.hardware import draw_hardware
-from cag_utils.phantom.noise_labels import NOISE_MODELS, simulate_labels
+from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.labels import NOISE_MODELS, FrameTruth, simulate_labels
 from cag_utils.phantom.patients import Record, draw_record
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_kind, draw_shot

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cag_utils.phantom.grading import VISIBLE, FrameTruth
+from cag_utils.phantom.labels import VISIBLE, FrameTruth
 from cag_utils.phantom.look import shutter_field
 from cag_utils.phantom.motion import beat, breathing, contraction
 from cag_utils.phantom.shot import Shot

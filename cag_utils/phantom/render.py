@@ -5,8 +5,8 @@ import numpy as np
 
 from cag_utils.phantom.backdrop import draw_backdrop
 from cag_utils.phantom.contrast import NEVER, arrival_s, beds, inlet
-from cag_utils.phantom.grading import FrameTruth
 from cag_utils.phantom.instruments import Instruments
+from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.look import Display
 from cag_utils.phantom.pose import PIXEL_DIGITS, Pose, frame_truth, pose_tree
 from cag_utils.phantom.shot import Shot

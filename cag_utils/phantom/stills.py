@@ -7,7 +7,7 @@ import numpy as np
 
 from cag_utils.phantom.atlas import LATERALITIES
 from cag_utils.phantom.contrast import NEVER, arrival_s
-from cag_utils.phantom.grading import FrameTruth
+from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.lesions import Lesion
 from cag_utils.phantom.pose import Pose, inside_shutters, pose_tree
 from cag_utils.phantom.render import film
