@@ -140,8 +140,9 @@ def draw_carm(
         ValueError: This side has no such view.
 
     Source:
-        Distances: 45 real headers, SID 1090 (1020 to 1200), SOD 781 (691 to 872) mm, pixel 0.279 mm
-        at 512 px (facts.md). Scatter of the angles and field of view: choice.
+        Distances: the headers of 45 real XA cines, read once for this study: SID 1090 (1020 to
+        1200), SOD 781 (691 to 872) mm, pixel 0.279 mm at 512 px. Scatter of the angles and field of
+        view: choice.
     """
     table = {name: (primary, secondary) for name, primary, secondary, _ in VIEWS[laterality]}
     shares = [share for *_, share in VIEWS[laterality]]

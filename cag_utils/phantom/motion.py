@@ -99,7 +99,7 @@ def breathing(time_s: np.ndarray, depth_mm: float, period_s: float, phase: float
         (t, 3) mm: to the feet and a quarter as much to the front.
 
     Source:
-        Excursion 4.9 +- 1.9 mm caudal (Shechter 2004, by way of facts.md).
+        Excursion 4.9 +- 1.9 mm caudal (Shechter et al. 2004, IEEE Trans Med Imaging 23:1046).
     """
     wave = depth_mm * np.sin(2 * np.pi * np.asarray(time_s) / period_s + phase)
     return np.stack([0 * wave, -wave, 0.25 * wave], axis=1)

@@ -140,7 +140,8 @@ def draw_shot(
         ValueError: A value breaks its rule, or the view is none of this side's.
 
     Source:
-        Pulse 6.7 ms in 45 real headers, breathing Shechter 2004 (facts.md); the rest are choices.
+        Pulse 6.7 ms in the headers of 45 real XA cines, read once for this study; breathing
+        Shechter et al. 2004 (IEEE Trans Med Imaging 23:1046); the rest are choices.
     """
     _check(kind, n_frames, frame_rate, size_px)
     odd, streams = kind == "oddview", Streams(rng)
