@@ -43,7 +43,8 @@ def test_dominance_decides_who_supplies_the_posterior_descending_artery():
 
 @pytest.mark.parametrize(
     ("laterality", "vessel", "mean_mm", "sd_mm"),
-    # Dodge et al. 1992, Circulation 86:232, abstract: left main and proximal LAD, LCX, RCA of right-dominant men
+    # Dodge et al. 1992 (Circulation 86:232), abstract: left main and proximal LAD, LCX, RCA of
+    # right-dominant men
     [
         ("LCA", "LM", 4.5, 0.5),
         ("LCA", "LAD", 3.7, 0.4),
