@@ -47,7 +47,7 @@ def timi_frames(tree, landmark, phase):
 
 
 def test_healthy_arteries_fill_in_gibsons_frame_counts():
-    # Gibson et al. 1996: LAD 36.2 to its end, LCX 22.2 to the end of its longest branch, RCA 20.4 to
+    # Gibson et al. 1996: LAD 36.2 to its end, LCX 22.2 to that of its longest branch, RCA 20.4 to
     # the first branch of the posterolateral artery
     counts = {"LAD": [], "LCX": [], "RCA": []}
     for seed in range(20):

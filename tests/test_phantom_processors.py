@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cag_utils.phantom.cohort import CohortSettings, make_cohort, still
+from cag_utils.phantom.cohort import CohortSettings, make_cohort
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot
+from cag_utils.phantom.stills import still
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 
 folder, found = Path(sys.argv[1]), {}
