@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 SMALLEST_PX = 0.75  # narrower discs are drawn this wide and accordingly fainter
+LANES = 8  # pixels that a processor adds at once
 
 
 @njit(cache=True, fastmath=True, nogil=True)
@@ -20,30 +21,24 @@ def _disc(image, spans, u, v, radius, weight):
     if radius < SMALLEST_PX:
         weight *= radius * radius / (SMALLEST_PX * SMALLEST_PX + 1 / 12)  # the rim's share
         radius = SMALLEST_PX
-    outer, inner = radius + 0.5, radius - 0.5
-    if u < -outer or v < -outer or u > width + outer or v > height + outer:
+    outer = radius + 0.5
+    top, bottom = max(0, math.ceil(v - outer)), min(height - 1, math.floor(v + outer))
+    left, right = max(0, math.ceil(u - outer)), min(width - 1, math.floor(u + outer))
+    if left > right or top > bottom:
         return
-    full = np.float32(weight)
-    for y in range(max(0, math.ceil(v - outer)), min(height - 1, int(v + outer)) + 1):
-        down = y - v
-        reach = math.sqrt(max(0.0, outer * outer - down * down))
-        left, right = max(0, math.ceil(u - reach)), min(width - 1, int(u + reach))
-        if left > right:
-            continue
-        spans[y, 0] = min(spans[y, 0], left)
-        spans[y, 1] = max(spans[y, 1], right)
-        solid_left, solid_right = right + 1, right
-        if down * down < inner * inner:
-            reach = math.sqrt(inner * inner - down * down)
-            solid_left, solid_right = max(left, math.ceil(u - reach)), min(right, int(u + reach))
-            for x in range(solid_left, solid_right + 1):
-                image[y, x] += full
-        for x in range(left, min(solid_left, right + 1)):
-            rim = outer - math.sqrt((x - u) ** 2 + down * down)
-            image[y, x] += np.float32(weight * min(max(rim, 0.0), 1.0))
-        for x in range(max(solid_right + 1, solid_left), right + 1):
-            rim = outer - math.sqrt((x - u) ** 2 + down * down)
-            image[y, x] += np.float32(weight * min(max(rim, 0.0), 1.0))
+    # Whole vectors: no branch and no edge a pixel is cheaper than fewer pixels.
+    cells = (right - left) // LANES * LANES + LANES
+    if left + cells > width:
+        cells = right - left + 1
+    rim, full, across = np.float32(outer), np.float32(weight), np.float32(left - u)
+    for y in range(top, bottom + 1):
+        spans[y, 0], spans[y, 1] = min(spans[y, 0], left), max(spans[y, 1], right)
+        down = np.float32(y - v)
+        line, square = image[y, left : left + cells], down * down
+        for i in range(cells):
+            beside = across + np.float32(i)
+            cover = rim - np.sqrt(beside * beside + square)
+            line[i] += full * min(max(cover, np.float32(0)), np.float32(1))
 
 
 @njit(cache=True, fastmath=True, nogil=True)
