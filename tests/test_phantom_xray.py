@@ -58,8 +58,9 @@ def test_contrast_under_scatter_by_hand():
     zero, one = np.zeros((size, size), np.float32), np.ones((size, size), np.float32)
     out = np.empty((size, size), np.uint8)
     halving = np.exp(-np.arange(TABLE_SIZE) * TABLE_STEP).astype(np.float32)
-    compose(out, flat, 4.0, 4.0, depth, spans, one, np.float32(100), halving, zero, 0.0, zero, 0.0,
-            np.zeros((size + 96,) * 2, np.float32), 0, 0, zero, one)  # fmt: skip
+    compose(out, flat, 4.0, 4.0, depth, spans, one, np.float32(100), halving, zero,
+            np.zeros((size + 96,) * 2, np.float32), 0, 0, zero, one,
+            np.ones(1, np.float32))  # fmt: skip
     assert out[0, 0] == 120 and out[10, 20] == 91  # 120 - 28.77, rounded
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def rays_near(source, rays, centre, reach):
     """Return which rays pass within `reach` mm of a point.
 
@@ -27,7 +27,7 @@ def rays_near(source, rays, centre, reach):
     return kept[:count]
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def ellipsoid_spans(source, rays, centre, half_axes, turn):
     """Return where rays enter and leave an ellipsoid.
 
@@ -59,7 +59,7 @@ def ellipsoid_spans(source, rays, centre, half_axes, turn):
     return entry, leave
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def box_chords(source, rays, centre, half_mm, turn):
     """Return the length of rays within a box; arguments as for `ellipsoid_spans`."""
     chord = np.zeros(len(rays))

@@ -14,7 +14,7 @@ SMALLEST_PX = 0.75  # narrower discs are drawn this wide and accordingly fainter
 LANES = 8  # pixels that a processor adds at once
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def _disc(image, spans, u, v, radius, weight):
     """Add one flat disc with a one-pixel soft rim; widen the touched row spans."""
     height, width = image.shape
@@ -41,7 +41,7 @@ def _disc(image, spans, u, v, radius, weight):
             line[i] += full * min(max(cover, np.float32(0)), np.float32(1))
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def _read(table, at):
     """Interpolate a table at a position of 0 or more; its last value holds beyond its end."""
     i = int(at)
@@ -50,7 +50,7 @@ def _read(table, at):
     return table[i] + (at - i) * (table[i + 1] - table[i])
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def draw_discs(image, spans, u, v, radius_px, weight):
     """Add discs one by one.
 
@@ -67,7 +67,7 @@ def draw_discs(image, spans, u, v, radius_px, weight):
             _disc(image, spans, u[i], v[i], radius_px[i], weight[i])
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def draw_tubes(
     image, spans, u, v, scale, du, dv, points, radius, arrival, links, steps, clock, table, first,
     cell, attenuation, exposures,
@@ -116,6 +116,19 @@ def draw_tubes(
             for e in range(exposures):
                 t = (e + 0.5) / exposures if exposures > 1 else 0.0
                 _disc(image, spans, x + t * dx, y + t * dy, size, piece * share)
+
+
+@njit(cache=True, nogil=True)
+def wipe(image, spans):
+    """Empty a picture where it was drawn on, and its spans.
+
+    Args:
+        image: (H, W) float32, changed in place.
+        spans: (H, 2) int64 touched columns, changed in place.
+    """
+    for y in range(len(image)):
+        image[y, spans[y, 0] : spans[y, 1] + 1] = 0
+        spans[y, 0], spans[y, 1] = image.shape[1], -1
 
 
 def link_steps(points: np.ndarray, radius: np.ndarray, links: np.ndarray, pixel_mm: float):
