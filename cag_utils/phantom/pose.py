@@ -52,11 +52,11 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
     state = contraction(shot.time_s, shot.rr_s, shot.phase)
     later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
     breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
-    points = beat(tree.points, state) + breath[:, None]
-    u, v, scale = shot.arm.project(points)
-    after_u, after_v, _ = shot.arm.project(beat(tree.points, later) + breath[:, None])
+    points = beat(tree.points, np.concatenate([state, later]))
+    points += np.concatenate([breath, breath])[:, None]
+    (u, after_u), (v, after_v), (scale, _) = (np.split(w, 2) for w in shot.arm.project(points))
     return Pose(
-        points=points,
+        points=points[: len(state)],
         u=u + shot.pan_px[:, :1],
         v=v + shot.pan_px[:, 1:],
         scale=scale,

@@ -16,7 +16,7 @@ from cag_utils.phantom.splat import draw_tubes, link_steps, wipe
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.ventricle import DILUTION, cavity_depth, heart_swell
-from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose, subject_contrast
+from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, contrast_at, expose
 
 BLUSH_DELAY_S, VENTRICLE_DELAY_S = 1.2, 0.1
 BLUR_STEP_PX = 1.3  # movement within a pulse from which more than one exposure is drawn
@@ -121,11 +121,9 @@ class _Canvas:
         Returns:
             (n,) subject contrast; see `xray.subject_contrast`. Beside the picture: as at its edge.
         """
-        last, pose = len(self.depth) - 1, self.pose
-        middle = pose.v[i] + 0.5 * pose.dv[i], pose.u[i] + 0.5 * pose.du[i]
-        at = tuple(np.clip(np.rint(w), 0, last).astype(int) for w in middle)
-        still = self.detector
-        return subject_contrast(self.depth[at], still.scatter[at], still.transmission)
+        pose, still = self.pose, self.detector
+        u, v = pose.u[i] + 0.5 * pose.du[i], pose.v[i] + 0.5 * pose.dv[i]
+        return contrast_at(self.depth, still.scatter, still.transmission, u, v)
 
     def ventricle(self, i: int):
         """Fill the left ventricle of frame `i`, in a ventriculogram."""
@@ -163,5 +161,5 @@ class _Canvas:
 
 
 def _gauss_taps(sigma: float) -> np.ndarray:
-    """A Gaussian along one axis, cut off at four standard deviations, (2 r + 1,) float32."""
-    return cv2.getGaussianKernel(2 * math.ceil(4 * sigma) + 1, sigma, cv2.CV_32F).ravel()
+    """A Gaussian along one axis, cut off at three standard deviations, (2 r + 1,) float32."""
+    return cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma, cv2.CV_32F).ravel()

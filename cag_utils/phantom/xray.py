@@ -138,10 +138,34 @@ def subject_contrast(depth, scatter, transmission):
         (n,) float32 natural logarithm of the exposure beside over that behind the contrast, 0 or
         more; the display shows `gain` times as many grey levels, before its curve.
     """
-    found = np.empty(len(depth), np.float32)
+    found = np.zeros(len(depth), np.float32)
     for i in range(len(depth)):
-        found[i] = -_log_exposure(depth[i], scatter[i], transmission)
+        if depth[i] != 0:
+            found[i] = -_log_exposure(depth[i], scatter[i], transmission)
     return found
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def contrast_at(depth, scatter, transmission, u, v):
+    """Return the subject contrast at picture positions.
+
+    Args:
+        depth: (H, W) float32 optical depth of contrast.
+        scatter: (H, W) float32 scattered over primary radiation.
+        transmission: (769,) float32, from `spectrum.transmission_table`.
+        u: (n,) columns, pixels; beside the picture the edge counts.
+        v: (n,) rows.
+
+    Returns:
+        (n,) float32, see `subject_contrast`.
+    """
+    height, width = depth.shape
+    there, veil = np.empty(len(u), np.float32), np.empty(len(u), np.float32)
+    for i in range(len(u)):
+        x = int(min(max(np.rint(u[i]), 0), width - 1))
+        y = int(min(max(np.rint(v[i]), 0), height - 1))
+        there[i], veil[i] = depth[y, x], scatter[y, x]
+    return subject_contrast(there, veil, transmission)
 
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
