@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cag_utils.checkpoint_hub import Checkpoint
+from cag_utils.hub import Checkpoint
 from cag_utils.params import check_choice
 
 PROMPT_FORMATS = ("chat", "prefix")

@@ -16,7 +16,8 @@ import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, PaliGemmaForConditionalGeneration
 
-from cag_utils import backbones, checkpoint_hub
+from cag_utils import backbones
+from cag_utils import hub as hub_module
 from cag_utils.backbones import (
     BACKBONES,
     check_layout,
@@ -28,7 +29,8 @@ from cag_utils.backbones import (
     quantisation,
     registry_table,
 )
-from cag_utils.checkpoint_hub import (
+from cag_utils.examples import encode_prompts
+from cag_utils.hub import (
     Checkpoint,
     check_access,
     fetch_weights,
@@ -37,7 +39,6 @@ from cag_utils.checkpoint_hub import (
     remote_code,
     resolved_commit,
 )
-from cag_utils.examples import encode_prompts
 from cag_utils.settings import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
@@ -177,14 +178,14 @@ def test_no_hub_at_all_fails_within_seconds():
 
 
 def test_offline_mode_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(checkpoint_hub.constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(hub_module.constants, "is_offline_mode", lambda: True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
         load_backbone("paligemma2", "real")
 
 
 def test_a_cached_checkpoint_needs_no_hub(monkeypatch):
     found = lambda *_, **__: "/cache/config.json"  # noqa: E731
-    monkeypatch.setattr(checkpoint_hub, "try_to_load_from_cache", found)
+    monkeypatch.setattr(hub_module, "try_to_load_from_cache", found)
     check_access(NOWHERE, "http://127.0.0.1:9")
     assert locate(NOWHERE, "real")["revision"] == "main"
 
@@ -196,10 +197,10 @@ def test_weights_of_a_tower_come_from_a_folder_or_the_hub(monkeypatch, tmp_path)
     def download(repo, name, revision):
         asked.append((name, revision))
         if repo == "a/pickle":
-            raise checkpoint_hub.EntryNotFoundError("not there")
+            raise hub_module.EntryNotFoundError("not there")
         return f"/cache/{name}"
 
-    monkeypatch.setattr(checkpoint_hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub_module, "hf_hub_download", download)
     assert fetch_weights("a/b", "main").name == "model.safetensors"
     with pytest.raises(FileNotFoundError, match="a .bin is a pickle"):
         fetch_weights("a/pickle", "main")
@@ -362,7 +363,7 @@ def test_no_backbone_runs_code_or_unpickles():
     package = Path(backbones.__file__).parent
     for path in package.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        allowed = path.name == "checkpoint_hub.py"  # its one function, off by default
+        allowed = path.name == "hub.py"  # its one function, off by default
         assert "pickle.load" not in source, path
         assert allowed or "trust_remote_code" not in source, path
     loads = {
@@ -383,7 +384,7 @@ def cached(cache, repo, folder):
 OFFLINE = """
 from dataclasses import replace
 from cag_utils.backbones import BACKBONES, load_backbone
-from cag_utils.checkpoint_hub import resolved_commit
+from cag_utils.hub import resolved_commit
 from cag_utils.preflight import preflight, sources_table
 
 print(preflight("gemma3", "real", checkpoint="org/twin", device="cpu")["ok"].all())
@@ -429,7 +430,7 @@ def test_what_is_cached_loads_offline(weights, tmp_path):
 
 
 def test_the_cache_is_asked_for_all_parts_of_the_weights(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_module.constants, "HF_HUB_CACHE", str(tmp_path))
     split = Checkpoint("org/split", "main", "", "gemma3")
     assert not is_here(split)
     cached(tmp_path, "org/split", weights / "gemma3")

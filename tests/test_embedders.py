@@ -11,12 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertConfig, SiglipVisionConfig, SiglipVisionModel, SwinConfig
 
-from cag_utils import embedder_entries, embedders
+from cag_utils import embedders
 from cag_utils.conceptclip import convert_tower, pooling_side
-from cag_utils.embedder_entries import check_reachable
 from cag_utils.embedder_twins import TEXT, VISION, build_twin, start_from_tower
-from cag_utils.embedders import EMBEDDERS, load_embedder
-from cag_utils.pixels import Pixels
+from cag_utils.embedders import EMBEDDERS, Pixels, check_reachable, load_embedder
 from cag_utils.two_towers import (
     ConceptClip,
     MedClip,
@@ -76,7 +74,7 @@ def test_cut_texts_are_told(name, twins):
 
 
 def test_siglip2_texts_are_padded_to_64_as_open_clip_does(twins):
-    folder = embedder_entries.WEIGHTS / "siglip2"
+    folder = embedders.WEIGHTS / "siglip2"
     theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     ours, _ = twins["siglip2"].tokens([twins["siglip2"].towers.clean(t) for t in TEXTS])
     assert theirs.shape == (3, 64)
@@ -267,7 +265,7 @@ def hub(status: int):
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_weights_are_told_at_once_with_the_way_out(name, status, error, monkeypatch):
-    monkeypatch.setattr(embedder_entries.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(embedders.constants, "is_offline_mode", lambda: False)
     server = hub(status)
     entry = replace(EMBEDDERS[name], repo="nobody/nothing")
     with pytest.raises(error) as caught:
@@ -278,7 +276,7 @@ def test_missing_weights_are_told_at_once_with_the_way_out(name, status, error, 
 
 
 def test_a_reachable_checkpoint_passes(monkeypatch):
-    monkeypatch.setattr(embedder_entries.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(embedders.constants, "is_offline_mode", lambda: False)
     server = hub(200)
     entry = replace(EMBEDDERS["conceptclip"], repo="nobody/nothing")
     check_reachable("conceptclip", entry, endpoint=f"http://127.0.0.1:{server.server_port}")
@@ -286,7 +284,7 @@ def test_a_reachable_checkpoint_passes(monkeypatch):
 
 
 def test_offline_is_told_within_seconds(monkeypatch):
-    monkeypatch.setattr(embedder_entries.constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(embedders.constants, "is_offline_mode", lambda: True)
     entry = replace(EMBEDDERS["siglip2"], repo="nobody/nothing")
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
@@ -329,16 +327,16 @@ def test_a_missing_twin_names_the_command(tmp_path):
 def test_conceptclips_own_code_runs_only_at_a_commit_that_the_user_names(monkeypatch):
     asked = []
     loader = type("Loader", (), {"from_pretrained": lambda *a, **k: asked.append(k) or 1 / 0})
-    monkeypatch.setattr(embedder_entries, "AutoModel", loader)
-    monkeypatch.setattr(embedder_entries, "fetch_weights", lambda *a: 1 / 0)
+    monkeypatch.setattr(embedders, "AutoModel", loader)
+    monkeypatch.setattr(embedders, "fetch_weights", lambda *a: 1 / 0)
     load = EMBEDDERS["conceptclip"].load
     with pytest.raises(ZeroDivisionError):
         load(None)  # the study's own network asks for tensors, and for nothing else
     assert asked == []
-    monkeypatch.setenv(embedder_entries.COMMIT_VARIABLE, "main")
+    monkeypatch.setenv(embedders.COMMIT_VARIABLE, "main")
     with pytest.raises(ValueError, match="40 hexadecimal digits"):
         load(None)
-    monkeypatch.setenv(embedder_entries.COMMIT_VARIABLE, "a" * 40)
+    monkeypatch.setenv(embedders.COMMIT_VARIABLE, "a" * 40)
     with pytest.raises(ZeroDivisionError):
         load(None)
     assert asked[0]["trust_remote_code"] and asked[0]["revision"] == "a" * 40

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cag_utils.report import MODEL_NAMES, paper_table
 from cag_utils.settings import Stats, Vlscore
-from cag_utils.triangles import (
+from cag_utils.vlscore import (
     embed,
     join_cases,
     score_controls,

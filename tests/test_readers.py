@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.review import blank_sheet, read_sheet
+from cag_utils.readers import blank_sheet, read_sheet
 from cag_utils.rubric import ERRORS
 
 MODELS = ["gemma3_base", "gemma3_lora", "paligemma2_lora"]
