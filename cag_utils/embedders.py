@@ -1,28 +1,22 @@
-"""How an embedder looks at a picture: square, side, grey or colour, mean and SD.
+"""The embedders behind VLScore: pictures and texts to vectors, whichever network is loaded.
 
-Where the embedders come from: published checkpoints, and the tiny twins shipped with the study.
-
-One entry each, for both. Whatever differs between embedders is said here; how pictures and texts
-become vectors is the same code for all (`embedders`).
-
-The embedders behind VLScore: pictures and texts to vectors, whichever network is loaded.
-
+An embedder is one entry of `EMBEDDERS`; whatever differs between two of them is said there.
 `load_embedder("medclip", "real")` and `load_embedder("medclip", "tiny")` differ in where weights
-come from; everything after that is the same code. ConceptCLIP and MedCLIP read English only, and
-all three cut long texts without a word: ask `Embedder.truncated`.
+come from, and everything after that is the same code. ConceptCLIP and MedCLIP read English only,
+and all three cut long texts without a word: ask `Embedder.truncated`.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import open_clip
 import torch
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import build_hf_headers, get_session
 from PIL import Image
 from torch.nn import functional
 from transformers import (
@@ -34,8 +28,15 @@ from transformers import (
     SwinConfig,
 )
 
-from cag_utils.backbone_entries import CONCEPTCLIP
-from cag_utils.hub import fetch_weights, read_safetensors, read_state, remote_code
+from cag_utils.hub import (
+    CONCEPTCLIP,
+    Checkpoint,
+    check_access,
+    fetch_weights,
+    read_safetensors,
+    read_state,
+    remote_code,
+)
 from cag_utils.params import check_choice
 from cag_utils.study import read_json, under_root
 from cag_utils.two_towers import (
@@ -45,6 +46,11 @@ from cag_utils.two_towers import (
     MedClip,
     load_published,
 )
+
+SIZES = ("tiny", "real")
+WEIGHTS = Path(str(files("cag_utils"))) / "weights"
+MEDCLIP_FOLDER = "data/checkpoints/medclip"
+COMMIT_VARIABLE = "CAG_CONCEPTCLIP_COMMIT"  # 40 hex digits: run that commit's own code
 
 
 @dataclass(frozen=True)
@@ -109,13 +115,6 @@ class Pixels:
         return pixels.permute(0, 3, 1, 2)
 
 
-SIZES = ("tiny", "real")
-WEIGHTS = Path(__file__).parent / "weights"
-MEDCLIP_FOLDER = "data/checkpoints/medclip"
-HUB_TIMEOUT_S = 5
-COMMIT_VARIABLE = "CAG_CONCEPTCLIP_COMMIT"  # 40 hex digits: run that commit's own code
-
-
 @dataclass(frozen=True)
 class Towers:
     """A loaded network: what is left to differ between embedders.
@@ -140,103 +139,62 @@ class Entry:
     """One embedder of the registry.
 
     Attributes:
-        load: A twin's folder, or None for the published checkpoint, to towers.
-        repo: Hugging Face repository asked for the published weights.
-        probe: A file of it that is asked for, to learn within seconds whether it can be had.
-        cached: A file of it that is in the cache once it was loaded.
-        url: Where a person finds it.
-        command: What makes it available.
+        title: Its name in tables and figures; where the paper has it, as in the paper's Table 3.
+        load: The checkpoint, and its twin's folder or None for the published one, to towers.
+        checkpoint: What is asked of the hub: repository, revision, licence, twin, and what makes
+            it available.
         context: Tokens of text, special ones included.
         pixels: Preprocessing, by size.
         languages: What its text tower was trained on.
-        revision: Of the repository whose code and weights are loaded.
-        fixed_length: Whether every text is padded to `context` (SigLIP2 pools the last position).
+        loss: What its authors trained it with: InfoNCE or SigLIP's pairwise one.
+        fixed_length: Whether every text is padded to `context`.
     """
 
-    load: Callable[[Path | None], Towers]
-    repo: str
-    probe: str
-    cached: str
-    url: str
-    command: str
+    title: str
+    load: Callable[[Checkpoint, Path | None], Towers]
+    checkpoint: Checkpoint
     context: int
     pixels: dict[str, Pixels]
     languages: tuple[str, ...]
-    revision: str = "main"
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     fixed_length: bool = False
 
 
-def check_reachable(name: str, entry: Entry, endpoint: str | None = None) -> None:
-    """Fail within seconds if published weights cannot be had here.
-
-    Args:
-        name: For the message.
-        entry: Which ones.
-        endpoint: The hub's address; huggingface.co, or HF_ENDPOINT, if None.
-
-    Raises:
-        PermissionError: Gated, and no token grants access.
-        ConnectionError: Not in the cache, and offline, unreachable or not found.
-    """
-    advice = _advice(name, entry)
-    if isinstance(try_to_load_from_cache(entry.repo, entry.cached), str):
-        return
-    if constants.is_offline_mode():
-        raise ConnectionError(f"{entry.repo} is not in the cache and HF_HUB_OFFLINE is on{advice}")
-    url = hf_hub_url(entry.repo, entry.probe, endpoint=endpoint)
-    try:
-        answer = get_session().head(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # the client's error class depends on the hub's version
-        raise ConnectionError(
-            f"the hub did not answer for {entry.repo}: {error}{advice}"
-        ) from error
-    if answer.status_code in (401, 403):
-        raise PermissionError(f"{entry.repo} is gated ({answer.status_code}){advice}")
-    if answer.status_code >= 400:
-        raise ConnectionError(f"the hub answered {answer.status_code} for {entry.repo}{advice}")
-
-
-def _advice(name: str, entry: Entry) -> str:
-    return (
-        f"\n1. see {entry.url}\n2. {entry.command}\n"
-        f"Or use the tiny twin: load_embedder({name!r}, 'tiny'), `vlscore.size: tiny` in a profile"
-    )
-
-
-def _load_siglip2(twin: Path | None) -> Towers:
-    name = f"local-dir:{twin}" if twin else "ViT-SO400M-14-SigLIP2-378"
+def _load_siglip2(checkpoint: Checkpoint, twin: Path | None) -> Towers:
+    name = f"local-dir:{twin}" if twin else checkpoint.repo.removeprefix("timm/")
     model = open_clip.create_model(name, pretrained=None if twin else "webli")
     tokenizer = open_clip.get_tokenizer(name)
     text = lambda ids, mask: model.encode_text(ids)  # noqa: E731 - SigLIP attends to its padding
     return Towers(model.encode_image, text, tokenizer.tokenizer, model, tokenizer.clean_fn)
 
 
-def _load_medclip(twin: Path | None) -> Towers:
+def _load_medclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
     folder = twin or under_root(MEDCLIP_FOLDER)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing{_advice('medclip', EMBEDDERS['medclip'])}")
+        raise FileNotFoundError(f"{folder} is missing.\n{checkpoint.way_out}")
     state = read_state(folder)
     if twin:
-        found, source = read_json(twin / "config.json"), twin
+        found = read_json(twin / "config.json")
         model = MedClip(SwinConfig(**found["vision"]), BertConfig(**found["text"]), found["dim"])
+        tokenizer = AutoTokenizer.from_pretrained(twin)
     else:
-        model, source = MedClip(), EMBEDDERS["medclip"].repo
+        model = MedClip()
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.repo, revision=checkpoint.revision)
     load_published(model, state)
-    tokenizer = AutoTokenizer.from_pretrained(source)
     return Towers(model.encode_image, model.encode_text, tokenizer, model)
 
 
-def _load_conceptclip(twin: Path | None) -> Towers:
+def _load_conceptclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
     """Our own network by default; the repository's code only at a commit that the user names."""
-    entry, commit = EMBEDDERS["conceptclip"], os.environ.get(COMMIT_VARIABLE, "")
+    repo, revision, commit = checkpoint.repo, checkpoint.revision, os.environ.get(COMMIT_VARIABLE)
     if twin is None and commit:
-        pinned = remote_code(CONCEPTCLIP, commit)
-        model = AutoModel.from_pretrained(entry.repo, use_safetensors=True, **pinned)
-        tokenizer = AutoProcessor.from_pretrained(entry.repo, **pinned).tokenizer
+        pinned = remote_code(checkpoint, commit)
+        model = AutoModel.from_pretrained(repo, use_safetensors=True, **pinned)
+        tokenizer = AutoProcessor.from_pretrained(repo, **pinned).tokenizer
     elif twin is None:
-        model = ConceptClip()
-        load_published(model, read_safetensors(fetch_weights(entry.repo, entry.revision)))
-        tokenizer = AutoTokenizer.from_pretrained(entry.repo, revision=entry.revision)
+        state = read_safetensors(fetch_weights(repo, revision))
+        model = load_published(ConceptClip(), state)
+        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
     else:
         found = read_json(twin / "config.json")
         model = ConceptClip(found["tower"], BertConfig(**found["text"]))
@@ -253,47 +211,51 @@ def _load_conceptclip(twin: Path | None) -> Towers:
 
 EMBEDDERS: dict[str, Entry] = {
     "siglip2": Entry(
+        "SigLIP2-so400m",
         _load_siglip2,
-        repo="timm/ViT-SO400M-14-SigLIP2-378",
-        probe="open_clip_config.json",
-        cached="open_clip_model.safetensors",
-        url="https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378",
-        command="hf download timm/ViT-SO400M-14-SigLIP2-378   (4.6 GB, once)",
+        Checkpoint(
+            "timm/ViT-SO400M-14-SigLIP2-378",
+            "main",
+            "https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378",
+            "siglip2",
+            licence="Apache-2.0",
+            download_gb=4.6,
+            command="hf download timm/ViT-SO400M-14-SigLIP2-378   (4.6 GB, once)",
+        ),
         context=64,
         pixels={"real": Pixels(378), "tiny": Pixels(SIGLIP2_TINY_PX)},
         languages=("en", "ja"),
-        fixed_length=True,
+        loss="sigmoid",
+        fixed_length=True,  # it pools the last position
     ),
     "medclip": Entry(
+        "MedCLIP",
         _load_medclip,
-        repo="emilyalsentzer/Bio_ClinicalBERT",
-        probe="config.json",
-        cached="vocab.txt",
-        url="https://github.com/RyanWangZf/MedCLIP",
-        command=(
-            "curl -LO https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip && "
-            f"unzip medclip-vit-pretrained.zip -d {MEDCLIP_FOLDER} && "
-            "hf download emilyalsentzer/Bio_ClinicalBERT"
+        Checkpoint(
+            "emilyalsentzer/Bio_ClinicalBERT",  # the tokenizer; the weights are no repository's
+            "main",
+            "https://github.com/RyanWangZf/MedCLIP",
+            "medclip",
+            licence="none stated; the tokenizer's is MIT",
+            command=(
+                "curl -LO https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip && "
+                f"unzip medclip-vit-pretrained.zip -d {MEDCLIP_FOLDER} && "
+                "hf download emilyalsentzer/Bio_ClinicalBERT"
+            ),
         ),
         context=77,
         pixels=dict.fromkeys(SIZES, Pixels(224, 0.58628, 0.27950, pad=True, grey=True)),
         languages=("en",),
     ),
     "conceptclip": Entry(
+        "ConceptCLIP",
         _load_conceptclip,
-        repo="JerrryNie/ConceptCLIP",
-        probe="config.json",
-        cached="config.json",
-        url="https://huggingface.co/JerrryNie/ConceptCLIP (gated: accept its terms there)",
-        command="hf auth login && hf download JerrryNie/ConceptCLIP",
+        CONCEPTCLIP,
         context=77,
         pixels={"real": Pixels(384), "tiny": Pixels(CONCEPTCLIP_TINY_PX)},
         languages=("en",),
     ),
 }
-
-
-__all__ = ["EMBEDDERS", "Embedder", "load_embedder"]
 
 
 @dataclass(frozen=True)
@@ -409,13 +371,14 @@ def load_embedder(
     entry = EMBEDDERS[check_choice("embedder", name, EMBEDDERS)]
     check_choice("size", size, SIZES)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if size == "real":
-        check_reachable(name, entry)
-    elif not (twins / name).is_dir():
+    twin = None if size == "real" else twins / entry.checkpoint.twin
+    if twin is None:
+        check_access(entry.checkpoint)
+    elif not twin.is_dir():
         raise FileNotFoundError(
-            f"the tiny twin is missing from {twins / name}: it ships with the repository, "
+            f"the tiny twin is missing from {twin}: it ships with the repository, "
             "so restore it with  git checkout -- cag_utils/weights"
         )
-    towers = entry.load(None if size == "real" else twins / name)
+    towers = entry.load(entry.checkpoint, twin)
     towers.module.to(device).eval()
     return Embedder(name, size, entry, towers, device)

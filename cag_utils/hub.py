@@ -1,9 +1,7 @@
-"""Files of tensors: safetensors, and for one checkpoint that has no other a `.bin`.
+"""Published weights: whether this machine may have them, has them, and which commit they are.
 
-Published weights: whether this machine may have them, has them, and which commit they are.
-
-Weights are read from safetensors only. A repository's own code is never run unless somebody asks
-for one commit of it (`remote_code`).
+Weights are read from safetensors only, with MedCLIP's `.bin` as the one exception. A repository's
+own code is never run unless somebody asks for one commit of it (`remote_code`).
 """
 
 import hashlib
@@ -13,67 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+)
 from safetensors.torch import load_file
 
 from cag_utils.study import under_root
 
-
-def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's tensors; the format holds no code, so none can run.
-
-    Args:
-        path: A `.safetensors` file, or a folder that holds `model.safetensors` or its parts
-            (`model-00001-of-00002.safetensors`).
-
-    Returns:
-        Name to tensor, on the CPU.
-
-    Raises:
-        FileNotFoundError: There is no such file; a `.bin` is a pickle, and left alone.
-    """
-    path = Path(path)
-    whole = path / "model.safetensors"
-    parts = [whole] if whole.is_file() else sorted(path.glob("model-*.safetensors"))
-    if path.is_file() and path.suffix == ".safetensors":
-        parts = [path]
-    if not parts:
-        raise FileNotFoundError(
-            f"{path} holds no model.safetensors. A .bin is a pickle, which can run code, so it is "
-            "not read here; where you trust it, convert it once:  "
-            "state = torch.load('pytorch_model.bin', weights_only=True); "
-            "safetensors.torch.save_file(state, 'model.safetensors')"
-        )
-    return {name: tensor for part in parts for name, tensor in load_file(part).items()}
-
-
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read MedCLIP's tensors, which its authors publish as a `.bin` only.
-
-    Safetensors come first. `weights_only` makes torch rebuild tensors and plain containers and
-    refuse everything else, so that no code in the file is run.
-
-    Args:
-        path: A file, or a folder with `pytorch_model.bin` or what `read_safetensors` reads.
-
-    Returns:
-        Name to tensor, on the CPU.
-
-    Raises:
-        FileNotFoundError: Neither format is there.
-    """
-    path = Path(path)
-    packed = path if path.suffix == ".bin" else path / "pytorch_model.bin"
-    if packed.is_file() and not any(path.glob("model*.safetensors")):
-        return torch.load(packed, map_location="cpu", weights_only=True)
-    return read_safetensors(path)
-
-
 HUB_TIMEOUT_S = 5
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-OWN_CODE = "JerrryNie/ConceptCLIP"  # the one repository whose code may be asked for
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -84,12 +40,13 @@ class Checkpoint:
     Attributes:
         repo: Hugging Face repository, or a folder on this machine.
         revision: Branch, tag or commit; the commit it resolved to is recorded with the run.
-        licence_url: Where access is granted.
+        licence_url: Where a person finds it, and access is granted.
         twin: Folder of the tiny twin below `cag_utils/weights/`.
         licence: Its name.
         gated: Whether the hub wants the licence accepted and a login.
         parameters: How many, about.
         download_gb: What the hub sends, about; 0 where nobody has said.
+        command: What makes it available here.
     """
 
     repo: str
@@ -100,12 +57,42 @@ class Checkpoint:
     gated: bool = False
     parameters: float = 0.0
     download_gb: float = 0.0
+    command: str = "hf auth login"
 
     @property
     def folder(self) -> Path | None:
         """The folder it is read from, None for a repository on the hub."""
         folder = under_root(self.repo)
         return folder if folder.is_dir() else None
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The folder it is read from, on this machine or in the hub's cache; None if in neither."""
+        return self.folder or _cached(self.repo, self.revision)
+
+    @property
+    def way_out(self) -> str:
+        """What to do where it cannot be had, one step a line."""
+        return (
+            f"1. see {self.licence_url}: a gated one wants its licence accepted there\n"
+            f"2. {self.command}\n"
+            f"Or use the tiny twin {self.twin!r}: pass  -p size tiny, or `size: tiny` in a profile"
+        )
+
+
+# The one repository that two rooms read (as a backbone's image tower and as an embedder), and the
+# one whose own code may be asked for.
+CONCEPTCLIP = Checkpoint(
+    "JerrryNie/ConceptCLIP",
+    "main",
+    "https://huggingface.co/JerrryNie/ConceptCLIP",
+    "conceptclip",
+    licence="MIT",
+    gated=True,
+    parameters=0.54e9,
+    download_gb=2.2,  # float32: 0.43e9 in the image tower, 0.11e9 in PubMedBERT
+    command="hf auth login && hf download JerrryNie/ConceptCLIP",
+)
 
 
 def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
@@ -137,7 +124,8 @@ def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
 def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
     """Fail within seconds if a published checkpoint cannot be loaded here.
 
-    One request with a short timeout: the hub's own client retries for half a minute.
+    One request about one file of the revision: `auth_check` waits for ever where a hub is silent,
+    and says nothing of the revision.
 
     Args:
         checkpoint: Which one.
@@ -147,24 +135,27 @@ def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
         PermissionError: It is gated and no token grants access.
         ConnectionError: It is not in the cache, and offline, unreachable or not found.
     """
-    repo, revision = checkpoint.repo, checkpoint.revision
-    if checkpoint.folder or isinstance(
-        try_to_load_from_cache(repo, "config.json", revision=revision), str
-    ):
+    if checkpoint.snapshot:
         return
+    head = f"{checkpoint.repo} cannot be loaded: "
     if constants.is_offline_mode():
-        raise ConnectionError(_no_checkpoint(checkpoint, "offline mode is on (HF_HUB_OFFLINE)"))
-    url = hf_hub_url(repo, "config.json", revision=revision, endpoint=endpoint)
+        raise ConnectionError(f"{head}offline mode is on (HF_HUB_OFFLINE).\n{checkpoint.way_out}")
+    name, revision = "config.json", checkpoint.revision
+    url = hf_hub_url(checkpoint.repo, name, revision=revision, endpoint=endpoint)
     try:
-        answer = get_session().head(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT_S)
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+    except EntryNotFoundError:
+        return  # whoever is told that this file is not there may read the others
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            why = f"it is gated ({status})"
+            raise PermissionError(f"{head}{why}.\n{checkpoint.way_out}") from error
+        why = f"the hub answered {status} for revision {revision}"
+        raise ConnectionError(f"{head}{why}.\n{checkpoint.way_out}") from error
     except Exception as error:  # the client's error class depends on the hub's version
         why = f"the hub did not answer ({type(error).__name__}: {error})"
-        raise ConnectionError(_no_checkpoint(checkpoint, why)) from error
-    if answer.status_code in (401, 403):
-        raise PermissionError(_no_checkpoint(checkpoint, f"it is gated ({answer.status_code})"))
-    if answer.status_code >= 400:
-        why = f"the hub answered {answer.status_code} for revision {revision}"
-        raise ConnectionError(_no_checkpoint(checkpoint, why))
+        raise ConnectionError(f"{head}{why}.\n{checkpoint.way_out}") from error
 
 
 def is_here(checkpoint: Checkpoint) -> bool:
@@ -175,21 +166,17 @@ def is_here(checkpoint: Checkpoint) -> bool:
     """
     if checkpoint.folder:
         return True
-
-    def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(checkpoint.repo, name, revision=checkpoint.revision)
-        return found if isinstance(found, str) else None
-
-    if cached(WEIGHTS_FILE):
-        return True
-    if not (index := cached(WEIGHTS_INDEX)):
+    snapshot = checkpoint.snapshot
+    if snapshot is None or (snapshot / WEIGHTS_FILE).is_file():
+        return snapshot is not None
+    if not (index := snapshot / WEIGHTS_INDEX).is_file():
         return False
-    parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    return all(cached(name) for name in set(parts))
+    parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return all((snapshot / name).is_file() for name in set(parts))
 
 
 def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = None) -> Path:
-    """Return a folder or file that `conceptclip.read_safetensors` reads; downloads weights only.
+    """Return a folder or file that `read_safetensors` reads; downloads weights only.
 
     A tower needs tensors and nothing else, so none of the code in its repository is run.
 
@@ -200,9 +187,9 @@ def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = Non
     Raises:
         FileNotFoundError: The repository holds no `model.safetensors`.
     """
-    if Path(pretrained_model_name_or_path).is_dir():
-        return Path(pretrained_model_name_or_path)
     repo = pretrained_model_name_or_path
+    if Path(repo).is_dir():
+        return Path(repo)
     try:
         return Path(hf_hub_download(repo, WEIGHTS_FILE, revision=revision))
     except EntryNotFoundError as error:
@@ -232,10 +219,8 @@ def resolved_commit(source: str, revision: str = "main") -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
-    for name in ("config.json", WEIGHTS_FILE):
-        found = try_to_load_from_cache(source, name, revision=revision)
-        if isinstance(found, str):  # .../snapshots/<commit>/config.json
-            return Path(found).parent.name
+    if snapshot := _cached(source, revision):  # .../snapshots/<commit>
+        return snapshot.name
     raise FileNotFoundError(f"{source} at {revision} is not in the cache: load it first")
 
 
@@ -254,8 +239,8 @@ def remote_code(checkpoint: Checkpoint, commit: str = "") -> dict[str, str | boo
     """
     if not commit:
         return {}
-    if checkpoint.repo != OWN_CODE:
-        raise ValueError(f"code of {checkpoint.repo} is never run, only that of {OWN_CODE}")
+    if checkpoint.repo != CONCEPTCLIP.repo:
+        raise ValueError(f"code of {checkpoint.repo} is never run, only {CONCEPTCLIP.repo}'s")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise ValueError(
             f"remote code is run from one commit, 40 hexadecimal digits, got {commit!r}: "
@@ -264,10 +249,61 @@ def remote_code(checkpoint: Checkpoint, commit: str = "") -> dict[str, str | boo
     return {"trust_remote_code": True, "revision": commit, "code_revision": commit}
 
 
-def _no_checkpoint(checkpoint: Checkpoint, why: str) -> str:
-    return (
-        f"{checkpoint.repo} cannot be loaded: {why}.\n"
-        f"1. accept its licence at {checkpoint.licence_url}\n"
-        "2. log in with  hf auth login\n"
-        f"Or use the tiny twin {checkpoint.twin!r}: pass  -p size tiny"
-    )
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's tensors; the format holds no code, so none can run.
+
+    Args:
+        path: A `.safetensors` file, or a folder that holds `model.safetensors` or its parts
+            (`model-00001-of-00002.safetensors`).
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file; a `.bin` is a pickle, and left alone.
+    """
+    path = Path(path)
+    whole = path / WEIGHTS_FILE
+    parts = [whole] if whole.is_file() else sorted(path.glob("model-*.safetensors"))
+    if path.is_file() and path.suffix == ".safetensors":
+        parts = [path]
+    if not parts:
+        raise FileNotFoundError(
+            f"{path} holds no {WEIGHTS_FILE}. A .bin is a pickle, which can run code, so it is "
+            "not read here; where you trust it, convert it once:  "
+            "state = torch.load('pytorch_model.bin', weights_only=True); "
+            "safetensors.torch.save_file(state, 'model.safetensors')"
+        )
+    return {name: tensor for part in parts for name, tensor in load_file(part).items()}
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read MedCLIP's tensors, which its authors publish as a `.bin` only.
+
+    Safetensors come first. `weights_only` makes torch rebuild tensors and plain containers and
+    refuse everything else, so that no code in the file is run.
+
+    Args:
+        path: A file, or a folder with `pytorch_model.bin` or what `read_safetensors` reads.
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        FileNotFoundError: Neither format is there.
+    """
+    path = Path(path)
+    packed = path if path.suffix == ".bin" else path / "pytorch_model.bin"
+    if packed.is_file() and not any(path.glob("model*.safetensors")):
+        return torch.load(packed, map_location="cpu", weights_only=True)
+    return read_safetensors(path)
+
+
+def _cached(repo: str, revision: str) -> Path | None:
+    """Return a repository's folder in the hub's cache; files may be missing in it."""
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)
+    except LocalEntryNotFoundError:
+        return None

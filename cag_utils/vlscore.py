@@ -8,16 +8,16 @@ i, g and r the embeddings of image, ground truth and report, the area is
 C is "the theoretical maximum area", without a value or a normalisation. Both are parameters here,
 and the raw area always stands beside the score.
 
-Every model's triangles: embed each picture and text once, score each case, summarise.
-
 An empty output says nothing that could be close to anything: it has no area, and its VLScore is 0,
 so that silence never pays. A refusal is a text and is scored as one, as the paper's models were.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,12 @@ from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.settings import Stats, Vlscore
 from cag_utils.stats import mean_interval
 
+if TYPE_CHECKING:  # it brings torch, which the arithmetic here can do without
+    from cag_utils.embedders import Embedder
+
 MAX_AREA_UNIT = 3 * 3**0.5 / 4  # an equilateral triangle on a great circle: unit vectors
+NOT_RUN = "not run"
+BLANK_PX, BLANK_LEVEL = 512, 128  # a picture without content: even grey
 
 
 def to_unit(vectors: np.ndarray) -> np.ndarray:
@@ -129,7 +134,8 @@ def control_scores(
     truth: np.ndarray,
     report: np.ndarray,
     blank: np.ndarray,
-    score: Callable[..., pd.DataFrame] = score_cases,
+    normalise: bool = True,
+    max_area: float = MAX_AREA_UNIT,
 ) -> dict[str, pd.DataFrame]:
     """Score the same reports beside pictures and reports that do not belong to them.
 
@@ -141,7 +147,8 @@ def control_scores(
         truth: (n, d).
         report: (n, d).
         blank: (d,) embedding of a picture without content.
-        score: `score_cases` with the study's normalisation and C.
+        normalise: As `score_cases`.
+        max_area: C.
 
     Returns:
         Scores by control: as written, shuffled images, blank image, shuffled reports.
@@ -153,54 +160,13 @@ def control_scores(
     if n < 2:
         raise ValueError(f"controls exchange cases and need at least 2, got {n}")
     other = np.roll(np.arange(n), n // 2)
-    return {
-        "as written": score(image, truth, report),
-        "shuffled images": score(np.asarray(image)[other], truth, report),
-        "blank image": score(np.broadcast_to(blank, np.shape(image)), truth, report),
-        "shuffled reports": score(image, truth, np.asarray(report)[other]),
+    corners = {
+        "as written": (image, truth, report),
+        "shuffled images": (np.asarray(image)[other], truth, report),
+        "blank image": (np.broadcast_to(blank, np.shape(image)), truth, report),
+        "shuffled reports": (image, truth, np.asarray(report)[other]),
     }
-
-
-def what_moves_it(image: np.ndarray, truth: np.ndarray, report: np.ndarray) -> dict[str, float]:
-    """Return Spearman's correlation of the area with the three sides' cosines.
-
-    Args:
-        image: (n, d).
-        truth: (n, d).
-        report: (n, d).
-
-    Returns:
-        `text_text` (truth with report), `image_truth` and `image_report`: -1 to 1, NaN where one of
-        the two does not vary. Near -1 for text_text means: the score is a distance between texts.
-    """
-    i, g, r = to_unit(image), to_unit(truth), to_unit(report)
-    area = triangle_area(i, g, r)
-    pairs = {"text_text": (g, r), "image_truth": (i, g), "image_report": (i, r)}
-    return {name: _spearman(area, (a * b).sum(1)) for name, (a, b) in pairs.items()}
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(spearmanr(a, b).statistic)
-
-
-EMBEDDER_NAMES = {"siglip2": "SigLIP2-so400m", "medclip": "MedCLIP", "conceptclip": "ConceptCLIP"}
-NOT_RUN = "not run"
-BLANK_PX, BLANK_LEVEL = 512, 128  # a picture without content: even grey
-
-
-class Embeds(Protocol):
-    """What is asked of an embedder; `embedders.Embedder` is one."""
-
-    def images(self, pictures: Sequence) -> np.ndarray:
-        """Map n pictures to (n, d) float64."""
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Map n texts to (n, d) float64."""
-
-    def truncated(self, texts: Sequence[str]) -> np.ndarray:
-        """Tell which of n texts lose their end."""
+    return {name: score_cases(*three, normalise, max_area) for name, three in corners.items()}
 
 
 @dataclass(frozen=True)
@@ -255,7 +221,7 @@ def join_cases(generations: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return cases[["case_id", "patient_id", "png", "model", "output", "ground_truth", "empty"]]
 
 
-def embed(embedder: Embeds, cases: pd.DataFrame, folder: Path) -> Space:
+def embed(embedder: Embedder, cases: pd.DataFrame, folder: Path) -> Space:
     """Embed every picture and every distinct text of a study.
 
     Args:
@@ -323,15 +289,13 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
         model, embedder, control, vlscore (mean over non-empty outputs). A model with fewer than two
         of those has no rows: there is nothing to exchange.
     """
-
-    def score(image, truth, report):
-        return score_cases(image, truth, report, settings.normalise, settings.max_area)
-
     rows = []
     for model, part in cases[~cases["empty"]].groupby("model", sort=False):
         if len(part) < 2:
             continue
-        found = control_scores(*space.corners(part), space.blank, score)
+        found = control_scores(
+            *space.corners(part), space.blank, settings.normalise, settings.max_area
+        )
         head = {"model": model, "embedder": name}
         rows += [
             head | {"control": control, "vlscore": scores["vlscore"].mean()}
@@ -342,19 +306,26 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
 
 
 def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
-    """Return what the area follows, over all non-empty outputs: see `vlscore.what_moves_it`.
+    """Return Spearman's correlation of the area with the cosines of the triangle's three sides.
 
     Args:
-        cases: From `join_cases`.
+        cases: From `join_cases`; empty outputs are left out.
         space: From `embed`.
+
+    Returns:
+        `text_text` (truth with report), `image_truth` and `image_report`: -1 to 1, NaN where one of
+        the two does not vary. Near -1 for text_text means: the score is a distance between texts.
     """
     said = cases[~cases["empty"]]
     if said.empty:
         return dict.fromkeys(("text_text", "image_truth", "image_report"), float("nan"))
-    return what_moves_it(*space.corners(said))
+    i, g, r = map(to_unit, space.corners(said))
+    area = triangle_area(i, g, r)
+    pairs = {"text_text": (g, r), "image_truth": (i, g), "image_report": (i, r)}
+    return {name: _spearman(area, (a * b).sum(1)) for name, (a, b) in pairs.items()}
 
 
-def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+def summarise_vlscores(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
     """Return one row a model and embedder, in the order of `scores`.
 
     Args:
@@ -378,13 +349,13 @@ def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table3(summary: pd.DataFrame, printed: pd.DataFrame, embedders: Iterable[str]) -> pd.DataFrame:
+def table3(summary: pd.DataFrame, printed: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Lay a summary out as the paper's Table 3, with the paper's figures beside.
 
     Args:
-        summary: From `summarise`.
+        summary: From `summarise_vlscores`.
         printed: `report.paper_table("table3_vlscore")`.
-        embedders: Keys, in the order of the table.
+        titles: Embedder to its name in the table and in the paper's, in the order of the table.
 
     Returns:
         One row a model and embedder: every model of the study, `not run` where it has no rows, and
@@ -394,8 +365,8 @@ def table3(summary: pd.DataFrame, printed: pd.DataFrame, embedders: Iterable[str
     paper = printed.set_index(["model", "embedder"])
     rows = []
     for model, name in MODEL_NAMES.items():
-        for embedder in embedders:
-            key, shown = (model, embedder), EMBEDDER_NAMES[embedder]
+        for embedder, shown in titles.items():
+            key = (model, embedder)
             row = {"Model": name, "Embedder": shown, "VLScore (interval)": NOT_RUN}
             if key in ours.index:
                 x = ours.loc[key]
@@ -408,3 +379,9 @@ def table3(summary: pd.DataFrame, printed: pd.DataFrame, embedders: Iterable[str
     columns = ["Model", "Embedder", "Cases", "VLScore (interval)", "SD", "Area T", "Empty"]
     table = pd.DataFrame(rows, columns=[*columns, "Truncated", "Paper mean", "Paper SD"])
     return table.astype({"Cases": "Int64"})
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(spearmanr(a, b).statistic)

@@ -8,7 +8,7 @@ CNN |= {"six_class_f1": 0.7, "six_class_f1_low": 0.6, "six_class_f1_high": 0.8}
 
 
 def vlscores(paligemma2, gemma3):
-    figures = {}
+    figures = {"embedder.medclip": "MedCLIP", "embedder.conceptclip": "ConceptCLIP"}
     for name, mean in (("paligemma2", paligemma2), ("gemma3", gemma3)):
         for embedder in ("medclip", "conceptclip"):
             head = f"{name}_lora.{embedder}"

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.readers import blank_sheet, read_sheet
-from cag_utils.rubric import ERRORS
+from cag_utils.rubric import CRITERIA
 
 MODELS = ["gemma3_base", "gemma3_lora", "paligemma2_lora"]
 
@@ -19,7 +19,7 @@ def generations(n_cases=6, models=MODELS):
 def filled(tmp_path, **changes):
     """Write a filled sheet of two rows; `changes` maps a column to its two cells."""
     row = {"case_id": "case-0001", "model": "A", "reader": "r1", "overall": "7.5"}
-    sheet = pd.DataFrame([row | {name: "0" for name in ERRORS}] * 2)
+    sheet = pd.DataFrame([row | {name: "0" for name in CRITERIA}] * 2)
     sheet["case_id"] = ["case-0001", "case-0002"]
     for name, cells in changes.items():
         sheet[name] = cells
@@ -37,7 +37,7 @@ def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, se
     back = joined.sort_values(["case_id", "model"])[["case_id", "model", "output"]]
     wanted = table.sort_values(["case_id", "model"])[["case_id", "model", "output"]]
     assert back.to_numpy().tolist() == wanted.to_numpy().tolist()
-    assert (sheet[["reader", "overall", *ERRORS]] == "").all(axis=None)
+    assert (sheet[["reader", "overall", *CRITERIA]] == "").all(axis=None)
 
 
 def test_the_sheet_is_blind_shuffled_and_repeatable():
@@ -69,14 +69,14 @@ def test_refuses_two_texts_of_one_model_for_one_case():
 def test_a_filled_sheet_comes_back_unblinded(tmp_path):
     table = generations(3)
     sheet, key = blank_sheet(table, 1)
-    sheet = sheet.assign(reader="reader 1", overall=range(9), **{name: 0 for name in ERRORS})
+    sheet = sheet.assign(reader="reader 1", overall=range(9), **{name: 0 for name in CRITERIA})
     sheet.loc[0, "vessel_error"] = 1
     sheet.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
     read = read_sheet(tmp_path / "scores.csv", key)
     assert read["model"].tolist() == key["model"].tolist()
     assert read["overall"].tolist() == list(map(float, range(9)))
     assert read["vessel_error"].tolist() == [1] + [0] * 8
-    assert list(read.columns) == ["case_id", "model", "reader", "overall", *ERRORS]
+    assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path
     sheet, key = blank_sheet(generations(2), 1)
     later = generations(2).assign(output="another text")
     _, other = blank_sheet(later, 1)
-    sheet.assign(reader="r", overall=5, **{name: 0 for name in ERRORS}).to_csv(
+    sheet.assign(reader="r", overall=5, **{name: 0 for name in CRITERIA}).to_csv(
         tmp_path / "scores.csv", index=False
     )
     with pytest.raises(ValueError, match="use the key of this sheet"):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from cag_utils.entities import Entities, Stenosis, read_entities
 from cag_utils.phantom.clinic import PLANS, decide_plan, write_findings
 from cag_utils.phantom.patients import Record
-from cag_utils.rubric import ERRORS, contradictions, score, truth_entities
+from cag_utils.rubric import CRITERIA, contradictions, score, truth_entities
 from cag_utils.segments import GRADES, LATERALITIES, segments_of
 
 CONTEXT = "Consider treatment plan in context of other angiographic findings and comorbidities."
@@ -21,7 +21,7 @@ def mark(text, wanted, language="en"):
 
 
 def errors(marks):
-    return {name.removesuffix("_error") for name in ERRORS if marks[name]}
+    return {name.removesuffix("_error") for name in CRITERIA if marks[name]}
 
 
 @st.composite
@@ -86,7 +86,7 @@ def test_any_output_gets_marks_in_range_and_errors_cost(one, other):
     lesions, side, plan = other
     wanted = truth_entities(side, lesions, plan)
     marks = mark(write_findings(*one)["en"], wanted)
-    assert 0 <= marks["overall"] <= 10 and all(marks[name] in (0, 1) for name in ERRORS)
+    assert 0 <= marks["overall"] <= 10 and all(marks[name] in (0, 1) for name in CRITERIA)
     assert marks["overall"] < 10 or not errors(marks)
     assert marks["laterality_match"] == 1 - marks["laterality_error"]
     assert marks["segment_match"] == (1 - marks["vessel_error"])
@@ -255,7 +255,7 @@ def test_unknown_truth_is_missing_and_never_counted_as_right():
     unread = mark(f"LCX #11 shows 75% stenosis. {PCI}", Entities())
     missing = {k for k, v in unread.items() if v is None}
     matches = {"segment_match", "laterality_match", "lesions_named", "grades_near"}
-    assert missing == set(ERRORS) - {"logical_error"} | matches
+    assert missing == set(CRITERIA) - {"logical_error"} | matches
     empty = mark("", own)
     assert empty["treatment_error"] is None and empty["stenosis_error"] == 1
 
