@@ -1,15 +1,19 @@
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertConfig, SiglipVisionConfig, SiglipVisionModel, SwinConfig
 
-from cag_utils import embedders
+from cag_utils import embedders, vlscore
 from cag_utils.conceptclip import convert_tower, pooling_side
 from cag_utils.embedder_twins import TEXT, VISION, build_twin, start_from_tower
-from cag_utils.embedders import EMBEDDERS, Pixels, load_embedder
+from cag_utils.embedders import EMBEDDERS, Entry, Pixels, Towers, load_embedder
+from cag_utils.hub import Checkpoint
+from cag_utils.report import paper_table
+from cag_utils.settings import Stats, Vlscore
 from cag_utils.two_towers import (
     ConceptClip,
     MedClip,
@@ -300,3 +304,43 @@ def test_conceptclips_own_code_runs_only_at_a_commit_that_the_user_names(monkeyp
     with pytest.raises(ZeroDivisionError):
         load_embedder("conceptclip", "real")
     assert asked[0]["trust_remote_code"] and asked[0]["revision"] == "a" * 40
+
+
+def test_an_embedder_is_added_by_one_entry(monkeypatch, tmp_path):
+    """A made-up one, through the calls of notebooks 06 and 08."""
+
+    def load(checkpoint, twin):
+        made = load_embedder("medclip", "tiny", "cpu").towers
+        assert twin == tmp_path / "madeup" and checkpoint.twin == "madeup"
+        return Towers(made.image, made.text, made.tokenizer, made.module, str.upper)
+
+    entry = Entry(
+        "MadeUpCLIP",
+        load,
+        Checkpoint("nobody/nothing", "main", "https://huggingface.co/nobody", "madeup"),
+        context=12,
+        pixels={"real": Pixels(224), "tiny": Pixels(224)},
+        languages=("en", "ja"),
+    )
+    monkeypatch.setitem(EMBEDDERS, "madeup", entry)
+    (tmp_path / "madeup").mkdir()
+    for k in range(2):
+        Image.new("L", (64, 64), 90 * k).save(tmp_path / f"{k}.png")
+    pairs = pd.DataFrame({"case_id": ["a", "b"], "patient_id": ["p", "q"]})
+    pairs["png"] = ["0.png", "1.png"]
+    said = pd.DataFrame({"case_id": ["a", "b"], "model": "gemma3_lora", "status": "ok"})
+    said = said.assign(output=TEXTS[0], ground_truth=TEXTS[:2])
+    cases = vlscore.join_cases(said, pairs)
+    names = [name for name, found in EMBEDDERS.items() if "ja" in found.languages]
+    assert names == ["siglip2", "madeup"]
+    space = vlscore.embed(load_embedder("madeup", "tiny", "cpu", tmp_path), cases, tmp_path)
+    settings = Vlscore(size="tiny", embedders=["madeup"], normalise=True, max_area=1.0)
+    scores = vlscore.score_models(cases, space, "madeup", settings)
+    assert scores["vlscore"][0] == 1 > scores["vlscore"][1] and scores["truncated"].any()
+    summary = vlscore.summarise_vlscores(scores, Stats(n_resamples=20, level=0.95), 0)
+    titles = {"madeup": EMBEDDERS["madeup"].title}
+    table = vlscore.table3(summary, paper_table("table3_vlscore"), titles)
+    assert set(table["Embedder"]) == {"MadeUpCLIP"} and table["Paper mean"].isna().all()
+    with pytest.raises(ConnectionError, match="nobody/nothing.*(.|\n)*'madeup'"):
+        monkeypatch.setattr("cag_utils.hub.constants.is_offline_mode", lambda: True)
+        load_embedder("madeup", "real")

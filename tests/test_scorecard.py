@@ -5,8 +5,10 @@ import pandas as pd
 import papermill as pm
 import pytest
 
+from cag_utils.claims import compare_claims
 from cag_utils.phantom.clinic import write_findings
-from cag_utils.rubric import CRITERIA
+from cag_utils.readers import blank_sheet, read_sheet
+from cag_utils.rubric import CRITERIA, Criterion
 from cag_utils.scorecard import (
     against_base,
     flat_metrics,
@@ -18,6 +20,7 @@ from cag_utils.scorecard import (
 )
 from cag_utils.settings import Stats
 from cag_utils.study import read_json, root
+from tests.test_claims import CNN
 
 STATS = Stats(n_resamples=200, level=0.95)
 TRUTHS = (
@@ -208,6 +211,40 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     # Two readers of one text are one case, not two.
     cases = against_base(read, STATS, 0).set_index("measure")["cases"]
     assert cases["overall"] == 8 and cases["segment_match"] == 8
+
+
+def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
+    """A made-up one, through the calls of notebooks 07 and 08."""
+    plain = marks({"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."})
+    row = Criterion("verbosity", 5, lambda output, truth: len(output.stenoses) > 0)
+    monkeypatch.setitem(CRITERIA, "verbosity_error", row)
+    made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
+    scored = marks(made | {"gemma3_base": sorry})
+    right = scored[scored["case_id"] == "case-0000"].set_index("model")
+    assert right["overall"].to_dict() == {"gemma3_lora": 6.67, "gemma3_base": 0}  # 10 of 15 points
+    assert plain["overall"][0] == 10 and "verbosity_error" not in plain
+    assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
+    summary = summarise_marks(scored, STATS, 0)
+    assert table4(summary)["verbosity_error"].tolist() == [8, 8]
+    compared = against_base(scored, STATS, 0)
+    assert "verbosity_right" in set(compared["measure"])
+    figures = flat_metrics(summary, compared)
+    assert figures["gemma3_lora.verbosity_error_rate"] == 1
+    claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
+    [vessels] = claims[claims.index.str.startswith("Vessel")]
+    assert "verbosity 100%" in vessels
+
+    table = generations(pairs(), made)
+    blank, key = blank_sheet(table, 0)
+    assert "verbosity_error" in blank
+    filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
+    filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
+    own = scored[scored["model"] == "gemma3_lora"]
+    read = score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
+    assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
+    filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
+    with pytest.raises(ValueError, match="no column .*verbosity_error"):
+        read_sheet(tmp_path / "old.csv", key)
 
 
 def test_refuses_what_does_not_belong_together():
