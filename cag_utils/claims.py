@@ -1,4 +1,4 @@
-"""The paper's claims, each tested against this study's own figures."""
+"""The paper's claims, each tested against this study's own figures; the README's results."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,15 @@ import pandas as pd
 from cag_utils.report import MODEL_NAMES, estimate_cell, paper_table
 from cag_utils.rubric import CRITERIA
 
+# The README's name -> notebook 02's metric, and the quantity that the paper prints.
+CNN_ROWS = {
+    "side, F1": ("laterality_f1", "laterality F1 (LCA/RCA)"),
+    "three classes, weighted F1": (
+        "three_class_f1",
+        "three-class key-frame weighted F1 (LCA_better/RCA_better/others)",
+    ),
+    "six classes, weighted F1": ("six_class_f1", "weighted F1 over six classes"),
+}
 HOLDS, FAILS, UNCLEAR = "seen here too", "not seen here", "unclear"
 
 
@@ -38,6 +47,67 @@ def compare_claims(
         *(_vessels_are_hardest(marks[la], backbones, la) for la in marks),
     ]
     return pd.DataFrame(rows, columns=["claim", "paper", "here", "verdict"])
+
+
+def headline_table(metrics: Mapping[str, float]) -> str:
+    """Return the README's results as Markdown: two rows a backbone and six others.
+
+    Args:
+        metrics: As in `outputs/reference/metrics.json`.
+
+    Returns:
+        Figure, the phantom's value with its interval, and the paper's where it has one.
+    """
+    printed = paper_table("in_text").set_index("quantity")["value"]
+    rows = [
+        (f"CNN: {name}", _cell(metrics, f"cnn.{key}"), printed[quantity])
+        for name, (key, quantity) in CNN_ROWS.items()
+    ]
+    runs = sorted({tuple(key.split(".")[1:3]) for key in metrics if key.startswith("finetune.")})
+    means = paper_table("table4_physician").set_index("model")["mean"]
+    tables = {"overall_mean": "rubric, 0 to 10", "lesions_named": "lesions whose segment is named"}
+    for measure, words in tables.items():
+        for backbone in dict.fromkeys(backbone for backbone, _ in runs):
+            model = MODEL_NAMES[f"{backbone}_lora"]
+            here = [_tuned(metrics, b, la, measure) for b, la in runs if b == backbone]
+            read = measure == "overall_mean" and model in means
+            paper = f"{means[model]:.2f} (ja, one cardiologist)" if read else "–"
+            rows.append((f"{model}: {words}", "; ".join(here), paper))
+    rows.append(("VLScore, tuned, en, three embedders", *_vlscore_range(metrics, runs)))
+    if "transfer.laterality_macro_f1" in metrics:
+        seen = {key.removeprefix("transfer."): value for key, value in metrics.items()}
+        exact = f"{seen['accuracy_low']:.2f} to {seen['accuracy_high']:.2f}"
+        here = f"{seen['n_right']:.0f} right, exact interval of the share {exact}"
+        rows.append((f"CNN: side of {seen['n_stills']:.0f} real stills", here, "–"))
+    cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
+    rows.append(("whole study, two cores", cost, "–"))
+    head = ["figure", "phantom, this study", "paper, real patients"]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---|---|---|", *lines[1:]]) + "\n"
+
+
+def _cell(metrics: Mapping[str, float], key: str, digits: int = 3) -> str:
+    if f"{key}_low" in metrics:
+        return estimate_cell(*_interval(metrics, key), digits=digits)
+    return f"{metrics[key]:.{digits}f}"
+
+
+def _tuned(metrics: Mapping[str, float], backbone: str, language: str, measure: str) -> str:
+    stem = f"finetune.{backbone}.{language}"
+    base = metrics.get(f"{stem}.base_{measure}")
+    untuned = "not run" if base is None else f"{base:.2f}"
+    return f"{language} {_cell(metrics, f'{stem}.{measure}', 2)}, untuned {untuned}"
+
+
+def _vlscore_range(metrics: Mapping[str, float], runs: list[tuple]) -> tuple[str, str]:
+    """Lowest to highest mean of the tuned models, here and in the paper."""
+    tuned = {backbone for backbone, _ in runs}
+    keys = [key.split(".") for key in metrics if key.startswith("vlscore.")]
+    means = [metrics[".".join(key)] for key in keys if key[1] in tuned and key[3:] == ["mean"]]
+    here = f"{min(means):.2f} to {max(means):.2f}" if means else "not run"
+    printed = paper_table("table3_vlscore")
+    printed = printed[printed["model"].isin(MODEL_NAMES[f"{b}_lora"] for b in tuned)]["mean"]
+    return here, f"{printed.min():.2f} to {printed.max():.2f} (an unknown C)"
 
 
 def _laterality_is_easier(cnn: Mapping[str, float]) -> tuple[str, str, str, str]:
