@@ -129,46 +129,6 @@ def score_cases(
     return pd.DataFrame({"area": area, "vlscore": vlscore(area, max_area)})
 
 
-def control_scores(
-    image: np.ndarray,
-    truth: np.ndarray,
-    report: np.ndarray,
-    blank: np.ndarray,
-    normalise: bool = True,
-    max_area: float = MAX_AREA_UNIT,
-) -> dict[str, pd.DataFrame]:
-    """Score the same reports beside pictures and reports that do not belong to them.
-
-    A score that reads the picture must fall with the wrong picture; one that reads the report must
-    fall with the wrong report. Cases are shifted by half their number, so each gets another one's.
-
-    Args:
-        image: (n, d), at least two cases.
-        truth: (n, d).
-        report: (n, d).
-        blank: (d,) embedding of a picture without content.
-        normalise: As `score_cases`.
-        max_area: C.
-
-    Returns:
-        Scores by control: as written, shuffled images, blank image, shuffled reports.
-
-    Raises:
-        ValueError: Fewer than two cases: nothing can be exchanged.
-    """
-    n = len(image)
-    if n < 2:
-        raise ValueError(f"controls exchange cases and need at least 2, got {n}")
-    other = np.roll(np.arange(n), n // 2)
-    corners = {
-        "as written": (image, truth, report),
-        "shuffled images": (np.asarray(image)[other], truth, report),
-        "blank image": (np.broadcast_to(blank, np.shape(image)), truth, report),
-        "shuffled reports": (image, truth, np.asarray(report)[other]),
-    }
-    return {name: score_cases(*three, normalise, max_area) for name, three in corners.items()}
-
-
 @dataclass(frozen=True)
 class Space:
     """One embedder's vectors of everything a study scores, each computed once.
@@ -279,6 +239,9 @@ def score_models(cases: pd.DataFrame, space: Space, name: str, settings: Vlscore
 def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlscore) -> pd.DataFrame:
     """Score each model's reports again beside wrong and blank pictures, and wrong reports.
 
+    A score that reads the picture must fall with the wrong picture; one that reads the report must
+    fall with the wrong report. Cases are shifted by half their number, so each gets another one's.
+
     Args:
         cases: From `join_cases`.
         space: From `embed`.
@@ -286,23 +249,28 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
         settings: Normalisation and C.
 
     Returns:
-        model, embedder, control, vlscore (mean over non-empty outputs). A model with fewer than two
-        of those has no rows: there is nothing to exchange.
+        model, embedder, control (as written, shuffled images, blank image, shuffled reports),
+        vlscore (mean over non-empty outputs). A model with fewer than two of those has no rows:
+        there is nothing to exchange.
     """
     rows = []
     for model, part in cases[~cases["empty"]].groupby("model", sort=False):
         if len(part) < 2:
             continue
-        found = control_scores(
-            *space.corners(part), space.blank, settings.normalise, settings.max_area
-        )
-        head = {"model": model, "embedder": name}
-        rows += [
-            head | {"control": control, "vlscore": scores["vlscore"].mean()}
-            for control, scores in found.items()
-        ]
-    found = pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"])
-    return found.astype({"vlscore": float})
+        image, truth, report = space.corners(part)
+        other = np.roll(np.arange(len(part)), len(part) // 2)
+        controls = {
+            "as written": (image, truth, report),
+            "shuffled images": (image[other], truth, report),
+            "blank image": (np.broadcast_to(space.blank, image.shape), truth, report),
+            "shuffled reports": (image, truth, report[other]),
+        }
+        for control, corners in controls.items():
+            found = score_cases(*corners, settings.normalise, settings.max_area)
+            rows.append((model, name, control, float(found["vlscore"].mean())))
+    return pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"]).astype(
+        {"vlscore": float}
+    )
 
 
 def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:

@@ -13,7 +13,6 @@ from cag_utils.settings import Stats, Vlscore
 from cag_utils.vlscore import (
     MAX_AREA_UNIT,
     Space,
-    control_scores,
     embed,
     join_cases,
     score_cases,
@@ -114,32 +113,33 @@ def test_without_normalisation_lengths_count():
     assert score_cases(2 * i, 2 * g, 2 * r)["area"][0] == pytest.approx(0.4123, abs=5e-5)
 
 
+def random_space(n, noise, seed):
+    """n cases of one model; each report is its truth and as much noise, each picture unrelated."""
+    rng = np.random.default_rng(seed)
+    i, g = rng.normal(size=(2, n, 64))
+    r = g + noise(rng) * rng.normal(size=g.shape)
+    texts = {f"{kind}{k}": x for kind, rows in (("g", g), ("r", r)) for k, x in enumerate(rows)}
+    cases = pd.DataFrame({"case_id": [str(k) for k in range(n)], "empty": False, "model": "m"})
+    cases = cases.assign(ground_truth="g" + cases["case_id"], output="r" + cases["case_id"])
+    return cases, Space(
+        dict(zip(cases["case_id"], i, strict=True)), texts, frozenset(), np.ones(64)
+    )
+
+
 def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture():
-    rng = np.random.default_rng(1)
-    i, g = rng.normal(size=(2, 40, 64))
-    r = g + 0.5 * rng.normal(size=g.shape)
-    found = control_scores(i, g, r, blank=np.ones(64))
-    mean = {name: rows["vlscore"].mean() for name, rows in found.items()}
+    cases, space = random_space(40, lambda rng: 0.5, 1)
+    found = score_controls(cases, space, "siglip2", UNIT)
+    mean = found.set_index("control")["vlscore"]
     assert mean["as written"] - mean["shuffled reports"] > 0.1
     assert abs(mean["as written"] - mean["shuffled images"]) < 0.05
     assert abs(mean["as written"] - mean["blank image"]) < 0.05
-    wrong = score_cases(np.roll(i, 20, axis=0), g, r)
-    np.testing.assert_allclose(found["shuffled images"], wrong)
+    i, g, r = space.corners(cases)
+    wrong = score_cases(np.roll(i, 20, axis=0), g, r)["vlscore"].mean()
+    assert mean["shuffled images"] == pytest.approx(wrong)
 
 
 def test_it_is_moved_by_the_texts_and_not_by_the_picture():
-    rng = np.random.default_rng(2)
-    i, g = rng.normal(size=(2, 200, 64))
-    r = g + rng.uniform(0.1, 1.5, (200, 1)) * rng.normal(size=g.shape)
-    names = [f"{k}" for k in range(200)]
-    space = Space(
-        dict(zip(names, i, strict=True)),
-        {f"g{k}": g[k] for k in range(200)} | {f"r{k}": r[k] for k in range(200)},
-        frozenset(),
-        np.ones(64),
-    )
-    cases = pd.DataFrame({"case_id": names, "empty": False})
-    cases = cases.assign(ground_truth="g" + cases["case_id"], output="r" + cases["case_id"])
+    cases, space = random_space(200, lambda rng: rng.uniform(0.1, 1.5, (200, 1)), 2)
     found = side_correlations(cases, space)
     assert found["text_text"] < -0.9 and abs(found["image_truth"]) < 0.5
     assert math.isnan(side_correlations(cases[:2], space)["text_text"])
@@ -153,7 +153,6 @@ def test_it_is_moved_by_the_texts_and_not_by_the_picture():
         (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
         (lambda: vlscore(np.ones(1), 0), "max_area"),
         (lambda: vlscore(np.array([-1.0])), "cannot be negative"),
-        (lambda: control_scores(*np.ones((3, 1, 2)), np.ones(2)), "at least 2"),
     ],
 )
 def test_refuses_what_it_cannot_score(call, match):
