@@ -244,6 +244,7 @@ EMBEDDERS: dict[str, Entry] = {
             ),
         ),
         context=77,
+        # mean and SD are its package's own (medclip/constants.py)
         pixels=dict.fromkeys(SIZES, Pixels(224, 0.58628, 0.27950, pad=True, grey=True)),
         languages=("en",),
     ),

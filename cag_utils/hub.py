@@ -4,13 +4,15 @@ Weights are read from safetensors only, with MedCLIP's `.bin` as the one excepti
 own code is never run unless somebody asks for one commit of it (`remote_code`).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import (
     constants,
     get_hf_file_metadata,
@@ -24,9 +26,11 @@ from huggingface_hub.errors import (
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
 )
-from safetensors.torch import load_file
 
 from cag_utils.study import under_root
+
+if TYPE_CHECKING:  # registries hold checkpoints, and tables read registries: no torch for those
+    import torch
 
 HUB_TIMEOUT_S = 5
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -262,6 +266,8 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError: There is no such file; a `.bin` is a pickle, and left alone.
     """
+    from safetensors.torch import load_file
+
     path = Path(path)
     whole = path / WEIGHTS_FILE
     parts = [whole] if whole.is_file() else sorted(path.glob("model-*.safetensors"))
@@ -292,6 +298,8 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError: Neither format is there.
     """
+    import torch
+
     path = Path(path)
     packed = path if path.suffix == ".bin" else path / "pytorch_model.bin"
     if packed.is_file() and not any(path.glob("model*.safetensors")):
