@@ -22,7 +22,7 @@ from cag_utils.checkpoints import save_model
 from cag_utils.fitting import COARSE_SHARE, fit
 from cag_utils.labels import SIX_CLASSES, f1_scores
 from cag_utils.networks import build_model, pick_device, prepare
-from cag_utils.phantom.grading import OTHER_OPACIFIED
+from cag_utils.phantom.labels import OTHER_OPACIFIED
 from cag_utils.randomise import randomise
 from cag_utils.scenes import ANGLE_SCALE_DEG, TARGETS, Scenes
 from cag_utils.tree_maps import Drawing, map_loss

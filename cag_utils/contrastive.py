@@ -10,7 +10,7 @@ from torch.nn import functional
 from cag_utils.embedders import Embedder
 from cag_utils.networks import autocast
 from cag_utils.phantom.captions import write_caption
-from cag_utils.phantom.clinic import write_findings
+from cag_utils.phantom.findings import write_findings
 from cag_utils.places import PlaceTask
 from cag_utils.pretrain import jitter, set_rate
 from cag_utils.pretrain_captions import draw_scene

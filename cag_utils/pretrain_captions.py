@@ -15,7 +15,9 @@ from cag_utils.caption_batches import collate
 from cag_utils.muon import muon_and_adamw
 from cag_utils.networks import autocast, pick_device
 from cag_utils.phantom.captions import KINDS, LANGUAGES, Scene, name_view, write_caption
-from cag_utils.phantom.clinic import decide_plan, draw_record, write_report
+from cag_utils.phantom.findings import decide_plan
+from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.patients import draw_record
 from cag_utils.pretrain import set_rate, to_pixels
 from cag_utils.stills import Stills
 

@@ -44,7 +44,7 @@ class Scenes:
     Attributes:
         pictures: (n, 1, px, px) uint8.
         targets: (n, 9) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
-            by 45 degrees, then what the label rule reads and the contrast (see `phantom.grading`),
+            by 45 degrees, then what the label rule reads and the contrast (see `phantom.labels`),
             blur at most 1.5.
         labels: (n,) int64, index into SIX_CLASSES by the phantom's written rule.
         patients: (n,) int64, number of the patient, rising.

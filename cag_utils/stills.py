@@ -140,7 +140,7 @@ def make_stills(
     """Draw one still a seed.
 
     Args:
-        seeds: Seeds of `cag_utils.phantom.cohort.still`; each is another patient.
+        seeds: Seeds of `cag_utils.phantom.stills.still`; each is another patient.
         size_px: Side of the pictures.
         workers: Processes; the result does not depend on them.
         draw: Stands in for the phantom's `still`, for tests.
@@ -198,7 +198,7 @@ def _read(path: Path) -> Stills:
 
 def _one(seed: int, size_px: int, draw: Callable | None) -> Stills:
     if draw is None:
-        from cag_utils.phantom.cohort import still as draw
+        from cag_utils.phantom.stills import still as draw
     found = draw(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
     grades = np.zeros((1, N_SEGMENTS), np.uint8)
     for lesion in found.lesions:

@@ -24,7 +24,7 @@ def map_tree(tree: Tree, pose: Pose, seen: np.ndarray, size_px: int) -> np.ndarr
     Args:
         tree: The tree of n points.
         pose: Positions in t frames; taken in the middle of the pulse.
-        seen: (t, n) bool, from `grading.FrameTruth`.
+        seen: (t, n) bool, from `labels.FrameTruth`.
         size_px: Side of the picture, pixels.
 
     Returns:

@@ -6,15 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils import lexicon
-from cag_utils.phantom import phrases, workup_phrases
-from cag_utils.phantom.clinic import (
-    PLANS,
-    decide_plan,
-    decision_table,
-    draw_record,
-    write_findings,
-)
-from cag_utils.phantom.patients import PREVALENCE, Record
+from cag_utils.phantom import phrases
+from cag_utils.phantom.findings import PLANS, decide_plan, decision_table, write_findings
+from cag_utils.phantom.patients import PREVALENCE, Record, draw_record
 from cag_utils.segments import (
     AHA_SEGMENTS,
     ARTERIES,
@@ -180,10 +174,10 @@ def test_phrases_cover_what_a_record_may_hold():
     rng = np.random.default_rng(3)
     drawn = [draw_record(rng, [lesion(1, p)], s) for p in GRADES for s in "MF" for _ in range(200)]
     assert {r.indication for r in drawn} == set(phrases.INDICATIONS)
-    assert {test for r in drawn for test in r.tests} == set(workup_phrases.TESTS)
-    assert {drug for r in drawn for drug in r.drugs} == set(workup_phrases.DRUGS)
-    assert {event for r in drawn for event in r.history} == set(workup_phrases.HISTORIES)
-    assert {r.details["stress_kind"] for r in drawn} == set(workup_phrases.STRESS_TESTS)
+    assert {test for r in drawn for test in r.tests} == set(phrases.TESTS)
+    assert {drug for r in drawn for drug in r.drugs} == set(phrases.DRUGS)
+    assert {event for r in drawn for event in r.history} == set(phrases.HISTORIES)
+    assert {r.details["stress_kind"] for r in drawn} == set(phrases.STRESS_TESTS)
     assert {r.details["surgery"] for r in drawn} == set(phrases.SURGERIES)
 
 

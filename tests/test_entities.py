@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from cag_utils.entities import Entities, Stenosis, read_entities, to_grade
 from cag_utils.phantom.captions import Scene, write_caption
-from cag_utils.phantom.clinic import PLANS, draw_record, write_findings, write_report
+from cag_utils.phantom.findings import PLANS, write_findings
+from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.patients import draw_record
 from cag_utils.rubric import truth_entities
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, laterality_of, segments_of
 

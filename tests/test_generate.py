@@ -70,7 +70,7 @@ def test_every_output_has_a_status(output):
 
 
 def test_every_phantom_finding_counts_as_an_answer():
-    from cag_utils.phantom.clinic import PLANS, write_findings
+    from cag_utils.phantom.findings import PLANS, write_findings
 
     for plan in PLANS:
         for side, segment in (("LCA", 6), ("RCA", 2)):

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from cag_utils.corpus import prompt
 from cag_utils.entities import read_entities
 from cag_utils.exam_texts import read_reports
-from cag_utils.phantom import phrases, workup_phrases
-from cag_utils.phantom.clinic import WORDS_HIGH, WORDS_LOW, draw_record, write_report
-from cag_utils.phantom.hospital_notes import write_sentences
-from cag_utils.phantom.measurements import estimated_gfr
-from cag_utils.phantom.patients import Record
-from cag_utils.phantom.typography import type_note
+from cag_utils.phantom import phrases
+from cag_utils.phantom.hospital_notes import (
+    WORDS_HIGH,
+    WORDS_LOW,
+    type_note,
+    write_report,
+    write_sentences,
+)
+from cag_utils.phantom.patients import Record, draw_record, estimated_gfr
 from cag_utils.segments import GRADES
 
 LANGUAGES = ("en", "ja")
@@ -198,13 +201,13 @@ PATTERNS = [
     *phrases.OPENINGS_WITH_COMPLAINT,
     *phrases.RISKS_APART,
     *phrases.NO_RISKS_APART,
-    *workup_phrases.NO_HISTORY,
-    *workup_phrases.MEDICATIONS,
-    *workup_phrases.NO_MEDICATIONS,
-    *workup_phrases.REQUESTS,
-    *workup_phrases.FILLERS,
+    *phrases.NO_HISTORY,
+    *phrases.MEDICATIONS,
+    *phrases.NO_MEDICATIONS,
+    *phrases.REQUESTS,
+    *phrases.FILLERS,
 ]
-for table in (phrases.INDICATIONS, workup_phrases.HISTORIES, workup_phrases.TESTS):
+for table in (phrases.INDICATIONS, phrases.HISTORIES, phrases.TESTS):
     PATTERNS += [pair for variants in table.values() for pair in variants]
 # Swapping these makes no new pattern.
 SYNONYMS = (
@@ -270,7 +273,7 @@ def test_reports_vary_and_their_length_stays_in_bounds():
 
 
 def test_a_note_opens_with_the_patient_and_ends_with_the_request():
-    requests, asked = set(workup_phrases.REQUESTS), 0
+    requests, asked = set(phrases.REQUESTS), 0
     openings = {
         *phrases.OPENINGS,
         *phrases.OPENINGS_WITHOUT_RISKS,

@@ -22,12 +22,13 @@ from cag_utils.phantom.cohort import (
     cohort_settings,
     ensure_phantom,
     make_cohort,
-    still,
 )
 from cag_utils.phantom.exam import exam_tables, shoot_exam
-from cag_utils.phantom.grading import label
+from cag_utils.phantom.labels import label
 from cag_utils.phantom.lesions import KIND_SHARES
+from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import CINE_SHARES, KINDS, draw_kind
+from cag_utils.phantom.stills import scene, still
 from cag_utils.phantom.xadicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset
 from cag_utils.segments import GRADES, artery_of, laterality_of
 from cag_utils.settings import load_profile
@@ -226,12 +227,12 @@ def test_cohorts_share_neither_patients_nor_pictures(cohort, tmp_path):
     assert first[0] != first[1]
 
 
-def test_every_generator_belongs_to_one_cohort_patient_and_purpose():
-    words = [
-        (n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1) for w in (1, 2)
-    ]
+def test_every_stream_belongs_to_one_cohort_patient_and_purpose():
+    purposes = [("shot", 1), ("shot", 2), ("film", 1), ("tree", "LCA"), ("tree", "RCA")]
+    words = [(n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1)
+             for w in purposes]  # fmt: skip
     first = {
-        CohortSettings(name, seed, 2, 1, 6, 8).rng(patient, purpose).integers(2**62)
+        CohortSettings(name, seed, 2, 1, 6, 8).streams(patient)(*purpose).integers(2**62)
         for name, seed, patient, purpose in words
     }
     assert len(first) == len(words)
@@ -471,3 +472,15 @@ def test_a_still_may_be_taken_in_another_moment_and_show_several_lesions():
     assert rest.laterality == "LCA" and not np.array_equal(rest.image, beat.image)
     with pytest.raises(ValueError, match="segment 2 is seen from the RCA"):
         still(5, 96, lesion=[*many, {"segment": 2, "percent": 75}])
+
+
+def test_a_scene_is_filmed_as_it_was_set():
+    one, again = (scene(3, "RCA", n_frames=4, size_px=96, view="LAO") for _ in range(2))
+    frames, truth = film(*one)
+    assert frames.shape == (4, 96, 96) and len(truth.labels("RCA")) == 4
+    assert one.tree.laterality == "RCA" and one.shot.view == "LAO"
+    np.testing.assert_array_equal(frames, film(*again)[0])
+    tight = scene(3, lesion={"segment": 7, "percent": 90}, n_frames=1, size_px=96)
+    assert [(x.segment, x.percent) for x in tight.tree.lesions] == [(7, 90)]
+    with pytest.raises(ValueError, match="seed must be 0 or more"):
+        scene(-1)

@@ -14,9 +14,8 @@ from cag_utils.phantom.contrast import (
     concentration,
     inlet,
 )
-from cag_utils.phantom.flow import SLOWING, downstream, fill_backwards
-from cag_utils.phantom.grading import VISIBLE
-from cag_utils.phantom.lesions import narrow
+from cag_utils.phantom.labels import VISIBLE
+from cag_utils.phantom.lesions import SLOWING, downstream, fill_backwards, narrow
 from cag_utils.phantom.pose import pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot
@@ -48,8 +47,8 @@ def timi_frames(tree, landmark, phase):
 
 
 def test_healthy_arteries_fill_in_gibsons_frame_counts():
-    # facts.md: LAD 36.2 to its end, LCX 22.2 to the end of its longest branch, RCA 20.4 to the
-    # first branch of the posterolateral artery
+    # Gibson et al. 1996: LAD 36.2 to its end, LCX 22.2 to that of its longest branch, RCA 20.4 to
+    # the first branch of the posterolateral artery
     counts = {"LAD": [], "LCX": [], "RCA": []}
     for seed in range(20):
         left, right, phase = grow_tree(rng(seed), "LCA"), grow_tree(rng(seed), "RCA"), seed / 20
@@ -152,8 +151,8 @@ def test_every_reached_point_lies_in_exactly_one_bed_and_washes_out_later_farthe
 
 def test_the_picture_darkens_where_and_when_the_truth_says():
     sick, lesion = occluded(True, segment=2, side="RCA")
-    subject = draw_subject(rng(1), (1.0,))
-    shot = draw_shot(rng(1), subject, sick, n_frames=60, frame_rate=15.0, size_px=192, view="LAO")
+    subject = draw_subject(rng(0), (1.0,))
+    shot = draw_shot(rng(0), subject, sick, n_frames=60, frame_rate=15.0, size_px=192, view="LAO")
     flow = replace(shot.injection, start_s=0.2, duration_s=4.0, strength=1.1)
     look = replace(shot.look, photons=1e9, gain=110.0, level=150.0, sharpen=0.0, curve=1.0)
     shot = replace(shot, injection=flow, look=look, phase=0.78, rr_s=1e6, breath_mm=0.0, blush=0.0,

@@ -8,9 +8,15 @@ from sklearn.metrics import cohen_kappa_score
 
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.phantom.anatomy import grow_tree
-from cag_utils.phantom.grading import FrameTruth, label, quality
+from cag_utils.phantom.labels import (
+    NOISE_MODELS,
+    FrameTruth,
+    NoiseModel,
+    label,
+    quality,
+    simulate_labels,
+)
 from cag_utils.phantom.lesions import Lesion
-from cag_utils.phantom.noise_labels import NOISE_MODELS, NoiseModel, simulate_labels
 from cag_utils.phantom.pose import inside_shutters, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot
@@ -247,7 +253,7 @@ def test_a_model_without_errors_repeats_the_truth_but_for_slips(seed, side):
     ],
 )
 def test_a_lenient_bias_forgives_every_near_miss_and_a_strict_one_none(measured, monkeypatch):
-    monkeypatch.setattr("cag_utils.phantom.noise_labels.SLIP_SHARE", 0.0)
+    monkeypatch.setattr("cag_utils.phantom.labels.SLIP_SHARE", 0.0)
     opacified, blur, *rest = (np.array([x]) for x in measured)
     truth = FrameTruth(opacified, opacified, opacified, blur, *rest, standard_view=True)
     assert truth.labels("LCA") == ["LCA_bad"]

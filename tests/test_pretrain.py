@@ -22,7 +22,9 @@ from cag_utils.phantom.captions import (
     vocabulary_corpus,
     write_caption,
 )
-from cag_utils.phantom.clinic import PLANS, decide_plan, draw_record, write_findings, write_report
+from cag_utils.phantom.findings import PLANS, decide_plan, write_findings
+from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.patients import draw_record
 from cag_utils.pretrain import (
     TowerTask,
     jitter,

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.entities import Entities, Stenosis, read_entities
-from cag_utils.phantom.clinic import PLANS, decide_plan, write_findings
+from cag_utils.phantom.findings import PLANS, decide_plan, write_findings
 from cag_utils.phantom.patients import Record
 from cag_utils.rubric import CRITERIA, contradictions, score, truth_entities
 from cag_utils.segments import GRADES, LATERALITIES, segments_of

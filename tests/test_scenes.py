@@ -8,7 +8,7 @@ from cag_utils import scenes
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.phantom import stills
 from cag_utils.phantom.exam import STREAMS
-from cag_utils.phantom.grading import quality
+from cag_utils.phantom.labels import quality
 from cag_utils.scenes import (
     CINES_A_SIDE,
     IMAGE_PX,

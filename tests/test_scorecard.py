@@ -6,7 +6,7 @@ import papermill as pm
 import pytest
 
 from cag_utils.claims import compare_claims
-from cag_utils.phantom.clinic import write_findings
+from cag_utils.phantom.findings import write_findings
 from cag_utils.readers import blank_sheet, read_sheet
 from cag_utils.rubric import CRITERIA, Criterion
 from cag_utils.scorecard import (

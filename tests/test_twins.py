@@ -14,7 +14,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from cag_utils.phantom.clinic import PLANS
+from cag_utils.phantom.findings import PLANS
 from cag_utils.twin_tokenizer import BYTES, SPECIALS, VOCABULARY_SIZE
 from cag_utils.twins import (
     IMAGE_PX,

@@ -18,9 +18,9 @@ def test_imports_are_followed_into_the_package(tmp_path):
 
 
 def test_modules_of_the_phantom_and_plain_imports_count_too(tmp_path):
-    sources = ["from cag_utils.phantom import clinic", "def f():\n    import cag_utils.report"]
+    sources = ["from cag_utils.phantom import patients", "def f():\n    import cag_utils.report"]
     found = notebook_sources(notebook(tmp_path / "n.ipynb", *sources))
-    assert {PACKAGE / "phantom" / "clinic.py", PACKAGE / "report.py"} <= set(found)
+    assert {PACKAGE / "phantom" / "patients.py", PACKAGE / "report.py"} <= set(found)
 
 
 def test_a_notebook_without_the_package_depends_on_itself_alone(tmp_path):

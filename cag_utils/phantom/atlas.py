@@ -5,23 +5,25 @@ origin in the ostium of the left coronary artery.
 
 Source: mean 3-D course and spread of Dodge et al. 1988 and lumen diameters of Dodge et al. 1992, as
 transcribed in the data tables of the public project corsim; the papers themselves were not read.
-One row of that transcription is said to have x and z swapped (facts.md); it was not checked.
+One row of that transcription (R3d, which should equal RDo) is said to have x and z swapped; it was
+not checked.
 Offsets, frequencies and calibres of side branches and small twigs are the prototype's choices.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 LATERALITIES = ("LCA", "RCA")
 DOMINANCES = ("right", "balanced", "left")
-# Frequencies 84.2, 4.8 and 10.9 % (n = 12,558, Tehran; read in facts.md).
+# Frequencies 84.2, 4.8 and 10.9 % (n = 12,558 angiograms, Tehran Heart Center).
 DOMINANCE_SHARES = (0.842, 0.049, 0.109)
 FEMALE_SCALE = 0.91  # women's arteries are 9 % smaller (Dodge 1992, abstract)
 
 HEART_BASE_MM = np.array([4.0, -40.0, 4.0])  # centre of the atrioventricular ring
 APEX_MM = np.array([46.0, -79.0, 77.0])
-LONG_AXIS_MM = float(np.linalg.norm(APEX_MM - HEART_BASE_MM))
+LONG_AXIS_MM = math.dist(APEX_MM, HEART_BASE_MM)
 LONG_AXIS = (APEX_MM - HEART_BASE_MM) / LONG_AXIS_MM
 
 

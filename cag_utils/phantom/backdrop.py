@@ -11,6 +11,7 @@ from cag_utils.phantom.hardware import Hardware, fixed_strands
 from cag_utils.phantom.skeleton import ribs, spine
 from cag_utils.phantom.solids import ellipsoid_spans
 from cag_utils.phantom.splat import draw_discs
+from cag_utils.phantom.streams import Streams
 
 COARSE = (72, 128)  # fewest and most rays a side; organs are smooth, so one ray serves 5 pixels
 BONE = (96, 224)  # bones have edges: one ray serves 2 to 3 pixels
@@ -75,7 +76,8 @@ def draw_backdrop(
     Returns:
         (size + 2 margin, same) float32 optical depth.
     """
-    span = arm.size_px + 2 * margin_px
+    span, streams = arm.size_px + 2 * margin_px, Streams(rng)
+    rng = streams("organs")
     coarse, u, v = _grid(span, margin_px, 5, COARSE)
     wobble = [
         _lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)
@@ -83,6 +85,7 @@ def draw_backdrop(
     source, bent = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     soft, air = (w.reshape(coarse, coarse) for w in _organs(source, bent.reshape(-1, 3), body))
     fine, u, v = _grid(span, margin_px, 2.5, BONE)
+    rng = streams("spine")
     wobble = [_lumps(rng, fine, 14, 2.0) + _lumps(rng, fine, 40, 0.5) for _ in range(2)]
     _, knobbly = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     bone = spine(rng, source, knobbly.reshape(-1, 3), body).reshape(fine, fine)
@@ -90,8 +93,8 @@ def draw_backdrop(
     depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
     depth += _enlarge(body.bone * bone, span)
     lung = _enlarge(np.clip(air / 110, 0, 1), span)
-    depth += _resize(ribs(rng, arm, body, margin_px), span, cv2.INTER_LINEAR)
-    markings, texture = _lung_markings(rng, arm.size_px, span)
+    depth += _resize(ribs(streams("ribs"), arm, body, margin_px), span, cv2.INTER_LINEAR)
+    markings, texture = _lung_markings(streams("lungs"), arm.size_px, span)
     depth += _resize(markings, span, cv2.INTER_LINEAR) * (0.35 + 0.9 * lung)
     depth += body.texture * _resize(texture, span, cv2.INTER_LINEAR) * (0.45 + 0.7 * lung)
     _draw_hardware(depth, arm, body, margin_px, hardware)

@@ -20,7 +20,8 @@ from cag_utils.phantom.caption_phrases import (
     STUDY_WORDS,
     WORDS,
 )
-from cag_utils.phantom.clinic import PLANS, write_report
+from cag_utils.phantom.findings import PLANS
+from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record
 from cag_utils.segments import AHA_SEGMENTS, GRADES, artery_of, check_lesion, segments_of
 

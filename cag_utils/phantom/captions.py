@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cag_utils.phantom.caption_writers import LANGUAGES, WRITERS
-from cag_utils.phantom.clinic import PLANS, decide_plan, write_findings, write_report
+from cag_utils.phantom.findings import PLANS, decide_plan, write_findings
+from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record
 from cag_utils.segments import GRADES, LATERALITIES, check_lesion, segments_of
 

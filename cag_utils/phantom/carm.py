@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cag_utils.phantom.curves import turned
+
 # Name, primary angle, secondary angle (degrees), how often. Standard teaching views of each side;
 # frequencies: choice.
 VIEWS = {
@@ -83,7 +85,8 @@ class CArm:
         Raises:
             ValueError: A point lies at or behind the X-ray source.
         """
-        right, up, depth = np.moveaxis((points - np.array(self.isocentre_mm)) @ self.axes.T, -1, 0)
+        from_isocentre = points - np.array(self.isocentre_mm)
+        right, up, depth = np.moveaxis(turned(from_isocentre, self.axes), -1, 0)
         from_source = depth + self.source_isocentre_mm
         if np.min(from_source) <= 0:
             raise ValueError(f"a point lies {-np.min(from_source):.0f} mm behind the X-ray source")
@@ -137,8 +140,9 @@ def draw_carm(
         ValueError: This side has no such view.
 
     Source:
-        Distances: 45 real headers, SID 1090 (1020 to 1200), SOD 781 (691 to 872) mm, pixel 0.279 mm
-        at 512 px (facts.md). Scatter of the angles and field of view: choice.
+        Distances: the headers of 45 real XA cines, read once for this study: SID 1090 (1020 to
+        1200), SOD 781 (691 to 872) mm, pixel 0.279 mm at 512 px. Scatter of the angles and field of
+        view: choice.
     """
     table = {name: (primary, secondary) for name, primary, secondary, _ in VIEWS[laterality]}
     shares = [share for *_, share in VIEWS[laterality]]

@@ -59,7 +59,8 @@ def draw_catheter(
     near = np.array(_SHAPES[laterality][shape], float)
     bend = rng.normal(0, 1.8, near.shape) * np.linspace(0, 2, len(near))[:, None]
     near = ostium_mm(laterality) + near * np.exp(rng.normal(0, 0.12)) + bend
-    near[0] -= 2 * (near[1] - near[0]) / np.linalg.norm(near[1] - near[0])  # engaged by 2 mm
+    ahead = near[1] - near[0]
+    near[0] -= 2 * ahead / np.sqrt((ahead**2).sum())  # engaged by 2 mm
     if pigtail:
         near = np.vstack([pigtail_course(rng), [[-24.0, 25, 9], [-30, 45, 9]]])
     arm = "left arm" if rng.random() < 0.15 else "right arm"

@@ -12,13 +12,10 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from cag_utils.phantom.exam import CohortSettings, exam_tables, shoot_exam
-from cag_utils.phantom.stills import Still, still
 from cag_utils.settings import Profile
 from cag_utils.study import data_dir
 
-__all__ = ["CohortSettings", "Still", "cohort_settings", "ensure_phantom", "make_cohort", "still"]
-
-VERSION = 7  # raise it whenever the same settings give other pictures or tables
+VERSION = 8  # raise it whenever the same settings give other pictures or tables
 MARKER = "finished.json"
 COHORTS = ("cnn", "corpus")
 

@@ -8,7 +8,7 @@ from cag_utils.phantom.tree import TWIG_ORDER, Tree
 
 NEVER = 1e6  # seconds; a delay that no cine reaches
 # mm/s along the vessel, so that healthy trees fill in about Gibson's TIMI frame counts (LAD 36.2,
-# LCX 22.2, RCA 20.4 at 30 frames/s; facts.md).
+# LCX 22.2, RCA 20.4 at 30 frames/s; Gibson et al. 1996, Circulation 93:879).
 SPEED_MM_S = {"LCA": 142.0, "RCA": 192.0}
 RISE_S, WASHOUT_S = 0.16, 0.55  # time to half strength, time constant at the tip; choice
 # Choice: wash-out takes longer the farther the bolus has spread, in steps of 30 mm; what comes

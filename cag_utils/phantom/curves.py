@@ -4,6 +4,20 @@ import numpy as np
 from numba import njit
 
 
+def turned(points: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Return points in another frame, without BLAS, whose last bit depends on the processor.
+
+    Args:
+        points: (..., 3).
+        axes: (3, 3) rows are the frame's axes.
+
+    Returns:
+        (..., 3), the same bits on every machine.
+    """
+    x, y, z = np.moveaxis(points, -1, 0)
+    return np.stack([x * axis[0] + y * axis[1] + z * axis[2] for axis in axes], axis=-1)
+
+
 @njit(cache=True)
 def march_epicardium(start, direction, jitter, wander, inward, step_mm, base, axis, axis_mm):
     """Walk over the heart's surface, keeping the distance to its long axis.
@@ -63,7 +77,7 @@ def resample(knots, values, step_mm):
     for i in range(1, k):
         chord[i] = chord[i - 1] + np.sqrt(((knots[i] - knots[i - 1]) ** 2).sum())
     slope = _slopes(knots, chord)
-    n = max(6, int(chord[-1] / step_mm))
+    n = max(6, int(chord[-1] / step_mm + 1e-6))  # a chord of whole steps has as many everywhere
     points, read = np.empty((n, 3)), np.empty(n)
     cell = 0
     for j in range(n):

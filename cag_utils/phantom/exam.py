@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from cag_utils.phantom.atlas import LATERALITIES
-from cag_utils.phantom.clinic import decide_plan, write_findings, write_report
-from cag_utils.phantom.grading import FrameTruth
+from cag_utils.phantom.findings import decide_plan, write_findings
 from cag_utils.phantom.hardware import draw_hardware
-from cag_utils.phantom.noise_labels import NOISE_MODELS, simulate_labels
+from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.labels import NOISE_MODELS, FrameTruth, simulate_labels
 from cag_utils.phantom.patients import Record, draw_record
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_kind, draw_shot
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.segments import laterality_of
@@ -65,12 +66,12 @@ class CohortSettings:
 
     @property
     def key(self) -> tuple[int, int]:
-        """First two words of every seed of this cohort."""
+        """First two words of every stream of this cohort."""
         return STREAMS[self.name], self.seed
 
-    def rng(self, *words: int) -> np.random.Generator:
-        """Return the generator of one patient, side or cine of this cohort alone."""
-        return np.random.default_rng([*self.key, *words])
+    def streams(self, number: int) -> Streams:
+        """Return the streams of one patient of this cohort alone."""
+        return Streams((*self.key, number))
 
 
 def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
@@ -87,33 +88,31 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     Returns:
         JSON-ready truth: `exam` (one row), `videos` (rows) and `frames` (columns by video).
     """
-    rng = settings.rng(number)
-    subject = draw_subject(rng, LESION_SHARES[settings.name])
-    record = draw_record(rng, subject.lesions, subject.sex)
-    metal = draw_hardware(rng, surgery="cabg" in record.history, stented="pci" in record.history)
-    subject = replace(subject, hardware=metal)
-    exam = _exam_row(rng, settings, number, subject, record)
-    trees = {
-        side: diseased_tree(settings.rng(number, 1, i), subject, side)[0]
-        for i, side in enumerate(LATERALITIES)
-    }
+    streams = settings.streams(number)
+    subject = draw_subject(streams("subject"), LESION_SHARES[settings.name])
+    record = draw_record(streams("record"), subject.lesions, subject.sex)
+    operated, stented = "cabg" in record.history, "pci" in record.history
+    subject = replace(subject, hardware=draw_hardware(streams("metal"), operated, stented))
+    exam = _exam_row(streams("exam"), settings, number, subject, record)
+    trees = {side: diseased_tree(streams("tree", side), subject, side)[0] for side in LATERALITIES}
     shapes = [lesion.shape() for side in LATERALITIES for lesion in trees[side].lesions]
     exam["lesion_shapes"] = json.dumps(sorted(shapes, key=lambda shape: shape["segment"]))
     videos, frames = [], {}
-    for cine, side in enumerate(_sides(rng, settings.cines_per_patient), start=1):
-        own = settings.rng(number, 2, cine)
-        kind = draw_kind(own, settings.name)
-        length = int(own.integers(settings.frames_low, settings.frames_high + 1))
+    sides = _sides(streams("sides"), settings.cines_per_patient)
+    for cine, side in enumerate(sides, start=1):
+        kind = draw_kind(streams("kind", cine), settings.name)
+        low, high = settings.frames_low, settings.frames_high
+        length = int(streams("length", cine).integers(low, high + 1))
         shot = draw_shot(
-            own, subject, trees[side], kind, length, settings.frame_rate, settings.size_px
-        )
-        pictures, truth = film(own, subject, trees[side], shot)
+            streams("shot", cine), subject, trees[side], kind, length, settings.frame_rate,
+            settings.size_px,
+        )  # fmt: skip
+        pictures, truth = film(streams("film", cine), subject, trees[side], shot)
         identity = _identity(exam, cine)
         data = xa_dataset(pictures, identity, shot.arm, shot.frame_rate, shot.pulse_s)
         write_xa(folder / f"cine_{cine:02d}.dcm", data)
         videos.append(_video_row(exam, identity, side, shot, subject, record))
-        noise = settings.rng(number, 3, cine)
-        frames[identity.cine_uid] = _frame_columns(noise, truth, side)
+        frames[identity.cine_uid] = _frame_columns(streams("readers", cine), truth, side)
     return {"exam": exam, "videos": videos, "frames": frames}
 
 

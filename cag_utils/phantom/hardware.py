@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cag_utils.phantom.curves import resample
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.tree import Tree
-from cag_utils.segments import LATERALITIES
 
 # Attenuation per mm at about 60 keV (NIST): steel about 1, platinum 5 and more; wound and coated
 # wires hold less metal than their outline (choice).
@@ -35,9 +35,10 @@ class Hardware:
     stents: int = 0
     seed: int = 0
 
-    def rng(self, *words: int) -> np.random.Generator:
-        """Return a generator that is the same in every cine; the words tell parts apart."""
-        return np.random.default_rng([self.seed, *words])
+    @property
+    def streams(self) -> Streams:
+        """Streams that are the same in every cine, one a device."""
+        return Streams((self.seed,))
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ def fixed_strands(hardware: Hardware, scale: float) -> list[Strand]:
     Returns:
         Sternal loops with their twisted knots, cables and electrodes.
     """
-    rng = hardware.rng(0)
+    wires, pads, own = hardware.sternal_wires, hardware.electrodes, hardware.streams
     return [
-        *(_sternal_loop(rng, level, scale) for level in range(hardware.sternal_wires)),
-        *(strand for _ in range(hardware.electrodes) for strand in _electrode(rng, scale)),
+        *(_sternal_loop(own("sternal wire", i), i, scale) for i in range(wires)),
+        *(strand for i in range(pads) for strand in _electrode(own("electrode", i), scale)),
     ]
 
 
@@ -122,7 +123,7 @@ def _electrode(rng, scale: float) -> list[Strand]:
         [rng.uniform(-120, 120), rng.uniform(-120, 60), rng.choice([-125, 108]) * scale]
     )
     away = rng.normal(0, [1.0, 0.7, 0.0])
-    away = away / np.linalg.norm(away)
+    away = away / np.sqrt((away**2).sum())
     along = np.linspace(0, 260, 9)[:, None]
     bend = np.cumsum(rng.normal(0, [7, 7, 0.5], (9, 3)), axis=0)
     cable = _strand(start + away * along + bend, rng.uniform(0.35, 0.8), CABLE_PER_MM)
@@ -133,8 +134,9 @@ def _electrode(rng, scale: float) -> list[Strand]:
 
 def lead_strands(hardware: Hardware) -> list[Strand]:
     """Draw pacemaker leads, from the upper vein into the right heart; the tip beats with it."""
-    strands, rng = [], hardware.rng(1)
+    strands = []
     for number in range(hardware.leads):
+        rng = hardware.streams("lead", number)
         vein = np.array(
             [[60, 150, 20], [20, 120, 0], [-32, 95, -5], [-46, 40, -8], [-50, 0, -2]], float
         )
@@ -184,8 +186,9 @@ def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
         For each stent the indices of its centreline points, 12 to 30 mm of a main vessel.
     """
     mains = [b for b, name in enumerate(tree.names) if name in ("LAD", "LCX", "RCA")]
-    pieces, rng = [], hardware.rng(2, LATERALITIES.index(tree.laterality))
-    for _ in range(hardware.stents):
+    pieces = []
+    for number in range(hardware.stents):
+        rng = hardware.streams("stent", tree.laterality, number)
         way = np.flatnonzero(tree.branch == int(rng.choice(mains)))
         way = way[tree.radius[way] > 0.9]
         length, share = rng.uniform(12, 30), rng.uniform(0.05, 0.6)

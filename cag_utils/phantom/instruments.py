@@ -19,6 +19,7 @@ from cag_utils.phantom.motion import beat
 from cag_utils.phantom.pose import Pose
 from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.splat import draw_discs, draw_tubes
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 
@@ -73,7 +74,7 @@ class Instruments:
     """
 
     def __init__(self, rng, subject: Subject, tree: Tree, shot: Shot, pose: Pose, per_mm: float):
-        self.rng, self.shot, self.per_mm = rng, shot, per_mm
+        self.streams, self.shot, self.per_mm = Streams(rng), shot, per_mm
         self.catheter = self._catheter(subject, tree, pose)
         injection = shot.ventricle or shot.injection
         clock = injection.clock(shot.time_s, shot.rr_s, shot.phase)
@@ -91,14 +92,14 @@ class Instruments:
             self.tubes.append((moving, outer, STENT_PER_MM))
             self.tubes.append((moving, outer - STENT_WALL_MM, -STENT_PER_MM))
         if shot.guide_wire:
-            self._add_wire(guide_wire(rng, tree), tree, pose)
+            self._add_wire(guide_wire(self.streams("wire"), tree), tree, pose)
 
     def _catheter(self, subject: Subject, tree: Tree, pose: Pose) -> Moving | None:
         """The catheter in every frame; none in an empty run."""
         if self.shot.kind == "empty":
             return None
         pigtail = self.shot.ventricle is not None
-        course = draw_catheter(self.rng, tree.laterality, subject.radial, pigtail)
+        course = draw_catheter(self.streams("catheter"), tree.laterality, subject.radial, pigtail)
         ostium = ostium_mm(tree.laterality)[None] + 1e-3
         moved = (beat(ostium, pose.state) - ostium)[:, 0] + pose.breath_mm
         return Moving(follow_ostium(course, moved), self.shot)
@@ -135,4 +136,4 @@ class Instruments:
         if shot.reflux and self.lumen[i] > 0.1 and shot.ventricle is None:
             weight = REFLUX * shot.reflux * self.lumen[i] * self.per_mm * strength
             near = self.catheter.u[i], self.catheter.v[i], self.catheter.scale[i, 0]
-            draw_discs(image, spans, *reflux_discs(self.rng, *near, weight))
+            draw_discs(image, spans, *reflux_discs(self.streams("reflux", i), *near, weight))

@@ -76,7 +76,7 @@ def draw_look(rng: np.random.Generator, size_px: int) -> Look:
         The look.
 
     Source:
-        kVp of 45 real headers, 87 (81 to 105) (facts.md); all else chosen by eye, wider than public
+        kVp of 45 real XA headers, 87 (81 to 105); all else chosen by eye, wider than public
         pictures, so that no vendor's look is a surprise. Noise, grain, blur, sharpening and
         shutters were then moved with appendix A1's table of differences in sight.
     """

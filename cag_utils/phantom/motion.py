@@ -47,7 +47,7 @@ def contract(points: np.ndarray, state: float) -> np.ndarray:
         Sizes of the three motions: prototype's choice, order of magnitude from textbooks.
     """
     from_base = points - HEART_BASE_MM
-    along = from_base @ LONG_AXIS
+    along = (from_base * LONG_AXIS).sum(1)
     out = from_base - along[:, None] * LONG_AXIS
     height = along / LONG_AXIS_MM
     low = np.clip(height, 0, 1)
@@ -99,7 +99,7 @@ def breathing(time_s: np.ndarray, depth_mm: float, period_s: float, phase: float
         (t, 3) mm: to the feet and a quarter as much to the front.
 
     Source:
-        Excursion 4.9 +- 1.9 mm caudal (Shechter 2004, by way of facts.md).
+        Excursion 4.9 +- 1.9 mm caudal (Shechter et al. 2004, IEEE Trans Med Imaging 23:1046).
     """
     wave = depth_mm * np.sin(2 * np.pi * np.asarray(time_s) / period_s + phase)
     return np.stack([0 * wave, -wave, 0.25 * wave], axis=1)

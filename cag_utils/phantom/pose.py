@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cag_utils.phantom.grading import VISIBLE, FrameTruth
+from cag_utils.phantom.labels import VISIBLE, FrameTruth
 from cag_utils.phantom.look import shutter_field
 from cag_utils.phantom.motion import beat, breathing, contraction
 from cag_utils.phantom.shot import Shot
-from cag_utils.phantom.tree import Tree
+from cag_utils.phantom.tree import DIGITS, Tree
 from cag_utils.phantom.visibility import foreshortening, overlap
+
+PIXEL_DIGITS = 5  # positions are rounded, so that a last bit decides nothing about a frame
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,20 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
     state = contraction(shot.time_s, shot.rr_s, shot.phase)
     later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
     breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
-    points = beat(tree.points, state) + breath[:, None]
-    u, v, scale = shot.arm.project(points)
-    after_u, after_v, _ = shot.arm.project(beat(tree.points, later) + breath[:, None])
+    points = np.round(beat(tree.points, state) + breath[:, None], DIGITS)
+    u, v, scale = (np.round(w, PIXEL_DIGITS) for w in shot.arm.project(points))
+    moved = shot.arm.project(beat(tree.points, later) + breath[:, None])
+    after_u, after_v, _ = (np.round(w, PIXEL_DIGITS) for w in moved)
     return Pose(
         points=points,
-        u=u + shot.pan_px[:, :1],
-        v=v + shot.pan_px[:, 1:],
+        u=np.round(u + shot.pan_px[:, :1], PIXEL_DIGITS),
+        v=np.round(v + shot.pan_px[:, 1:], PIXEL_DIGITS),
         scale=scale,
         du=after_u - u,
         dv=after_v - v,
         state=state,
         breath_mm=breath,
-        clock_s=shot.injection.clock(shot.time_s, shot.rr_s, shot.phase),
+        clock_s=np.round(shot.injection.clock(shot.time_s, shot.rr_s, shot.phase), DIGITS),
     )
 
 
@@ -105,9 +108,9 @@ def frame_truth(tree: Tree, shot: Shot, pose: Pose, contrast: np.ndarray) -> Fra
     moved = np.hypot(pose.du, pose.dv)[:, tree.main]
     seen = (contrast >= VISIBLE) & inside
     return FrameTruth(
-        opacified=seen @ weight,
-        contrast=(contrast * inside) @ weight,
-        in_field=inside @ weight,
+        opacified=(seen * weight).sum(1),
+        contrast=(contrast * inside * weight).sum(1),
+        in_field=(inside * weight).sum(1),
         blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
         foreshortening=foreshortening(tree, pose.points, pose.u, pose.v, pose.scale),
         overlap=overlap(tree, pose.u, pose.v, pose.scale, inside),

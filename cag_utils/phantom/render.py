@@ -5,12 +5,13 @@ import numpy as np
 
 from cag_utils.phantom.backdrop import draw_backdrop
 from cag_utils.phantom.contrast import NEVER, arrival_s, beds, inlet
-from cag_utils.phantom.grading import FrameTruth
 from cag_utils.phantom.instruments import Instruments
+from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.look import Display
-from cag_utils.phantom.pose import Pose, frame_truth, pose_tree
+from cag_utils.phantom.pose import PIXEL_DIGITS, Pose, frame_truth, pose_tree
 from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.splat import draw_tubes, link_steps
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.ventricle import DILUTION, cavity_depth, heart_swell
@@ -35,10 +36,12 @@ def film(
     Returns:
         ((t, H, W) uint8 frames, their truth).
     """
-    pose = pose or pose_tree(tree, shot)
-    depth = draw_backdrop(rng, shot.arm, subject.body, shot.margin_px, subject.hardware)
-    detector = expose(rng, depth, shot.look, shot.margin_px)
-    canvas = _Canvas(rng, subject, tree, shot, pose, detector)
+    pose, streams = pose or pose_tree(tree, shot), Streams(rng)
+    depth = draw_backdrop(
+        streams("chest"), shot.arm, subject.body, shot.margin_px, subject.hardware
+    )
+    detector = expose(streams("noise"), depth, shot.look, shot.margin_px)
+    canvas = _Canvas(streams, subject, tree, shot, pose, detector)
     frames = np.empty((shot.n_frames, shot.arm.size_px, shot.arm.size_px), np.uint8)
     contrast = np.empty(pose.u.shape, np.float32)
     for index, frame in enumerate(frames):
@@ -53,8 +56,8 @@ def film(
 class _Canvas:
     """The optical-depth picture of one frame, reused for the next."""
 
-    def __init__(self, rng, subject, tree, shot: Shot, pose: Pose, detector: Detector):
-        self.rng, self.shot, self.pose, self.detector = rng, shot, pose, detector
+    def __init__(self, streams, subject, tree, shot: Shot, pose: Pose, detector: Detector):
+        self.shot, self.pose, self.detector = shot, pose, detector
         self.per_mm, self.display = detector.contrast_per_mm, Display(shot.look)
         size = shot.arm.size_px
         self.depth = np.zeros((size, size), np.float32)
@@ -68,12 +71,16 @@ class _Canvas:
             for own in [bed.points[tree.links]]
         ]
         moved = np.hypot(pose.du, pose.dv)[:, tree.main]
-        self.exposures = np.clip(np.ceil(np.median(moved, axis=1) / BLUR_STEP_PX), 1, 9).astype(int)
-        self.grain = rng.integers(0, NOISE_BORDER, (shot.n_frames, 2))
-        self.instruments = Instruments(rng, subject, tree, shot, pose, self.per_mm)
+        moved = np.round(np.median(moved, axis=1), PIXEL_DIGITS)
+        self.exposures = np.clip(np.ceil(moved / BLUR_STEP_PX), 1, 9).astype(int)
+        frames = [streams("frame", i) for i in range(shot.n_frames)]
+        self.grain = np.array([rng.integers(0, NOISE_BORDER, 2) for rng in frames])
+        self.instruments = Instruments(
+            streams("instruments"), subject, tree, shot, pose, self.per_mm
+        )
         self._place_blush(tree)
         self.swell = heart_swell(shot.arm, detector)
-        self.error = shot.look.flicker * rng.standard_normal(shot.n_frames)
+        self.error = shot.look.flicker * np.array([rng.standard_normal() for rng in frames])
         if shot.ventricle:
             clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
             self.cavity_share = inlet(

@@ -66,7 +66,7 @@ def contrast_per_mm(weights: np.ndarray, iodine_g_ml: float = IODINE_G_ML) -> fl
         weights: From `detected_spectrum`.
         iodine_g_ml: Iodine in the contrast medium.
     """
-    return float(0.1 * weights @ _per_cm(_IODINE, iodine_g_ml))
+    return float(0.1 * (weights * _per_cm(_IODINE, iodine_g_ml)).sum())
 
 
 def transmission_table(weights: np.ndarray) -> np.ndarray:
@@ -82,6 +82,6 @@ def transmission_table(weights: np.ndarray) -> np.ndarray:
         thin layer's attenuation per mm times mm; 1 at 0, with slope -1 there.
     """
     iodine = _per_cm(_IODINE, 1.0)
-    relative = iodine / (weights @ iodine)
+    relative = iodine / (weights * iodine).sum()
     depth = TABLE_STEP * np.arange(TABLE_SIZE)
-    return (np.exp(-depth[:, None] * relative[None]) @ weights).astype(np.float32)
+    return (np.exp(-depth[:, None] * relative[None]) * weights).sum(1).astype(np.float32)

@@ -1,24 +1,78 @@
-"""Single opacified key frames with dense truth, cheap enough to draw by the ten thousand."""
+"""One patient at a time: a scene to film, or a single key frame with dense truth, cheap to draw."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from cag_utils.phantom.atlas import LATERALITIES
 from cag_utils.phantom.contrast import NEVER, arrival_s
-from cag_utils.phantom.grading import FrameTruth
+from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.lesions import Lesion
 from cag_utils.phantom.pose import Pose, inside_shutters, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import Shot, draw_shot
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.segments import check_lesion, laterality_of
 
-STREAM = 3  # the cohorts use 1 and 2, so no still shows a patient of theirs
+# The cohorts use streams 1 and 2, so no still or scene shows a patient of theirs.
+STREAM, SCENE_STREAM = 3, 4
 LESION_SHARES = (0.25, 0.45, 0.30)  # patients with 0, 1, 2 lesions
 DIASTASIS = 0.78  # share of a beat at which the heart stands still
+
+
+class Scene(NamedTuple):
+    """A patient before the camera: what `render.film` takes, `frames, truth = film(*scene(7))`.
+
+    Attributes:
+        rng: Generator of the chest, the noise and the reflux.
+        subject: The patient.
+        tree: The injected side, with its lesions.
+        shot: C-arm, injection, heartbeat, display.
+        pose: Where the tree is in every frame.
+    """
+
+    rng: np.random.Generator
+    subject: Subject
+    tree: Tree
+    shot: Shot
+    pose: Pose
+
+
+def scene(
+    seed: int,
+    laterality: str | None = None,
+    lesion: dict | Sequence[dict] | None = None,
+    **shot: object,
+) -> Scene:
+    """Put a patient whom nobody else shares before the camera.
+
+    Args:
+        seed: 0 or more; the same seed gives the same scene.
+        laterality: LCA or RCA, or None to draw one (60 % LCA); a lesion decides it.
+        lesion: As for `still`.
+        shot: `kind`, `n_frames`, `frame_rate`, `size_px`, `view`: see `shot.draw_shot`.
+
+    Returns:
+        The scene; film it once, since filming draws from its generator.
+
+    Raises:
+        ValueError: As `still`, or a setting of the shot breaks its rule.
+    """
+    streams = _streams(SCENE_STREAM, seed)
+    side, subject = _subject(streams("subject"), laterality, lesion)
+    tree, _ = diseased_tree(streams("tree"), subject, side)
+    drawn = draw_shot(streams("shot"), subject, tree, **shot)
+    return Scene(streams("film"), subject, tree, drawn, pose_tree(tree, drawn))
+
+
+def _streams(stream: int, seed: int) -> Streams:
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    return Streams((stream, seed))
 
 
 @dataclass(frozen=True)
@@ -81,15 +135,13 @@ def still(
         ValueError: `seed` is negative, the laterality is unknown, or a lesion is malformed or lies
             on the other side.
     """
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    rng = np.random.default_rng([STREAM, seed])
-    side, subject = _subject(rng, laterality, lesion)
-    tree, lesions = diseased_tree(rng, subject, side)
-    shot = draw_shot(rng, subject, tree, n_frames=1, size_px=size_px)
+    streams = _streams(STREAM, seed)
+    side, subject = _subject(streams("subject"), laterality, lesion)
+    tree, lesions = diseased_tree(streams("tree"), subject, side)
+    shot = draw_shot(streams("shot"), subject, tree, n_frames=1, size_px=size_px)
     shot, full_at = _full(tree, shot, phase, wait_s)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([full_at]))
-    frames, truth = film(rng, subject, tree, shot, pose)
+    frames, truth = film(streams("film"), subject, tree, shot, pose)
     return _described(frames[0], truth, tree, lesions, shot, pose)
 
 

@@ -9,6 +9,7 @@ from cag_utils.phantom.atlas import DOMINANCE_SHARES, DOMINANCES, FEMALE_SCALE
 from cag_utils.phantom.backdrop import Body, draw_body
 from cag_utils.phantom.hardware import Hardware, draw_hardware
 from cag_utils.phantom.lesions import Lesion, draw_lesions, narrow
+from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.tree import Tree
 from cag_utils.segments import laterality_of
 
@@ -58,6 +59,8 @@ def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> 
     Returns:
         The patient; trees grow later, from their own generators.
     """
+    streams = Streams(rng)
+    rng = streams("person")
     sex = str(rng.choice(["M", "F"], p=[0.7, 0.3]))
     dominance = str(rng.choice(DOMINANCES, p=DOMINANCE_SHARES))
     return Subject(
@@ -65,11 +68,11 @@ def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> 
         dominance=dominance,
         tortuosity=float(np.exp(rng.normal(np.log(1.5), 0.35))),
         fineness=rng.uniform(0.7, 1.3),
-        body=draw_body(rng),
+        body=draw_body(streams("body")),
         heart_rate_bpm=rng.uniform(52, 95),
         radial=bool(rng.random() < 0.75),
-        lesions=tuple(draw_lesions(rng, lesion_shares, dominance)),
-        hardware=draw_hardware(rng),
+        lesions=tuple(draw_lesions(streams("lesions"), lesion_shares, dominance)),
+        hardware=draw_hardware(streams("hardware")),
         heart_size=(0.96 if sex == "F" else 1.0) * float(np.exp(0.06 * rng.standard_normal())),
         heart_turn_deg=tuple(map(float, rng.normal(0, HEART_TURN_DEG))),
     )
@@ -89,12 +92,14 @@ def diseased_tree(
         The tree and the lesions of this side.
     """
     scale = FEMALE_SCALE if subject.sex == "F" else 1.0
+    streams = Streams(rng)
     tree = grow_tree(
-        rng, laterality, subject.dominance, subject.tortuosity, subject.fineness, scale
+        streams("tree"), laterality, subject.dominance, subject.tortuosity, subject.fineness, scale
     )
     tree = tree.placed(subject.heart_size, subject.heart_turn_deg)
     healthy = tree
     for lesion in subject.lesions:
         if laterality_of(lesion["segment"]) == laterality:
-            tree, _ = narrow(rng, tree, lesion["segment"], lesion["percent"], healthy=healthy)
+            own = streams("lesion", lesion["segment"])
+            tree, _ = narrow(own, tree, lesion["segment"], lesion["percent"], healthy=healthy)
     return tree, tree.lesions

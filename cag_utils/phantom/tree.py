@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from cag_utils.phantom.curves import turned
+
 # SYNTAX-score labels of named branches, as ARCADE uses them; all other points take their AHA
 # number, which SYNTAX shares from 1 to 15.
 SYNTAX_BRANCHES = {
@@ -20,6 +22,7 @@ SYNTAX_BRANCHES = {
     "PD": "4",
 }
 SYNTAX_RIGHT = {"AV": "16", "PL1": "16a", "PL2": "16b"}
+DIGITS = 8  # of a millimetre: coordinates are rounded, so that a last bit decides nothing later
 TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
 
 
@@ -94,8 +97,10 @@ class Tree:
             raise ValueError(f"size must be above 0, got {size}")
         turn = Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
         ostium = self.points[0]
-        points = ostium + size * (self.points - ostium) @ turn.T
-        return replace(self, points=points, path_mm=size * self.path_mm)
+        points = ostium + size * turned(self.points - ostium, turn)
+        return replace(
+            self, points=np.round(points, DIGITS), path_mm=np.round(size * self.path_mm, DIGITS)
+        )
 
     @property
     def links(self) -> np.ndarray:

@@ -94,4 +94,4 @@ def _share(radius, u, v, scale, inside, one, other) -> float:
     meet = (squared < (wide[one] + wide[other]) ** 2) & inside[one] & inside[other]
     covered = np.zeros(len(radius), bool)
     covered[one[meet]] = covered[other[meet]] = True
-    return float(weight @ covered / weight.sum())
+    return float((weight * covered).sum() / weight.sum())

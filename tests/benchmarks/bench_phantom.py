@@ -14,13 +14,13 @@ import numpy as np
 
 from cag_utils.phantom import render
 from cag_utils.phantom.backdrop import draw_backdrop
-from cag_utils.phantom.cohort import still
 from cag_utils.phantom.instruments import Instruments
 from cag_utils.phantom.look import Display
 from cag_utils.phantom.pose import pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot
 from cag_utils.phantom.splat import SMALLEST_PX, draw_discs
+from cag_utils.phantom.stills import still
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.phantom.xadicom import encode_jpeg
 from cag_utils.phantom.xray import expose

@@ -46,8 +46,10 @@ from cag_utils.backbones import load_backbone
 from cag_utils.examples import read_examples
 from cag_utils.jobs import Job, make_job
 from cag_utils.length_buckets import LengthBuckets, padding_share
-from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings, write_report
-from cag_utils.phantom.cohort import still
+from cag_utils.phantom.findings import decide_plan, write_findings
+from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.patients import draw_record
+from cag_utils.phantom.stills import still
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.settings import load_profile
 from cag_utils.sft_config import training_config

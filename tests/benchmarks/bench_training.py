@@ -36,7 +36,7 @@ from timm.utils import dispatch_clip_grad
 
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import autocast, network, pick_device, read_frame_set
-from cag_utils.phantom.cohort import still
+from cag_utils.phantom.stills import still
 from cag_utils.processes import join_team
 from cag_utils.settings import load_profile
 from cag_utils.trainer import CLIP_NORM, Trainer

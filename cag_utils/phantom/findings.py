@@ -1,4 +1,4 @@
-"""What is advised after the picture: the phantom's written decision table.
+"""What is found in the picture, and what is advised after it: the phantom's decision table.
 
 A simplified teaching rule and a deterministic label for a study of language models: never guidance
 for a patient. It sees one side of one patient; which lesion is the culprit, SYNTAX score, bleeding
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from cag_utils.phantom.patients import Record
-from cag_utils.segments import check_lesion
+from cag_utils.segments import LATERALITIES, check_lesion, laterality_of
 
 # Stands wherever the table is printed.
 TEACHING_NOTE = (
@@ -184,3 +184,39 @@ def _left_main(lesions: list[dict]) -> bool:
 def _proximal_lad_and_circumflex(lesions: list[dict]) -> bool:
     tight = {x["segment"] for x in lesions if x["percent"] >= 75}
     return 6 in tight and any(11 <= segment <= 15 for segment in tight)
+
+
+def write_findings(
+    lesions_of_side: Iterable[Mapping], laterality: str, plan: str
+) -> dict[str, str]:
+    """Write findings and advice in the paper's format (Figure 3), in both languages.
+
+    Args:
+        lesions_of_side: `{segment, percent}`; one sentence each, by AHA number.
+        laterality: LCA or RCA, the side in the picture.
+        plan: A key of `PLANS`.
+
+    Returns:
+        `{"ja": ..., "en": ...}`, e.g. "LCX #11 shows 75% stenosis. Measure FFR ...".
+
+    Raises:
+        ValueError: Unknown laterality or plan, or a lesion that is malformed or of the other side.
+    """
+    if laterality not in LATERALITIES or plan not in PLANS:
+        known = f"LCA or RCA and a plan of {list(PLANS)}"
+        raise ValueError(f"findings need {known}, got {laterality!r} and {plan!r}")
+    lesions = sorted((check_lesion(x) for x in lesions_of_side), key=lambda x: x["segment"])
+    if strays := [x for x in lesions if laterality_of(x["segment"]) != laterality]:
+        raise ValueError(f"an injection of the {laterality} does not show {strays}")
+    pairs = [_lesion_sentence(**x) for x in lesions] or [
+        (f"No significant stenosis in the {laterality}.", f"{laterality}に有意狭窄は認めません。")
+    ]
+    pairs.append(PLANS[plan])
+    return {"ja": "".join(ja for _, ja in pairs), "en": " ".join(en for en, _ in pairs)}
+
+
+def _lesion_sentence(segment: int, percent: int, artery: str) -> tuple[str, str]:
+    closed = percent == 100
+    en = f"{artery} #{segment} shows {percent}% stenosis" + " (total occlusion)" * closed
+    name = "LMT" if artery == "LM" else artery  # Japanese notes write LMT for the left main
+    return f"{en}.", f"{name} #{segment}に{percent}%の狭窄{'（完全閉塞）' * closed}が確認できます。"
