@@ -6,7 +6,6 @@ come from, and everything after that is the same code. ConceptCLIP and MedCLIP r
 and all three cut long texts without a word: ask `Embedder.truncated`.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,6 @@ import torch
 from PIL import Image
 from torch.nn import functional
 from transformers import (
-    AutoModel,
-    AutoProcessor,
     AutoTokenizer,
     BertConfig,
     PreTrainedTokenizerBase,
@@ -35,7 +32,6 @@ from cag_utils.hub import (
     fetch_weights,
     read_safetensors,
     read_state,
-    remote_code,
 )
 from cag_utils.params import check_choice
 from cag_utils.study import read_json, under_root
@@ -50,7 +46,6 @@ from cag_utils.two_towers import (
 SIZES = ("tiny", "real")
 WEIGHTS = Path(str(files("cag_utils"))) / "weights"
 MEDCLIP_FOLDER = "data/checkpoints/medclip"
-COMMIT_VARIABLE = "CAG_CONCEPTCLIP_COMMIT"  # 40 hex digits: run that commit's own code
 
 
 @dataclass(frozen=True)
@@ -185,21 +180,16 @@ def _load_medclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
 
 
 def _load_conceptclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
-    """Our own network by default; the repository's code only at a commit that the user names."""
-    repo, revision, commit = checkpoint.repo, checkpoint.revision, os.environ.get(COMMIT_VARIABLE)
-    if twin is None and commit:
-        pinned = remote_code(checkpoint, commit)
-        model = AutoModel.from_pretrained(repo, use_safetensors=True, **pinned)
-        tokenizer = AutoProcessor.from_pretrained(repo, **pinned).tokenizer
-    elif twin is None:
-        state = read_safetensors(fetch_weights(repo, revision))
-        model = load_published(ConceptClip(), state)
-        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
-    else:
+    if twin:
         found = read_json(twin / "config.json")
         model = ConceptClip(found["tower"], BertConfig(**found["text"]))
         load_published(model, read_safetensors(twin))
         tokenizer = AutoTokenizer.from_pretrained(twin)
+    else:
+        repo, revision = checkpoint.repo, checkpoint.revision
+        state = read_safetensors(fetch_weights(repo, revision))
+        model = load_published(ConceptClip(), state)
+        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
     unit = partial(functional.normalize, dim=-1)
     return Towers(
         lambda pixels: unit(model.encode_image(pixels)[0]),

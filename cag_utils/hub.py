@@ -1,7 +1,7 @@
 """Published weights: whether this machine may have them, has them, and which commit they are.
 
-Weights are read from safetensors only, with MedCLIP's `.bin` as the one exception. A repository's
-own code is never run unless somebody asks for one commit of it (`remote_code`).
+Weights are read from safetensors only, with MedCLIP's `.bin` as the one exception. No repository's
+own code is ever run: the study has networks of its own for the same tensors (`two_towers`).
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class Checkpoint:
         )
 
 
-# The one repository that two rooms read (as a backbone's image tower and as an embedder), and the
-# one whose own code may be asked for.
+# The one repository that two rooms read: as a backbone's image tower and as an embedder.
 CONCEPTCLIP = Checkpoint(
     "JerrryNie/ConceptCLIP",
     "main",
@@ -226,31 +225,6 @@ def resolved_commit(source: str, revision: str = "main") -> str:
     if snapshot := _cached(source, revision):  # .../snapshots/<commit>
         return snapshot.name
     raise FileNotFoundError(f"{source} at {revision} is not in the cache: load it first")
-
-
-def remote_code(checkpoint: Checkpoint, commit: str = "") -> dict[str, str | bool]:
-    """Return the arguments that let `from_pretrained` run ConceptCLIP's own code; none by default.
-
-    The study does not need it: its own network (`two_towers.ConceptClip`) reads the same tensors.
-    It is here to compare the two. What is run was read by whoever names the commit.
-
-    Args:
-        checkpoint: Must be ConceptCLIP's.
-        commit: 40 hexadecimal digits; empty runs nothing.
-
-    Raises:
-        ValueError: Another repository, or a branch or tag, which may change under one's feet.
-    """
-    if not commit:
-        return {}
-    if checkpoint.repo != CONCEPTCLIP.repo:
-        raise ValueError(f"code of {checkpoint.repo} is never run, only {CONCEPTCLIP.repo}'s")
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise ValueError(
-            f"remote code is run from one commit, 40 hexadecimal digits, got {commit!r}: "
-            f"read it at {checkpoint.licence_url}/commits/main and pass the commit you read"
-        )
-    return {"trust_remote_code": True, "revision": commit, "code_revision": commit}
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:

@@ -248,9 +248,7 @@ def test_no_backbone_runs_code_or_unpickles():
     package = Path(backbones.__file__).parent
     for path in package.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        allowed = path.name == "hub.py"  # its one function, off by default
-        assert "pickle.load" not in source, path
-        assert allowed or "trust_remote_code" not in source, path
+        assert "pickle.load" not in source and "trust_remote_code" not in source, path
     loads = {
         path.name: re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8"))
         for path in package.rglob("*.py")

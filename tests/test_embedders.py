@@ -288,24 +288,6 @@ def test_medclip_names_the_folder_it_wants(monkeypatch, tmp_path):
         load_embedder("medclip", "real")
 
 
-def test_conceptclips_own_code_runs_only_at_a_commit_that_the_user_names(monkeypatch):
-    asked = []
-    loader = type("Loader", (), {"from_pretrained": lambda *a, **k: asked.append(k) or 1 / 0})
-    monkeypatch.setattr(embedders, "AutoModel", loader)
-    monkeypatch.setattr(embedders, "fetch_weights", lambda *a: 1 / 0)
-    monkeypatch.setattr(embedders, "check_access", lambda _: None)
-    with pytest.raises(ZeroDivisionError):
-        load_embedder("conceptclip", "real")  # our network asks for tensors, and nothing else
-    assert asked == []
-    monkeypatch.setenv(embedders.COMMIT_VARIABLE, "main")
-    with pytest.raises(ValueError, match="40 hexadecimal digits"):
-        load_embedder("conceptclip", "real")
-    monkeypatch.setenv(embedders.COMMIT_VARIABLE, "a" * 40)
-    with pytest.raises(ZeroDivisionError):
-        load_embedder("conceptclip", "real")
-    assert asked[0]["trust_remote_code"] and asked[0]["revision"] == "a" * 40
-
-
 def test_an_embedder_is_added_by_one_entry(monkeypatch, tmp_path):
     """A made-up one, through the calls of notebooks 06 and 08."""
 

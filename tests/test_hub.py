@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from cag_utils import hub
 from cag_utils.embedders import EMBEDDERS
 from cag_utils.hub import (
-    CONCEPTCLIP,
     Checkpoint,
     check_access,
     fetch_weights,
@@ -24,7 +23,6 @@ from cag_utils.hub import (
     override,
     read_safetensors,
     read_state,
-    remote_code,
     resolved_commit,
 )
 
@@ -184,17 +182,6 @@ def test_weights_of_a_tower_come_from_a_folder_or_the_hub(monkeypatch, tmp_path)
     with pytest.raises(FileNotFoundError, match="a .bin is a pickle"):
         fetch_weights("a/pickle", "main")
     assert asked == [("model.safetensors", "main")] * 2
-
-
-def test_code_is_run_from_one_commit_of_one_repository_or_not_at_all():
-    assert remote_code(CONCEPTCLIP) == {}
-    found = remote_code(CONCEPTCLIP, COMMIT)
-    assert found == {"trust_remote_code": True, "revision": COMMIT, "code_revision": COMMIT}
-    for moving in ("main", "v1.0", COMMIT[:12], COMMIT.upper()):
-        with pytest.raises(ValueError, match="40 hexadecimal digits"):
-            remote_code(CONCEPTCLIP, moving)
-    with pytest.raises(ValueError, match="never run"):
-        remote_code(NOWHERE, COMMIT)
 
 
 def test_files_are_safetensors_whole_or_in_parts(tmp_path):
