@@ -132,7 +132,7 @@ rule vlscore:
     input:
         f"{OUT}/05_generate_reports/{{language}}/generations.csv",
         sources=sources("06_vlscore"),
-        weights=weights("siglip2", "medclip", "conceptclip"),
+        weights=weights(*PROFILE.vlscore.embedders),
     output:
         f"{OUT}/06_vlscore/{{language}}/scores.csv",
         f"{OUT}/06_vlscore/{{language}}/metrics.json",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cag_utils.checkpoint_hub import Checkpoint
+from cag_utils.hub import CONCEPTCLIP, Checkpoint
 from cag_utils.params import check_choice
 
 PROMPT_FORMATS = ("chat", "prefix")
@@ -85,16 +85,6 @@ PALIGEMMA2 = Checkpoint(
     gated=True,
     parameters=3.03e9,
     download_gb=12.1,  # float32; half of it where a revision holds bfloat16
-)
-CONCEPTCLIP = Checkpoint(
-    "JerrryNie/ConceptCLIP",
-    "main",
-    "https://huggingface.co/JerrryNie/ConceptCLIP",
-    "conceptclip",
-    licence="MIT",
-    gated=True,
-    parameters=0.54e9,
-    download_gb=2.2,  # float32: 0.43e9 in the image tower, 0.11e9 in PubMedBERT
 )
 BACKBONES: dict[str, Backbone] = {
     "paligemma2": Backbone(PALIGEMMA2, 16, image_px=448, image_tokens=1024, prompt_format="prefix"),

@@ -25,7 +25,6 @@ from transformers.utils import logging as transformers_logging
 
 from cag_utils.attention import fuse_attention
 from cag_utils.backbone_entries import BACKBONES, Backbone, Tower, get_backbone, registry_table
-from cag_utils.checkpoint_hub import Checkpoint, check_access, fetch_weights, override
 from cag_utils.conceptclip import (
     convert_tower,
     has_converted_tower,
@@ -33,6 +32,7 @@ from cag_utils.conceptclip import (
     swap_tower,
     tower_width,
 )
+from cag_utils.hub import Checkpoint, check_access, fetch_weights, override
 from cag_utils.params import check_choice
 
 __all__ = [

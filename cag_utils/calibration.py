@@ -10,8 +10,7 @@ from scipy.optimize import minimize_scalar
 
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.settings import Stats
-from cag_utils.stats import Estimate
-from cag_utils.strata import bracket, draw_weights
+from cag_utils.stats import Estimate, cluster_bootstrap
 
 N_BINS = 15  # as Guo et al.
 LEAST_P = 1e-12  # a probability of 0 has no logarithm
@@ -66,27 +65,26 @@ def reliability(
         raise ValueError(f"{len(p)} confidences, {len(hit)} answers, {len(patients)} patients")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("a confidence must lie between 0 and 1; logits are none")
-    codes, weights = draw_weights(patients, stats.n_resamples, seed)
     where = np.clip(np.ceil(p * n_bins).astype(int) - 1, 0, n_bins - 1)
-    sums = np.zeros((3, codes.max() + 1, n_bins))  # frames, confidence, right
-    for total, values in zip(sums, (np.ones_like(p), p, hit), strict=True):
-        np.add.at(total, (codes, where), values)
-    n, said, true = sums.sum(1)
-    drawn = weights @ sums
-    gaps = bracket(_ece(n, said, true), _ece(*drawn), stats.level)
+    values = np.zeros((len(p), 3, n_bins))
+    values[np.arange(len(p)), :, where] = np.column_stack([np.ones_like(p), p, hit])
+    gaps, *shares = cluster_bootstrap(
+        patients, values, _ece_and_shares, stats.n_resamples, seed, stats.level
+    )
+    n, said, _ = values.sum(0)
     rows = []
     for i in np.flatnonzero(n):
-        with np.errstate(invalid="ignore"):
-            share = bracket(true[i] / n[i], drawn[2, :, i] / drawn[0, :, i], stats.level)
         edges = (i / n_bins, (i + 1) / n_bins)
-        rows.append((*edges, int(n[i]), said[i] / n[i], *share))
+        rows.append((*edges, int(n[i]), said[i] / n[i], *shares[i]))
     columns = ["from_confidence", "to_confidence", "n", "confidence", "right", "low", "high"]
     return Reliability(pd.DataFrame(rows, columns=columns), gaps)
 
 
-def _ece(n: np.ndarray, said: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """ECE of sums a bin, (..., bins)."""
-    return np.abs(said - right).sum(-1) / n.sum(-1)
+def _ece_and_shares(sums: np.ndarray) -> np.ndarray:
+    """Frames, confidence and right, (..., 3, bins), to ECE and shares right, (..., 1 + bins)."""
+    n, said, right = np.moveaxis(sums, -2, 0)
+    ece = np.abs(said - right).sum(-1) / n.sum(-1)
+    return np.concatenate([ece[..., None], right / n], -1)
 
 
 def read_temperature(predictions_val: Path) -> float | None:

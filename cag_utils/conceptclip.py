@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
-from cag_utils.tensor_files import read_safetensors, read_state
+from cag_utils.hub import read_safetensors, read_state
 
 __all__ = [
     "convert_tower",

@@ -88,7 +88,7 @@ def train_embedder(
     trunk: torch.nn.Module | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train a twin, in place: SigLIP2 with the sigmoid loss, the others with InfoNCE.
+    """Train a twin, in place, with the loss of its entry.
 
     A step draws two texts a picture. The picture is pulled towards the first, and the two texts
     towards each other, so that wordings of one finding meet even where the picture is hard to read.
@@ -160,7 +160,7 @@ def pair_loss(
     """Return the loss the embedder's authors used, with its own scale and bias."""
     model = embedder.towers.module
     logits = model.logit_scale.exp().clamp(max=100) * left @ right.T
-    if embedder.name == "siglip2":
+    if embedder.entry.loss == "sigmoid":
         return sigmoid_loss(logits + model.logit_bias, same)
     return softmax_loss(logits, same)
 

@@ -6,12 +6,12 @@ occlusion"). The vocabulary is in `lexicon`.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cag_utils import lexicon
-from cag_utils.mentions import Mark, find_grades, find_places, normalise, order
 from cag_utils.params import check_choice
 from cag_utils.segments import AHA_SEGMENTS, artery_of, laterality_of
 
@@ -93,9 +93,11 @@ def read_entities(text: str, language: str) -> Entities:
         ValueError: `language` is neither en nor ja.
     """
     check_choice("language", language, ("en", "ja"))
-    sentences = [s for s in lexicon.SENTENCE.split(normalise(text)) if s.strip()]
+    sentences = [s for s in lexicon.SENTENCE.split(_normalise(text)) if s.strip()]
     read = [_read_sentence(sentence, language) for sentence in sentences]
-    stenoses = _located([found for found, _ in read], [find_places(s, language) for s in sentences])
+    stenoses = _located(
+        [found for found, _ in read], [_find_places(s, language) for s in sentences]
+    )
     plans = [plan for s in sentences for plan in _plans(s, language)]
     return Entities(
         sides=frozenset(side for s in sentences for side in _sides(s, language)),
@@ -119,15 +121,111 @@ def to_grade(percent: int) -> int:
     return next(step for step in (0, 25, 50, 75, 90, 99, 100) if percent <= step)
 
 
+class _Mark(NamedTuple):
+    """A place (artery or segment) or a grade in a clause; `whole` may only introduce a segment."""
+
+    start: int
+    end: int
+    artery: str | None = None  # RCA, LM, LAD, LCX, or LCA where only the left side is named
+    segment: int | None = None  # AHA number as stated
+    percent: int | None = None  # None for a place
+    whole: bool = False  # an artery or side without a segment
+
+
+def _normalise(text: str) -> str:
+    """Return the text with plain digits and signs, in lower case, without Markdown."""
+    plain = unicodedata.normalize("NFKC", text).lower().replace("–", "-").replace("—", ", ")
+    plain = plain.replace("〜", "~").replace("♯", "#")
+    plain = re.sub(r"^\s*(?:#{1,6}\s+|[-*•]\s+|\d{1,2}[.)]\s+)", "", plain, flags=re.MULTILINE)
+    return re.sub(r"[*`_]+", "", plain)
+
+
+def _find_places(clause: str, language: str) -> list[_Mark]:
+    """Return the places of a clause, left to right; an artery and its segment become one."""
+    named = [_named_place(m) for m in lexicon.PLACE[language].finditer(clause)]
+    numbers = [n for m in lexicon.NUMBER[language].finditer(clause) for n in _numbered(m)]
+    for place in named:
+        bare = lexicon.BARE_NUMBER.match(clause, place.end)
+        if bare and place.artery in lexicon.PART_OF:
+            numbers.append(_Mark(bare.start(), bare.end(), segment=int(bare[1])))
+    merged, used = [], set()
+    for number in sorted(set(numbers), key=_order):
+        owner = _owner(clause, number, named)
+        used |= {owner} if owner else set()
+        merged.append(number._replace(artery=owner.artery if owner else None))
+    return sorted([place for place in named if place not in used] + merged, key=_order)
+
+
+def _owner(clause: str, number: _Mark, named: list[_Mark]) -> _Mark | None:
+    """Return the artery a segment number belongs to: "LCX (#11", "segment 7 of the LAD"."""
+    ahead = [p for p in named if p.end <= number.start]
+    if ahead and lexicon.GAP_BEFORE_NUMBER.fullmatch(clause[ahead[-1].end : number.start]):
+        return ahead[-1]
+    behind = [p for p in named if p.start >= number.end]
+    if behind and lexicon.GAP_AFTER_NUMBER.fullmatch(clause[number.end : behind[0].start]):
+        return behind[0]
+    return None
+
+
+def _named_place(match: re.Match) -> _Mark:
+    name = next(key for key in lexicon.PLACE_OF if match[key.replace(" ", "_")])
+    artery, segment = lexicon.PLACE_OF[name]
+    part = f"{match['before'] or ''}{match['after'] or ''}"
+    if segment is None and part and artery in lexicon.PART_OF and name == artery.lower():
+        which = next(i for i, words in enumerate(lexicon.PARTS) if any(w in part for w in words))
+        segment = lexicon.PART_OF[artery][which]
+    whole = segment is None and name == artery.lower()  # not a diagonal or septal branch
+    return _Mark(match.start(), match.end(), artery, segment, whole=whole)
+
+
+def _numbered(match: re.Match) -> list[_Mark]:
+    digits = next(filter(None, match.groups()))
+    return [_Mark(match.start(), match.end(), segment=int(n)) for n in re.findall(r"\d+", digits)]
+
+
+def _find_grades(clause: str, language: str) -> list[_Mark]:
+    """Return percentages (no ejection fractions or upper bounds), or words where none stands."""
+    marks = [
+        _Mark(m.start(), m.end(), percent=int(m[1]))
+        for m in lexicon.PERCENT[language].finditer(clause)
+        if int(m[1]) <= 100
+        and not lexicon.NOT_STENOSIS_BEFORE.search(clause[: m.start()])
+        and not lexicon.NOT_STENOSIS_AFTER.match(clause[m.end() :])
+    ]
+    if not marks and not lexicon.STENOSIS[language].search(clause):
+        return []
+    if not marks:
+        return _graded_words(clause, language, lexicon.GRADE_WORDS)
+    occluded = _graded_words(clause, language, (99, 100))
+    return marks + [word for word in occluded if word.percent not in {m.percent for m in marks}]
+
+
+def _graded_words(clause: str, language: str, grades) -> list[_Mark]:
+    marks, taken = [], []
+    for grade in grades:
+        if grade == 75 and marks:  # "significant" says less than any other word
+            break
+        for m in lexicon.GRADE_WORDS[grade][language].finditer(clause):
+            if not any(m.start() < end and start < m.end() for start, end in taken):
+                marks.append(_Mark(m.start(), m.end(), percent=grade))
+                taken.append(m.span())
+    return marks
+
+
+def _order(mark: _Mark) -> tuple[int, int]:
+    """Sort key: where a mark stands; segments of one list by number."""
+    return mark.start, mark.segment or 0
+
+
 def _sides(sentence: str, language: str) -> set[str]:
     """Return the sides a sentence names, unless it says that they are not imaged."""
     if lexicon.NOT_IMAGED[language].search(sentence):
         return set()
-    places = find_places(sentence, language)
+    places = _find_places(sentence, language)
     return {side for place in places if (side := _side(place))}
 
 
-def _side(place: Mark) -> str | None:
+def _side(place: _Mark) -> str | None:
     if place.artery:
         return "RCA" if place.artery == "RCA" else "LCA"
     return laterality_of(place.segment) if place.segment in AHA_SEGMENTS else None
@@ -147,11 +245,11 @@ def _read_sentence(sentence: str, language: str) -> tuple[list[Stenosis], set[st
         stenoses += found
         denied |= absent and not elsewhere
         if not found:
-            cleared |= {_scope(place) for place in find_places(clause, language)}
+            cleared |= {_scope(place) for place in _find_places(clause, language)}
     return stenoses, (cleared or {"all"}) if denied else set()
 
 
-def _located(read: list[list[Stenosis]], places: list[list[Mark]]) -> list[Stenosis]:
+def _located(read: list[list[Stenosis]], places: list[list[_Mark]]) -> list[Stenosis]:
     """Give a grade that stands alone ("Stenosis: 75%.") the place of the sentence beside it."""
     located = []
     for i, found in enumerate(read):
@@ -162,7 +260,7 @@ def _located(read: list[list[Stenosis]], places: list[list[Mark]]) -> list[Steno
     return located
 
 
-def _scope(place: Mark) -> str:
+def _scope(place: _Mark) -> str:
     return f"#{place.segment}" if place.segment else str(place.artery)
 
 
@@ -176,7 +274,7 @@ def _stenoses(clause: str, language: str) -> list[Stenosis]:
     if listed and not lexicon.PERCENT[language].search(clause):
         found = ((lexicon.SEGMENT_OF[name], lexicon.LISTED_GRADES[word]) for name, word in listed)
         return [Stenosis(artery_of(segment), segment, percent) for segment, percent in found]
-    places, grades = find_places(clause, language), find_grades(clause, language)
+    places, grades = _find_places(clause, language), _find_grades(clause, language)
     if not grades:
         stated = lexicon.STENOSIS[language].search(clause)
         return [_stenosis(place, None) for place in places] if stated else []
@@ -184,7 +282,7 @@ def _stenoses(clause: str, language: str) -> list[Stenosis]:
         if_so = lexicon.HYPOTHETICAL.search(clause)
         return [] if if_so else [Stenosis(None, None, grade.percent) for grade in grades]
     pairs = []
-    for where, percents in _runs(sorted(_specific(places) + grades, key=order)):
+    for where, percents in _runs(sorted(_specific(places) + grades, key=_order)):
         if len(where) == len(percents):
             pairs += [_stenosis(w, p.percent) for w, p in zip(where, percents, strict=True)]
         else:
@@ -192,17 +290,17 @@ def _stenoses(clause: str, language: str) -> list[Stenosis]:
     return pairs
 
 
-def _specific(places: list[Mark]) -> list[Mark]:
+def _specific(places: list[_Mark]) -> list[_Mark]:
     """Drop an artery or side that only introduces a segment: "the LAD shows 75% in #7"."""
     arteries = {_stenosis(p, None).artery for p in places if p.segment}
     kept = [p for p in places if not p.whole or p.artery not in (arteries | {"LCA"})]
     return kept or places
 
 
-def _runs(marks: list[Mark]) -> Iterator[tuple[list[Mark], list[Mark]]]:
+def _runs(marks: list[_Mark]) -> Iterator[tuple[list[_Mark], list[_Mark]]]:
     """Cut a clause's marks into (places, grades) groups; a leading kind opens each group."""
     leads_with_place = marks[0].percent is None
-    group: tuple[list[Mark], list[Mark]] = ([], [])
+    group: tuple[list[_Mark], list[_Mark]] = ([], [])
     for mark in marks:
         is_place = mark.percent is None
         if is_place == leads_with_place and group[0] and group[1]:
@@ -213,7 +311,7 @@ def _runs(marks: list[Mark]) -> Iterator[tuple[list[Mark], list[Mark]]]:
         yield group
 
 
-def _stenosis(place: Mark, percent: int | None) -> Stenosis:
+def _stenosis(place: _Mark, percent: int | None) -> Stenosis:
     artery = None if place.artery == "LCA" else place.artery  # a side, not an artery
     if artery is None and place.segment in AHA_SEGMENTS:
         artery = artery_of(place.segment)

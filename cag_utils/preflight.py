@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from transformers import AutoConfig
 
 from cag_utils.backbones import find_sources, get_backbone, locate, quantisation
-from cag_utils.checkpoint_hub import Checkpoint, is_here, resolved_commit
 from cag_utils.footprint import CONTEXT_GB, GB, Footprint, footprint, generation_gb, training_gb
+from cag_utils.hub import Checkpoint, is_here, resolved_commit
 
 FIXES = {
     "free disk": "free some, or set HF_HOME to a folder on a larger disk",

@@ -3,35 +3,29 @@
 It compares entities (`cag_utils.entities`) of the output with those of the truth. It is not a
 physician and does not imitate one; where a table is filled by it, the table says "rubric".
 
-The overall score, 0 to 10:
+A criterion is one row of `CRITERIA`: its points add up to the overall score, scaled to 0 to 10:
 
-| part | points | rule |
+| criterion | points | rule |
 |---|---|---|
 | laterality | 2 | the text names the right side, and only that |
 | vessel | 3 | 1 if the diseased arteries are right, plus 2 x Jaccard index of the AHA numbers |
-| stenosis | 2 | 2 if the worst grade is right; 1 if off by one AHA step, not an error; else 0 |
 | treatment | 2 | the plan is the true plan |
-| logic | 1 | nothing in the text contradicts itself |
+| logical | 1 | nothing in the text contradicts itself |
+| stenosis | 2 | 2 if the worst grade is right; 1 if off by one AHA step, not an error; else 0 |
 
-A part whose truth is unknown is left out and the rest scaled to 10. A text from which neither a
-stenosis, nor its absence, nor a plan can be read scores 0 with all five errors. The weights are the
+A criterion whose truth is unknown is left out and the rest scaled to 10. A text from which neither
+a stenosis, nor its absence, nor a plan can be read scores 0 with all errors. The points are the
 study's own: the paper gives none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from cag_utils.entities import Entities, Stenosis, to_grade
 from cag_utils.lexicon import PLANS
 from cag_utils.params import check_choice
 from cag_utils.segments import AHA_SEGMENTS, LATERALITIES, artery_of, check_lesion, laterality_of
 
-ERRORS = (
-    "laterality_error",
-    "vessel_error",
-    "treatment_error",
-    "logical_error",
-    "stenosis_error",
-)
 STEPS = (0, 25, 50, 75, 90, 99, 100)
 # worst stated AHA grade -> plans that do not contradict it. Anything goes with `context`.
 FITTING_PLANS = {
@@ -74,15 +68,16 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
         truth: What is so.
 
     Returns:
-        `overall` (0 to 10), the five errors, `segment_match`, `laterality_match` and `unparseable`
-        (0 or 1), and of the truth's lesions `lesions_named`, the share whose segment is named, and
-        `grades_near`, of those with a grade the share that is named with one at most one AHA step
-        off; None without such a lesion. A criterion whose truth is unknown (own findings in which
-        no side, stenosis or plan can be read) is None, never 0.
+        `overall` (0 to 10), the errors of `CRITERIA`, `segment_match`, `laterality_match` and
+        `unparseable` (0 or 1), and of the truth's lesions `lesions_named`, the share whose segment
+        is named, and `grades_near`, of those with a grade the share that is named with one at most
+        one AHA step off; None without such a lesion. A criterion whose truth is unknown (own
+        findings in which no side, stenosis or plan can be read) is None, never 0.
     """
-    errors = {name: _error(name, output, truth) for name in ERRORS}
+    errors = {name: criterion.wrong(output, truth) for name, criterion in CRITERIA.items()}
     if output.unparseable:
-        errors = {name: None if error is None else 1 for name, error in errors.items()}
+        errors = {name: None if error is None else True for name, error in errors.items()}
+    errors = {name: None if error is None else int(error) for name, error in errors.items()}
     side_error = errors["laterality_error"]
     return {
         "overall": 0.0 if output.unparseable else _overall(errors, output, truth),
@@ -120,41 +115,53 @@ def contradictions(entities: Entities) -> frozenset[str]:
     return frozenset(found | _plan_conflicts(entities))
 
 
-def _error(name: str, output: Entities, truth: Entities) -> int | None:
-    """Judge one criterion; None where the truth does not say."""
-    if name == "laterality_error":
-        return None if truth.laterality is None else int(output.laterality != truth.laterality)
-    if name == "vessel_error":
-        wrong = any(_wrong_artery(s) for s in set(output.stenoses) - set(truth.stenoses))
-        return int(wrong or not _segments_match(output, truth)) if _says_where(truth) else None
-    if name == "treatment_error":
-        return None if truth.plan is None else int(output.plan != truth.plan)
-    if name == "logical_error":
-        # What the truth itself says so (serial lesions of one segment) is no contradiction.
-        return int(bool(contradictions(output) - contradictions(truth)))
-    return None if truth.worst_percent is None else int(_stenosis_error(output, truth))
-
-
 def _overall(errors: Mapping[str, int | None], output: Entities, truth: Entities) -> float:
-    grade_right = output.worst_percent is not None and _steps_apart(output, truth) == 0
-    near = _vessel_points(output, truth)
-    parts = (
-        (2, errors["laterality_error"], 2.0),
-        (3, errors["vessel_error"], 3.0 if not errors["vessel_error"] else near),
-        (2, errors["stenosis_error"], 2.0 if grade_right else 1.0),
-        (2, errors["treatment_error"], 2.0),
-        (1, errors["logical_error"], 1.0),
-    )
-    known = [(points, error, full) for points, error, full in parts if error is not None]
-    # Only the vessel part gives credit to an error: a neighbouring segment of the right artery.
-    earned = sum(full for points, error, full in known if not error or points == 3)
-    return round(10 * earned / sum(points for points, *_ in known), 2)
+    known = [(CRITERIA[name], error) for name, error in errors.items() if error is not None]
+    earned = sum(criterion.earned(output, truth, bool(error)) for criterion, error in known)
+    return round(10 * earned / sum(criterion.points for criterion, _ in known), 2)
 
 
-def _vessel_points(output: Entities, truth: Entities) -> float:
-    """Credit for vessels that are not all right: 1 for the arteries, 2 for shared numbers."""
-    if not truth.stenoses or not output.stenoses:
+def _side_wrong(output: Entities, truth: Entities) -> bool | None:
+    return None if truth.laterality is None else output.laterality != truth.laterality
+
+
+def _vessel_wrong(output: Entities, truth: Entities) -> bool | None:
+    if not _says_where(truth):
+        return None
+    misplaced = any(_wrong_artery(s) for s in set(output.stenoses) - set(truth.stenoses))
+    return misplaced or not _segments_match(output, truth)
+
+
+def _plan_wrong(output: Entities, truth: Entities) -> bool | None:
+    return None if truth.plan is None else output.plan != truth.plan
+
+
+def _illogical(output: Entities, truth: Entities) -> bool:
+    """What the truth itself says so (serial lesions of one segment) is no contradiction."""
+    return bool(contradictions(output) - contradictions(truth))
+
+
+def _grade_wrong(output: Entities, truth: Entities) -> bool | None:
+    """Wrong number of significant stenoses, or a worst grade more than one AHA step away."""
+    if truth.worst_percent is None:
+        return None
+    ungraded = any(s.percent is None for s in set(output.stenoses) - set(truth.stenoses))
+    if output.worst_percent is None or ungraded:
+        return True
+    counts = [sum(map(_significant, e.stenoses)) for e in (output, truth)]
+    return counts[0] != counts[1] or _grades_apart(output.worst_percent, truth.worst_percent) > 1
+
+
+def _grade_points(output: Entities, truth: Entities, wrong: bool) -> float:
+    if wrong:
         return 0.0
+    return 1.0 if _grades_apart(output.worst_percent, truth.worst_percent) else 2.0
+
+
+def _vessel_points(output: Entities, truth: Entities, wrong: bool) -> float:
+    """Here alone errors earn something: 1 for the arteries, up to 2 for shared numbers."""
+    if not wrong or not truth.stenoses or not output.stenoses:
+        return 0.0 if wrong else 3.0
     arteries = {s.artery for s in output.stenoses} == {s.artery for s in truth.stenoses}
     union = output.segments | truth.segments
     shared = len(output.segments & truth.segments) / len(union) if union else 0.0
@@ -192,21 +199,6 @@ def _near(said: Stenosis, true: Stenosis) -> bool:
     if said.segment != true.segment or not said.percent:
         return False
     return _grades_apart(said.percent, true.percent) <= 1
-
-
-def _stenosis_error(output: Entities, truth: Entities) -> bool:
-    """Wrong number of significant stenoses, or a worst grade more than one AHA step away."""
-    ungraded = any(s.percent is None for s in set(output.stenoses) - set(truth.stenoses))
-    if output.worst_percent is None or ungraded or _steps_apart(output, truth) is None:
-        return True
-    counts = [sum(map(_significant, e.stenoses)) for e in (output, truth)]
-    return counts[0] != counts[1] or _steps_apart(output, truth) > 1
-
-
-def _steps_apart(output: Entities, truth: Entities) -> int | None:
-    if output.worst_percent is None or truth.worst_percent is None:
-        return None
-    return _grades_apart(output.worst_percent, truth.worst_percent)
 
 
 def _grades_apart(one: int, other: int) -> int:
@@ -247,3 +239,37 @@ def _side(stenosis: Stenosis) -> str | None:
     if stenosis.segment in AHA_SEGMENTS:
         return laterality_of(stenosis.segment)
     return {None: None, "RCA": "RCA"}.get(stenosis.artery, "LCA")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One error that a reader may tick, and what being without it is worth.
+
+    Attributes:
+        word: What figures and claims call it.
+        points: Its weight in the overall score.
+        wrong: Output and truth to whether the error is there; None where the truth does not say.
+        partial: Output, truth and whether the error is there to the points earned, 0 to `points`;
+            None is all or nothing.
+    """
+
+    word: str
+    points: float
+    wrong: Callable[[Entities, Entities], bool | None]
+    partial: Callable[[Entities, Entities, bool], float] | None = None
+
+    def earned(self, output: Entities, truth: Entities, wrong: bool) -> float:
+        """Return the points that an output earns."""
+        if self.partial:
+            return self.partial(output, truth, wrong)
+        return 0.0 if wrong else float(self.points)
+
+
+# By the name of its column: on a reader's sheet, in every table here and in the paper's Table 4.
+CRITERIA: dict[str, Criterion] = {
+    "laterality_error": Criterion("laterality", 2, _side_wrong),
+    "vessel_error": Criterion("vessel", 3, _vessel_wrong, _vessel_points),
+    "treatment_error": Criterion("treatment", 2, _plan_wrong),
+    "logical_error": Criterion("logical", 1, _illogical),
+    "stenosis_error": Criterion("stenosis", 2, _grade_wrong, _grade_points),
+}

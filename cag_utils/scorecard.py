@@ -7,7 +7,7 @@ import pandas as pd
 
 from cag_utils.entities import Entities, read_entities
 from cag_utils.report import MODEL_NAMES, estimate_cell
-from cag_utils.rubric import ERRORS, score, truth_entities
+from cag_utils.rubric import CRITERIA, score, truth_entities
 from cag_utils.settings import Stats
 from cag_utils.stats import Estimate, mean_interval, paired_difference
 
@@ -19,8 +19,6 @@ INTERVALS = {
     "segment": "segment_match",
     **{name: name for name in LESION_SHARES},
 }
-WITHOUT_ERROR = {name.removesuffix("_error") + "_right": name for name in ERRORS}
-GAINS = ("overall", *WITHOUT_ERROR, "segment_match", *LESION_SHARES)
 COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
 
 
@@ -57,7 +55,7 @@ def score_generations(
         scored.append(head | score(read_entities(text, language), truths[item.case_id]))
     marks = pd.DataFrame(scored)
     # Floats, because a criterion whose truth is unknown is missing, not 0.
-    return marks.astype({name: float for name in ("overall", *ERRORS, *MATCHES)})
+    return marks.astype({name: float for name in ("overall", *CRITERIA, *MATCHES)})
 
 
 def truth_of(row: Mapping, language: str) -> Entities:
@@ -95,7 +93,7 @@ def score_by_sheet(sheet: pd.DataFrame, marks: pd.DataFrame) -> pd.DataFrame:
             f"the sheet scores {stray.sum()} texts that 05 did not generate, e.g. "
             f"{first['model']!r} on {first['case_id']!r}; score the sheet of this run"
         )
-    return joined[list(marks.columns)].astype({name: float for name in ERRORS})
+    return joined[list(marks.columns)].astype({name: float for name in CRITERIA})
 
 
 def in_order(models: Iterable[str]) -> list[str]:
@@ -104,7 +102,7 @@ def in_order(models: Iterable[str]) -> list[str]:
     return [m for m in MODEL_NAMES if m in found] + sorted(found - set(MODEL_NAMES))
 
 
-def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
     """Return Table 4 in numbers: one row a model.
 
     Args:
@@ -113,7 +111,7 @@ def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         seed: Of the bootstrap, by patient.
 
     Returns:
-        model, cases, mean, sd, the five error counts (missing where no truth was known), and
+        model, cases, mean, sd, the error counts (missing where no truth was known), and
         for overall, segment and the two shares of lesions (`lesions_named`, and `grades_near`) the
         estimate with `_low` and `_high`, laterality, the error rates (`<error>_rate`) and
         `unparseable_rate`.
@@ -123,11 +121,11 @@ def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         part = scores[scores["model"] == model]
         row = {"model": model, "cases": part["case_id"].nunique()}
         row |= {"mean": part["overall"].mean(), "sd": part["overall"].std()}
-        row |= {name: part[name].sum(min_count=1) for name in ERRORS}
+        row |= {name: part[name].sum(min_count=1) for name in CRITERIA}
         for name, column in INTERVALS.items():
             found = _interval(part, column, stats, seed)
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        row |= {f"{name}_rate": part[name].mean() for name in ERRORS}
+        row |= {f"{name}_rate": part[name].mean() for name in CRITERIA}
         row |= {"laterality": part["laterality_match"].mean()}
         rows.append(row | {"unparseable_rate": part["unparseable"].mean()})
     return pd.DataFrame(rows)
@@ -135,9 +133,9 @@ def summarise(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
 
 def table4(summary: pd.DataFrame) -> pd.DataFrame:
     """Lay the summary out as the paper's Table 4, with what the paper does not print behind it."""
-    shown = summary[["model", "cases", "mean", "sd", *ERRORS]].copy()
+    shown = summary[["model", "cases", "mean", "sd", *CRITERIA]].copy()
     shown["model"] = [MODEL_NAMES.get(model, model) for model in shown["model"]]
-    shown[list(ERRORS)] = shown[list(ERRORS)].astype("Int64")  # counts; <NA> where not judged
+    shown[list(CRITERIA)] = shown[list(CRITERIA)].astype("Int64")  # counts; <NA> where not judged
     cells = zip(summary["segment"], summary["segment_low"], summary["segment_high"], strict=True)
     shown["segment_match"] = [
         "–" if pd.isna(cell[0]) else estimate_cell(*cell, digits=2) for cell in cells
@@ -156,16 +154,18 @@ def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         seed: Of the bootstrap, by patient.
 
     Returns:
-        One row a tuned model whose base was run and a measure (`GAINS`: the overall mark, each of
-        the five criteria as the share without that error, and what entities match): model, base,
-        measure, cases, difference (tuned - base), low, high, beats_base (low > 0).
+        One row a tuned model whose base was run and a measure (the overall mark, each criterion as
+        the share without that error, and what entities match): model, base, measure, cases,
+        difference (tuned - base), low, high, beats_base (low > 0).
     """
     case = ["patient_id", "case_id"]
-    right = scores.assign(**{good: 1 - scores[error] for good, error in WITHOUT_ERROR.items()})
-    wide = {name: right.pivot_table(name, case, "model", aggfunc="mean") for name in GAINS}
+    right = {f"{criterion.word}_right": 1 - scores[name] for name, criterion in CRITERIA.items()}
+    gains = ["overall", *right, "segment_match", *LESION_SHARES]
+    scores = scores.assign(**right)
+    wide = {name: scores.pivot_table(name, case, "model", aggfunc="mean") for name in gains}
     rows = []
     for tuned, base in _tuned_and_base(set(scores["model"])):
-        for measure in GAINS:
+        for measure in gains:
             both = wide[measure].reindex(columns=[tuned, base]).dropna().reset_index()
             if both.empty:
                 continue
@@ -202,7 +202,7 @@ def flat_metrics(summary: pd.DataFrame, compared: pd.DataFrame) -> dict[str, flo
         "segment_high": "segment_accuracy_high",
         "laterality": "laterality_accuracy",
     }
-    kept = [*renamed, *(f"{name}_rate" for name in ERRORS), "unparseable_rate"]
+    kept = [*renamed, *(f"{name}_rate" for name in CRITERIA), "unparseable_rate"]
     kept += [f"{name}{end}" for name in LESION_SHARES for end in ("", "_low", "_high")]
     figures = {}
     for row in summary.to_dict("records"):

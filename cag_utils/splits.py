@@ -83,6 +83,8 @@ def split_groups(
     unique = sorted(set(rows))
     if strata is not None and (bare := [g for g in unique if g not in strata]):
         raise ValueError(f"{len(bare)} groups have no stratum, first {bare[0]!r}; add them")
+    # Not scikit-learn's stratified splits: they refuse a stratum of one and fewer test groups than
+    # strata, and A3 deals out one patient's few videos by side.
     order = [unique[i] for i in np.random.default_rng(seed).permutation(len(unique))]
     if strata is not None:
         order.sort(key=lambda g: strata[g])  # stable: stays shuffled inside a stratum

@@ -13,7 +13,7 @@ from cag_utils.networks import fit_picture
 from cag_utils.phantom.captions import name_view
 from cag_utils.phantom.realism import flat_patches, open_field
 from cag_utils.settings import Stats
-from cag_utils.stats import Estimate
+from cag_utils.stats import cluster_bootstrap
 
 WORK_PX = 256  # darkening is measured on this square, so that it does not depend on the matrix
 SMOOTH_PX = 1.0  # Gaussian against noise; choice
@@ -51,48 +51,6 @@ def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFr
     return joined
 
 
-def draw_weights(patients: Sequence[str], n_resamples: int, seed: int) -> tuple:
-    """Draw patients with replacement, as counts: sums over resamples become a matrix product.
-
-    Args:
-        patients: (n,) patient of each row.
-        n_resamples: Bootstrap samples.
-        seed: Of the resampling; the same draws as `stats.bootstrap_interval`'s.
-
-    Returns:
-        (n,) int number of each row's patient, and (n_resamples, patients) int, how often each
-        patient was drawn.
-
-    Raises:
-        ValueError: There is no row, or a row has no patient.
-    """
-    codes, names = pd.factorize(np.asarray(patients, dtype=object), sort=True)
-    if not len(codes) or (codes < 0).any():
-        raise ValueError(f"each of the {len(codes)} rows needs a patient, and there must be rows")
-    drawn = np.random.default_rng(seed).integers(len(names), size=(n_resamples, len(names)))
-    weights = np.zeros((n_resamples, len(names)), int)
-    np.add.at(weights, (np.arange(n_resamples)[:, None], drawn), 1)
-    return codes, weights
-
-
-def bracket(value: float, samples: np.ndarray, level: float) -> Estimate:
-    """Return a value with its percentile interval, all NaN where the value is undefined.
-
-    Args:
-        value: The statistic of all rows.
-        samples: (n,) the statistic of each bootstrap sample; undefined ones are left out.
-        level: Confidence level, between 0 and 1.
-
-    Returns:
-        The interval is widened to hold the value, as `stats.bootstrap_interval` does.
-    """
-    defined = samples[np.isfinite(samples)]
-    if not np.isfinite(value) or not len(defined):
-        return Estimate(*[float("nan")] * 3)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(value), min(float(value), float(low)), max(float(value), float(high)))
-
-
 def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> pd.DataFrame:
     """Score each class and the weighted mean, with a bootstrap over patients.
 
@@ -108,21 +66,20 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
         never said.
 
     Raises:
-        ValueError: As `draw_weights`, or a label or an answer is unknown.
+        ValueError: As `cluster_bootstrap`, or a label or an answer is unknown.
     """
     classes = list(dict.fromkeys(MERGES[name].values()))
     number = {label: i for i, label in enumerate(classes)}
     true, said = answers["label"].map(MERGES[name]).map(number), answers[name].map(number)
     if true.isna().any() or said.isna().any():
         raise ValueError(f"labels and answers must be among {sorted(MERGES[name])} and {classes}")
-    codes, weights = draw_weights(answers["patient_id"], stats.n_resamples, seed)
     k = len(classes)
-    counts = np.zeros((codes.max() + 1, k, k))
-    np.add.at(counts, (codes, true.to_numpy(int), said.to_numpy(int)), 1)
-    total = counts.sum(0)
-    value, samples = _f1s(total), _f1s(np.tensordot(weights, counts, 1))
-    rows = [bracket(value[i], samples[:, i], stats.level) for i in range(k + 1)]
-    table = pd.DataFrame(rows, columns=["f1", "low", "high"])
+    cells = np.zeros((len(answers), k, k))
+    cells[np.arange(len(answers)), true.to_numpy(int), said.to_numpy(int)] = 1
+    rows = cluster_bootstrap(
+        answers["patient_id"], cells, _f1s, stats.n_resamples, seed, stats.level
+    )
+    table, total = pd.DataFrame(rows).set_axis(["f1", "low", "high"], axis=1), cells.sum(0)
     hit, n_true, n_said = np.diag(total), total.sum(1), total.sum(0)
     seen = np.where(n_true > 0, 1.0, np.nan)
     with np.errstate(invalid="ignore"):

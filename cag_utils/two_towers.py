@@ -167,7 +167,7 @@ def load_published(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Mo
     Raises:
         ValueError: A tensor is missing, left over or of another shape.
     """
-    state = {_local(k): v.float() for k, v in state.items() if not BUFFERS.search(k)}
+    state = {_renamed(k, 0, 1): v.float() for k, v in state.items() if not BUFFERS.search(k)}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -178,21 +178,13 @@ def load_published(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Mo
 
 def published_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a network's tensors under the published names; the inverse of `load_published`."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith("vision_model."):
-            for published, local in SWIN_NAMES:
-                if local in name:
-                    name = name.replace(local, published)
-                    break
-        state[name] = tensor
-    return state
+    return {_renamed(name, 1, 0): tensor for name, tensor in model.state_dict().items()}
 
 
-def _local(name: str) -> str:
-    """Rename one published tensor; the first pair that fits counts, so the order matters."""
+def _renamed(name: str, old: int, new: int) -> str:
+    """Rename a tensor of Swin; the first pair that fits counts, so the order matters."""
     if name.startswith("vision_model."):
-        for published, local in SWIN_NAMES:
-            if published in name:
-                return name.replace(published, local)
+        for pair in SWIN_NAMES:
+            if pair[old] in name:
+                return name.replace(pair[old], pair[new])
     return name

@@ -6,17 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, PaliGemmaForConditionalGeneration
 
-from cag_utils import backbones, checkpoint_hub
+from cag_utils import backbones
 from cag_utils.backbones import (
     BACKBONES,
     check_layout,
@@ -28,23 +25,12 @@ from cag_utils.backbones import (
     quantisation,
     registry_table,
 )
-from cag_utils.checkpoint_hub import (
-    Checkpoint,
-    check_access,
-    fetch_weights,
-    is_here,
-    override,
-    remote_code,
-    resolved_commit,
-)
 from cag_utils.examples import encode_prompts
 from cag_utils.settings import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-NOWHERE = Checkpoint("nobody/nothing", "main", "https://example.org/licence", "gemma3")
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +41,6 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def twins(weights, monkeypatch):
     monkeypatch.setattr(backbones, "WEIGHTS", weights)
-
-
-@pytest.fixture
-def hub():
-    """A hub that answers every request with the status set on it."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):  # noqa: N802 - the name http.server calls
-            self.send_response(server.status)
-            self.end_headers()
-
-        def log_message(self, *_):
-            """Keep the test's output clean."""
-
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    server.status = 200
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
 
 
 @pytest.mark.parametrize("profile", ["smoke", "phantom", "paper"])
@@ -153,59 +117,6 @@ def test_a_missing_twin_names_the_command(monkeypatch, tmp_path):
         locate(BACKBONES["gemma3"].checkpoint, "tiny")
 
 
-def test_a_gated_checkpoint_names_licence_login_and_twin(hub):
-    for hub.status in (401, 403):
-        with pytest.raises(PermissionError) as caught:
-            check_access(NOWHERE, hub.url)
-        for part in ("gated", NOWHERE.licence_url, "hf auth login", "-p size tiny", "'gemma3'"):
-            assert part in str(caught.value)
-
-
-def test_an_open_checkpoint_passes_and_a_lost_one_does_not(hub):
-    check_access(NOWHERE, hub.url)
-    hub.status = 404
-    with pytest.raises(ConnectionError, match="answered 404 for revision main"):
-        check_access(NOWHERE, hub.url)
-
-
-def test_no_hub_at_all_fails_within_seconds():
-    began = time.monotonic()
-    with pytest.raises(ConnectionError, match="did not answer") as caught:
-        check_access(NOWHERE, "http://127.0.0.1:9")  # the discard port: nobody listens
-    assert time.monotonic() - began < 10
-    assert "hf auth login" in str(caught.value)
-
-
-def test_offline_mode_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(checkpoint_hub.constants, "is_offline_mode", lambda: True)
-    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
-        load_backbone("paligemma2", "real")
-
-
-def test_a_cached_checkpoint_needs_no_hub(monkeypatch):
-    found = lambda *_, **__: "/cache/config.json"  # noqa: E731
-    monkeypatch.setattr(checkpoint_hub, "try_to_load_from_cache", found)
-    check_access(NOWHERE, "http://127.0.0.1:9")
-    assert locate(NOWHERE, "real")["revision"] == "main"
-
-
-def test_weights_of_a_tower_come_from_a_folder_or_the_hub(monkeypatch, tmp_path):
-    assert fetch_weights(str(tmp_path)) == tmp_path
-    asked = []
-
-    def download(repo, name, revision):
-        asked.append((name, revision))
-        if repo == "a/pickle":
-            raise checkpoint_hub.EntryNotFoundError("not there")
-        return f"/cache/{name}"
-
-    monkeypatch.setattr(checkpoint_hub, "hf_hub_download", download)
-    assert fetch_weights("a/b", "main").name == "model.safetensors"
-    with pytest.raises(FileNotFoundError, match="a .bin is a pickle"):
-        fetch_weights("a/pickle", "main")
-    assert asked == [("model.safetensors", "main")] * 2
-
-
 def test_another_resolution_than_the_registrys_is_noticed(twins):
     _, processor = load_backbone("gemma3", "tiny", device="cpu")
     side = processor.image_processor.size["height"]
@@ -277,19 +188,6 @@ def test_a_tower_of_a_width_nobody_knows_is_refused(weights, tmp_path):
         load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
 
 
-def test_what_may_stand_in_for_a_registry_entry(tmp_path):
-    entry = BACKBONES["gemma3"].checkpoint
-    assert override(entry, "") is entry
-    assert override(entry, str(tmp_path)).folder == tmp_path
-    other = override(entry, f"org/model@{COMMIT}")
-    assert (other.repo, other.revision, other.twin) == ("org/model", COMMIT, "gemma3")
-    assert override(entry, "org/model").revision == "main" and not other.gated
-    assert override(entry, f"{entry.repo}@{COMMIT}") == replace(entry, revision=COMMIT)
-    for lost in ("/no/such/folder", "gemma", "./a/b"):
-        with pytest.raises(FileNotFoundError, match="neither a folder nor owner/name"):
-            override(entry, lost)
-
-
 def test_checkpoints_that_go_nowhere_are_refused(tmp_path):
     with pytest.raises(ValueError, match="goes with size real"):
         load_backbone("gemma3", "tiny", checkpoint="org/model")
@@ -346,25 +244,11 @@ def test_the_registry_says_everything_about_every_checkpoint():
     assert list(towers["checkpoint"]) == ["JerrryNie/ConceptCLIP"]
 
 
-def test_remote_code_is_off_and_takes_one_commit_of_one_repository():
-    conceptclip = BACKBONES["conceptclip_gemma3"].tower.checkpoint
-    assert remote_code(conceptclip) == {}
-    pinned = remote_code(conceptclip, COMMIT)
-    assert pinned == {"trust_remote_code": True, "revision": COMMIT, "code_revision": COMMIT}
-    for moving in ("main", "v1.0", COMMIT[:12], COMMIT.upper()):
-        with pytest.raises(ValueError, match="40 hexadecimal digits"):
-            remote_code(conceptclip, moving)
-    with pytest.raises(ValueError, match="never run"):
-        remote_code(NOWHERE, COMMIT)
-
-
 def test_no_backbone_runs_code_or_unpickles():
     package = Path(backbones.__file__).parent
     for path in package.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        allowed = path.name == "checkpoint_hub.py"  # its one function, off by default
-        assert "pickle.load" not in source, path
-        assert allowed or "trust_remote_code" not in source, path
+        assert "pickle.load" not in source and "trust_remote_code" not in source, path
     loads = {
         path.name: re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8"))
         for path in package.rglob("*.py")
@@ -383,7 +267,7 @@ def cached(cache, repo, folder):
 OFFLINE = """
 from dataclasses import replace
 from cag_utils.backbones import BACKBONES, load_backbone
-from cag_utils.checkpoint_hub import resolved_commit
+from cag_utils.hub import resolved_commit
 from cag_utils.preflight import preflight, sources_table
 
 print(preflight("gemma3", "real", checkpoint="org/twin", device="cpu")["ok"].all())
@@ -426,31 +310,3 @@ def test_what_is_cached_loads_offline(weights, tmp_path):
     assert lines[2] == str([COMMIT, COMMIT])
     assert lines[3] == "Gemma3ForConditionalGeneration"
     assert "offline mode is on" in lines[4] and "hf auth login" in done.stdout
-
-
-def test_the_cache_is_asked_for_all_parts_of_the_weights(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    split = Checkpoint("org/split", "main", "", "gemma3")
-    assert not is_here(split)
-    cached(tmp_path, "org/split", weights / "gemma3")
-    assert is_here(split)
-    snapshot = tmp_path / "models--org--split" / "snapshots" / COMMIT
-    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (snapshot / "model.safetensors").rename(snapshot / parts["a"])
-    assert not is_here(split)  # the configuration alone
-    index = json.dumps({"weight_map": parts})
-    (snapshot / "model.safetensors.index.json").write_text(index, encoding="utf-8")
-    assert not is_here(split)
-    (snapshot / parts["b"]).touch()
-    assert is_here(split)
-    assert resolved_commit("org/split") == COMMIT
-    with pytest.raises(FileNotFoundError, match="not in the cache"):
-        resolved_commit("org/other")
-
-
-def test_a_folders_commit_follows_its_weights(weights, tmp_path):
-    folder = Path(shutil.copytree(weights / "conceptclip", tmp_path / "tower"))
-    first = resolved_commit(str(folder))
-    assert first == resolved_commit(str(weights / "conceptclip")) and first.startswith("sha256:")
-    (folder / "model.safetensors").write_bytes(b"other")
-    assert resolved_commit(str(folder)) != first

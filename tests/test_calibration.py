@@ -71,7 +71,7 @@ def test_a_calibrated_network_has_a_small_ece_and_a_boastful_one_a_large():
         ([0.5], [1, 0], ["a"], "1 confidences, 2 answers"),
         ([1.2], [1], ["a"], "between 0 and 1"),
         ([float("nan")], [1], ["a"], "between 0 and 1"),
-        ([0.5], [1], [None], "needs a patient"),
+        ([0.5], [1], [None], "1 rows have no group"),
     ],
 )
 def test_bad_input_is_refused(p, right, who, words):

@@ -1,6 +1,7 @@
 import pytest
 
-from cag_utils.claims import FAILS, HOLDS, UNCLEAR, compare_claims
+from cag_utils.claims import FAILS, HOLDS, UNCLEAR, compare_claims, headline_table
+from cag_utils.study import read_json, under_root
 
 BACKBONES = ["paligemma2", "gemma3"]
 CNN = {"laterality_f1": 0.97, "laterality_f1_low": 0.95, "laterality_f1_high": 0.98}
@@ -8,7 +9,7 @@ CNN |= {"six_class_f1": 0.7, "six_class_f1_low": 0.6, "six_class_f1_high": 0.8}
 
 
 def vlscores(paligemma2, gemma3):
-    figures = {}
+    figures = {"embedder.medclip": "MedCLIP", "embedder.conceptclip": "ConceptCLIP"}
     for name, mean in (("paligemma2", paligemma2), ("gemma3", gemma3)):
         for embedder in ("medclip", "conceptclip"):
             head = f"{name}_lora.{embedder}"
@@ -64,3 +65,39 @@ def test_what_the_paper_saw_is_recognised():
 def test_what_it_did_not_see_or_cannot_tell_is_said(change, claim, want):
     got = verdicts(**change)
     assert set(got[got.index.str.startswith(claim)]) == {want}
+
+
+FIGURES = {f"cnn.{name}": 0.9 for name in ("laterality_f1", "three_class_f1", "six_class_f1")}
+FIGURES |= {"cnn.laterality_f1_low": 0.85, "cnn.laterality_f1_high": 0.95}
+FIGURES |= {f"finetune.gemma3.{la}.overall_mean": mean for la, mean in (("en", 6.5), ("ja", 7))}
+FIGURES |= {f"finetune.gemma3.{la}.lesions_named": 0.5 for la in ("en", "ja")}
+FIGURES |= {"finetune.gemma3.en.base_overall_mean": 2.25, "study.minutes": 11.25}
+FIGURES |= {"vlscore.gemma3.medclip.mean": 0.5, "vlscore.gemma3.siglip2.mean": 0.75}
+FIGURES |= {"vlscore.gemma3.siglip2.sd": 0.01, "vlscore.gemma3_base.siglip2.mean": 0.1}
+FIGURES |= {"study.peak_gb": 2.5}
+
+
+def test_the_readmes_results_stand_beside_the_papers_and_what_is_missing_is_said():
+    rows = headline_table(FIGURES).splitlines()
+    assert rows[2:] == [
+        "| CNN: side, F1 | 0.900 (0.850 to 0.950) | 0.959 |",
+        "| CNN: three classes, weighted F1 | 0.900 | 0.925 |",
+        "| CNN: six classes, weighted F1 | 0.900 | 0.766 |",
+        "| Gemma3 w/LoRA: rubric, 0 to 10 | en 6.50, untuned 2.25; ja 7.00, untuned not run "
+        "| 7.20 (ja, one cardiologist) |",
+        "| Gemma3 w/LoRA: lesions whose segment is named | en 0.50, untuned not run; "
+        "ja 0.50, untuned not run | – |",
+        "| VLScore, tuned, en, three embedders | 0.50 to 0.75 | 0.28 to 0.52 (an unknown C) |",
+        "| whole study, two cores | 11.2 min, 2.5 GB | – |",
+    ]
+    more = {"n_stills": 30.0, "laterality_macro_f1": 0.8, "n_right": 24}
+    more |= {"accuracy_low": 0.614, "accuracy_high": 0.923}
+    table = headline_table(FIGURES | {f"transfer.{k}": v for k, v in more.items()})
+    wanted = "30 real stills | 24 right, exact interval of the share 0.61 to 0.92 | – |"
+    assert wanted in table
+
+
+def test_the_reference_runs_results_are_twelve_rows_and_the_readmes():
+    table = headline_table(read_json(under_root("outputs/reference/metrics.json")))
+    assert len(table.splitlines()) == 2 + 12
+    assert table in under_root("README.md").read_text(encoding="utf-8")

@@ -1,8 +1,5 @@
 """The tower conversion and swap, against timm itself and against the published sizes."""
 
-import pickle
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -10,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -25,7 +21,6 @@ from cag_utils.conceptclip import (
     has_converted_tower,
     pooling_side,
     read_safetensors,
-    read_state,
     rename_tower,
     swap_tower,
     tower_config,
@@ -176,43 +171,6 @@ def test_a_missing_tensor_is_not_passed_over():
     del state["blocks.1.mlp.fc2.bias"]
     with pytest.raises(RuntimeError, match="Missing key"):
         convert_tower(state, heads=4)
-
-
-def test_a_towers_files_are_safetensors_whole_or_in_parts(tmp_path):
-    with pytest.raises(FileNotFoundError, match="A .bin is a pickle"):
-        read_safetensors(tmp_path)
-    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
-    for pickled in (tmp_path, tmp_path / "pytorch_model.bin"):
-        with pytest.raises(FileNotFoundError, match="convert it once"):
-            read_safetensors(pickled)
-    save_file({"b": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
-    save_file({"c": torch.ones(3)}, tmp_path / "model-00002-of-00002.safetensors")
-    assert sorted(read_safetensors(tmp_path)) == ["b", "c"]
-    save_file({"d": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert list(read_safetensors(tmp_path)) == ["d"]
-    assert list(read_safetensors(tmp_path / "model.safetensors")) == ["d"]
-
-
-def test_medclips_bin_is_read_without_running_what_is_in_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
-        read_state(tmp_path)
-    torch.save({"a": torch.arange(3.0)}, tmp_path / "pytorch_model.bin")
-    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
-        assert torch.equal(read_state(path)["a"], torch.arange(3.0))
-    save_file({"b": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert list(read_state(tmp_path)) == ["b"]
-
-
-def test_a_bin_that_holds_code_is_refused(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    with (tmp_path / "pytorch_model.bin").open("wb") as file:
-        torch.save({"a": Bomb()}, file)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        read_state(tmp_path)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_the_published_tower_gives_27_by_27_patches_and_81_tokens():

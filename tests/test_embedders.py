@@ -1,22 +1,19 @@
-import threading
-import time
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertConfig, SiglipVisionConfig, SiglipVisionModel, SwinConfig
 
-from cag_utils import embedder_entries, embedders
+from cag_utils import embedders, vlscore
 from cag_utils.conceptclip import convert_tower, pooling_side
-from cag_utils.embedder_entries import check_reachable
 from cag_utils.embedder_twins import TEXT, VISION, build_twin, start_from_tower
-from cag_utils.embedders import EMBEDDERS, load_embedder
-from cag_utils.pixels import Pixels
+from cag_utils.embedders import EMBEDDERS, Entry, Pixels, Towers, load_embedder
+from cag_utils.hub import Checkpoint
+from cag_utils.report import paper_table
+from cag_utils.settings import Stats, Vlscore
 from cag_utils.two_towers import (
     ConceptClip,
     MedClip,
@@ -31,6 +28,7 @@ TEXTS = [
     "LAD 7: 90%.",
 ]
 NAMES = list(EMBEDDERS)
+SWIN = "vision_model.model.encoder.layers"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,7 @@ def test_cut_texts_are_told(name, twins):
 
 
 def test_siglip2_texts_are_padded_to_64_as_open_clip_does(twins):
-    folder = embedder_entries.WEIGHTS / "siglip2"
+    folder = embedders.WEIGHTS / "siglip2"
     theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     ours, _ = twins["siglip2"].tokens([twins["siglip2"].towers.clean(t) for t in TEXTS])
     assert theirs.shape == (3, 64)
@@ -117,20 +115,6 @@ def test_grey_arrays_and_rgb_images_are_the_same_picture():
     torch.testing.assert_close(pixels.tensor([fitted[..., 0]]), pixels.tensor(both[:1]))
 
 
-def test_the_real_conceptclip_has_the_published_sizes():
-    with torch.device("meta"):
-        state = ConceptClip().state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    assert shapes["visual.trunk.pos_embed"] == (1, 729, 1152)
-    assert shapes["visual.trunk.patch_embed.proj.weight"] == (1152, 3, 14, 14)
-    assert "visual.trunk.blocks.26.attn.qkv.weight" in shapes
-    assert "visual.trunk.blocks.27.attn.qkv.weight" not in shapes
-    assert shapes["visual.trunk.attn_pool.latent"] == (1, 1, 1152)
-    assert shapes["text.proj.weight"] == (1152, 768)
-    assert shapes["text.transformer.embeddings.word_embeddings.weight"] == (30522, 768)
-    assert shapes["text.transformer.encoder.layer.11.output.dense.weight"] == (768, 3072)
-
-
 def test_the_real_siglip2_has_the_registrys_sizes():
     name = "ViT-SO400M-14-SigLIP2-378"
     config = open_clip.get_model_config(name)
@@ -142,19 +126,43 @@ def test_the_real_siglip2_has_the_registrys_sizes():
     )
 
 
-def test_the_real_medclip_has_the_published_names_and_sizes():
+@pytest.mark.parametrize(
+    "build, wanted, absent",
+    [
+        (
+            lambda: ConceptClip().state_dict(),
+            {
+                "visual.trunk.pos_embed": (1, 729, 1152),
+                "visual.trunk.patch_embed.proj.weight": (1152, 3, 14, 14),
+                "visual.trunk.blocks.26.attn.qkv.weight": (3 * 1152, 1152),
+                "visual.trunk.attn_pool.latent": (1, 1, 1152),
+                "text.proj.weight": (1152, 768),
+                "text.transformer.embeddings.word_embeddings.weight": (30522, 768),
+                "text.transformer.encoder.layer.11.output.dense.weight": (768, 3072),
+            },
+            ("blocks.27.",),
+        ),
+        (
+            lambda: published_state(MedClip()),
+            {
+                f"{SWIN}.0.blocks.0.attention.self.query.weight": (96, 96),
+                f"{SWIN}.2.blocks.5.intermediate.dense.weight": (1536, 384),
+                f"{SWIN}.3.blocks.1.output.dense.weight": (768, 3072),
+                f"{SWIN}.0.blocks.0.attention.self.relative_position_bias_table": (169, 3),
+                "vision_model.projection_head.weight": (512, 768),
+                "text_model.projection_head.weight": (512, 768),
+                "text_model.model.embeddings.word_embeddings.weight": (28996, 768),
+            },
+            ("q_proj", "mlp.fc"),
+        ),
+    ],
+    ids=["conceptclip", "medclip"],
+)
+def test_the_real_networks_have_the_published_names_and_sizes(build, wanted, absent):
     with torch.device("meta"):
-        state = published_state(MedClip())
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    swin = "vision_model.model.encoder.layers"
-    assert shapes[f"{swin}.0.blocks.0.attention.self.query.weight"] == (96, 96)
-    assert shapes[f"{swin}.2.blocks.5.intermediate.dense.weight"] == (1536, 384)
-    assert shapes[f"{swin}.3.blocks.1.output.dense.weight"] == (768, 3072)
-    assert shapes[f"{swin}.0.blocks.0.attention.self.relative_position_bias_table"] == (169, 3)
-    assert shapes["vision_model.projection_head.weight"] == (512, 768)
-    assert shapes["text_model.projection_head.weight"] == (512, 768)
-    assert shapes["text_model.model.embeddings.word_embeddings.weight"] == (28996, 768)
-    assert not [name for name in shapes if "q_proj" in name or "mlp.fc" in name]
+        shapes = {name: tuple(tensor.shape) for name, tensor in build().items()}
+    assert wanted.items() <= shapes.items()
+    assert not [name for name in shapes if any(part in name for part in absent)]
 
 
 def small_medclip() -> MedClip:
@@ -248,59 +256,6 @@ def test_a_built_twin_can_be_loaded(tmp_path):
         assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) < 4.5e6
 
 
-def hub(status: int):
-    class Answer(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-@pytest.mark.parametrize(
-    "status, error", [(401, PermissionError), (403, PermissionError), (404, ConnectionError)]
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_missing_weights_are_told_at_once_with_the_way_out(name, status, error, monkeypatch):
-    monkeypatch.setattr(embedder_entries.constants, "is_offline_mode", lambda: False)
-    server = hub(status)
-    entry = replace(EMBEDDERS[name], repo="nobody/nothing")
-    with pytest.raises(error) as caught:
-        check_reachable(name, entry, endpoint=f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-    message = str(caught.value)
-    assert entry.url in message and entry.command in message and "tiny" in message
-
-
-def test_a_reachable_checkpoint_passes(monkeypatch):
-    monkeypatch.setattr(embedder_entries.constants, "is_offline_mode", lambda: False)
-    server = hub(200)
-    entry = replace(EMBEDDERS["conceptclip"], repo="nobody/nothing")
-    check_reachable("conceptclip", entry, endpoint=f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-
-
-def test_offline_is_told_within_seconds(monkeypatch):
-    monkeypatch.setattr(embedder_entries.constants, "is_offline_mode", lambda: True)
-    entry = replace(EMBEDDERS["siglip2"], repo="nobody/nothing")
-    began = time.monotonic()
-    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
-        check_reachable("siglip2", entry)
-    assert time.monotonic() - began < 3
-
-
-def test_medclip_names_the_folder_it_wants(monkeypatch, tmp_path):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    monkeypatch.setattr(embedders, "check_reachable", lambda *_: None)
-    with pytest.raises(FileNotFoundError, match="checkpoints/medclip(.|\n)*curl(.|\n)*tiny"):
-        load_embedder("medclip", "real")
-
-
 @pytest.mark.parametrize(
     "call, match",
     [
@@ -326,19 +281,48 @@ def test_a_missing_twin_names_the_command(tmp_path):
         load_embedder("siglip2", "tiny", twins=tmp_path)
 
 
-def test_conceptclips_own_code_runs_only_at_a_commit_that_the_user_names(monkeypatch):
-    asked = []
-    loader = type("Loader", (), {"from_pretrained": lambda *a, **k: asked.append(k) or 1 / 0})
-    monkeypatch.setattr(embedder_entries, "AutoModel", loader)
-    monkeypatch.setattr(embedder_entries, "fetch_weights", lambda *a: 1 / 0)
-    load = EMBEDDERS["conceptclip"].load
-    with pytest.raises(ZeroDivisionError):
-        load(None)  # the study's own network asks for tensors, and for nothing else
-    assert asked == []
-    monkeypatch.setenv(embedder_entries.COMMIT_VARIABLE, "main")
-    with pytest.raises(ValueError, match="40 hexadecimal digits"):
-        load(None)
-    monkeypatch.setenv(embedder_entries.COMMIT_VARIABLE, "a" * 40)
-    with pytest.raises(ZeroDivisionError):
-        load(None)
-    assert asked[0]["trust_remote_code"] and asked[0]["revision"] == "a" * 40
+def test_medclip_names_the_folder_it_wants(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    monkeypatch.setattr(embedders, "check_access", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="checkpoints/medclip(.|\n)*curl(.|\n)*tiny"):
+        load_embedder("medclip", "real")
+
+
+def test_an_embedder_is_added_by_one_entry(monkeypatch, tmp_path):
+    """A made-up one, through the calls of notebooks 06 and 08."""
+
+    def load(checkpoint, twin):
+        made = load_embedder("medclip", "tiny", "cpu").towers
+        assert twin == tmp_path / "madeup" and checkpoint.twin == "madeup"
+        return Towers(made.image, made.text, made.tokenizer, made.module, str.upper)
+
+    entry = Entry(
+        "MadeUpCLIP",
+        load,
+        Checkpoint("nobody/nothing", "main", "https://huggingface.co/nobody", "madeup"),
+        context=12,
+        pixels={"real": Pixels(224), "tiny": Pixels(224)},
+        languages=("en", "ja"),
+    )
+    monkeypatch.setitem(EMBEDDERS, "madeup", entry)
+    (tmp_path / "madeup").mkdir()
+    for k in range(2):
+        Image.new("L", (64, 64), 90 * k).save(tmp_path / f"{k}.png")
+    pairs = pd.DataFrame({"case_id": ["a", "b"], "patient_id": ["p", "q"]})
+    pairs["png"] = ["0.png", "1.png"]
+    said = pd.DataFrame({"case_id": ["a", "b"], "model": "gemma3_lora", "status": "ok"})
+    said = said.assign(output=TEXTS[0], ground_truth=TEXTS[:2])
+    cases = vlscore.join_cases(said, pairs)
+    names = [name for name, found in EMBEDDERS.items() if "ja" in found.languages]
+    assert names == ["siglip2", "madeup"]
+    space = vlscore.embed(load_embedder("madeup", "tiny", "cpu", tmp_path), cases, tmp_path)
+    settings = Vlscore(size="tiny", embedders=["madeup"], normalise=True, max_area=1.0)
+    scores = vlscore.score_models(cases, space, "madeup", settings)
+    assert scores["vlscore"][0] == 1 > scores["vlscore"][1] and scores["truncated"].any()
+    summary = vlscore.summarise_vlscores(scores, Stats(n_resamples=20, level=0.95), 0)
+    titles = {"madeup": EMBEDDERS["madeup"].title}
+    table = vlscore.table3(summary, paper_table("table3_vlscore"), titles)
+    assert set(table["Embedder"]) == {"MadeUpCLIP"} and table["Paper mean"].isna().all()
+    with pytest.raises(ConnectionError, match="nobody/nothing.*(.|\n)*'madeup'"):
+        monkeypatch.setattr("cag_utils.hub.constants.is_offline_mode", lambda: True)
+        load_embedder("madeup", "real")

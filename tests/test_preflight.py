@@ -205,7 +205,7 @@ def test_four_bits_are_refused_where_they_cannot_be(twins):
 
 
 def test_no_access_says_where_the_licence_is_and_how_to_log_in(monkeypatch):
-    monkeypatch.setattr("cag_utils.checkpoint_hub.constants.is_offline_mode", lambda: True)
+    monkeypatch.setattr("cag_utils.hub.constants.is_offline_mode", lambda: True)
     with pytest.raises(ConnectionError, match=r"(?s)huggingface.co/google.*hf auth login"):
         preflight.preflight("gemma3", "real", machine=ROOMY)
 

@@ -5,19 +5,22 @@ import pandas as pd
 import papermill as pm
 import pytest
 
+from cag_utils.claims import compare_claims
 from cag_utils.phantom.findings import write_findings
-from cag_utils.rubric import ERRORS
+from cag_utils.readers import blank_sheet, read_sheet
+from cag_utils.rubric import CRITERIA, Criterion
 from cag_utils.scorecard import (
     against_base,
     flat_metrics,
     score_by_sheet,
     score_generations,
-    summarise,
+    summarise_marks,
     table4,
     truth_of,
 )
 from cag_utils.settings import Stats
 from cag_utils.study import read_json, root
+from tests.test_claims import CNN
 
 STATS = Stats(n_resamples=200, level=0.95)
 TRUTHS = (
@@ -70,8 +73,8 @@ def test_each_generation_is_marked_against_its_own_case():
     tuned = scored[scored["model"] == "gemma3_lora"]
     base = scored[scored["model"] == "gemma3_base"]
     assert len(tuned) == len(base) == 8 and set(scored["reader"]) == {"rubric"}
-    assert (tuned["overall"] == 10).all() and (tuned[list(ERRORS)] == 0).all(axis=None)
-    assert (base["overall"] == 0).all() and (base[list(ERRORS)] == 1).all(axis=None)
+    assert (tuned["overall"] == 10).all() and (tuned[list(CRITERIA)] == 0).all(axis=None)
+    assert (base["overall"] == 0).all() and (base[list(CRITERIA)] == 1).all(axis=None)
     assert tuned["patient_id"].tolist() == pairs()["patient_id"].tolist()
 
 
@@ -105,14 +108,14 @@ def test_unknown_truth_stays_missing_in_the_table():
     table = pairs().drop(columns=["truth_laterality", "truth_lesions", "truth_plan"])
     table["findings_en"] = "LCX #11 shows 75% stenosis."  # validated findings without a plan
     made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
-    summary = summarise(score_generations(made, table, "en"), STATS, 0)
+    summary = summarise_marks(score_generations(made, table, "en"), STATS, 0)
     assert math.isnan(summary["treatment_error"][0]) and summary["vessel_error"][0] == 0
     assert table4(summary)["treatment_error"].isna().all()
     assert flat_metrics(summary, pd.DataFrame())["gemma3_lora.treatment_error_rate"] is None
 
     table["findings_en"] = "PCI is recommended."  # and now without a vessel
     scored = score_generations(made, table, "en")
-    summary = summarise(scored, STATS, 0)
+    summary = summarise_marks(scored, STATS, 0)
     assert math.isnan(summary["segment"][0]) and table4(summary)["segment_match"][0] == "–"
     compared = against_base(scored, STATS, 0)
     assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
@@ -122,7 +125,7 @@ def test_the_summary_hand_worked():
     table = pairs()
     wrong = iter([0, 1] * 4)  # the first frame of each patient is right, the second refused
     made = generations(table, {"gemma3_lora": lambda r: sorry(r) if next(wrong) else perfect(r)})
-    row = summarise(score_generations(made, table, "en"), STATS, 0).iloc[0]
+    row = summarise_marks(score_generations(made, table, "en"), STATS, 0).iloc[0]
     assert (row["cases"], row["mean"], row["overall"]) == (8, 5, 5)
     assert row["sd"] == pytest.approx(math.sqrt(8 * 25 / 7))
     assert row["vessel_error"] == 4 and row["vessel_error_rate"] == 0.5
@@ -133,8 +136,8 @@ def test_the_summary_hand_worked():
 
 def test_table4_has_the_papers_columns_and_order():
     answers = {"zephyr": sorry, "gemma3_lora": perfect, "gemma3_base": sorry}
-    table = table4(summarise(marks(answers), STATS, 0))
-    assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *ERRORS]
+    table = table4(summarise_marks(marks(answers), STATS, 0))
+    assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
     # A model the study has no name for is kept, under its own.
     assert table["model"].tolist() == ["Gemma3 (unfine-tuned)", "Gemma3 w/LoRA", "zephyr"]
     assert table["segment_match"].tolist()[1] == "1.00 (1.00 to 1.00)"
@@ -146,7 +149,7 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     assert compared.loc["overall", "difference"] == 10 and compared["beats_base"].all()
     assert compared.loc["segment_match", "cases"] == 8
     assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
-    assert {f"{name.removesuffix('_error')}_right" for name in ERRORS} < set(compared.index)
+    assert {f"{name.removesuffix('_error')}_right" for name in CRITERIA} < set(compared.index)
     same = against_base(marks({"gemma3_base": perfect, "gemma3_lora": perfect}), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
     worse = against_base(marks({"gemma3_base": perfect, "gemma3_lora": sorry}), STATS, 0)
@@ -181,7 +184,7 @@ def test_which_base_a_tuned_model_is_compared_with():
 
 def test_flat_metrics():
     scored = marks()
-    figures = flat_metrics(summarise(scored, STATS, 0), against_base(scored, STATS, 0))
+    figures = flat_metrics(summarise_marks(scored, STATS, 0), against_base(scored, STATS, 0))
     assert figures["gemma3_lora.overall_mean"] == 10 and figures["gemma3_base.overall_mean"] == 0
     assert figures["gemma3_lora.segment_accuracy"] == 1 and figures["gemma3_lora.n"] == 8
     assert figures["gemma3_lora.laterality_accuracy"] == 1
@@ -193,7 +196,7 @@ def test_flat_metrics():
 
 
 def sheet(scored, reader, overall):
-    blank = {name: 0 for name in ERRORS}
+    blank = {name: 0 for name in CRITERIA}
     return scored[["case_id", "model"]].assign(reader=reader, overall=overall, **blank)
 
 
@@ -202,12 +205,46 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     both = pd.concat([sheet(scored, "r1", 6.0), sheet(scored, "r2", 8.0)])
     read = score_by_sheet(both, scored)
     assert list(read.columns) == list(scored.columns) and set(read["reader"]) == {"r1", "r2"}
-    summary = summarise(read, STATS, 0).set_index("model")
+    summary = summarise_marks(read, STATS, 0).set_index("model")
     assert summary.loc["gemma3_base", "overall"] == 7 and summary.loc["gemma3_base", "cases"] == 8
     assert summary["segment"].to_dict() == {"gemma3_base": 0, "gemma3_lora": 1}
     # Two readers of one text are one case, not two.
     cases = against_base(read, STATS, 0).set_index("measure")["cases"]
     assert cases["overall"] == 8 and cases["segment_match"] == 8
+
+
+def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
+    """A made-up one, through the calls of notebooks 07 and 08."""
+    plain = marks({"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."})
+    row = Criterion("verbosity", 5, lambda output, truth: len(output.stenoses) > 0)
+    monkeypatch.setitem(CRITERIA, "verbosity_error", row)
+    made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
+    scored = marks(made | {"gemma3_base": sorry})
+    right = scored[scored["case_id"] == "case-0000"].set_index("model")
+    assert right["overall"].to_dict() == {"gemma3_lora": 6.67, "gemma3_base": 0}  # 10 of 15 points
+    assert plain["overall"][0] == 10 and "verbosity_error" not in plain
+    assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
+    summary = summarise_marks(scored, STATS, 0)
+    assert table4(summary)["verbosity_error"].tolist() == [8, 8]
+    compared = against_base(scored, STATS, 0)
+    assert "verbosity_right" in set(compared["measure"])
+    figures = flat_metrics(summary, compared)
+    assert figures["gemma3_lora.verbosity_error_rate"] == 1
+    claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
+    [vessels] = claims[claims.index.str.startswith("Vessel")]
+    assert "verbosity 100%" in vessels
+
+    table = generations(pairs(), made)
+    blank, key = blank_sheet(table, 0)
+    assert "verbosity_error" in blank
+    filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
+    filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
+    own = scored[scored["model"] == "gemma3_lora"]
+    read = score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
+    assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
+    filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
+    with pytest.raises(ValueError, match="no column .*verbosity_error"):
+        read_sheet(tmp_path / "old.csv", key)
 
 
 def test_refuses_what_does_not_belong_together():
@@ -258,13 +295,13 @@ def test_the_notebook_with_the_rubric_and_then_with_a_readers_sheet(outputs):
     assert metrics["paligemma2_lora.unparseable_rate"] == pytest.approx(4 / 12)
     text = (folder / "table4_scores.md").read_text(encoding="utf-8")
     assert "rubric (a program, no physician)" in text and "cardiologist" not in text
-    columns = ["case_id", "model", "reader", "overall", *ERRORS, "segment_match"]
+    columns = ["case_id", "model", "reader", "overall", *CRITERIA, "segment_match"]
     assert list(pd.read_csv(folder / "scores.csv").columns)[: len(columns)] == columns
     assert all((folder / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
 
     sheet = pd.read_csv(folder / "blank_sheet.csv")
     assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
-    sheet = sheet.assign(reader="reader 1", overall=4.0, **{name: 0 for name in ERRORS})
+    sheet = sheet.assign(reader="reader 1", overall=4.0, **{name: 0 for name in CRITERIA})
     sheet.to_csv(outputs / "filled.csv", index=False)
     folder, metrics = execute(outputs, scores=str(outputs / "filled.csv"))
     assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4

@@ -4,75 +4,78 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.stats import bootstrap_interval, mean_interval, paired_difference
+from cag_utils.stats import cluster_bootstrap, mean_interval, paired_difference
 
-
-def mean(rows):
-    return rows["x"].mean()
+rows_st = st.lists(st.tuples(st.integers(0, 5), st.integers(-9, 9)), min_size=1, max_size=20)
 
 
 def table(values, groups):
     return pd.DataFrame({"x": np.asarray(values, float), "patient": groups})
 
 
+def mean(values, groups, n_resamples=50, seed=0, level=0.95):
+    return mean_interval(table(values, groups), "patient", "x", n_resamples, seed, level)
+
+
 def test_two_groups_worked_by_hand():
     # four equally likely draws: AA -> 0, AB, BA -> 1, BB -> 2; so the interval spans 0 to 2
-    got = bootstrap_interval(table([0, 0, 2, 2], list("aabb")), "patient", mean, 500, seed=0)
-    assert got == (1.0, 0.0, 2.0)
+    assert mean([0, 0, 2, 2], list("aabb"), 500) == (1.0, 0.0, 2.0)
 
 
 def test_whole_groups_are_drawn_so_the_interval_is_wider_than_by_rows():
-    rng = np.random.default_rng(0)
-    x = np.repeat(rng.normal(size=20), 10)  # ten copies of each patient's value
-    by_patient = bootstrap_interval(table(x, np.repeat(range(20), 10)), "patient", mean, 500, 1)
-    by_row = bootstrap_interval(table(x, range(200)), "patient", mean, 500, 1)
+    x = np.repeat(np.random.default_rng(0).normal(size=20), 10)  # ten copies of a patient's value
+    by_patient, by_row = mean(x, np.repeat(range(20), 10), 500, 1), mean(x, range(200), 500, 1)
     assert by_patient.high - by_patient.low > 2 * (by_row.high - by_row.low)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(2)
-    hits = 0
-    for trial in range(100):
-        x = rng.normal(size=40)
-        got = mean_interval(table(x, range(40)), "patient", "x", 200, seed=trial)
-        hits += got.low <= 0 <= got.high
-    assert 85 <= hits <= 100
+    found = [mean(rng.normal(size=40), range(40), 200, trial) for trial in range(100)]
+    assert 85 <= sum(x.low <= 0 <= x.high for x in found) <= 100
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-9, 9)), min_size=1, max_size=20))
-def test_the_estimate_lies_in_its_interval_and_repeats(rows):
-    groups, x = zip(*rows, strict=True)
-    first = bootstrap_interval(table(x, groups), "patient", mean, 30, seed=4)
-    assert first.low <= first.value == np.mean(x) <= first.high
-    assert first == bootstrap_interval(table(x, groups), "patient", mean, 30, seed=4)
+@settings(max_examples=30, deadline=None)
+@given(rows_st)
+def test_sums_of_drawn_groups_are_the_plain_bootstrap_of_their_rows(rows):
+    groups, x = map(np.array, zip(*rows, strict=True))
+    names = np.unique(groups)
+    draws = np.random.default_rng(4).integers(len(names), size=(30, len(names)))
+    means = [np.concatenate([x[groups == names[k]] for k in draw]).mean() for draw in draws]
+    found = mean(x, groups, 30, 4)
+    assert found.value == pytest.approx(x.mean())
+    wanted = np.quantile(means, [0.025, 0.975])
+    wanted = [min(wanted[0], x.mean()), max(wanted[1], x.mean())]  # widened to hold the value
+    np.testing.assert_allclose(found[1:], wanted, atol=1e-12)
+    assert found.low <= found.value <= found.high and found == mean(x, groups, 30, 4)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-9, 9)), min_size=1, max_size=20))
-def test_the_fast_mean_is_the_bootstrap_of_a_mean(rows):
-    groups, x = zip(*rows, strict=True)
-    fast = mean_interval(table(x, groups), "patient", "x", 30, seed=4)
-    slow = bootstrap_interval(table(x, groups), "patient", mean, 30, seed=4)
-    np.testing.assert_allclose(fast, slow, atol=1e-12)
+def test_several_figures_of_one_draw_and_what_is_undefined():
+    # a's mean, b's mean, their difference: undefined wherever only one of the two is drawn
+    values = np.array([[3.0, 1, 0, 0], [0, 0, 7, 1]])
+
+    def figures(sums):
+        a, b = sums[..., 0] / sums[..., 1], sums[..., 2] / sums[..., 3]
+        return np.stack([a, b, a - b, np.full_like(a, np.nan)], -1)
+
+    a, b, gap, nothing = cluster_bootstrap(["a", "b"], values, figures, 100, 0)
+    assert (a, b, gap) == ((3, 3, 3), (7, 7, 7), (-4, -4, -4))
+    assert np.isnan(nothing).all()
 
 
-def test_samples_without_a_value_are_left_out():
-    # the mean over group a alone: undefined whenever only b is drawn, else always 3
-    def of_a(rows):
-        return rows.loc[rows["patient"] == "a", "x"].mean()
-
-    assert bootstrap_interval(table([3, 7], list("ab")), "patient", of_a, 100, 0) == (3, 3, 3)
+def test_a_figure_outside_its_interval_widens_it():
+    # the smaller of two sums is 1 when both groups are drawn, 0 when one is drawn twice
+    values = np.array([[0.0, 1.0], [1.0, 0.0]])
+    [found] = cluster_bootstrap(list("ab"), values, lambda s: s.min(-1), 50, 0)
+    assert (found.value, found.low, found.high) == (1, 0, 1)
 
 
 def test_a_wider_level_gives_a_wider_interval():
-    data = table(np.arange(30.0) ** 2, range(30))
-    narrow, wide = (mean_interval(data, "patient", "x", 500, 0, level) for level in (0.5, 0.99))
+    narrow, wide = (mean(np.arange(30.0) ** 2, range(30), 500, 0, level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
 def test_one_group_has_nothing_to_resample():
-    assert bootstrap_interval(table([1, 3], "aa"), "patient", mean, 50, 0) == (2, 2, 2)
+    assert mean([1, 3], "aa") == (2, 2, 2)
 
 
 def test_a_constant_difference_is_certain():
@@ -80,19 +83,22 @@ def test_a_constant_difference_is_certain():
     assert paired_difference(data, "patient", "a", "b", 100, 0) == (2, 2, 2)
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="no rows"):
-        bootstrap_interval(table([], []), "patient", mean, 50, 0)
-    with pytest.raises(ValueError, match="1 rows have no patient"):
-        bootstrap_interval(table([1, 2], ["a", None]), "patient", mean, 50, 0)
-    with pytest.raises(ValueError, match="needs both"):
-        rows = pd.DataFrame({"a": [1.0], "b": [np.nan], "patient": [1]})
-        paired_difference(rows, "patient", "a", "b", 50, 0)
-    with pytest.raises(ValueError, match="1 rows have no x"):
-        mean_interval(table([1, np.nan], "ab"), "patient", "x", 50, 0)
-    with pytest.raises(ValueError, match="n_resamples must be 1 or more, got 0"):
-        mean_interval(table([1, 2], "ab"), "patient", "x", 0, 0)
-    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
-        bootstrap_interval(table([1, 2], "ab"), "patient", mean, 50, 0, level=95)
-    with pytest.raises(ValueError, match="statistic of all rows is nan"):
-        bootstrap_interval(table([1, 2], "ab"), "patient", lambda rows: np.nan, 50, 0)
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: mean([], []), "no rows"),
+        (lambda: mean([1, 2], ["a", None]), "1 rows have no group"),
+        (lambda: mean([1, np.nan], "ab"), "1 rows have no x"),
+        (lambda: mean([1, 2], "ab", 0), "n_resamples must be 1 or more, got 0"),
+        (lambda: mean([1, 2], "ab", level=95), "level must lie between 0 and 1, got 95"),
+        (
+            lambda: paired_difference(
+                pd.DataFrame({"a": [1.0], "b": [np.nan], "patient": [1]}), "patient", "a", "b", 9, 0
+            ),
+            "needs both",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

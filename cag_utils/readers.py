@@ -9,27 +9,13 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.rubric import ERRORS
+from cag_utils.rubric import CRITERIA
 from cag_utils.tables import read_table
 
-SCORES = pa.DataFrameSchema(
-    {
-        "case_id": pa.Column(str, pa.Check.str_length(min_value=1)),
-        "model": pa.Column(str, pa.Check.str_length(min_value=1)),
-        "reader": pa.Column(str, pa.Check.str_length(min_value=1)),
-        "overall": pa.Column(float, pa.Check.in_range(0, 10)),
-        # Read as numbers first: a spreadsheet may write 1 as 1.0.
-        **{name: pa.Column(float, pa.Check.isin((0, 1))) for name in ERRORS},
-    },
-    unique=["case_id", "model", "reader"],
-    coerce=True,
-)
-RULES = {
+WHOSE = {
     "case_id": "must name a case, e.g. case-0001",
     "model": "must be a model or its blinded code",
     "reader": "must name or number the reader who gave the score",
-    "overall": "must be a number from 0 to 10",
-    **{name: "must be 0 (no error) or 1 (error)" for name in ERRORS},
 }
 BLIND = re.compile(r"[A-Z]-[0-9a-f]{6}")  # a letter and the sheet it belongs to
 # What the reader sees of an item. Not the prompt: few-shot examples would give untuned models away.
@@ -50,7 +36,7 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
 
     Returns:
         The sheet (case_id, model as a code such as `B-3f09c1`, the item, empty columns for reader,
-        overall and the five errors) and the key (case_id, code, model).
+        overall and the errors) and the key (case_id, code, model).
 
     Raises:
         ValueError: A model wrote two texts for one case.
@@ -72,7 +58,7 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
     items = pd.concat(parts, ignore_index=True)
     shown = [name for name in SHOWN if name in items]
     sheet = items[["case_id", "code", *shown]].rename(columns={"code": "model"})
-    blank = {name: "" for name in ("reader", "overall", *ERRORS)}
+    blank = {name: "" for name in ("reader", "overall", *CRITERIA)}
     return sheet.assign(**blank), items[["case_id", "code", "model"]]
 
 
@@ -80,7 +66,7 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
     """Read a filled score sheet and name the file, row and rule of everything wrong in it.
 
     Args:
-        path: CSV with case_id, model, reader, overall (0 to 10) and the five errors (0 or 1);
+        path: CSV with case_id, model, reader, overall (0 to 10) and the errors (0 or 1);
             further columns are dropped. UTF-8, with or without the byte order mark Excel adds.
         key: case_id, code, model as `blank_sheet` made it, or several keys in one table. Only
             needed where `model` holds blinded codes.
@@ -93,9 +79,18 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
             a blinded code is not in the key. Rows count as in a spreadsheet: 1 is the header.
         FileNotFoundError: There is no such file.
     """
-    sheet = read_table(path, SCORES, RULES, "this reader scored this text twice; keep one row")
-    sheet = sheet.astype({name: int for name in ERRORS})
-    return _unblind(sheet, key, path)
+    error = pa.Column(float, pa.Check.isin((0, 1)))  # a spreadsheet may write 1 as 1.0
+    schema = pa.DataFrameSchema(
+        {name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in WHOSE}
+        | {"overall": pa.Column(float, pa.Check.in_range(0, 10))}
+        | dict.fromkeys(CRITERIA, error),
+        unique=list(WHOSE),
+        coerce=True,
+    )
+    rules = WHOSE | {"overall": "must be a number from 0 to 10"}
+    rules |= dict.fromkeys(CRITERIA, "must be 0 (no error) or 1 (error)")
+    sheet = read_table(path, schema, rules, "this reader scored this text twice; keep one row")
+    return _unblind(sheet.astype(dict.fromkeys(CRITERIA, int)), key, path)
 
 
 def _unblind(sheet: pd.DataFrame, key: pd.DataFrame | None, path: Path) -> pd.DataFrame:
