@@ -158,7 +158,7 @@ def save_merged(
         folder: Made if missing.
 
     Returns:
-        The folder, which vLLM and `from_pretrained` read.
+        The folder, which `from_pretrained` and any server of Hugging Face models read.
     """
     plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
     plain.save_pretrained(folder)

@@ -8,8 +8,6 @@ published type, so about.
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from cag_utils.checkpoint_hub import Checkpoint
 from cag_utils.params import check_choice
 
@@ -42,7 +40,6 @@ class Backbone:
         image_tokens: Tokens one picture costs in the published model.
         prompt_format: chat (the tokenizer's template) or prefix (image tokens, then the text).
         dtype: On a GPU; a CPU computes in float32.
-        processor: Where the processor comes from; None is the model's own repository and revision.
         tower: Replaces the model's own image tower; None leaves it.
     """
 
@@ -52,7 +49,6 @@ class Backbone:
     image_tokens: int
     prompt_format: str
     dtype: str = "bfloat16"
-    processor: Checkpoint | None = None
     tower: Tower | None = None
 
     def __post_init__(self):
@@ -118,42 +114,3 @@ def get_backbone(name: str) -> Backbone:
         ValueError: Unknown name; the message suggests the nearest.
     """
     return BACKBONES[check_choice("backbone", name, BACKBONES)]
-
-
-def registry_table() -> pd.DataFrame:
-    """Show the registry, one row a backbone and checkpoint.
-
-    Returns:
-        backbone, part (model or image tower), checkpoint, revision, processor, image_px,
-        image_tokens, prompt, dtype, lora_rank, licence, licence_url, gated, parameters (about),
-        download_gb (about).
-    """
-    rows = []
-    for name, entry in BACKBONES.items():
-        parts = {"model": entry.checkpoint}
-        if entry.tower:
-            parts["image tower"] = entry.tower.checkpoint
-        processor = (entry.processor or entry.checkpoint).repo
-        if entry.tower:
-            processor += ", refitted to the tower"
-        for part, found in parts.items():
-            rows.append(
-                {
-                    "backbone": name,
-                    "part": part,
-                    "checkpoint": found.repo,
-                    "revision": found.revision,
-                    "processor": processor,
-                    "image_px": entry.image_px,
-                    "image_tokens": entry.image_tokens,
-                    "prompt": entry.prompt_format,
-                    "dtype": entry.dtype,
-                    "lora_rank": entry.lora_rank,
-                    "licence": found.licence,
-                    "licence_url": found.licence_url,
-                    "gated": found.gated,
-                    "parameters": found.parameters,
-                    "download_gb": found.download_gb,
-                }
-            )
-    return pd.DataFrame(rows)

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from cag_utils.attention import fuse_attention
-from cag_utils.backbone_entries import BACKBONES, Backbone, Tower, get_backbone, registry_table
+from cag_utils.backbone_entries import BACKBONES, Backbone, Tower, get_backbone
 from cag_utils.checkpoint_hub import Checkpoint, check_access, fetch_weights, override
 from cag_utils.conceptclip import (
     convert_tower,
@@ -44,7 +44,6 @@ __all__ = [
     "load_backbone",
     "locate",
     "quantisation",
-    "registry_table",
 ]
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -98,8 +97,7 @@ def load_backbone(
     ).eval()
     fuse_attention(model)
     model = model if packed else model.to(device)
-    apart = backbone.processor if size == "real" and not checkpoint else None
-    processor = AutoProcessor.from_pretrained(**(locate(apart, size) if apart else found))
+    processor = AutoProcessor.from_pretrained(**found)
     if tower_found:
         new = _read_tower(backbone.tower, fetch_weights(**tower_found))
         model, processor = swap_tower(model, processor, new)

@@ -17,7 +17,7 @@ ANSWER_COLUMNS = ("output", "seconds", "n_tokens")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made, whatever the engine.
+    """How answers are made.
 
     Attributes:
         batch_size: Most cases at a time, at least 1.
@@ -74,18 +74,6 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
     """
     order = np.argsort(-np.asarray(lengths, int), kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def padding_share(lengths: Sequence[int], batches: Iterable[np.ndarray]) -> float:
-    """Return the share of text tokens that are padding, 0 to 1.
-
-    Args:
-        lengths: (N,) tokens of each prompt, at least one above 0.
-        batches: Row numbers, from `length_batches` or any other cut.
-    """
-    lengths = np.asarray(lengths)
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
-    return 1 - int(lengths.sum()) / padded
 
 
 def decode(

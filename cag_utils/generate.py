@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +9,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.decoding import Decoding, decode
 from cag_utils.params import check_choice
-from cag_utils.vllm_engine import decode_vllm
 
-ENGINES = ("transformers", "vllm")
 STATUSES = ("ok", "empty", "refusal")
 COLUMNS = (
     "case_id",
@@ -111,7 +108,7 @@ def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
 
 
 def generate_answers(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence[str],
     prompts: Sequence[str],
@@ -120,7 +117,6 @@ def generate_answers(
     label: str = "generating",
     temperature: float = 0.0,
     seed: int = 0,
-    engine: str = "transformers",
 ) -> pd.DataFrame:
     """Let a model answer, greedily unless told otherwise.
 
@@ -128,8 +124,7 @@ def generate_answers(
     prompts are not padded to long ones. A batch ends with its longest answer.
 
     Args:
-        model: Tuned or not, in evaluation mode; for vLLM the folder of its merged weights
-            (`adapters.save_merged`).
+        model: Tuned or not, in evaluation mode.
         processor: Its processor.
         images: Paths of frames.
         prompts: One a frame.
@@ -139,23 +134,17 @@ def generate_answers(
         label: Of the progress bar.
         temperature: 0 is greedy; above it, answers are drawn, and the draw depends on the batches.
         seed: Of the draw: the same seed and batch size give the same answers.
-        engine: transformers or vllm.
 
     Returns:
         One row a case, in the order given: output, seconds (a batch's time shared out evenly),
         n_tokens (without padding and end of text).
 
     Raises:
-        ValueError: Unknown engine, not one prompt a frame, a size below 1, or a temperature below
-            0.
-        FileNotFoundError, RuntimeError, ImportError: As `vllm_engine.decode_vllm`.
+        ValueError: Not one prompt a frame, a size below 1, or a temperature below 0.
     """
-    check_choice("engine", engine, ENGINES)
     settings = Decoding(batch_size, max_new_tokens, temperature, seed)
     if len(images) != len(prompts):
         raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
-    if engine == "vllm":
-        return decode_vllm(model, processor, images, prompts, settings)
     return decode(model, processor, images, prompts, settings, label)
 
 

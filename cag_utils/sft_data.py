@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from cag_utils.examples import open_picture, picture_side
+from cag_utils.examples import picture_side
 from cag_utils.tower_features import FORWARD_NAME, FeatureStore, prepare_pixels
 
 PADDING = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
@@ -77,7 +77,7 @@ def to_cases(
     for start in range(0, len(examples), batch_size):
         part = examples.iloc[start : start + batch_size]
         talks = [
-            _conversation(blank, prompt, answer)
+            conversation(blank, prompt, answer)
             for prompt, answer in zip(part["prompt"], part["answer"], strict=True)
         ]
         rows += _unpad(collate(talks))
@@ -124,37 +124,10 @@ def _unpad(batch: Mapping[str, torch.Tensor]) -> list[dict]:
     return rows
 
 
-def _conversation(picture: Image.Image | str, prompt: str, answer: str) -> dict:
-    """One case as TRL's prompt and completion."""
+def conversation(picture: Image.Image | str, prompt: str, answer: str) -> dict:
+    """Return one case as TRL's prompt and completion, each a list of one message."""
     return {
         "images": [picture],
         "prompt": [{"role": ASKING, "content": prompt}],
         "completion": [{"role": ANSWERING, "content": answer}],
     }
-
-
-def to_dataset(examples: pd.DataFrame, processor: ProcessorMixin) -> datasets.Dataset:
-    """Make TRL's conversational prompt-completion dataset with pictures, for TRL as it comes.
-
-    The study itself trains on `to_cases`; tests and the benchmark compare it with this.
-
-    Args:
-        examples: Columns image, prompt, answer, from `examples.read_examples`.
-        processor: A picture larger than it reads is shrunk once and held in memory; a smaller one
-            is opened from its path when its turn comes.
-
-    Returns:
-        Columns images (a list of one), prompt, completion (lists of one message).
-    """
-    side = picture_side(processor)
-    rows = []
-    for image, prompt, answer in examples[["image", "prompt", "answer"]].itertuples(index=False):
-        picture = open_picture(image, processor)
-        rows.append(_conversation(picture if picture.width == side else image, prompt, answer))
-    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    features = {
-        "images": datasets.List(datasets.Image(mode="RGB")),
-        "prompt": message,
-        "completion": message,
-    }
-    return datasets.Dataset.from_list(rows, features=datasets.Features(features))

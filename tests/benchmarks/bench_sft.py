@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset, List
+from datasets import Image as Picture
 from peft import get_peft_model
 from PIL import Image
 from transformers import (
@@ -51,7 +53,7 @@ from cag_utils.phantom.cohort import still
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.settings import load_profile
 from cag_utils.sft_config import training_config
-from cag_utils.sft_data import PaliGemmaCollator, to_dataset
+from cag_utils.sft_data import PaliGemmaCollator, conversation
 from cag_utils.tower_features import accept_features
 
 EPOCHS, ROUNDS, N_DRAWN = 5, 3, 12
@@ -142,7 +144,9 @@ def plain_way(job: Job) -> float:
     folder = backbones.WEIGHTS / job.backbone
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     examples = read_examples(job.pairs, job.language, job.outputs)
-    data = to_dataset(examples[examples["split"] == "train"], processor)
+    rows = examples[examples["split"] == "train"].itertuples()
+    talks = [conversation(row.image, row.prompt, row.answer) for row in rows]
+    data = Dataset.from_list(talks).cast_column("images", List(Picture(mode="RGB")))
     config = quiet(training_config(job, len(data), model.dtype == torch.bfloat16))
     config.remove_unused_columns = True
     lora = job.finetune.lora[job.backbone]
