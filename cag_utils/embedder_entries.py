@@ -24,7 +24,7 @@ from transformers import (
     SwinConfig,
 )
 
-from cag_utils.backbone_entries import CONCEPTCLIP
+from cag_utils.backbones import CONCEPTCLIP
 from cag_utils.checkpoint_hub import fetch_weights, remote_code
 from cag_utils.pixels import Pixels
 from cag_utils.study import read_json, under_root

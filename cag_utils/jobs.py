@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from cag_utils.backbones import SIZES, get_backbone
+from cag_utils.backbones import get_backbone
+from cag_utils.loading import SIZES
 from cag_utils.params import check_choice
 from cag_utils.settings import Finetune
 from cag_utils.study import read_json, write_json

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cag_utils import backbones
-from cag_utils.backbones import load_backbone
+from cag_utils import loading
 from cag_utils.examples import open_picture, read_examples
 from cag_utils.jobs import Job, make_job
+from cag_utils.loading import load_backbone
 from cag_utils.settings import load_profile
 from cag_utils.sft_data import conversation, plain_collator
 from tests.vlm_world import write_pairs, write_twins
@@ -19,7 +19,7 @@ NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
 def make_world(folder: Path, train: int = 8, val: int = 2, test: int = 3) -> Iterator[Path]:
     """Put random twins in the shipped weights' place; yield the path of `pairs.csv`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "WEIGHTS", write_twins(folder / "weights"))
+        patch.setattr(loading, "WEIGHTS", write_twins(folder / "weights"))
         yield write_pairs(folder / "outputs" / "smoke", train, val, test)
 
 

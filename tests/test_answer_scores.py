@@ -4,11 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cag_utils.answer_scores import SCORES, AnswerScorer, mark
-from cag_utils.backbones import load_backbone
 from cag_utils.entities import read_entities
+from cag_utils.loading import load_backbone
 from cag_utils.rubric import truth_entities
-from cag_utils.sft import run_job
+from cag_utils.sft import SCORES, AnswerScorer, mark, run_job
 from tests.sft_world import examples_of, job_for, make_world
 
 TRUTH = truth_entities("LCA", [{"segment": 11, "percent": 75}], "pci")

@@ -16,17 +16,8 @@ import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, PaliGemmaForConditionalGeneration
 
-from cag_utils import backbones, checkpoint_hub
-from cag_utils.backbones import (
-    BACKBONES,
-    check_layout,
-    find_sources,
-    get_backbone,
-    load_backbone,
-    locate,
-    model_layout,
-    quantisation,
-)
+from cag_utils import checkpoint_hub, loading
+from cag_utils.backbones import BACKBONES, get_backbone
 from cag_utils.checkpoint_hub import (
     Checkpoint,
     check_access,
@@ -37,6 +28,14 @@ from cag_utils.checkpoint_hub import (
     resolved_commit,
 )
 from cag_utils.examples import encode_prompts
+from cag_utils.loading import (
+    check_layout,
+    find_sources,
+    load_backbone,
+    locate,
+    model_layout,
+    quantisation,
+)
 from cag_utils.settings import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
@@ -53,7 +52,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def twins(weights, monkeypatch):
-    monkeypatch.setattr(backbones, "WEIGHTS", weights)
+    monkeypatch.setattr(loading, "WEIGHTS", weights)
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_swapped_twin_and_processor_survive_saving(twins, tmp_path):
 
 
 def test_a_missing_twin_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbones, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="git checkout -- cag_utils/weights"):
         locate(BACKBONES["gemma3"].checkpoint, "tiny")
 
@@ -302,15 +301,15 @@ def test_four_bits_need_a_gpu_and_bitsandbytes(monkeypatch):
         quantisation("8bit", "cuda")
     with pytest.raises(ValueError, match="needs a CUDA GPU"):
         load_backbone("gemma3", "tiny", device="cpu", quantise="4bit")
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         quantisation("4bit", "cuda")
 
 
 def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(monkeypatch):
     made = {}
-    monkeypatch.setattr(backbones, "find_spec", lambda name: True)
-    monkeypatch.setattr(backbones, "BitsAndBytesConfig", lambda **kwargs: made.update(kwargs))
+    monkeypatch.setattr(loading, "find_spec", lambda name: True)
+    monkeypatch.setattr(loading, "BitsAndBytesConfig", lambda **kwargs: made.update(kwargs))
     assert quantisation("4bit", "cuda:1")["device_map"] == {"": "cuda:1"}
     assert made.pop("bnb_4bit_compute_dtype") is torch.bfloat16
     kept = made.pop("llm_int8_skip_modules")
@@ -348,7 +347,7 @@ def test_remote_code_is_off_and_takes_one_commit_of_one_repository():
 
 
 def test_no_backbone_runs_code_or_unpickles():
-    package = Path(backbones.__file__).parent
+    package = Path(loading.__file__).parent
     for path in package.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         allowed = path.name == "checkpoint_hub.py"  # its one function, off by default
@@ -371,7 +370,8 @@ def cached(cache, repo, folder):
 
 OFFLINE = """
 from dataclasses import replace
-from cag_utils.backbones import BACKBONES, load_backbone
+from cag_utils.backbones import BACKBONES
+from cag_utils.loading import load_backbone
 from cag_utils.checkpoint_hub import resolved_commit
 from cag_utils.preflight import preflight, sources_table
 

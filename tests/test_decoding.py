@@ -11,17 +11,17 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cag_utils import backbones
-from cag_utils.adapters import lora_config, save_merged
-from cag_utils.backbones import load_backbone
+from cag_utils import loading
 from cag_utils.corpus import prompt
-from cag_utils.decoding import (
+from cag_utils.generate import (
     Decoding,
     count_tokens,
+    generate_answers,
     length_batches,
     prompt_lengths,
 )
-from cag_utils.generate import generate_answers
+from cag_utils.loading import load_backbone
+from cag_utils.lora import lora_config, save_merged
 from cag_utils.phantom.captions import random_scene
 from cag_utils.twins import make_processor
 from tests.vlm_world import write_twins
@@ -35,7 +35,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "WEIGHTS", write_twins(folder / "weights"))
+        patch.setattr(loading, "WEIGHTS", write_twins(folder / "weights"))
         scenes = [random_scene(rng) for _ in range(14)]
         languages = ["en", "ja"] * 7
         prompts = [

@@ -25,8 +25,6 @@ from peft import get_peft_model
 from PIL import Image, PngImagePlugin
 
 from cag_utils import endpoint
-from cag_utils.adapters import lora_config, save_merged
-from cag_utils.backbones import load_backbone
 from cag_utils.endpoint import (
     Endpoint,
     EndpointError,
@@ -45,6 +43,8 @@ from cag_utils.generate import (
     pick_shots,
     status_counts,
 )
+from cag_utils.loading import load_backbone
+from cag_utils.lora import lora_config, save_merged
 from tests.vlm_world import write_pairs, write_twins
 
 

@@ -9,22 +9,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cag_utils import adapters, sft
-from cag_utils.adapters import (
+from cag_utils import lora, sft
+from cag_utils.examples import encode_prompts, open_picture, read_examples
+from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
+from cag_utils.loading import load_backbone
+from cag_utils.lora import (
     LANGUAGE_MODEL_ONLY,
     PROJECTIONS,
     load_tuned,
     lora_config,
+    probe,
+    reload_difference,
     trainable_table,
 )
-from cag_utils.backbones import load_backbone
-from cag_utils.examples import encode_prompts, open_picture, read_examples
-from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
-from cag_utils.parity import probe, reload_difference
 from cag_utils.settings import load_profile
-from cag_utils.sft import make_trainer, run_job
-from cag_utils.sft_config import training_config
-from cag_utils.sft_trainer import answers_scored_only
+from cag_utils.sft import answers_scored_only, make_trainer, run_job, training_config
 from cag_utils.twins import IMAGE_PX
 from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
@@ -244,7 +243,7 @@ def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkey
     """The GPU's precision, here on the CPU, at a learning rate below bfloat16's step."""
     half = functools.partial(load_backbone, dtype=torch.bfloat16)
     monkeypatch.setattr(sft, "load_backbone", half)
-    monkeypatch.setattr(adapters, "load_backbone", half)
+    monkeypatch.setattr(lora, "load_backbone", half)
     job = job_for(
         world, tmp_path, name, max_steps=2, learning_rate=1e-5, projector_rate=0.0, warmup_share=0.0
     )
@@ -352,7 +351,7 @@ def test_trainable_table_counts_every_parameter(world):
 def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     folder = tmp_path / "my_gemma"
     model, processor = load_backbone("gemma3", "tiny", device="cpu")
-    adapters.save_merged(model, processor, folder)
+    lora.save_merged(model, processor, folder)
     settings = load_profile("smoke").finetune.model_copy(
         update={"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
     )

@@ -1,6 +1,6 @@
 """A run's log as tables."""
 
-from cag_utils.sft_history import answer_history, loss_history
+from cag_utils.sft import answer_history, loss_history
 
 
 def test_history_counts_a_measurement_once():

@@ -13,14 +13,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from cag_utils import adapters, backbones, sft
-from cag_utils.adapters import load_tuned
-from cag_utils.backbones import load_backbone
+from cag_utils import loading, lora, sft
 from cag_utils.jobs import last_checkpoint, start_folder
-from cag_utils.parity import merge_adapter
-from cag_utils.sft import FSDP, make_trainer, run_job
-from cag_utils.sft_callbacks import evaluations_since_best
-from cag_utils.sft_config import share_of_batch, training_config
+from cag_utils.loading import load_backbone
+from cag_utils.lora import load_tuned, merge_adapter
+from cag_utils.sft import (
+    FSDP,
+    evaluations_since_best,
+    make_trainer,
+    run_job,
+    share_of_batch,
+    training_config,
+)
 from tests.sft_world import NAMES, job_for, make_world
 
 SCRIPT = """
@@ -28,10 +32,10 @@ import sys, time
 from pathlib import Path
 import torch
 from transformers import TrainerCallback
-from cag_utils import adapters, backbones, sft
+from cag_utils import loading, lora, sft
 from cag_utils.jobs import Job
 from cag_utils.study import read_json
-backbones.WEIGHTS = Path(sys.argv[2])
+loading.WEIGHTS = Path(sys.argv[2])
 torch.set_num_threads(1)
 
 class Wait(TrainerCallback):  # in the second epoch, until the end comes
@@ -76,7 +80,7 @@ def test_kill_9_and_resume_give_identical_losses_and_adapter(world, tmp_path, on
     run_job(whole)
     start_folder(broken)
     reached = tmp_path / "reached"
-    arguments = [str(broken.path / "job.json"), str(backbones.WEIGHTS), str(reached)]
+    arguments = [str(broken.path / "job.json"), str(loading.WEIGHTS), str(reached)]
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *arguments], stderr=subprocess.DEVNULL
     )
@@ -184,7 +188,7 @@ def test_the_projector_learns_alone_first_also_after_a_kill(world, tmp_path):
 def test_two_processes_share_a_batch_and_leave_one_adapter(world, tmp_path, monkeypatch):
     job = job_for(world, tmp_path / "two", dropout=0.0, epochs=1.0)
     watch = tmp_path / "sitecustomize.py"
-    watch.write_text(_watcher(backbones.WEIGHTS))
+    watch.write_text(_watcher(loading.WEIGHTS))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_job(job, processes=2)
@@ -206,15 +210,15 @@ def _watcher(weights_folder):
 import os, sys
 if "RANK" in os.environ and "cag_utils.sft" in " ".join(sys.orig_argv):
     from pathlib import Path
-    from cag_utils import adapters, backbones, sft_config
-    backbones.WEIGHTS = Path({str(weights_folder)!r})
-    share = sft_config.share_of_batch
+    from cag_utils import loading, sft
+    loading.WEIGHTS = Path({str(weights_folder)!r})
+    share = sft.share_of_batch
     def noted(batch_size, n):
         each = share(batch_size, n)
         name = f"rank{{os.environ['RANK']}}_of{{os.environ['WORLD_SIZE']}}_batch{{each}}"
         (Path(__file__).parent / name).touch()
         return each
-    sft_config.share_of_batch = noted
+    sft.share_of_batch = noted
 """
 
 
@@ -272,7 +276,7 @@ def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeyp
     monkeypatch.undo()
     asked = []
     monkeypatch.setattr(sft, "load_backbone", lambda *a, **k: asked.append(k) or _die())
-    monkeypatch.setattr(adapters, "load_backbone", lambda *a, **k: asked.append(k) or _die())
+    monkeypatch.setattr(lora, "load_backbone", lambda *a, **k: asked.append(k) or _die())
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(KeyboardInterrupt):
         make_trainer(job)

@@ -6,11 +6,10 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 
-from cag_utils.adapters import PROJECTOR, lora_config
-from cag_utils.backbones import load_backbone
+from cag_utils.loading import load_backbone
+from cag_utils.lora import PROJECTOR, lora_config
 from cag_utils.sft import make_trainer, run_job
-from cag_utils.sft_data import CaseCollator, to_cases
-from cag_utils.tower_features import FeatureStore, accept_features, tower_key
+from cag_utils.sft_data import CaseCollator, FeatureStore, accept_features, to_cases, tower_key
 from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
 

@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from cag_utils import backbones
-from cag_utils.backbones import load_backbone, quiet_libraries
+from cag_utils import loading
 from cag_utils.corpus import prompt
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
+from cag_utils.loading import load_backbone, quiet_libraries
 from cag_utils.phantom.captions import random_scene
 from cag_utils.settings import load_profile
 from cag_utils.twins import KINDS, build_twin
@@ -96,7 +96,7 @@ def main() -> dict[str, float]:
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         images, prompts = write_cases(Path(name))
-        backbones.WEIGHTS = Path(name)
+        loading.WEIGHTS = Path(name)
         for kind in KINDS:
             build_twin(kind, Path(name) / kind)
             plain = AutoModelForImageTextToText.from_pretrained(Path(name) / kind).eval()

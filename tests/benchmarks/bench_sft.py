@@ -42,19 +42,18 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from cag_utils import backbones, sft
-from cag_utils.adapters import lora_config, raise_trained_to_float32
-from cag_utils.backbones import load_backbone
+from cag_utils import loading, sft
 from cag_utils.examples import read_examples
 from cag_utils.jobs import Job, make_job
 from cag_utils.length_buckets import LengthBuckets, padding_share
+from cag_utils.loading import load_backbone
+from cag_utils.lora import lora_config, raise_trained_to_float32
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings, write_report
 from cag_utils.phantom.cohort import still
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.settings import load_profile
-from cag_utils.sft_config import training_config
-from cag_utils.sft_data import PaliGemmaCollator, conversation
-from cag_utils.tower_features import accept_features
+from cag_utils.sft import training_config
+from cag_utils.sft_data import PaliGemmaCollator, accept_features, conversation
 
 EPOCHS, ROUNDS, N_DRAWN = 5, 3, 12
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense, data sheets
@@ -141,7 +140,7 @@ def our_way(job: Job) -> float:
 def plain_way(job: Job) -> float:
     """Train with TRL's trainer as it comes; return the mean loss."""
     _, processor = load_backbone(job.backbone, job.size)
-    folder = backbones.WEIGHTS / job.backbone
+    folder = loading.WEIGHTS / job.backbone
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     examples = read_examples(job.pairs, job.language, job.outputs)
     rows = examples[examples["split"] == "train"].itertuples()
