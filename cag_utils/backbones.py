@@ -1,9 +1,10 @@
-"""The registry of backbones: published checkpoint, tiny twin, and all that differs between them.
+"""The registry of backbones: one entry a backbone, and all that differs between them.
 
-No entry needs remote code: Gemma3 and PaliGemma2 are classes of transformers, and of ConceptCLIP
-only the tensors of its image tower are read. Parameter counts follow from the published
-configurations (tests/test_preflight.py counts them again); downloads are those counts in the
-published type, so about.
+Names and numbers only, so that tables and figures read it without loading a network; `loading`
+makes models of it. No entry needs remote code: Gemma3 and PaliGemma2 are classes of transformers,
+and of ConceptCLIP only the tensors of its image tower are read. Parameter counts follow from the
+published configurations (a test counts them again); downloads are those counts in the published
+type, so about.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,13 @@ from dataclasses import dataclass
 from cag_utils.checkpoint_hub import Checkpoint
 from cag_utils.params import check_choice
 
-PROMPT_FORMATS = ("chat", "prefix")
+PROMPTS = ("chat", "prefix")
+# The paper's seven projections (3.2). A plain list of their names also hits the image tower's.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LANGUAGE_MODEL_ONLY = (
+    r".*language_model\..*\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)"
+    r"|mlp\.(gate_proj|up_proj|down_proj))"
+)
 
 
 @dataclass(frozen=True)
@@ -34,30 +41,47 @@ class Backbone:
     """One backbone of the study.
 
     Attributes:
-        checkpoint: The vision-language model.
-        lora_rank: Rank and alpha in the paper (3.2); a profile may set its own.
+        title: Its name in tables and figures.
+        colours: Of its untuned base and of the tuned model in every figure, `#rrggbb`.
+        checkpoint: The vision-language model: repository, revision, licence, and the folder of the
+            tiny twin below `cag_utils/weights/` (written by `twins.build_twin`).
+        prompt: chat (the tokenizer's template) or prefix (image tokens, then the text).
+        lora_rank: LoRA's rank (paper 3.2); a profile may set another.
+        lora_alpha: LoRA's alpha (paper 3.2): the same, so that its scale is 1.
+        lora_targets: Regular expression of the full names of the modules that get LoRA.
         image_px: Side of the square picture the published model reads.
         image_tokens: Tokens one picture costs in the published model.
-        prompt_format: chat (the tokenizer's template) or prefix (image tokens, then the text).
         dtype: On a GPU; a CPU computes in float32.
         tower: Replaces the model's own image tower; None leaves it.
+        stand_in: Whose untuned base it is compared with where its own was not run.
     """
 
+    title: str
+    colours: tuple[str, str]
     checkpoint: Checkpoint
+    prompt: str
     lora_rank: int
+    lora_alpha: int
     image_px: int
     image_tokens: int
-    prompt_format: str
+    lora_targets: str = LANGUAGE_MODEL_ONLY
     dtype: str = "bfloat16"
     tower: Tower | None = None
+    stand_in: str = ""
 
     def __post_init__(self):
         """Check the one field that is a choice.
 
         Raises:
-            ValueError: Unknown prompt format.
+            ValueError: Unknown prompt style.
         """
-        check_choice("prompt_format", self.prompt_format, PROMPT_FORMATS)
+        check_choice("prompt", self.prompt, PROMPTS)
+
+    @property
+    def twins(self) -> tuple[str, ...]:
+        """The folders of twins it is made of."""
+        parts = (self.checkpoint, self.tower.checkpoint) if self.tower else (self.checkpoint,)
+        return tuple(part.twin for part in parts)
 
 
 # The paper gives neither checkpoints nor sizes. 4B is the smallest Gemma3 that sees pictures; `pt`
@@ -92,17 +116,40 @@ CONCEPTCLIP = Checkpoint(
     parameters=0.54e9,
     download_gb=2.2,  # float32: 0.43e9 in the image tower, 0.11e9 in PubMedBERT
 )
+# Okabe and Ito's colour-blind palette.
 BACKBONES: dict[str, Backbone] = {
-    "paligemma2": Backbone(PALIGEMMA2, 16, image_px=448, image_tokens=1024, prompt_format="prefix"),
-    "gemma3": Backbone(GEMMA3, 8, image_px=896, image_tokens=256, prompt_format="chat"),
+    "paligemma2": Backbone(
+        title="PaliGemma2",
+        colours=("#F0E442", "#E69F00"),
+        checkpoint=PALIGEMMA2,
+        prompt="prefix",
+        lora_rank=16,
+        lora_alpha=16,
+        image_px=448,
+        image_tokens=1024,
+    ),
+    "gemma3": Backbone(
+        title="Gemma3",
+        colours=("#56B4E9", "#0072B2"),
+        checkpoint=GEMMA3,
+        prompt="chat",
+        lora_rank=8,
+        lora_alpha=8,
+        image_px=896,
+        image_tokens=256,
+    ),
     "conceptclip_gemma3": Backbone(
-        GEMMA3,
-        8,
+        title="ConceptCLIP-Gemma3",
+        colours=("#CC79A7", "#D55E00"),
+        checkpoint=GEMMA3,
+        prompt="chat",
+        lora_rank=8,
+        lora_alpha=8,
         image_px=384,
         image_tokens=81,
-        prompt_format="chat",
         # 384 px in patches of 14 leave 6 px at the edge: a side the tensors cannot tell
         tower=Tower(CONCEPTCLIP, heads={1152: 16, 128: 4}, side_px={1152: 384, 128: 0}),
+        stand_in="gemma3",  # the paper ran no untuned ConceptCLIP-Gemma3
     ),
 }
 
@@ -114,3 +161,8 @@ def get_backbone(name: str) -> Backbone:
         ValueError: Unknown name; the message suggests the nearest.
     """
     return BACKBONES[check_choice("backbone", name, BACKBONES)]
+
+
+def bases_of(name: str) -> tuple[str, ...]:
+    """Return the backbones whose untuned model a tuned one is compared with, the best first."""
+    return (name, entry.stand_in) if (entry := get_backbone(name)).stand_in else (name,)

@@ -10,7 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from cag_utils.backbones import get_backbone
 from cag_utils.loading import SIZES
 from cag_utils.params import check_choice
-from cag_utils.settings import Finetune
+from cag_utils.settings import Finetune, Lora
 from cag_utils.study import read_json, write_json
 
 
@@ -49,13 +49,17 @@ class Job:
             ValueError: Unknown backbone, or settings that are no `finetune` section.
         """
         get_backbone(self.backbone)
-        if self.backbone not in Finetune.model_validate(self.settings).lora:
-            raise ValueError(f"finetune.lora gives no rank for {self.backbone!r}")
+        Finetune.model_validate(self.settings)
 
     @property
     def finetune(self) -> Finetune:
         """The settings, checked."""
         return Finetune.model_validate(self.settings)
+
+    @property
+    def lora(self) -> Lora:
+        """Rank and alpha."""
+        return self.finetune.lora[self.backbone]
 
     @property
     def source(self) -> dict[str, str]:
@@ -101,7 +105,11 @@ def make_job(
     size = check_choice("size", size or settings.size, SIZES)
     if epochs < 0:
         raise ValueError(f"epochs must be > 0, or 0 for the profile's, got {epochs}")
-    changed = settings.model_copy(update={"epochs": float(epochs or settings.epochs)})
+    entry = get_backbone(backbone)
+    lora = settings.lora.get(backbone) or Lora(rank=entry.lora_rank, alpha=entry.lora_alpha)
+    changed = settings.model_copy(
+        update={"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
+    )
     pairs = Path(pairs)
     outputs = pairs.parents[2]  # outputs/<profile>/
     return Job(

@@ -118,6 +118,7 @@ def load_backbone(
     if tower_found:
         new = _read_tower(backbone.tower, fetch_weights(**tower_found))
         model, processor = swap_tower(model, processor, new)
+    processor.prompt_style = backbone.prompt  # for `examples.prompt_style`; it is not saved
     published = size == "real" and not (checkpoint or tower_checkpoint)
     expected = (backbone.image_px, backbone.image_tokens)
     check_layout(processor, *(expected if published else model_layout(model.config)))

@@ -8,26 +8,24 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
 from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job
 from cag_utils.loading import load_backbone
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# A plain list of the seven names also hits the image tower's q, k and v.
-LANGUAGE_MODEL_ONLY = (
-    r".*language_model\..*\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)"
-    r"|mlp\.(gate_proj|up_proj|down_proj))"
-)
 PROJECTOR = "multi_modal_projector"
 
 
-def lora_config(rank: int, alpha: int, dropout: float = 0.0) -> LoraConfig:
+def lora_config(
+    rank: int, alpha: int, dropout: float = 0.0, targets: str = LANGUAGE_MODEL_ONLY
+) -> LoraConfig:
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: 16 for PaliGemma2, 8 for both Gemma3.
-        alpha: The same as the rank, so LoRA's scale is 1.
+        rank: Of the thin matrices.
+        alpha: LoRA's scale is alpha over rank.
         dropout: On LoRA's input.
+        targets: Regular expression of module names, `Backbone.lora_targets`.
 
     Source:
         CAG-VLM section 3.2.
@@ -36,7 +34,7 @@ def lora_config(rank: int, alpha: int, dropout: float = 0.0) -> LoraConfig:
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=LANGUAGE_MODEL_ONLY,
+        target_modules=targets,
         modules_to_save=[PROJECTOR],
         task_type="CAUSAL_LM",
     )

@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from cag_utils.backbones import get_backbone
+from cag_utils.backbones import LANGUAGE_MODEL_ONLY, get_backbone
 from cag_utils.checkpoint_hub import Checkpoint, is_here, resolved_commit
 from cag_utils.loading import find_sources, locate, quantisation
-from cag_utils.lora import LANGUAGE_MODEL_ONLY, PROJECTOR
+from cag_utils.lora import PROJECTOR
 
 GB = 1e9
 MARGIN = 1.2  # a choice: fragments, kernels' scratch space
@@ -81,18 +81,19 @@ class Footprint:
     image_tokens: int
 
 
-def footprint(config: PreTrainedConfig, image_tokens: int = 0) -> Footprint:
+def footprint(
+    config: PreTrainedConfig, image_tokens: int = 0, targets: str = LANGUAGE_MODEL_ONLY
+) -> Footprint:
     """Count what memory depends on, from a configuration alone; no weight is made.
 
     Args:
         config: Of Gemma3 or PaliGemma.
         image_tokens: Of a tower that will be swapped in; 0 takes the configuration's.
+        targets: Regular expression of the modules that get LoRA.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    adapted = [
-        m.weight.shape for n, m in model.named_modules() if re.fullmatch(LANGUAGE_MODEL_ONLY, n)
-    ]
+    adapted = [m.weight.shape for n, m in model.named_modules() if re.fullmatch(targets, n)]
     text, vision = config.text_config, config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     return Footprint(
@@ -313,7 +314,8 @@ def preflight(
     rows = [_access_row(source, size) for source in sources]
     entry = get_backbone(name)
     config = AutoConfig.from_pretrained(**locate(model, size))
-    needs = footprint(config, entry.image_tokens if tower and size == "real" else 0)
+    swapped = entry.image_tokens if tower and size == "real" else 0
+    needs = footprint(config, swapped, entry.lora_targets)
     each = 2 if machine.device != "cpu" and entry.dtype == "bfloat16" else 4
     memory = generation_gb(needs, each, batch_size, text_tokens, quantise)
     if train:

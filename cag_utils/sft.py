@@ -30,6 +30,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
 
+from cag_utils.backbones import get_backbone
 from cag_utils.entities import Entities, read_entities
 from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job, base_name, last_checkpoint, start_folder
@@ -397,7 +398,7 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
     store = None
     if s.cache_features:
         store = fill_store(job, model, processor, [*train["image"], *val["image"]], config)
-    lora = s.lora[job.backbone]
+    targets = get_backbone(job.backbone).lora_targets
     trainer = CaseTrainer(
         model=model,
         args=config,
@@ -405,7 +406,7 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
         eval_dataset=val.sort("length"),
         processing_class=processor,
         data_collator=CaseCollator(processor, store),
-        peft_config=lora_config(lora.rank, lora.alpha, s.dropout),
+        peft_config=lora_config(job.lora.rank, job.lora.alpha, s.dropout, targets),
         callbacks=[*own_callbacks(job), *callbacks],
         scorer=AnswerScorer(job, processor) if s.eval_cases else None,
     )

@@ -19,7 +19,7 @@ from transformers import BatchFeature, PaliGemmaProcessor, PreTrainedModel, Proc
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from cag_utils.examples import open_picture, picture_side
+from cag_utils.examples import open_picture, picture_side, prompt_style
 
 FORWARD_NAME = "tower_features"  # of the tokens among a batch's tensors
 KEY_DIGITS = 16
@@ -180,9 +180,9 @@ class PaliGemmaCollator:
 def plain_collator(processor: ProcessorMixin) -> Callable[[Sequence[Mapping]], BatchFeature]:
     """Return what turns conversations with pictures into a batch whose answers alone are scored.
 
-    TRL's own for Gemma3, ours for PaliGemma.
+    TRL's own for the chat style, ours for the prefix style.
     """
-    if isinstance(processor, PaliGemmaProcessor):
+    if prompt_style(processor) == "prefix":
         return PaliGemmaCollator(processor)
     return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
 

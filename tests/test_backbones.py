@@ -80,14 +80,9 @@ def hub():
 @pytest.mark.parametrize("profile", ["smoke", "phantom", "paper"])
 def test_profiles_name_only_known_backbones_and_the_papers_ranks(profile):
     settings = load_profile(profile).finetune
-    for name in settings.backbones:
-        rank = get_backbone(name).lora_rank
-        assert (settings.lora[name].rank, settings.lora[name].alpha) == (rank, rank)
-    assert {n: b.lora_rank for n, b in BACKBONES.items()} == {
-        "paligemma2": 16,
-        "gemma3": 8,
-        "conceptclip_gemma3": 8,
-    }
+    assert set(settings.backbones) == set(BACKBONES) and settings.lora == {}
+    ranks = {"paligemma2": (16, 16), "gemma3": (8, 8), "conceptclip_gemma3": (8, 8)}
+    assert {n: (b.lora_rank, b.lora_alpha) for n, b in BACKBONES.items()} == ranks
 
 
 def test_an_unknown_backbone_suggests_the_nearest():
@@ -322,16 +317,16 @@ def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_the_prompt_format_is_what_the_processor_gets(twins, name):
+def test_the_prompt_style_is_what_the_processor_gets(twins, name):
     from PIL import Image
 
     _, processor = load_backbone(name, "tiny", device="cpu")
     ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
     text = processor.tokenizer.decode(ids[0])
     expected = "chat" if "<start_of_turn>" in text else "prefix"
-    assert get_backbone(name).prompt_format == expected
-    with pytest.raises(ValueError, match="unknown prompt_format"):
-        replace(get_backbone(name), prompt_format="poem")
+    assert get_backbone(name).prompt == expected
+    with pytest.raises(ValueError, match="unknown prompt 'poem'"):
+        replace(get_backbone(name), prompt="poem")
 
 
 def test_remote_code_is_off_and_takes_one_commit_of_one_repository():

@@ -148,14 +148,13 @@ def plain_way(job: Job) -> float:
     data = Dataset.from_list(talks).cast_column("images", List(Picture(mode="RGB")))
     config = quiet(training_config(job, len(data), model.dtype == torch.bfloat16))
     config.remove_unused_columns = True
-    lora = job.finetune.lora[job.backbone]
     trainer = SFTTrainer(
         model=model,
         args=config,
         train_dataset=data,
         processing_class=processor,
         data_collator=PaliGemmaCollator(processor) if job.backbone == "paligemma2" else None,
-        peft_config=lora_config(lora.rank, lora.alpha),
+        peft_config=lora_config(job.lora.rank, job.lora.alpha),
     )
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)
