@@ -28,12 +28,13 @@ from transformers import (
     TrainerState,
 )
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
 from cag_utils.backbones import get_backbone
 from cag_utils.entities import Entities, read_entities
 from cag_utils.examples import encode_prompts, open_picture, read_examples
-from cag_utils.jobs import Job, base_name, last_checkpoint, start_folder
+from cag_utils.jobs import Job, base_name, last_checkpoint, seal, start_folder
 from cag_utils.length_buckets import LengthBuckets
 from cag_utils.loading import load_backbone
 from cag_utils.lora import (
@@ -118,6 +119,16 @@ class ProjectorFirst(TrainerCallback):
         for name, values in model.named_parameters():
             if "lora_" in name:
                 values.requires_grad_(state.global_step >= self.steps)
+
+
+class Seal(TrainerCallback):
+    """Makes a checkpoint count when all processes have written their parts of it."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal it, on the first process."""
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
 class RunLog(TensorBoardCallback):
@@ -227,8 +238,7 @@ def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
         for entry in log
         if "loss" in entry or "eval_loss" in entry
     ]
-    table = pd.DataFrame(rows, columns=["step", "epoch", "split", "loss", "learning_rate"])
-    return table.drop_duplicates(["step", "split"])  # a resumed run measures its start twice
+    return pd.DataFrame(rows, columns=["step", "epoch", "split", "loss", "learning_rate"])
 
 
 def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
@@ -247,8 +257,7 @@ def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
         for entry in log
         if any(key.startswith(PREFIX) for key in entry)
     ]
-    table = pd.DataFrame(rows, columns=["step", "epoch", *SCORES])
-    return table.drop_duplicates("step")
+    return pd.DataFrame(rows, columns=["step", "epoch", *SCORES])
 
 
 class CaseTrainer(SFTTrainer):
@@ -344,9 +353,9 @@ def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
         logging_steps=max(1, updates // LOG_POINTS),
         logging_first_step=True,
         eval_strategy="epoch",
-        eval_on_start=True,
+        eval_on_start=last_checkpoint(job) is None,  # a resumed run has measured its start
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,  # while one is written, or if it is damaged, there is another
         load_best_model_at_end=s.patience > 0,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -426,7 +435,7 @@ def own_device() -> str:
 
 def own_callbacks(job: Job) -> list[TrainerCallback]:
     """Return what every run of these settings has beside it."""
-    made = [Progress(f"{job.backbone} {job.language}"), RunLog(job.path / "tensorboard")]
+    made = [Progress(f"{job.backbone} {job.language}"), RunLog(job.path / "tensorboard"), Seal()]
     if job.finetune.warmup_projector_steps:
         made.append(ProjectorFirst(job.finetune.warmup_projector_steps))
     if job.finetune.patience:

@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from cag_utils import lora, sft
 from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
 from cag_utils.examples import encode_prompts, open_picture, read_examples
-from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
+from cag_utils.jobs import Job, make_job
 from cag_utils.loading import load_backbone
 from cag_utils.lora import (
     load_tuned,
@@ -195,45 +194,6 @@ def test_the_loss_falls_on_train_and_val(tuned):
 def test_the_adapters_card_names_no_path_of_this_machine(tuned):
     text = (tuned["gemma3"].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
     assert '"cag_utils/weights/gemma3"' in text
-
-
-class Kill(TrainerCallback):
-    """Stops a run as a crash would, after so many steps."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def test_a_killed_run_goes_on_to_the_same_adapter(world, tmp_path):
-    whole, broken = (job_for(world, tmp_path / name) for name in ("whole", "broken"))
-    run_job(whole)
-    start_folder(broken)
-    with pytest.raises(KeyboardInterrupt):
-        sft.train(broken, [Kill(step=3)])  # 2 steps an epoch: in the second epoch
-    assert last_checkpoint(broken).endswith("checkpoint-2")
-    run_job(broken)
-    first, second = (
-        load_file(job.path / "adapter" / "adapter_model.safetensors") for job in (whole, broken)
-    )
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    columns = ["step", "split", "loss"]
-    one, two = (pd.read_csv(job.path / "history.csv")[columns] for job in (whole, broken))
-    pd.testing.assert_frame_equal(one, two)
-
-
-def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
-    job = job_for(world, tmp_path)
-    start_folder(job)
-    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-    start_folder(job)
-    assert last_checkpoint(job).endswith("checkpoint-3")
-    start_folder(job_for(world, tmp_path, learning_rate=1e-4))
-    assert last_checkpoint(job) is None
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
