@@ -4,15 +4,18 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from cag_utils.examples import encode_prompts, open_picture
+from cag_utils.examples import encode_prompts, open_picture, picture_side
 from cag_utils.params import check_choice
+from cag_utils.sft_data import FeatureStore, core_of, project
 
 ANSWER_COLUMNS = ("output", "seconds", "n_tokens")
 
@@ -85,6 +88,7 @@ def decode(
     prompts: Sequence[str],
     settings: Decoding,
     label: str,
+    store: FeatureStore | None = None,
 ) -> pd.DataFrame:
     """Answer all cases with `model.generate` and its key-value cache.
 
@@ -95,6 +99,7 @@ def decode(
         prompts: One a frame.
         settings: How; torch's own generators are left as they were.
         label: Of the progress bar.
+        store: Filled with the frames' tower tokens; None runs the tower.
 
     Returns:
         Columns `ANSWER_COLUMNS`, in the order of the prompts. A batch's seconds are shared out
@@ -106,10 +111,10 @@ def decode(
     with torch.random.fork_rng(devices, enabled=settings.temperature > 0):
         if settings.temperature > 0:
             torch.manual_seed(settings.seed)
-        for rows in tqdm(batches, desc=label, mininterval=30):
+        for rows in tqdm(batches, desc=label, mininterval=30, disable=not label):
             began = time.perf_counter()
             some = [images[i] for i in rows], [prompts[i] for i in rows]
-            texts, counts = _answer_batch(model, processor, *some, settings)
+            texts, counts = _answer_batch(model, processor, *some, settings, store)
             each = (time.perf_counter() - began) / len(rows)
             for i, text, count in zip(rows, texts, counts, strict=True):
                 answers[i] = (text.strip(), each, count)
@@ -135,9 +140,13 @@ def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def _answer_batch(model, processor, images, prompts, settings: Decoding) -> tuple[list, list]:
-    pictures = [open_picture(path, processor) for path in images]
+def _answer_batch(model, processor, images, prompts, settings: Decoding, store) -> tuple:
+    blank = Image.new("RGB", (picture_side(processor),) * 2)  # stands in for what was seen before
+    pictures = [blank if store else open_picture(path, processor) for path in images]
     batch = encode_prompts(processor, pictures, prompts).to(model.device)
+    if store:
+        del batch["pixel_values"]
+        batch |= project(core_of(model), store.read(images).to(model.device))
     made = model.generate(
         **batch, max_new_tokens=settings.max_new_tokens, use_cache=True, **settings.sampling
     )
@@ -253,6 +262,7 @@ def generate_answers(
     label: str = "generating",
     temperature: float = 0.0,
     seed: int = 0,
+    features: str | Path = "",
 ) -> pd.DataFrame:
     """Let a model answer, greedily unless told otherwise.
 
@@ -267,9 +277,11 @@ def generate_answers(
         batch_size: Most cases at a time; at temperature 0 it changes the speed, not the answers
             (in float32; bfloat16 may break a near tie the other way).
         max_new_tokens: Longest answer.
-        label: Of the progress bar.
+        label: Of the progress bar; empty shows none.
         temperature: 0 is greedy; above it, answers are drawn, and the draw depends on the batches.
         seed: Of the draw: the same seed and batch size give the same answers.
+        features: Folder of tower features (`sft_data.FeatureStore`): models that share a tower
+            compute a picture once. Empty runs the tower for each case.
 
     Returns:
         One row a case, in the order given: output, seconds (a batch's time shared out evenly),
@@ -281,7 +293,10 @@ def generate_answers(
     settings = Decoding(batch_size, max_new_tokens, temperature, seed)
     if len(images) != len(prompts):
         raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
-    return decode(model, processor, images, prompts, settings, label)
+    store = FeatureStore(features, model, processor) if features else None
+    if store:
+        store.fill(images)
+    return decode(model, processor, images, prompts, settings, label, store)
 
 
 def generation_table(

@@ -33,7 +33,8 @@ from trl import SFTConfig, SFTTrainer
 
 from cag_utils.backbones import get_backbone
 from cag_utils.entities import Entities, read_entities
-from cag_utils.examples import encode_prompts, open_picture, read_examples
+from cag_utils.examples import read_examples
+from cag_utils.generate import generate_answers
 from cag_utils.jobs import Job, base_name, last_checkpoint, seal, start_folder
 from cag_utils.length_buckets import LengthBuckets
 from cag_utils.loading import load_backbone
@@ -173,22 +174,17 @@ class AnswerScorer:
         """
         was_training = model.training
         model.eval()
-        size = self.job.finetune.batch_size
-        parts = [self.cases.iloc[i : i + size] for i in range(0, self.n_cases, size)]
-        outputs = [text for part in parts for text in self._answer(model, part)]
+        s, longest = self.job.finetune, LONGEST[self.job.size]
+        cases = list(self.cases["image"]), list(self.cases["prompt"])
+        features = self.job.features if s.cache_features else ""
+        size = 2 * s.batch_size  # no gradients: as for the loss
+        answers = generate_answers(
+            model, self.processor, *cases, size, longest, label="", features=features
+        )
         model.train(was_training)
-        read = [read_entities(text, self.job.language) for text in outputs]
+        read = [read_entities(text, self.job.language) for text in answers["output"]]
         marks = pd.DataFrame(map(mark, read, self.truths), columns=list(SCORES), dtype=float)
         return marks.mean().dropna().to_dict()
-
-    def _answer(self, model: torch.nn.Module, cases: pd.DataFrame) -> list[str]:
-        pictures = [open_picture(path, self.processor) for path in cases["image"]]
-        batch = encode_prompts(self.processor, pictures, list(cases["prompt"])).to(model.device)
-        longest = LONGEST[self.job.size]
-        with torch.inference_mode():
-            made = model.generate(**batch, max_new_tokens=longest, do_sample=False)
-        answers = made[:, batch["input_ids"].shape[1] :]
-        return self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
 def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
@@ -526,7 +522,7 @@ def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") ->
     start_folder(job)
     if processes == 1:
         return train(job)
-    # `--cpu` would silently run one process (facts); without a GPU the job itself chooses gloo
+    # accelerate 1.15's `--cpu` runs one process, whatever is asked; the job itself chooses gloo
     how = ["--config_file", str(accelerate_config)] if accelerate_config else PLAIN_PARALLEL
     command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes"]
     command += [str(processes), "--main_process_port", "0", "--module", "cag_utils.sft"]

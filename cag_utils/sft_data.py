@@ -7,6 +7,7 @@ a case; afterwards a batch is a matter of padding (`CaseCollator`).
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -63,13 +64,18 @@ class FeatureStore:
         """
         self.files |= {path: self._file(path) for path in images}
         lost = [path for path in dict.fromkeys(images) if not self.files[path].is_file()]
+        # each process in its own order: of two that fill one store each does about a half
+        random.Random(os.getpid()).shuffle(lost)
+        n_computed = 0
         for start in range(0, len(lost), batch_size):
-            part = lost[start : start + batch_size]
-            for path, tokens in zip(part, self._encode(part), strict=True):
+            batch = lost[start : start + batch_size]
+            part = [path for path in batch if not self.files[path].is_file()]
+            n_computed += len(part)
+            for path, tokens in zip(part, self._encode(part), strict=True) if part else ():
                 half_made = self.files[path].with_suffix(f".{os.getpid()}")
                 save_file({FORWARD_NAME: tokens.contiguous()}, half_made)
                 half_made.replace(self.files[path])
-        return len(lost)
+        return n_computed
 
     def read(self, images: Sequence[str]) -> torch.Tensor:
         """Return the tokens of some pictures: (pictures, patches, width), the run's number type.
@@ -135,17 +141,29 @@ def accept_features(model: PreTrainedModel) -> torch.utils.hooks.RemovableHandle
     Returns:
         A handle; its `remove()` undoes it.
     """
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def feed(module, args, kwargs):
         tokens = kwargs.pop(FORWARD_NAME, None)
-        if tokens is not None:
-            seen = module.multi_modal_projector(tokens)
-            image = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=seen)
-            kwargs["mm_encoder_outputs"] = {"image": image}
-        return args, kwargs
+        return args, kwargs | (project(module, tokens) if tokens is not None else {})
 
-    return whole.model.register_forward_pre_hook(feed, with_kwargs=True)
+    return core_of(model).register_forward_pre_hook(feed, with_kwargs=True)
+
+
+def project(core: torch.nn.Module, tokens: torch.Tensor) -> dict:
+    """Return tower tokens as the keyword that `forward` and `generate` take for a picture.
+
+    Args:
+        core: From `core_of`.
+        tokens: (pictures, patches, width), from `FeatureStore.read`.
+    """
+    seen = core.multi_modal_projector(tokens)
+    image = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=seen)
+    return {"mm_encoder_outputs": {"image": image}}
+
+
+def core_of(model: PreTrainedModel) -> torch.nn.Module:
+    """Return the module that holds tower, projector and language model, adapted or not."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
 
 
 PADDING = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
