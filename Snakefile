@@ -5,6 +5,7 @@
 # step names it, with the error in its last cell.
 import sys
 
+from cag_utils.backbones import get_backbone
 from cag_utils.settings import FOLDER, load_profile
 from cag_utils.study import root, under_root
 from cag_utils.workflow import notebook_sources
@@ -106,7 +107,7 @@ rule finetune:
     input:
         f"{OUT}/03_build_corpus/all/pairs.csv",
         sources=sources("04_finetune"),
-        weights=weights("gemma3", "paligemma2", "conceptclip"),
+        weights=lambda wildcards: weights(*get_backbone(wildcards.backbone).twins),
     output:
         f"{OUT}/04_finetune/{{backbone}}_{{language}}/metrics.json",
     log:
@@ -236,7 +237,7 @@ rule ablations:
         f"{OUT}/03_build_corpus/all/pairs.csv",
         f"{OUT}/05_generate_reports/en/generations.csv",
         sources=sources("A6_ablations"),
-        weights=weights("gemma3", "conceptclip"),
+        weights=weights(*get_backbone("conceptclip_gemma3").twins),
     output:
         f"{OUT}/A6_ablations/conceptclip_gemma3_en/metrics.json",
     log:

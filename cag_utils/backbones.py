@@ -1,248 +1,158 @@
-"""Load a backbone: the published checkpoint, a folder of one's own, or the tiny twin.
+"""The registry of backbones: one entry a backbone, and all that differs between them.
 
-`load_backbone("gemma3", "real")` and `load_backbone("gemma3", "tiny")` run the same lines; the
-only difference is the name that `from_pretrained` gets. Weights are read from safetensors only, no
-repository's code is run, and what was downloaded once loads under `HF_HUB_OFFLINE=1`.
+Names and numbers only, so that tables and figures read it without loading a network; `loading`
+makes models of it. No entry needs remote code: Gemma3 and PaliGemma2 are classes of transformers,
+and of ConceptCLIP only the tensors of its image tower are read. Parameter counts follow from the
+published configurations (a test counts them again); downloads are those counts in the published
+type, so about.
 """
 
-import os
-import warnings
-from importlib.util import find_spec
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    SiglipVisionModel,
-)
-from transformers.utils import logging as transformers_logging
-
-from cag_utils.attention import fuse_attention
-from cag_utils.backbone_entries import BACKBONES, Backbone, Tower, get_backbone, registry_table
-from cag_utils.conceptclip import (
-    convert_tower,
-    has_converted_tower,
-    read_safetensors,
-    swap_tower,
-    tower_width,
-)
-from cag_utils.hub import Checkpoint, check_access, fetch_weights, override
+from cag_utils.hub import CONCEPTCLIP, Checkpoint
 from cag_utils.params import check_choice
 
-__all__ = [
-    "BACKBONES",
-    "Backbone",
-    "check_layout",
-    "find_sources",
-    "get_backbone",
-    "load_backbone",
-    "locate",
-    "quantisation",
-    "registry_table",
-]
-
-WEIGHTS = Path(__file__).parent / "weights"
-SIZES = ("tiny", "real")
-QUANTISED = ("none", "4bit")
+PROMPTS = ("chat", "prefix")
+# The paper's seven projections (3.2). A plain list of their names also hits the image tower's.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LANGUAGE_MODEL_ONLY = (
+    r".*language_model\..*\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)"
+    r"|mlp\.(gate_proj|up_proj|down_proj))"
+)
 
 
-def load_backbone(
-    name: str,
-    size: str = "tiny",
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    *,
-    checkpoint: str = "",
-    tower_checkpoint: str = "",
-    quantise: str = "none",
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load a backbone, ready to generate or to be tuned.
+@dataclass(frozen=True)
+class Tower:
+    """An image tower to put in, with the two sizes that its tensors do not show.
 
-    Args:
-        name: A key of `BACKBONES`.
-        size: `real` for a published checkpoint, `tiny` for its twin.
-        device: A torch device; the GPU if there is one, else the CPU.
-        dtype: The registry's on a GPU and float32 on a CPU if None.
-        checkpoint: In the place of the registry's, for size real: `owner/name[@revision]`, or a
-            folder. A folder whose tower has been swapped already is taken as it is.
-        tower_checkpoint: Likewise for the image tower that is put in.
-        quantise: none, or 4bit for language-model weights of 4 bits on a GPU.
+    Attributes:
+        checkpoint: Its weights, in timm's layout.
+        heads: Attention heads, by width: 1152 is the published tower, the other one its twin's.
+        side_px: Input side, by width; 0 means patches times patch size.
+    """
 
-    Returns:
-        The model in evaluation mode, and its processor.
+    checkpoint: Checkpoint
+    heads: dict[int, int]
+    side_px: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One backbone of the study.
+
+    Attributes:
+        title: Its name in tables and figures.
+        colours: Of its untuned base and of the tuned model in every figure, `#rrggbb`.
+        checkpoint: The vision-language model: repository, revision, licence, and the folder of the
+            tiny twin below `cag_utils/weights/` (written by `twins.build_twin`).
+        prompt: chat (the tokenizer's template) or prefix (image tokens, then the text).
+        lora_rank: LoRA's rank (paper 3.2); a profile may set another.
+        lora_alpha: LoRA's alpha (paper 3.2): the same, so that its scale is 1.
+        lora_targets: Regular expression of the full names of the modules that get LoRA.
+        image_px: Side of the square picture the published model reads.
+        image_tokens: Tokens one picture costs in the published model.
+        dtype: On a GPU; a CPU computes in float32.
+        tower: Replaces the model's own image tower; None leaves it.
+        stand_in: Whose untuned base it is compared with where its own was not run.
+    """
+
+    title: str
+    colours: tuple[str, str]
+    checkpoint: Checkpoint
+    prompt: str
+    lora_rank: int
+    lora_alpha: int
+    image_px: int
+    image_tokens: int
+    lora_targets: str = LANGUAGE_MODEL_ONLY
+    dtype: str = "bfloat16"
+    tower: Tower | None = None
+    stand_in: str = ""
+
+    def __post_init__(self):
+        """Check the one field that is a choice.
+
+        Raises:
+            ValueError: Unknown prompt style.
+        """
+        check_choice("prompt", self.prompt, PROMPTS)
+
+    @property
+    def twins(self) -> tuple[str, ...]:
+        """The folders of twins it is made of."""
+        parts = (self.checkpoint, self.tower.checkpoint) if self.tower else (self.checkpoint,)
+        return tuple(part.twin for part in parts)
+
+
+# The paper gives neither checkpoints nor sizes. 4B is the smallest Gemma3 that sees pictures; `pt`
+# (pretrained) is the PaliGemma2 whose refusal the paper quotes, at the middle of its resolutions.
+GEMMA3 = Checkpoint(
+    "google/gemma-3-4b-it",
+    "main",
+    "https://huggingface.co/google/gemma-3-4b-it",
+    "gemma3",
+    licence="Gemma Terms of Use",
+    gated=True,
+    parameters=4.30e9,
+    download_gb=8.6,  # bfloat16
+)
+PALIGEMMA2 = Checkpoint(
+    "google/paligemma2-3b-pt-448",
+    "main",
+    "https://huggingface.co/google/paligemma2-3b-pt-448",
+    "paligemma2",
+    licence="Gemma Terms of Use",
+    gated=True,
+    parameters=3.03e9,
+    download_gb=12.1,  # float32; half of it where a revision holds bfloat16
+)
+# Okabe and Ito's colour-blind palette.
+BACKBONES: dict[str, Backbone] = {
+    "paligemma2": Backbone(
+        title="PaliGemma2",
+        colours=("#F0E442", "#E69F00"),
+        checkpoint=PALIGEMMA2,
+        prompt="prefix",
+        lora_rank=16,
+        lora_alpha=16,
+        image_px=448,
+        image_tokens=1024,
+    ),
+    "gemma3": Backbone(
+        title="Gemma3",
+        colours=("#56B4E9", "#0072B2"),
+        checkpoint=GEMMA3,
+        prompt="chat",
+        lora_rank=8,
+        lora_alpha=8,
+        image_px=896,
+        image_tokens=256,
+    ),
+    "conceptclip_gemma3": Backbone(
+        title="ConceptCLIP-Gemma3",
+        colours=("#CC79A7", "#D55E00"),
+        checkpoint=GEMMA3,
+        prompt="chat",
+        lora_rank=8,
+        lora_alpha=8,
+        image_px=384,
+        image_tokens=81,
+        # 384 px in patches of 14 leave 6 px at the edge: a side the tensors cannot tell
+        tower=Tower(CONCEPTCLIP, heads={1152: 16, 128: 4}, side_px={1152: 384, 128: 0}),
+        stand_in="gemma3",  # the paper ran no untuned ConceptCLIP-Gemma3
+    ),
+}
+
+
+def get_backbone(name: str) -> Backbone:
+    """Return a registry entry.
 
     Raises:
-        ValueError: Unknown name or size; a checkpoint given for a twin; 4bit without a GPU or
-            bitsandbytes; a tower of unknown width; or model and processor do not fit each other,
-            or not the registry.
-        PermissionError: The checkpoint is gated and this machine has no access.
-        ConnectionError: The checkpoint is neither in the cache nor reachable.
-        FileNotFoundError: The folder or the twin is missing, or holds no safetensors.
+        ValueError: Unknown name; the message suggests the nearest.
     """
-    backbone = get_backbone(name)
-    quiet_libraries()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    packed = quantisation(quantise, device)
-    if dtype is None:
-        dtype = getattr(torch, backbone.dtype) if device.startswith("cuda") else torch.float32
-    source, tower = find_sources(name, size, checkpoint, tower_checkpoint)
-    found, tower_found = locate(source, size), locate(tower, size) if tower else None
-    model = AutoModelForImageTextToText.from_pretrained(
-        **found, dtype=dtype, use_safetensors=True, **packed
-    ).eval()
-    fuse_attention(model)
-    model = model if packed else model.to(device)
-    apart = backbone.processor if size == "real" and not checkpoint else None
-    processor = AutoProcessor.from_pretrained(**(locate(apart, size) if apart else found))
-    if tower_found:
-        new = _read_tower(backbone.tower, fetch_weights(**tower_found))
-        model, processor = swap_tower(model, processor, new)
-    published = size == "real" and not (checkpoint or tower_checkpoint)
-    expected = (backbone.image_px, backbone.image_tokens)
-    check_layout(processor, *(expected if published else model_layout(model.config)))
-    return model, processor
+    return BACKBONES[check_choice("backbone", name, BACKBONES)]
 
 
-def find_sources(
-    name: str, size: str, checkpoint: str = "", tower_checkpoint: str = ""
-) -> tuple[Checkpoint, Checkpoint | None]:
-    """Return where model and tower come from; no tower where none is to be put in.
-
-    Args:
-        name: A key of `BACKBONES`.
-        size: tiny or real.
-        checkpoint: As `load_backbone`.
-        tower_checkpoint: As `load_backbone`.
-
-    Raises:
-        ValueError: Unknown name or size, checkpoints given for a twin, or a tower given for a
-            backbone that keeps its own.
-        PermissionError, ConnectionError, FileNotFoundError: As `locate`.
-    """
-    backbone = get_backbone(name)
-    if check_choice("size", size, SIZES) == "tiny" and (checkpoint or tower_checkpoint):
-        given = checkpoint or tower_checkpoint
-        raise ValueError(f"{given} goes with size real; the tiny twin ships with the study")
-    if tower_checkpoint and not backbone.tower:
-        raise ValueError(f"{name} keeps its own image tower: drop {tower_checkpoint}")
-    source = override(backbone.checkpoint, checkpoint)
-    if not backbone.tower:
-        return source, None
-    if checkpoint and not tower_checkpoint:
-        config = AutoConfig.from_pretrained(**locate(source, size))
-        if has_converted_tower(config):
-            return source, None
-    return source, override(backbone.tower.checkpoint, tower_checkpoint)
-
-
-def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
-    """Return what `from_pretrained` needs to find a checkpoint, after a check that takes seconds.
-
-    Args:
-        checkpoint: Where its weights come from.
-        size: tiny or real.
-
-    Returns:
-        `pretrained_model_name_or_path`, and for a published checkpoint `revision`.
-
-    Raises:
-        FileNotFoundError: The twin's folder is missing.
-        PermissionError: As `check_access`.
-        ConnectionError: As `check_access`.
-    """
-    if size == "real":
-        if checkpoint.folder:
-            return {"pretrained_model_name_or_path": str(checkpoint.folder)}
-        check_access(checkpoint)
-        return {
-            "pretrained_model_name_or_path": checkpoint.repo,
-            "revision": checkpoint.revision,
-        }
-    folder = WEIGHTS / checkpoint.twin
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the tiny twin is missing from {folder}: it ships with the repository, "
-            "so restore it with  git checkout -- cag_utils/weights"
-        )
-    return {"pretrained_model_name_or_path": str(folder)}
-
-
-def quantisation(quantise: str, device: str) -> dict:
-    """Return what `from_pretrained` needs to pack weights into 4 bits; nothing for none.
-
-    The image tower and the projector stay as they are: one is swapped, the other trained in full.
-
-    Raises:
-        ValueError: Unknown choice, no GPU, or bitsandbytes is not installed.
-
-    Source:
-        Dettmers et al., QLoRA, 2023: NF4, double quantisation, computation in bfloat16.
-    """
-    if check_choice("quantise", quantise, QUANTISED) == "none":
-        return {}
-    if not device.startswith("cuda"):
-        raise ValueError(f"quantise 4bit needs a CUDA GPU, this is {device!r}: pass none")
-    if find_spec("bitsandbytes") is None:
-        raise ValueError("quantise 4bit needs bitsandbytes:  pip install bitsandbytes")
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_use_double_quant=True,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
-    )
-    return {"quantization_config": config, "device_map": {"": device}}
-
-
-def model_layout(config: PreTrainedConfig) -> tuple[int, int]:
-    """Return the side of the picture a model reads, in pixels, and the tokens it becomes."""
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return vision.image_size, getattr(config, "mm_tokens_per_image", patches)
-
-
-def check_layout(processor: ProcessorMixin, image_px: int, image_tokens: int) -> None:
-    """Check that a processor squashes to the expected side and spends the expected tokens.
-
-    Args:
-        processor: What was loaded.
-        image_px: From the registry for its own checkpoints, from the model for any other.
-        image_tokens: Likewise.
-
-    Raises:
-        ValueError: It does not: another resolution or revision.
-    """
-    size = processor.image_processor.size
-    got = (size["height"], size["width"], processor.image_seq_length)
-    if got != (image_px, image_px, image_tokens):
-        raise ValueError(
-            f"the processor makes {got[0]} x {got[1]} px and {got[2]} image tokens, the registry "
-            f"or the model says {image_px} x {image_px} and {image_tokens}: check the revision"
-        )
-
-
-def quiet_libraries() -> None:
-    """Silence progress bars and notices that drown a notebook; errors still show."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*IProgress not found.*")
-
-
-def _read_tower(entry: Tower, weights: Path) -> SiglipVisionModel:
-    """Convert a tower whose width says how many heads it has."""
-    state = read_safetensors(weights)
-    width = tower_width(state)
-    if width not in entry.heads:
-        raise ValueError(
-            f"the tower in {weights} is {width} wide, and its heads show in no tensor: "
-            f"the registry knows the widths {sorted(entry.heads)}"
-        )
-    return convert_tower(state, entry.heads[width], entry.side_px[width])
+def bases_of(name: str) -> tuple[str, ...]:
+    """Return the backbones whose untuned model a tuned one is compared with, the best first."""
+    return (name, entry.stand_in) if (entry := get_backbone(name)).stand_in else (name,)

@@ -80,16 +80,26 @@ def open_picture(path: str | Path, processor: ProcessorMixin) -> Image.Image:
     return picture
 
 
+def prompt_style(processor: ProcessorMixin) -> str:
+    """Return how prompts are written, chat or prefix.
+
+    That is the registry's word (`Backbone.prompt`), left on the processor by `load_backbone`. One
+    that was loaded otherwise, from a folder of merged weights, is known by its class.
+    """
+    told = "prefix" if isinstance(processor, PaliGemmaProcessor) else "chat"
+    return getattr(processor, "prompt_style", told)
+
+
 def encode_prompts(
     processor: ProcessorMixin, pictures: Sequence[Image.Image], prompts: Sequence[str]
 ) -> BatchFeature:
     """Turn pictures and prompts into a batch that is ready for `generate`.
 
-    Gemma3 gets its chat template. PaliGemma has none: its prompt is a prefix after the image
-    tokens, and its processor's labels are dropped.
+    In `chat` style the prompt goes through the template; in `prefix` style it stands after the
+    image tokens, and the processor's labels are dropped.
 
     Args:
-        processor: Of either backbone.
+        processor: Of a backbone.
         pictures: One a prompt.
         prompts: Texts.
 
@@ -97,7 +107,7 @@ def encode_prompts(
         Padded on the left, so every prompt ends where its answer begins.
     """
     tensors = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-    if isinstance(processor, PaliGemmaProcessor):
+    if prompt_style(processor) == "prefix":
         texts = [f"<image>{text}" for text in prompts]
         batch = processor(images=[[p] for p in pictures], text=texts, **tensors)
         batch.pop("labels")

@@ -1,16 +1,18 @@
 """One fine-tuning run as plain names and numbers, written beside its results."""
 
 import hashlib
+import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
-from cag_utils.backbones import SIZES, get_backbone
+from cag_utils.backbones import get_backbone
+from cag_utils.loading import SIZES
 from cag_utils.params import check_choice
-from cag_utils.settings import Finetune
+from cag_utils.settings import Finetune, Lora
 from cag_utils.study import read_json, write_json
+
+SEAL = "whole.json"  # in a checkpoint: its files' hashes, written last
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,17 @@ class Job:
             ValueError: Unknown backbone, or settings that are no `finetune` section.
         """
         get_backbone(self.backbone)
-        if self.backbone not in Finetune.model_validate(self.settings).lora:
-            raise ValueError(f"finetune.lora gives no rank for {self.backbone!r}")
+        Finetune.model_validate(self.settings)
 
     @property
     def finetune(self) -> Finetune:
         """The settings, checked."""
         return Finetune.model_validate(self.settings)
+
+    @property
+    def lora(self) -> Lora:
+        """Rank and alpha."""
+        return self.finetune.lora[self.backbone]
 
     @property
     def source(self) -> dict[str, str]:
@@ -100,7 +106,11 @@ def make_job(
     size = check_choice("size", size or settings.size, SIZES)
     if epochs < 0:
         raise ValueError(f"epochs must be > 0, or 0 for the profile's, got {epochs}")
-    changed = settings.model_copy(update={"epochs": float(epochs or settings.epochs)})
+    entry = get_backbone(backbone)
+    lora = settings.lora.get(backbone) or Lora(rank=entry.lora_rank, alpha=entry.lora_alpha)
+    changed = settings.model_copy(
+        update={"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
+    )
     pairs = Path(pairs)
     outputs = pairs.parents[2]  # outputs/<profile>/
     return Job(
@@ -118,20 +128,55 @@ def make_job(
 
 
 def start_folder(job: Job) -> None:
-    """Write `job.json`; leave checkpoints and logs only if they belong to the very same job."""
+    """Write `job.json`; leave checkpoints and logs only if they belong to the very same job.
+
+    Checkpoints that are not whole go too.
+    """
     job.path.mkdir(parents=True, exist_ok=True)
     path = job.path / "job.json"
-    if not path.is_file() or read_json(path) != asdict(job):
-        shutil.rmtree(job.path / "checkpoints", ignore_errors=True)
+    same = path.is_file() and read_json(path) == asdict(job)
+    for folder in _checkpoints(job):
+        if not (same and is_whole(folder)):
+            shutil.rmtree(folder)
     if last_checkpoint(job) is None:
         shutil.rmtree(job.path / "tensorboard", ignore_errors=True)
-    write_json(path, asdict(job))
+    _write_at_once(path, asdict(job))
 
 
 def last_checkpoint(job: Job) -> str | None:
-    """Return the checkpoint a stopped run left, if any."""
-    folder = job.path / "checkpoints"
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """Return the last whole checkpoint a stopped run left, if any."""
+    return next((str(folder) for folder in _checkpoints(job)[::-1] if is_whole(folder)), None)
+
+
+def seal(folder: Path) -> None:
+    """Write what a checkpoint holds, as its last file and at once: from now on it counts."""
+    _write_at_once(folder / SEAL, _digests(folder))
+
+
+def is_whole(folder: Path) -> bool:
+    """Say whether a checkpoint holds what its seal says, byte for byte."""
+    path = folder / SEAL
+    return path.is_file() and read_json(path) == _digests(folder)
+
+
+def _checkpoints(job: Job) -> list[Path]:
+    found = (job.path / "checkpoints").glob("checkpoint-*")
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def _write_at_once(path: Path, content: dict) -> None:
+    """A reader finds the old file or the whole new one, also after a kill."""
+    half_made = path.with_name(f"{path.name}.{os.getpid()}")
+    write_json(half_made, content)
+    half_made.replace(path)
 
 
 def base_name(job: Job) -> str:

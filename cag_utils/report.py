@@ -6,26 +6,20 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from cag_utils.backbones import BACKBONES
+
 PAPER = Path(__file__).parent / "paper"
 
-# One name and one colour per model, across every figure (Okabe and Ito's colour-blind palette).
-MODEL_NAMES = {
-    "o4-mini": "o4-mini",
-    "gemma3_base": "Gemma3 (unfine-tuned)",
-    "paligemma2_base": "PaliGemma2 (unfine-tuned)",
-    "conceptclip_gemma3_base": "ConceptCLIP-Gemma3 (unfine-tuned)",
-    "paligemma2_lora": "PaliGemma2 w/LoRA",
-    "gemma3_lora": "Gemma3 w/LoRA",
-    "conceptclip_gemma3_lora": "ConceptCLIP-Gemma3 w/LoRA",
+# One name and one colour per model, across every figure: `backbones` has them, and the model behind
+# an API. The paper lists untuned models first, and of these Gemma3.
+_BASES = sorted(BACKBONES, key=lambda name: name != "gemma3")
+_MODELS = [(name, 0) for name in _BASES] + [(name, 1) for name in BACKBONES]
+_ENDINGS = (("_base", " (unfine-tuned)"), ("_lora", " w/LoRA"))
+MODEL_NAMES = {"o4-mini": "o4-mini"} | {
+    f"{name}{_ENDINGS[k][0]}": f"{BACKBONES[name].title}{_ENDINGS[k][1]}" for name, k in _MODELS
 }
-MODEL_COLOURS = {
-    "o4-mini": "#999999",
-    "gemma3_base": "#56B4E9",
-    "paligemma2_base": "#F0E442",
-    "conceptclip_gemma3_base": "#CC79A7",
-    "paligemma2_lora": "#E69F00",
-    "gemma3_lora": "#0072B2",
-    "conceptclip_gemma3_lora": "#D55E00",
+MODEL_COLOURS = {"o4-mini": "#999999"} | {
+    f"{name}{_ENDINGS[k][0]}": BACKBONES[name].colours[k] for name, k in _MODELS
 }
 
 

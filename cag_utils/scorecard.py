@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from cag_utils.backbones import bases_of
 from cag_utils.entities import Entities, read_entities
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.rubric import CRITERIA, score, truth_entities
@@ -146,7 +147,7 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
 def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
     """Compare each tuned model with its untuned base, case by case.
 
-    ConceptCLIP-Gemma3 is compared with untuned Gemma3 where its own base was not run.
+    Where its own base was not run, the registry says whose stands in (`Backbone.stand_in`).
 
     Args:
         scores: One row a case, model and reader; readers of one text are averaged.
@@ -179,12 +180,10 @@ def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
 
 
 def _tuned_and_base(models: set[str]) -> list[tuple[str, str]]:
-    """Pair each tuned model with its base, or with the base of its language model."""
+    """Pair each tuned model with its base, or with the one that stands in for it."""
     pairs = []
     for tuned in (m for m in MODEL_NAMES if m.endswith("_lora") and m in models):
-        own = tuned.removesuffix("_lora") + "_base"
-        # The paper ran no untuned ConceptCLIP-Gemma3: Gemma3 is what it was made from.
-        candidates = [own, "gemma3_base"] if tuned == "conceptclip_gemma3_lora" else [own]
+        candidates = [f"{name}_base" for name in bases_of(tuned.removesuffix("_lora"))]
         pairs += [(tuned, base) for base in candidates if base in models][:1]
     return pairs
 

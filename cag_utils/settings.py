@@ -93,10 +93,10 @@ class Finetune(Section):
     checkpoints: dict[
         str, str
     ]  # backbone to `owner/name[@revision]` or folder; else the registry's
-    tower_checkpoint: str  # likewise, for the tower that is put into conceptclip_gemma3
+    tower_checkpoint: str  # likewise, for a tower that is put in
     backbones: list[str]
     languages: list[Literal["en", "ja"]]
-    lora: dict[str, Lora]
+    lora: dict[str, Lora] = {}  # backbone to rank and alpha; else the registry's
     dropout: float = Field(ge=0, lt=1)
     epochs: float = Field(gt=0)
     max_steps: int = -1  # -1: no cap
@@ -114,12 +114,10 @@ class Finetune(Section):
     quantise: Literal["none", "4bit"]  # 4bit: QLoRA, on CUDA with bitsandbytes
 
     @model_validator(mode="after")
-    def _lora_for_each(self):
-        missing = set(self.backbones) - set(self.lora)
-        if missing:
-            raise ValueError(f"finetune.lora has no rank for {sorted(missing)}")
-        if strays := set(self.checkpoints) - set(self.backbones):
-            raise ValueError(f"finetune.checkpoints names {sorted(strays)}, which are not tuned")
+    def _names_are_tuned(self):
+        for key, named in {"checkpoints": self.checkpoints, "lora": self.lora}.items():
+            if strays := set(named) - set(self.backbones):
+                raise ValueError(f"finetune.{key} names {sorted(strays)}, which are not tuned")
         return self
 
 

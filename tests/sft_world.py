@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cag_utils import backbones
-from cag_utils.backbones import load_backbone
-from cag_utils.examples import read_examples
+from cag_utils import loading
+from cag_utils.examples import open_picture, read_examples
 from cag_utils.jobs import Job, make_job
+from cag_utils.loading import load_backbone
 from cag_utils.settings import load_profile
-from cag_utils.sft_data import plain_collator, to_dataset
+from cag_utils.sft_data import conversation, plain_collator
 from tests.vlm_world import write_pairs, write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
@@ -19,7 +19,7 @@ NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
 def make_world(folder: Path, train: int = 8, val: int = 2, test: int = 3) -> Iterator[Path]:
     """Put random twins in the shipped weights' place; yield the path of `pairs.csv`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "WEIGHTS", write_twins(folder / "weights"))
+        patch.setattr(loading, "WEIGHTS", write_twins(folder / "weights"))
         yield write_pairs(folder / "outputs" / "smoke", train, val, test)
 
 
@@ -39,5 +39,8 @@ def examples_of(pairs, language="en"):
 def batch_of(name, pairs, n=3):
     """A twin, its processor, and a batch of the first cases as the plain collator makes it."""
     model, processor = load_backbone(name, "tiny", device="cpu")
-    data = to_dataset(examples_of(pairs).head(n), processor)
-    return model, processor, plain_collator(processor)([dict(data[i]) for i in range(n)])
+    talks = [
+        conversation(open_picture(row.image, processor), row.prompt, row.answer)
+        for row in examples_of(pairs).head(n).itertuples()
+    ]
+    return model, processor, plain_collator(processor)(talks)

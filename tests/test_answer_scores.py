@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cag_utils.answer_scores import SCORES, AnswerScorer, mark
-from cag_utils.backbones import load_backbone
+from cag_utils import sft
 from cag_utils.entities import read_entities
+from cag_utils.loading import load_backbone
 from cag_utils.rubric import truth_entities
-from cag_utils.sft import run_job
+from cag_utils.sft import SCORES, AnswerScorer, mark, run_job
 from tests.sft_world import examples_of, job_for, make_world
 
 TRUTH = truth_entities("LCA", [{"segment": 11, "percent": 75}], "pci")
@@ -51,9 +51,9 @@ def test_a_model_that_says_the_truth_gets_full_marks(world, tmp_path, monkeypatc
     model, processor = load_backbone("gemma3", "tiny", "cpu")
     job = job_for(world, tmp_path, eval_cases=2)
     scorer = AnswerScorer(job, processor)
-    answers = examples_of(world).set_index("case_id")["answer"]
+    answers = examples_of(world).set_index("image")["answer"]
     monkeypatch.setattr(
-        AnswerScorer, "_answer", lambda self, model, cases: list(answers[cases["case_id"]])
+        sft, "generate_answers", lambda _, __, images, *_a, **_k: {"output": answers[images]}
     )
     model.train()
     found = scorer(model)

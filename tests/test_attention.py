@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from cag_utils.attention import FUSED, fuse_attention
-from cag_utils.backbones import load_backbone
 from cag_utils.examples import encode_prompts
+from cag_utils.loading import FUSED, fuse_attention, load_backbone
 
 
 def two_cases(processor):

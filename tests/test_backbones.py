@@ -13,19 +13,17 @@ import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration, PaliGemmaForConditionalGeneration
 
-from cag_utils import backbones
-from cag_utils.backbones import (
-    BACKBONES,
+from cag_utils import loading
+from cag_utils.backbones import BACKBONES, get_backbone
+from cag_utils.examples import encode_prompts
+from cag_utils.loading import (
     check_layout,
     find_sources,
-    get_backbone,
     load_backbone,
     locate,
     model_layout,
     quantisation,
-    registry_table,
 )
-from cag_utils.examples import encode_prompts
 from cag_utils.settings import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
@@ -40,20 +38,15 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def twins(weights, monkeypatch):
-    monkeypatch.setattr(backbones, "WEIGHTS", weights)
+    monkeypatch.setattr(loading, "WEIGHTS", weights)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "phantom", "paper"])
 def test_profiles_name_only_known_backbones_and_the_papers_ranks(profile):
     settings = load_profile(profile).finetune
-    for name in settings.backbones:
-        rank = get_backbone(name).lora_rank
-        assert (settings.lora[name].rank, settings.lora[name].alpha) == (rank, rank)
-    assert {n: b.lora_rank for n, b in BACKBONES.items()} == {
-        "paligemma2": 16,
-        "gemma3": 8,
-        "conceptclip_gemma3": 8,
-    }
+    assert set(settings.backbones) == set(BACKBONES) and settings.lora == {}
+    ranks = {"paligemma2": (16, 16), "gemma3": (8, 8), "conceptclip_gemma3": (8, 8)}
+    assert {n: (b.lora_rank, b.lora_alpha) for n, b in BACKBONES.items()} == ranks
 
 
 def test_an_unknown_backbone_suggests_the_nearest():
@@ -112,7 +105,7 @@ def test_swapped_twin_and_processor_survive_saving(twins, tmp_path):
 
 
 def test_a_missing_twin_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbones, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="git checkout -- cag_utils/weights"):
         locate(BACKBONES["gemma3"].checkpoint, "tiny")
 
@@ -141,7 +134,7 @@ def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weig
     monkeypatch.setitem(BACKBONES, "gemma3", as_is)
     with pytest.raises(ValueError, match="says 896 x 896 and 256"):
         load_backbone("gemma3", "real", device="cpu")
-    fitting = replace(as_is, image_px=IMAGE_PX, image_tokens=POOLED_TOKENS, processor=served)
+    fitting = replace(as_is, image_px=IMAGE_PX, image_tokens=POOLED_TOKENS)
     monkeypatch.setitem(BACKBONES, "gemma3", fitting)
     assert load_backbone("gemma3", "real", device="cpu")[1].image_seq_length == POOLED_TOKENS
 
@@ -201,15 +194,15 @@ def test_four_bits_need_a_gpu_and_bitsandbytes(monkeypatch):
         quantisation("8bit", "cuda")
     with pytest.raises(ValueError, match="needs a CUDA GPU"):
         load_backbone("gemma3", "tiny", device="cpu", quantise="4bit")
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         quantisation("4bit", "cuda")
 
 
 def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(monkeypatch):
     made = {}
-    monkeypatch.setattr(backbones, "find_spec", lambda name: True)
-    monkeypatch.setattr(backbones, "BitsAndBytesConfig", lambda **kwargs: made.update(kwargs))
+    monkeypatch.setattr(loading, "find_spec", lambda name: True)
+    monkeypatch.setattr(loading, "BitsAndBytesConfig", lambda **kwargs: made.update(kwargs))
     assert quantisation("4bit", "cuda:1")["device_map"] == {"": "cuda:1"}
     assert made.pop("bnb_4bit_compute_dtype") is torch.bfloat16
     kept = made.pop("llm_int8_skip_modules")
@@ -222,30 +215,20 @@ def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_the_prompt_format_is_what_the_processor_gets(twins, name):
+def test_the_prompt_style_is_what_the_processor_gets(twins, name):
     from PIL import Image
 
     _, processor = load_backbone(name, "tiny", device="cpu")
     ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
     text = processor.tokenizer.decode(ids[0])
     expected = "chat" if "<start_of_turn>" in text else "prefix"
-    assert get_backbone(name).prompt_format == expected
-    with pytest.raises(ValueError, match="unknown prompt_format"):
-        replace(get_backbone(name), prompt_format="poem")
-
-
-def test_the_registry_says_everything_about_every_checkpoint():
-    table = registry_table()
-    assert set(table["backbone"]) == set(BACKBONES) and table["gated"].all()
-    assert not table.isna().any().any() and (table["download_gb"] > 0).all()
-    assert (table["dtype"] == "bfloat16").all()
-    assert table["licence_url"].str.startswith("https://huggingface.co/").all()
-    towers = table[table["part"] == "image tower"]
-    assert list(towers["checkpoint"]) == ["JerrryNie/ConceptCLIP"]
+    assert get_backbone(name).prompt == expected
+    with pytest.raises(ValueError, match="unknown prompt 'poem'"):
+        replace(get_backbone(name), prompt="poem")
 
 
 def test_no_backbone_runs_code_or_unpickles():
-    package = Path(backbones.__file__).parent
+    package = Path(loading.__file__).parent
     for path in package.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         assert "pickle.load" not in source and "trust_remote_code" not in source, path
@@ -266,7 +249,8 @@ def cached(cache, repo, folder):
 
 OFFLINE = """
 from dataclasses import replace
-from cag_utils.backbones import BACKBONES, load_backbone
+from cag_utils.backbones import BACKBONES
+from cag_utils.loading import load_backbone
 from cag_utils.hub import resolved_commit
 from cag_utils.preflight import preflight, sources_table
 

@@ -319,8 +319,9 @@ def test_conversion_keeps_every_parameter(heads, grid, depth):
 
 
 def test_the_shipped_twin_loses_nothing_on_its_way_into_gemma3(processor):
-    from cag_utils.backbones import BACKBONES, WEIGHTS
+    from cag_utils.backbones import BACKBONES
     from cag_utils.embedders import load_embedder
+    from cag_utils.loading import WEIGHTS
 
     entry = BACKBONES["conceptclip_gemma3"].tower
     state = read_safetensors(WEIGHTS / entry.checkpoint.twin)

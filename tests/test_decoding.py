@@ -1,6 +1,5 @@
-"""Decoding: batches, their order and the engine change nothing but the speed."""
+"""Decoding: batches and their order change nothing but the speed."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,22 +11,19 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cag_utils import backbones
-from cag_utils.adapters import lora_config, save_merged
-from cag_utils.backbones import load_backbone
+from cag_utils import loading
 from cag_utils.corpus import prompt
-from cag_utils.decoding import (
+from cag_utils.generate import (
     Decoding,
     count_tokens,
+    generate_answers,
     length_batches,
-    padding_share,
     prompt_lengths,
 )
-from cag_utils.examples import encode_prompts, open_picture
-from cag_utils.generate import generate_answers
+from cag_utils.loading import load_backbone
+from cag_utils.lora import lora_config, save_merged
 from cag_utils.phantom.captions import random_scene
 from cag_utils.twins import make_processor
-from cag_utils.vllm_engine import prompt_ids
 from tests.vlm_world import write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
@@ -39,7 +35,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "WEIGHTS", write_twins(folder / "weights"))
+        patch.setattr(loading, "WEIGHTS", write_twins(folder / "weights"))
         scenes = [random_scene(rng) for _ in range(14)]
         languages = ["en", "ja"] * 7
         prompts = [
@@ -74,28 +70,6 @@ def test_every_case_is_in_one_batch_and_the_longest_come_first(lengths, batch_si
     assert sorted(order) == list(range(len(lengths)))
     assert all(len(rows) == batch_size for rows in batches[:-1])
     assert order == sorted(order, key=lambda i: (-lengths[i], i))
-
-
-@given(st.integers(1, 8), st.integers(1, 6), st.data())
-def test_full_batches_of_like_length_never_waste_more(batch_size, n_batches, data):
-    n = batch_size * n_batches
-    lengths = data.draw(st.lists(st.integers(1, 300), min_size=n, max_size=n))
-    unsorted = np.arange(n).reshape(n_batches, batch_size)
-    best = padding_share(lengths, length_batches(lengths, batch_size))
-    assert 0 <= best <= padding_share(lengths, unsorted) < 1
-
-
-def test_padding_share_by_hand():
-    assert padding_share([4, 1, 3], [np.array([0, 1]), np.array([2])]) == pytest.approx(3 / 11)
-
-
-def test_reports_are_padded_less_when_sorted():
-    rng = np.random.default_rng(1)
-    scenes = [random_scene(rng) for _ in range(64)]
-    prompts = [prompt(s.laterality, s.report["en"], "en") for s in scenes]
-    lengths = prompt_lengths(make_processor("gemma3"), prompts)
-    plain = padding_share(lengths, np.arange(64).reshape(4, 16))
-    assert padding_share(lengths, length_batches(lengths, 16)) < plain / 2
 
 
 class Parrot:
@@ -144,11 +118,9 @@ def test_sizes_and_temperature_are_checked(wrong):
         Decoding(*wrong)
 
 
-def test_cases_and_engine_are_checked():
+def test_one_prompt_a_frame():
     with pytest.raises(ValueError, match="one prompt a frame, got 1 frames, 2 prompts"):
         generate_answers(Parrot(), None, ["a.png"], ["a", "b"], 1, 1)
-    with pytest.raises(ValueError, match="unknown engine 'vlm'"):
-        generate_answers(Parrot(), None, [], [], 1, 1, engine="vlm")
 
 
 @pytest.mark.parametrize("name", ["conceptclip_gemma3", "paligemma2"])
@@ -167,83 +139,3 @@ def test_merged_weights_answer_as_base_and_adapter(world, tmp_path, name):
     merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     again = generate_answers(merged, AutoProcessor.from_pretrained(folder), *cases)
     assert again["output"].tolist() == expected != base
-
-
-def as_vllm_expands(processor, ids):
-    """Put the picture's tokens in by vLLM's rules (its gemma3_mm.py and paligemma.py)."""
-    tokenizer = processor.tokenizer
-    if not hasattr(processor, "boi_token"):
-        image = [tokenizer.image_token_id] * processor.image_seq_length
-        return [*image, tokenizer.bos_token_id, *ids]
-    start = tokenizer.convert_tokens_to_ids(processor.boi_token)
-    assert ids.count(start) == 1
-    image = tokenizer(processor.full_image_sequence, add_special_tokens=False)["input_ids"]
-    at = ids.index(start)
-    # line breaks that meet are joined, as the tokenizer joins them
-    text = tokenizer.decode([*ids[:at], *image, *ids[at + 1 :]])
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.parametrize("kind", ["gemma3", "paligemma2"])
-def test_vllm_gets_the_very_tokens_of_the_other_engine(world, kind):
-    processor = make_processor(kind)
-    given_ids = prompt_ids(processor, world.prompts)
-    for path, text, ids in zip(world.images, world.prompts, given_ids, strict=True):
-        batch = encode_prompts(processor, [open_picture(path, processor)], [text])
-        assert as_vllm_expands(processor, ids) == batch["input_ids"][0].tolist()
-
-
-@pytest.fixture
-def fake_vllm(monkeypatch):
-    """A stand-in for vLLM: keeps what it is given and numbers its answers."""
-
-    class LLM:
-        def __init__(self, **settings):
-            fake.settings = settings
-
-        def generate(self, inputs, params, use_tqdm):
-            fake.inputs, fake.params = inputs, params
-            stops = ["stop", "length"] * len(inputs)
-            answers = [
-                SimpleNamespace(text=f" #{i} 75% ", token_ids=[4, 5, 1], finish_reason=stops[i])
-                for i in range(len(inputs))
-            ]
-            return [SimpleNamespace(outputs=[answer]) for answer in answers]
-
-    fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **values: values)
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    return fake
-
-
-def test_vllm_answers_become_the_same_table(world, fake_vllm):
-    processor = make_processor("gemma3")
-    folder, cases = world.folder / "weights" / "gemma3", (world.images[:3], world.prompts[:3])
-    made = generate_answers(folder, processor, *cases, 2, 9, seed=5, engine="vllm")
-    assert made["output"].tolist() == ["#0 75%", "#1 75%", "#2 75%"]
-    assert made["n_tokens"].tolist() == [2, 3, 2]  # the end token is no word
-    assert list(made) == ["output", "seconds", "n_tokens"] and made["seconds"].nunique() == 1
-    assert fake_vllm.params == {"temperature": 0.0, "max_tokens": 9, "seed": 5}
-    assert fake_vllm.settings["model"] == str(folder) and fake_vllm.settings["max_num_seqs"] == 2
-    given_ids = [x["prompt_token_ids"] for x in fake_vllm.inputs]
-    assert given_ids == prompt_ids(processor, world.prompts[:3])
-    sides = [x["multi_modal_data"]["image"].size for x in fake_vllm.inputs]
-    assert sides == [(224, 224)] * 3
-
-
-def test_vllm_that_cannot_run_says_what_to_do(world, fake_vllm, monkeypatch):
-    folder = world.folder / "weights" / "gemma3"
-
-    def ask(model):
-        return generate_answers(model, make_processor("gemma3"), [], [], 2, 9, engine="vllm")
-
-    assert ask(folder).empty
-    for no_folder in (world.folder, Parrot()):
-        with pytest.raises(FileNotFoundError, match="write it with adapters.save_merged"):
-            ask(no_folder)
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match="pip install vllm"):
-        ask(folder)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="use engine='transformers'"):
-        ask(folder)

@@ -3,16 +3,28 @@
 import base64
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import get_peft_model
 from PIL import Image, PngImagePlugin
 
+from cag_utils import endpoint
 from cag_utils.endpoint import (
     Endpoint,
     EndpointError,
@@ -26,11 +38,14 @@ from cag_utils.generate import (
     COLUMNS,
     answer_status,
     few_shot_prompt,
+    generate_answers,
     generation_table,
     pick_shots,
     status_counts,
 )
-from tests.vlm_world import write_pairs
+from cag_utils.loading import load_backbone
+from cag_utils.lora import lora_config, save_merged
+from tests.vlm_world import write_pairs, write_twins
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +267,56 @@ def test_own_pictures_leave_only_on_the_users_word():
     assert reason_not_to_ask(somewhere, "phantom", False) == ""
     assert "send_own_images True" in reason_not_to_ask(somewhere, "folder", False)
     assert reason_not_to_ask(somewhere, "folder", True) == ""
+
+
+def test_a_server_of_merged_weights_answers_as_the_model_itself(tmp_path, monkeypatch):
+    """`transformers serve` on a merged twin, asked as notebook 05 asks any endpoint."""
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package, reason=f"transformers serve needs it: pip install {package}")
+    weights = write_twins(tmp_path / "weights")
+    model, processor = load_backbone("gemma3", "real", "cpu", checkpoint=str(weights / "gemma3"))
+    adapted = get_peft_model(model, lora_config(4, 4))
+    for name, values in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(values, std=0.2)
+    folder = str(save_merged(adapted, processor, tmp_path / "merged"))
+    image, prompt = str(tmp_path / "a.png"), "This image is a left coronary angiogram."
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
+    Image.fromarray(noise).save(image)
+    merged = load_backbone("gemma3", "real", "cpu", checkpoint=folder)
+    said = generate_answers(*merged, [image], [prompt], 1, 24)["output"][0]
+    monkeypatch.setattr(endpoint, "MAX_COMPLETION_TOKENS", 24)
+    with _served(folder, tmp_path / "serve.log") as url:
+        answer = ask(Endpoint(folder, url, "none", 60, 0), [image], [prompt])["output"][0]
+    assert said and answer == said
+
+
+@contextmanager
+def _served(folder: str, log: Path):
+    """A real server in a process of its own, on a free port of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["from transformers.cli.transformers import main; main()", "serve", folder]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (
+        log.open("w", encoding="utf-8") as out,
+        subprocess.Popen([sys.executable, "-c", *command], env=env, stdout=out, stderr=out) as it,
+    ):
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", it, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            it.kill()
+
+
+def _wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 180):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.3)
+    pytest.fail(f"the server did not come up: {log.read_text(encoding='utf-8')[-2000:]}")

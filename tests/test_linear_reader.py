@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils.backbones import load_backbone
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.linear_reader import answer_states, fit_reader
+from cag_utils.loading import load_backbone
 from tests.sft_world import NAMES, examples_of, make_world
 
 

@@ -13,17 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma3Config, PaliGemmaConfig
 
-from cag_utils import backbones, preflight
-from cag_utils.backbone_entries import GEMMA3, PALIGEMMA2
-from cag_utils.footprint import (
+from cag_utils import loading, preflight
+from cag_utils.backbones import BACKBONES, GEMMA3, PALIGEMMA2
+from cag_utils.preflight import (
     Footprint,
+    Machine,
     Stack,
+    check_rows,
     footprint,
     generation_gb,
+    raise_failed,
+    read_machine,
+    sources_table,
     training_gb,
     weights_gb,
 )
-from cag_utils.preflight import Machine, check_rows, raise_failed, read_machine, sources_table
 from tests.vlm_world import write_twins
 
 # The published configurations, from memory of their model cards: what they add up to is checked.
@@ -80,7 +84,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def twins(weights, monkeypatch):
-    monkeypatch.setattr(backbones, "WEIGHTS", weights)
+    monkeypatch.setattr(loading, "WEIGHTS", weights)
 
 
 def test_training_memory_by_hand():
@@ -178,7 +182,7 @@ def test_the_machine_is_measured(monkeypatch, tmp_path):
     assert (gpu.device, gpu.name, gpu.memory_gb, gpu.bfloat16) == ("cuda", "Two GPUs", 6.0, False)
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+@pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("train", [True, False])
 def test_twins_pass_every_check(twins, name, train):
     table = preflight.preflight(name, "tiny", train=train, batch_size=8, device="cpu")

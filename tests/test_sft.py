@@ -7,25 +7,20 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
-from cag_utils import adapters, sft
-from cag_utils.adapters import (
-    LANGUAGE_MODEL_ONLY,
-    PROJECTIONS,
+from cag_utils import lora, sft
+from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
+from cag_utils.examples import encode_prompts, open_picture, read_examples
+from cag_utils.jobs import Job, make_job
+from cag_utils.loading import load_backbone
+from cag_utils.lora import (
     load_tuned,
-    lora_config,
+    probe,
+    reload_difference,
     trainable_table,
 )
-from cag_utils.backbones import load_backbone
-from cag_utils.examples import encode_prompts, open_picture, read_examples
-from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
-from cag_utils.parity import probe, reload_difference
-from cag_utils.settings import load_profile
-from cag_utils.sft import make_trainer, run_job
-from cag_utils.sft_config import training_config
-from cag_utils.sft_data import to_dataset
-from cag_utils.sft_trainer import answers_scored_only
+from cag_utils.settings import Lora, load_profile
+from cag_utils.sft import answers_scored_only, make_trainer, run_job, training_config
 from cag_utils.twins import IMAGE_PX
 from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
@@ -84,8 +79,6 @@ def test_pictures_are_shrunk_never_enlarged(world):
     processor.image_processor.size = {"height": 896, "width": 896}
     picture = open_picture(path, processor)
     assert (picture.size, picture.mode) == ((256, 256), "RGB")
-    data = to_dataset(examples_of(world).head(1), processor)
-    assert data[0]["images"][0].size == (256, 256)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
@@ -203,51 +196,12 @@ def test_the_adapters_card_names_no_path_of_this_machine(tuned):
     assert '"cag_utils/weights/gemma3"' in text
 
 
-class Kill(TrainerCallback):
-    """Stops a run as a crash would, after so many steps."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def test_a_killed_run_goes_on_to_the_same_adapter(world, tmp_path):
-    whole, broken = (job_for(world, tmp_path / name) for name in ("whole", "broken"))
-    run_job(whole)
-    start_folder(broken)
-    with pytest.raises(KeyboardInterrupt):
-        sft.train(broken, [Kill(step=3)])  # 2 steps an epoch: in the second epoch
-    assert last_checkpoint(broken).endswith("checkpoint-2")
-    run_job(broken)
-    first, second = (
-        load_file(job.path / "adapter" / "adapter_model.safetensors") for job in (whole, broken)
-    )
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    columns = ["step", "split", "loss"]
-    one, two = (pd.read_csv(job.path / "history.csv")[columns] for job in (whole, broken))
-    pd.testing.assert_frame_equal(one, two)
-
-
-def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
-    job = job_for(world, tmp_path)
-    start_folder(job)
-    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-    start_folder(job)
-    assert last_checkpoint(job).endswith("checkpoint-3")
-    start_folder(job_for(world, tmp_path, learning_rate=1e-4))
-    assert last_checkpoint(job) is None
-
-
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
 def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkeypatch, name):
     """The GPU's precision, here on the CPU, at a learning rate below bfloat16's step."""
     half = functools.partial(load_backbone, dtype=torch.bfloat16)
     monkeypatch.setattr(sft, "load_backbone", half)
-    monkeypatch.setattr(adapters, "load_backbone", half)
+    monkeypatch.setattr(lora, "load_backbone", half)
     job = job_for(
         world, tmp_path, name, max_steps=2, learning_rate=1e-5, projector_rate=0.0, warmup_share=0.0
     )
@@ -290,8 +244,10 @@ def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
     config = training_config(job, n_train=889, bfloat16=False)
     assert (config.num_train_epochs, config.learning_rate) == (5.0, 1e-5)
     assert config.optim == "adamw_torch" and job.size == "real" and settings.projector_rate == 0
-    lora = lora_config(settings.lora["paligemma2"].rank, settings.lora["paligemma2"].alpha)
-    assert (lora.r, lora.lora_alpha) == (16, 16)
+    assert (job.lora.rank, job.lora.alpha) == (16, 16)
+    other = settings.model_copy(update={"lora": {"paligemma2": Lora(rank=4, alpha=8)}})
+    job = make_job(other, "paligemma2", "ja", world, tmp_path, seed=0)
+    assert (job.lora.rank, job.lora.alpha) == (4, 8)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
@@ -333,14 +289,6 @@ def test_a_bad_job_is_refused_before_anything_starts(world, tmp_path, changes, m
         make_job(load_profile("smoke").finetune, pairs=world, folder=tmp_path, seed=0, **plain)
 
 
-def test_a_backbone_without_a_rank_is_refused(world, tmp_path):
-    job = job_for(world, tmp_path)
-    settings = job.settings | {"backbones": ["paligemma2"]}
-    settings["lora"] = {"paligemma2": {"rank": 16, "alpha": 16}}
-    with pytest.raises(ValueError, match="gives no rank for 'gemma3'"):
-        Job(**(job.__dict__ | {"settings": settings}))
-
-
 def test_tuning_comes_before_loading(tmp_path):
     with pytest.raises(FileNotFoundError, match="04_finetune with -p backbone gemma3"):
         load_tuned("gemma3", "tiny", tmp_path)
@@ -355,7 +303,7 @@ def test_trainable_table_counts_every_parameter(world):
 def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     folder = tmp_path / "my_gemma"
     model, processor = load_backbone("gemma3", "tiny", device="cpu")
-    adapters.save_merged(model, processor, folder)
+    lora.save_merged(model, processor, folder)
     settings = load_profile("smoke").finetune.model_copy(
         update={"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
     )

@@ -1,13 +1,12 @@
 """A run's log as tables."""
 
-from cag_utils.sft_history import answer_history, loss_history
+from cag_utils.sft import answer_history, loss_history
 
 
-def test_history_counts_a_measurement_once():
+def test_history_has_a_row_a_measurement():
     log = [
         {"step": 0, "epoch": 0.0, "eval_loss": 3.0, "eval_runtime": 1.0},
         {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
-        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
         {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
         {"step": 2, "epoch": 1.0, "train_runtime": 9.0},
     ]
@@ -16,11 +15,10 @@ def test_history_counts_a_measurement_once():
     assert table["split"].tolist() == ["val", "train", "val"]
 
 
-def test_answers_are_counted_once_and_what_is_unknown_is_missing():
+def test_answers_have_a_row_an_evaluation_and_what_is_unknown_is_missing():
     log = [
         {"step": 0, "epoch": 0.0, "eval_loss": 3.0},
         {"step": 0, "epoch": 0.0, "eval_answers_segment": 0.0, "eval_answers_overall": 1.0},
-        {"step": 2, "epoch": 1.0, "eval_answers_segment": 0.5, "eval_answers_overall": 4.0},
         {"step": 2, "epoch": 1.0, "eval_answers_segment": 0.5, "eval_answers_overall": 4.0},
     ]
     table = answer_history(log)

@@ -13,34 +13,41 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from cag_utils import adapters, backbones, sft
-from cag_utils.adapters import load_tuned
-from cag_utils.backbones import load_backbone
-from cag_utils.jobs import last_checkpoint, start_folder
-from cag_utils.parity import merge_adapter
-from cag_utils.sft import FSDP, make_trainer, run_job
-from cag_utils.sft_callbacks import evaluations_since_best
-from cag_utils.sft_config import share_of_batch, training_config
+from cag_utils import loading, lora, sft
+from cag_utils.jobs import SEAL, last_checkpoint, seal, start_folder
+from cag_utils.loading import load_backbone
+from cag_utils.lora import load_tuned, merge_adapter
+from cag_utils.sft import (
+    FSDP,
+    evaluations_since_best,
+    make_trainer,
+    run_job,
+    share_of_batch,
+    training_config,
+)
 from tests.sft_world import NAMES, job_for, make_world
 
+# A run that hangs while it writes the second checkpoint: its model is there, its optimiser not.
 SCRIPT = """
 import sys, time
 from pathlib import Path
 import torch
-from transformers import TrainerCallback
-from cag_utils import adapters, backbones, sft
+from cag_utils import loading, sft
 from cag_utils.jobs import Job
 from cag_utils.study import read_json
-backbones.WEIGHTS = Path(sys.argv[2])
+loading.WEIGHTS = Path(sys.argv[2])
 torch.set_num_threads(1)
+write = sft.CaseTrainer._save_optimizer_and_scheduler
 
-class Wait(TrainerCallback):  # in the second epoch, until the end comes
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            Path(sys.argv[3]).touch()
-            time.sleep(600)
+def hang(trainer, folder):
+    if trainer.state.global_step == 4:
+        Path(folder, "optimizer.pt").write_bytes(b"half")
+        Path(sys.argv[3]).touch()
+        time.sleep(600)
+    write(trainer, folder)
 
-sft.train(Job(**read_json(Path(sys.argv[1]))), [Wait()])
+sft.CaseTrainer._save_optimizer_and_scheduler = hang
+sft.train(Job(**read_json(Path(sys.argv[1]))))
 """
 
 
@@ -71,12 +78,12 @@ def same_run(one, other):
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_kill_9_and_resume_give_identical_losses_and_adapter(world, tmp_path, one_thread):
+def test_kill_9_while_a_checkpoint_is_written_and_resume_end_the_same(world, tmp_path, one_thread):
     whole, broken = (job_for(world, tmp_path / name) for name in ("whole", "broken"))
     run_job(whole)
     start_folder(broken)
     reached = tmp_path / "reached"
-    arguments = [str(broken.path / "job.json"), str(backbones.WEIGHTS), str(reached)]
+    arguments = [str(broken.path / "job.json"), str(loading.WEIGHTS), str(reached)]
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *arguments], stderr=subprocess.DEVNULL
     )
@@ -84,9 +91,55 @@ def test_kill_9_and_resume_give_identical_losses_and_adapter(world, tmp_path, on
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still at work
-    assert last_checkpoint(broken).endswith("checkpoint-2")
+    assert (broken.path / "checkpoints" / "checkpoint-4" / "optimizer.pt").is_file()
+    assert last_checkpoint(broken).endswith("checkpoint-2")  # two steps an epoch
     run_job(broken)
     same_run(whole, broken)
+
+
+class Kill(TrainerCallback):
+    """Stops a run as a crash would, after so many steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(world, tmp_path):
+    whole, broken = (job_for(world, tmp_path / name, epochs=3.0) for name in ("whole", "broken"))
+    run_job(whole)
+    start_folder(broken)
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(broken, [Kill(step=5)])  # in the third epoch of two steps
+    newest = broken.path / "checkpoints" / "checkpoint-4"
+    assert last_checkpoint(broken) == str(newest) and newest.with_name("checkpoint-2").is_dir()
+    for name in sorted(path.name for path in newest.iterdir()):  # the seal itself is one of them
+        kept = (newest / name).read_bytes()
+        for damaged in (None, kept[: len(kept) // 2], kept[:-1] + bytes([kept[-1] ^ 1])):
+            (newest / name).unlink()
+            if damaged is not None and name != SEAL:
+                (newest / name).write_bytes(damaged)
+            assert last_checkpoint(broken).endswith("checkpoint-2"), name
+            (newest / name).write_bytes(kept)
+    (newest / "optimizer.pt").write_bytes(b"half")
+    run_job(broken)
+    same_run(whole, broken)
+
+
+def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
+    job = job_for(world, tmp_path)
+    start_folder(job)
+    folder = tmp_path / "checkpoints" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    (folder / "model").touch()
+    seal(folder)
+    start_folder(job)
+    assert last_checkpoint(job) == str(folder)
+    start_folder(job_for(world, tmp_path, learning_rate=1e-4))
+    assert last_checkpoint(job) is None and not folder.exists()
 
 
 # --- patience ----------------------------------------------------------------------------------
@@ -184,7 +237,7 @@ def test_the_projector_learns_alone_first_also_after_a_kill(world, tmp_path):
 def test_two_processes_share_a_batch_and_leave_one_adapter(world, tmp_path, monkeypatch):
     job = job_for(world, tmp_path / "two", dropout=0.0, epochs=1.0)
     watch = tmp_path / "sitecustomize.py"
-    watch.write_text(_watcher(backbones.WEIGHTS))
+    watch.write_text(_watcher(loading.WEIGHTS))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_job(job, processes=2)
@@ -206,15 +259,15 @@ def _watcher(weights_folder):
 import os, sys
 if "RANK" in os.environ and "cag_utils.sft" in " ".join(sys.orig_argv):
     from pathlib import Path
-    from cag_utils import adapters, backbones, sft_config
-    backbones.WEIGHTS = Path({str(weights_folder)!r})
-    share = sft_config.share_of_batch
+    from cag_utils import loading, sft
+    loading.WEIGHTS = Path({str(weights_folder)!r})
+    share = sft.share_of_batch
     def noted(batch_size, n):
         each = share(batch_size, n)
         name = f"rank{{os.environ['RANK']}}_of{{os.environ['WORLD_SIZE']}}_batch{{each}}"
         (Path(__file__).parent / name).touch()
         return each
-    sft_config.share_of_batch = noted
+    sft.share_of_batch = noted
 """
 
 
@@ -272,7 +325,7 @@ def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeyp
     monkeypatch.undo()
     asked = []
     monkeypatch.setattr(sft, "load_backbone", lambda *a, **k: asked.append(k) or _die())
-    monkeypatch.setattr(adapters, "load_backbone", lambda *a, **k: asked.append(k) or _die())
+    monkeypatch.setattr(lora, "load_backbone", lambda *a, **k: asked.append(k) or _die())
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(KeyboardInterrupt):
         make_trainer(job)

@@ -6,11 +6,11 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 
-from cag_utils.adapters import PROJECTOR, lora_config
-from cag_utils.backbones import load_backbone
+from cag_utils.generate import generate_answers
+from cag_utils.loading import load_backbone
+from cag_utils.lora import PROJECTOR, lora_config
 from cag_utils.sft import make_trainer, run_job
-from cag_utils.sft_data import CaseCollator, to_cases
-from cag_utils.tower_features import FeatureStore, accept_features, tower_key
+from cag_utils.sft_data import CaseCollator, FeatureStore, accept_features, to_cases, tower_key
 from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
 
@@ -151,3 +151,33 @@ def test_a_run_from_cached_features_has_the_plain_runs_losses(world, tmp_path):
         run_job(job)
         losses.append(pd.read_csv(job.path / "history.csv")["loss"].tolist())
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_from_cached_features_are_the_plain_ones(world, tmp_path, name):
+    model, processor = load_backbone(name, "tiny", "cpu")
+    cases = examples_of(world)
+    asked = list(cases["image"]), list(cases["prompt"]), 4, 8
+    plain = generate_answers(model, processor, *asked)["output"].tolist()
+    for _ in range(2):  # computed, then read
+        cached = generate_answers(model, processor, *asked, features=tmp_path)
+        assert cached["output"].tolist() == plain
+    store = FeatureStore(tmp_path, model, processor)
+    assert store.fill(asked[0]) == 0 and len(list(store.folder.iterdir())) == len(cases)
+
+
+def test_what_another_process_has_computed_meanwhile_is_not_computed_again(world, tmp_path):
+    model, processor = load_backbone("gemma3", "tiny", "cpu")
+    images = list(examples_of(world)["image"])[:6]
+    one, other = (FeatureStore(tmp_path, model, processor) for _ in range(2))
+    encode, seen = one._encode, []
+
+    def slow(part):  # the other process fills the rest while the first batch is at work
+        seen.extend(part)
+        if len(seen) == len(part):
+            assert other.fill([path for path in images if path not in part]) == 4
+        return encode(part)
+
+    one._encode = slow
+    assert one.fill(images, batch_size=2) == 2 == len(seen)
+    assert one.read(images).shape == (6, 196, 128)

@@ -25,12 +25,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from cag_utils import backbones
-from cag_utils.backbones import load_backbone, quiet_libraries
+from cag_utils import loading
 from cag_utils.corpus import prompt
-from cag_utils.decoding import length_batches, padding_share, prompt_lengths
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
+from cag_utils.loading import load_backbone, quiet_libraries
 from cag_utils.phantom.captions import random_scene
 from cag_utils.settings import load_profile
 from cag_utils.twins import KINDS, build_twin
@@ -94,31 +93,20 @@ def compare(model, plain, processor, images, prompts, n_tokens: int) -> tuple[fl
 def main() -> dict[str, float]:
     """Measure both kinds of twin at both lengths."""
     quiet_libraries()
-    figures, lengths = {}, []
+    figures = {}
     with tempfile.TemporaryDirectory() as name:
         images, prompts = write_cases(Path(name))
-        backbones.WEIGHTS = Path(name)
+        loading.WEIGHTS = Path(name)
         for kind in KINDS:
             build_twin(kind, Path(name) / kind)
             plain = AutoModelForImageTextToText.from_pretrained(Path(name) / kind).eval()
             model, processor = load_backbone(kind, "tiny", "cpu")
-            lengths = prompt_lengths(processor, prompts)
             for end, n_tokens in LENGTHS.items():
                 ratio, speed = compare(model, plain, processor, images, prompts, n_tokens)
                 figures[f"generation_times_one_by_one_{kind}{end}"] = round(ratio, 2)
                 figures[f"generation_answers_per_second_{kind}{end}"] = round(speed, 2)
     both = [figures[f"generation_times_one_by_one_{kind}"] for kind in KINDS]
-    unsorted = np.arange(N_CASES).reshape(-1, BATCH_SIZE)
-    return (
-        {"generation_times_one_by_one": min(both)}
-        | figures
-        | {
-            "generation_padding_share": round(
-                padding_share(lengths, length_batches(lengths, BATCH_SIZE)), 3
-            ),
-            "generation_padding_share_unsorted": round(padding_share(lengths, unsorted), 3),
-        }
-    )
+    return {"generation_times_one_by_one": min(both)} | figures
 
 
 if __name__ == "__main__":

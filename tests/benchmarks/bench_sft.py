@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset, List
+from datasets import Image as Picture
 from peft import get_peft_model
 from PIL import Image
 from transformers import (
@@ -40,21 +42,20 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from cag_utils import backbones, sft
-from cag_utils.adapters import lora_config, raise_trained_to_float32
-from cag_utils.backbones import load_backbone
+from cag_utils import loading, sft
 from cag_utils.examples import read_examples
 from cag_utils.jobs import Job, make_job
 from cag_utils.length_buckets import LengthBuckets, padding_share
+from cag_utils.loading import load_backbone
+from cag_utils.lora import lora_config, raise_trained_to_float32
 from cag_utils.phantom.findings import decide_plan, write_findings
 from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record
 from cag_utils.phantom.stills import still
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.settings import load_profile
-from cag_utils.sft_config import training_config
-from cag_utils.sft_data import PaliGemmaCollator, to_dataset
-from cag_utils.tower_features import accept_features
+from cag_utils.sft import training_config
+from cag_utils.sft_data import PaliGemmaCollator, accept_features, conversation
 
 EPOCHS, ROUNDS, N_DRAWN = 5, 3, 12
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense, data sheets
@@ -141,20 +142,21 @@ def our_way(job: Job) -> float:
 def plain_way(job: Job) -> float:
     """Train with TRL's trainer as it comes; return the mean loss."""
     _, processor = load_backbone(job.backbone, job.size)
-    folder = backbones.WEIGHTS / job.backbone
+    folder = loading.WEIGHTS / job.backbone
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     examples = read_examples(job.pairs, job.language, job.outputs)
-    data = to_dataset(examples[examples["split"] == "train"], processor)
+    rows = examples[examples["split"] == "train"].itertuples()
+    talks = [conversation(row.image, row.prompt, row.answer) for row in rows]
+    data = Dataset.from_list(talks).cast_column("images", List(Picture(mode="RGB")))
     config = quiet(training_config(job, len(data), model.dtype == torch.bfloat16))
     config.remove_unused_columns = True
-    lora = job.finetune.lora[job.backbone]
     trainer = SFTTrainer(
         model=model,
         args=config,
         train_dataset=data,
         processing_class=processor,
         data_collator=PaliGemmaCollator(processor) if job.backbone == "paligemma2" else None,
-        peft_config=lora_config(lora.rank, lora.alpha),
+        peft_config=lora_config(job.lora.rank, job.lora.alpha),
     )
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)

@@ -5,26 +5,27 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from cag_utils.backbones import load_backbone
+from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
+from cag_utils.examples import encode_prompts, open_picture, read_examples
+from cag_utils.jobs import Job
+from cag_utils.loading import load_backbone
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# A plain list of the seven names also hits the image tower's q, k and v.
-LANGUAGE_MODEL_ONLY = (
-    r".*language_model\..*\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)"
-    r"|mlp\.(gate_proj|up_proj|down_proj))"
-)
 PROJECTOR = "multi_modal_projector"
 
 
-def lora_config(rank: int, alpha: int, dropout: float = 0.0) -> LoraConfig:
+def lora_config(
+    rank: int, alpha: int, dropout: float = 0.0, targets: str = LANGUAGE_MODEL_ONLY
+) -> LoraConfig:
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: 16 for PaliGemma2, 8 for both Gemma3.
-        alpha: The same as the rank, so LoRA's scale is 1.
+        rank: Of the thin matrices.
+        alpha: LoRA's scale is alpha over rank.
         dropout: On LoRA's input.
+        targets: Regular expression of module names, `Backbone.lora_targets`.
 
     Source:
         CAG-VLM section 3.2.
@@ -33,7 +34,7 @@ def lora_config(rank: int, alpha: int, dropout: float = 0.0) -> LoraConfig:
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=LANGUAGE_MODEL_ONLY,
+        target_modules=targets,
         modules_to_save=[PROJECTOR],
         task_type="CAUSAL_LM",
     )
@@ -158,7 +159,7 @@ def save_merged(
         folder: Made if missing.
 
     Returns:
-        The folder, which vLLM and `from_pretrained` read.
+        The folder, which `from_pretrained` and any server of Hugging Face models read.
     """
     plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
     plain.save_pretrained(folder)
@@ -182,3 +183,60 @@ def _method(name: str, values: torch.nn.Parameter) -> str:
     if not values.requires_grad:
         return "frozen"
     return "LoRA" if "lora_" in name else "full"
+
+
+PROBES = 4  # validation cases whose next-token logits are compared
+
+
+def probe(job: Job, model: torch.nn.Module, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+    """Return the logits of the first answer token for a few validation cases, (cases, tokens)."""
+    examples = read_examples(job.pairs, job.language, job.outputs)
+    few = examples[examples["split"] == "val"].head(PROBES)
+    pictures = [open_picture(path, processor) for path in few["image"]]
+    batch = encode_prompts(processor, pictures, list(few["prompt"])).to(model.device)
+    with torch.inference_mode():
+        logits = model(**batch, logits_to_keep=1).logits[:, -1]
+    return {"logits": logits.float().cpu().contiguous()}
+
+
+def reload_difference(job: Job) -> float:
+    """Load base and adapter afresh and compare with the live model's logits.
+
+    Returns:
+        The largest absolute difference: 0 on one machine in float32, a rounding step or two in
+        bfloat16, though the parameters are the same.
+    """
+    quantise = job.finetune.quantise
+    where = {"quantise": quantise} | job.source
+    model, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **where)
+    live = load_file(job.path / "probe.safetensors")["logits"]
+    return _difference(probe(job, model, processor), {"logits": live})
+
+
+def merge_adapter(job: Job, folder: str | Path) -> float:
+    """Write a finished run as one plain model, and check that it says the same.
+
+    LoRA is added to the base's weights and the projector put in the base's place. The folder needs
+    neither PEFT nor this package: `AutoModelForImageTextToText` and `transformers serve` read it.
+
+    Args:
+        job: A finished run. A 4-bit run is merged into the full base, not the quantised one.
+        folder: For the model and its processor; made if missing.
+
+    Returns:
+        The largest absolute difference of a logit between the model read back from the folder and
+        base plus adapter: rounding, below 1e-4 in float32.
+
+    Raises:
+        FileNotFoundError: The run has no adapter yet.
+    """
+    tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
+    before, dtype = probe(job, tuned, processor), tuned.dtype
+    device = tuned.device
+    save_merged(tuned, processor, folder)
+    merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
+    return _difference(probe(job, merged, AutoProcessor.from_pretrained(folder)), before)
+
+
+def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return float((one["logits"] - other["logits"]).abs().max())
