@@ -2,24 +2,49 @@
 
 import itertools
 
+import cv2
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import confusion_matrix, f1_score
+from torch import nn
 
-from cag_utils.crossover import describe_plan, flag_twins, plan_crossover
-from cag_utils.labels import SIX_CLASSES
+from cag_utils import leakage, leakage_figures
+from cag_utils.labels import MERGES, SIX_CLASSES
 from cag_utils.leakage import (
+    RELATIONS,
+    chance_threshold,
     count_shared_cases,
+    describe_plan,
+    describe_relations,
+    embed_frames,
+    estimate_f1,
+    estimate_gain,
+    find_nearest,
+    find_twins,
+    fit_predict,
+    flag_twins,
+    hash_frames,
     least_shared_cases,
+    nearest_by_relation,
+    plan_crossover,
+    run_crossover,
+    run_splits,
     split_rows,
+    tabulate_by_twin,
     tabulate_cases,
+    tabulate_f1,
+    weighted_f1,
 )
+from cag_utils.networks import FrameSet
 from cag_utils.report import paper_table
-from cag_utils.settings import load_profile
-
-CNN = load_profile("smoke").cnn
+from cag_utils.settings import Stats, load_profile
+from cag_utils.stats import bootstrap_interval
 
 
 def cohort(n_videos, n_frames=6, seed=0):
@@ -207,3 +232,407 @@ def test_twins_are_looked_for_in_the_networks_own_training_frames():
     patient = pd.get_dummies(frames["patient_id"]).to_numpy(float)
     flags = flag_twins(plan, patient, "cosine", 0.5).groupby("arm")["near"].mean()
     assert flags.to_dict() == {"frame": 1, "patient": 0, "video": 1}
+
+
+FRAMES = pd.DataFrame(
+    {"patient_id": list("aaaabbbc"), "video_id": ["a1", "a1", "a2", "a3", "b1", "b1", "b2", "c1"]}
+)
+
+
+def noise(n, px=48, seed=0):
+    pictures = np.random.default_rng(seed).integers(0, 256, (n, 1, px, px), dtype=np.uint8)
+    return torch.from_numpy(pictures)
+
+
+def test_the_difference_hash_of_a_ramp_worked_by_hand():
+    # brightness rises to the right: each of the 64 neighbours is brighter, so every bit is set
+    ramp = torch.arange(0, 180, 20, dtype=torch.uint8).expand(1, 1, 8, 9)
+    assert hash_frames(ramp, "dhash").all()
+    assert not hash_frames(ramp.flip(3), "dhash").any()
+
+
+@pytest.mark.parametrize("kind", ["phash", "dhash"])
+def test_hashes_are_the_librarys(kind):
+    pictures = noise(3)
+    got = hash_frames(pictures, kind)
+    assert got.shape == (3, 64) and got.dtype == bool
+    for row, grey in zip(got, pictures.numpy(), strict=True):
+        assert (row == getattr(imagehash, kind)(Image.fromarray(grey[0])).hash.ravel()).all()
+
+
+def test_a_hash_sees_through_brightness_but_not_through_a_turn():
+    smooth = nn.functional.interpolate(noise(1, 8).float() * 0.7, size=96, mode="bicubic")
+    one = smooth.clamp(0, 200).to(torch.uint8)
+    a, brighter, turned = (hash_frames(x)[0] for x in (one, one + 40, one.transpose(2, 3)))
+    assert (a != brighter).sum() <= 2 < 10 < (a != turned).sum()
+
+
+def test_no_pictures_have_no_hashes():
+    assert hash_frames(noise(3)[:0]).shape == (0, 64)
+
+
+def test_an_unknown_hash_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'phash'"):
+        hash_frames(noise(1), "phas")
+
+
+class Pooled(nn.Module):
+    """Stands where a network does: its features are the picture's four quadrant means."""
+
+    def forward_features(self, x):
+        return nn.functional.adaptive_avg_pool2d(x[:, :1].float(), 2)
+
+    def forward_head(self, features, pre_logits):
+        assert pre_logits
+        return features.flatten(1)
+
+
+@pytest.fixture
+def pooled(monkeypatch):
+    monkeypatch.setattr(leakage, "build_model", lambda name, pretrained: Pooled())
+    monkeypatch.setattr(leakage, "prepare", lambda pictures, name: pictures)
+
+
+def test_embeddings_are_whitened_rows_of_length_one(pooled):
+    pictures = noise(60, 8)
+    got = embed_frames(pictures, "convnext_twin", batch_size=7)
+    assert got.shape == (60, 4) and got.dtype == np.float32  # a tenth of 60 is 6, features are 4
+    np.testing.assert_allclose((got**2).sum(1), 1, atol=1e-5)
+    means = nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1).numpy()
+    centred = (means - means.mean(0)).astype(np.float64)
+    inverse = np.linalg.inv(np.cov(centred.T))  # Mahalanobis: what whitening makes of cosines
+    scale = np.sqrt(np.einsum("ij,jk,ik->i", centred, inverse, centred))
+    cosines = centred @ inverse @ centred.T / scale[:, None] / scale
+    np.testing.assert_allclose(got @ got.T, cosines, atol=0.02)  # features come in bfloat16
+
+
+def test_few_pictures_get_few_components(pooled):
+    assert embed_frames(noise(30, 8), "convnext_twin").shape == (30, 3)
+    assert embed_frames(noise(5, 8), "convnext_twin").shape == (5, 2)
+
+
+def test_the_same_picture_twice_is_at_distance_nought(pooled):
+    pictures = noise(40, 8)
+    features = embed_frames(torch.cat([pictures, pictures[:5]]), "convnext_twin")
+    distance, index = find_nearest(features[40:], features[:40], "cosine")
+    assert index.tolist() == [0, 1, 2, 3, 4] and np.abs(distance).max() < 1e-5
+
+
+def test_one_picture_cannot_be_compared():
+    with pytest.raises(ValueError, match="nothing to compare"):
+        embed_frames(noise(1), "convnext_twin")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_nearest_is_what_brute_force_finds(n, m, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((n, 64)) < 0.5, rng.random((m, 64)) < 0.5
+    bits = (a[:, None] != b).sum(2)
+    distance, index = find_nearest(a, b, "hamming")
+    np.testing.assert_allclose(distance, bits.min(1))
+    np.testing.assert_array_equal(bits[np.arange(n), index], bits.min(1))
+
+
+@pytest.mark.parametrize(
+    "references, metric, match", [(0, "hamming", "empty"), (2, "l2", "metric")]
+)
+def test_nearest_refuses(references, metric, match):
+    with pytest.raises(ValueError, match=match):
+        find_nearest(np.ones((2, 8), bool), np.ones((references, 8), bool), metric)
+
+
+def test_relations_against_a_loop_over_all_pairs():
+    rng = np.random.default_rng(0)
+    patients = rng.integers(0, 5, 40)
+    frames = pd.DataFrame({"patient_id": patients.astype(str)})
+    frames["video_id"] = frames["patient_id"] + "/" + pd.Series(rng.integers(0, 3, 40).astype(str))
+    bits = rng.random((40, 64)) < 0.5
+    got = nearest_by_relation(bits, frames, "hamming")
+    for i in range(40):
+        best = dict.fromkeys(RELATIONS, np.inf)
+        for j in set(range(40)) - {i}:
+            same = frames.iloc[i] == frames.iloc[j]
+            name = RELATIONS[0] if same["video_id"] else RELATIONS[1]
+            name = name if same["patient_id"] else RELATIONS[3]
+            best[name] = min(best[name], (bits[i] != bits[j]).sum())
+        for name in (RELATIONS[0], RELATIONS[1], RELATIONS[3]):
+            if np.isinf(best[name]):
+                assert np.isnan(got[name][i])
+            else:
+                assert got[name][i] == pytest.approx(best[name])
+    known = got["one other patient"].dropna()
+    assert len(known) and (known >= got["any other patient"][known.index] - 1e-9).all()
+
+
+def test_the_one_other_patient_is_one_and_leaves_a_video_out():
+    # each patient shines in dimensions of their own, each video in one of them
+    frames = pd.DataFrame(
+        {"patient_id": list("aabbcc"), "video_id": ["a1", "a2", "b1", "b2", "c1", "c2"]}
+    )
+    got = nearest_by_relation(np.eye(6), frames, "cosine")
+    assert (got["one other patient"] == 1).all()
+    lone = frames[frames["video_id"].str.endswith("1")].reset_index(drop=True)
+    assert nearest_by_relation(np.eye(3), lone, "cosine")["one other patient"].isna().all()
+
+
+def test_one_patient_has_no_strangers():
+    frames = FRAMES[FRAMES["patient_id"] == "a"]
+    got = nearest_by_relation(np.eye(4), frames, "cosine")
+    assert got[["one other patient", "any other patient"]].isna().all(axis=None)
+    assert got["same video"].notna().tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "features, frames, metric, match",
+    [
+        (np.eye(8), FRAMES.drop(columns="video_id"), "cosine", "video_id"),
+        (np.eye(7), FRAMES, "cosine", "7 rows of features for 8"),
+        (np.eye(8), FRAMES, "cosin", "did you mean 'cosine'"),
+    ],
+)
+def test_relations_refuse(features, frames, metric, match):
+    with pytest.raises(ValueError, match=match):
+        nearest_by_relation(features, frames, metric)
+
+
+def test_the_threshold_worked_by_hand():
+    # of 101 distances 0..100, the 5 % quantile is 5; strictly below lie 0..4, five of 101
+    assert chance_threshold(np.arange(101.0), 0.05) == 5
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 3)
+)
+def test_at_most_the_rate_lies_below_the_threshold(distances, rate, n_missing):
+    limit = chance_threshold(np.array([*distances, *[np.nan] * n_missing], float), rate)
+    assert limit in distances
+    assert np.mean(np.array(distances) < limit) <= rate
+
+
+@pytest.mark.parametrize("rate, distances, match", [(0, [1], "rate"), (1, [1], "rate")])
+def test_the_threshold_refuses_a_rate(rate, distances, match):
+    with pytest.raises(ValueError, match=match):
+        chance_threshold(np.array(distances, float), rate)
+
+
+def test_the_threshold_needs_strangers():
+    with pytest.raises(ValueError, match="no stranger"):
+        chance_threshold(np.array([np.nan]), 0.01)
+
+
+def test_relations_are_summed_up_without_the_missing():
+    kin = pd.DataFrame({"same video": [0.0, 2.0, np.nan], "any other patient": [4.0, 5.0, 9.0]})
+    got = describe_relations(kin, 4.5).set_index("nearest")
+    assert got.loc["same video", ["frames", "median distance", "share near"]].tolist() == [2, 1, 1]
+    assert got.loc["any other patient", "share near"] == pytest.approx(1 / 3)
+
+
+def test_twins_are_rows_of_the_table_and_never_validation_frames():
+    features = np.array([[1, 0], [0.9, 0.1], [0, 1], [1, 0], [0.1, 0.9]], float)
+    split = pd.Series(["test", "train", "train", "val", "test"])
+    got = find_twins(features, "cosine", split, 0.5)
+    assert got["row"].tolist() == [0, 4] and got["twin"].tolist() == [1, 2]
+    assert got["near"].all()
+    assert not find_twins(features, "cosine", split, 1e-6)["near"].any()
+
+
+def test_twins_within_a_patient():
+    features = np.array([[1, 0], [0.9, 0.1], [0, 1], [0, 1], [0.5, 0.5]], float)
+    split = pd.Series(["test", "train", "train", "test", "test"])
+    patients = pd.Series(list("abaac"))  # the nearest to frame 0 is b's, but 2 is its own
+    got = find_twins(features, "cosine", split, 0.5, patients)
+    assert got["row"].tolist() == [0, 3] and got["twin"].tolist() == [2, 2]
+    assert got["near"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("patients", [None, pd.Series(["a", "b"])])
+def test_twins_need_training_frames(patients):
+    split = pd.Series(["test", "val" if patients is None else "train"])
+    with pytest.raises(ValueError, match="no test frame has a training frame"):
+        find_twins(np.eye(2), "cosine", split, 0.5, patients)
+
+
+STATS = Stats(n_resamples=60, level=0.9)
+CNN = load_profile("smoke").cnn.model_copy(update={"pretrained": False, "image_px": 32})
+
+
+def answers_of(truth, said, patients, arm="patient"):
+    table = pd.DataFrame({"label": truth, "patient_id": patients, "arm": arm})
+    return table.assign(**{k: pd.Series(said).map(merge) for k, merge in MERGES.items()})
+
+
+def guesses(n, share_right, seed, arm, n_patients=12):
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(99).choice(SIX_CLASSES, n)
+    said = np.where(rng.random(n) < share_right, truth, rng.choice(SIX_CLASSES, n))
+    return answers_of(truth, said, np.arange(n) % n_patients, arm)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_the_f1_is_scikit_learns(pairs):
+    truth, said = zip(*pairs, strict=True)
+    matrix = confusion_matrix(truth, said, labels=range(4))
+    assert weighted_f1(matrix) == pytest.approx(f1_score(truth, said, average="weighted"))
+
+
+def test_the_f1_of_nothing_is_undefined():
+    assert np.isnan(weighted_f1(np.zeros((3, 3))))
+
+
+@pytest.mark.parametrize("name", list(MERGES))
+def test_adding_up_matrices_is_the_plain_bootstrap(name):
+    data = guesses(150, 0.6, 0, "patient")
+
+    def plain(rows):
+        return f1_score(rows["label"].map(MERGES[name]), rows[name], average="weighted")
+
+    slow = bootstrap_interval(data, "patient_id", plain, 60, 5, 0.9)
+    np.testing.assert_allclose(estimate_f1(data, name, STATS, 5), slow, atol=1e-12)
+
+
+def test_a_gain_worked_by_hand():
+    # one patient; laterality right in 1 of 2 frames against 2 of 2: F1 1/3 against 1
+    truth = ["LCA_bad", "RCA_bad"]
+    less = answers_of(truth, ["LCA_bad", "LCA_bad"], ["p", "p"])
+    more = answers_of(truth, truth, ["p", "p"], "video")
+    got = estimate_gain(more, less, "laterality_f1", STATS, 0)
+    assert got == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+
+
+def test_the_comparison_is_paired_by_patient():
+    # answers that differ on nothing: the gain is 0 whoever is drawn, with no width at all
+    same = guesses(120, 0.5, 0, "video")
+    assert estimate_gain(same, same, "six_class_f1", STATS, 0) == (0, 0, 0)
+    alone = estimate_f1(same, "six_class_f1", STATS, 0)
+    assert alone.high > alone.low
+
+
+def test_a_planted_gain_is_found_and_a_missing_one_is_not():
+    base = guesses(600, 0.5, 1, "patient")
+    better = estimate_gain(guesses(600, 0.8, 2, "video"), base, "six_class_f1", STATS, 0)
+    alike = estimate_gain(guesses(600, 0.5, 3, "video"), base, "six_class_f1", STATS, 0)
+    assert better.low > 0.1
+    assert alike.low < 0 < alike.high
+
+
+def test_two_test_sets_may_share_some_patients_only():
+    first, second = guesses(100, 0.7, 1, "patient"), guesses(100, 0.7, 2, "video")
+    second["patient_id"] += 6
+    got = estimate_gain(second, first, "laterality_f1", STATS, 0)
+    f1s = [estimate_f1(side, "laterality_f1", STATS, 0).value for side in (second, first)]
+    assert got.value == pytest.approx(f1s[0] - f1s[1])
+
+
+def test_the_table_sets_each_arm_against_the_base():
+    both = pd.concat([guesses(200, 0.9, 2, "video"), guesses(200, 0.5, 1, "patient")])
+    table = tabulate_f1(both, "patient", STATS, 0).set_index(["f1_name", "arm"])
+    assert list(dict.fromkeys(table.index.get_level_values("arm"))) == ["patient", "video"]
+    assert (table.xs("patient", level="arm")[["gain", "gain_low", "gain_high"]] == 0).all(None)
+    f1 = {arm: table["f1"].xs(arm, level="arm") for arm in ("video", "patient")}
+    gain = table["gain"].xs("video", level="arm")
+    pd.testing.assert_series_equal(gain, f1["video"] - f1["patient"], check_names=False)
+    assert (table["frames"] == 200).all() and (table["patients"] == 12).all()
+
+
+def test_the_table_needs_its_base():
+    with pytest.raises(ValueError, match="no answers of 'patient'"):
+        tabulate_f1(guesses(20, 0.5, 0, "video"), "patient", STATS, 0)
+
+
+def with_rows(table):
+    return table.assign(repeat=0, row=range(len(table)))
+
+
+def test_gains_of_look_alikes_are_told_apart():
+    # the leaky network is right on every look-alike and guesses like the other one elsewhere
+    near = np.arange(300) % 3 == 0
+    base, leaky = guesses(300, 0.4, 1, "patient"), guesses(300, 0.4, 1, "video")
+    for name, merge in MERGES.items():
+        leaky[name] = np.where(near, leaky["label"].map(merge), leaky[name])
+    answers = pd.concat([with_rows(base), with_rows(leaky)])
+    twins = pd.DataFrame({"repeat": 0, "row": range(300), "arm": "video", "near": near})
+    got = tabulate_by_twin(answers, twins, "patient", STATS, 0)
+    gains = got[got["f1_name"] == "six_class_f1"].set_index("near_duplicate")
+    assert gains.loc["no", "gain"] == 0 and gains.loc["yes", "gain_low"] > 0.2
+    assert gains["frames"].to_dict() == {"no": 200, "yes": 100}
+    assert (gains["base_f1"] + gains["gain"] - gains["f1"]).abs().max() < 1e-12
+
+
+def test_gains_of_look_alikes_need_every_flag():
+    answers = pd.concat([with_rows(guesses(20, 0.5, 1, arm)) for arm in ("patient", "video")])
+    twins = pd.DataFrame({"repeat": 0, "row": range(19), "arm": "video", "near": True})
+    with pytest.raises(ValueError, match="2 answers have no flag in arm 'video'"):
+        tabulate_by_twin(answers, twins, "patient", STATS, 0)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Two classes that a network learns in seconds: dark left ones, bright right ones."""
+    frames = cohort([3] * 8, 3).assign(label=lambda t: t["label"].str[:3] + "_bad")
+    right = torch.tensor((frames["label"] == "RCA_bad").to_numpy())
+    grey = torch.randint(0, 60, (len(frames), 1, 32, 32), generator=torch.manual_seed(0))
+    half = torch.where(right[:, None], 0, 16) + torch.arange(16)
+    for i, columns in enumerate(half):
+        grey[i, 0, :, columns] += 150
+    targets = torch.tensor([SIX_CLASSES.index(label) for label in frames["label"]])
+    return frames, FrameSet(grey.to(torch.uint8), targets)
+
+
+def test_retraining_answers_its_own_test_frames_and_leaves_no_weights(pictures, tmp_path):
+    frames, data = pictures
+    split = split_rows(frames, "video", CNN, 0)
+    answers = run_splits({"video": split}, frames, data, CNN, tmp_path, 0, 2)
+    assert sorted(answers["row"]) == sorted(np.flatnonzero(split == "test"))
+    ids = frames.iloc[answers["row"]][["video_id", "frame", "label"]]
+    assert (answers[ids.columns].to_numpy() == ids.to_numpy()).all()
+    for name, merge in MERGES.items():
+        assert set(answers[name]) <= set(merge.values())
+    assert [path.name for path in (tmp_path / "by_video").iterdir()] == ["history.csv"]
+
+
+def test_the_crossover_answers_each_test_frame_in_three_ways(pictures, tmp_path):
+    frames, data = pictures
+    plan = plan_crossover(frames, 2, 0.2, 0)
+    describe_plan(plan, frames)
+    answers = run_crossover(plan, frames, data, CNN, tmp_path, 0, 1)
+    rows = answers.groupby("arm")["row"].agg(sorted)
+    assert rows["patient"] == rows["video"] == rows["frame"]
+    assert len(list(tmp_path.glob("*/history.csv"))) == len(plan)
+
+
+def test_retraining_needs_frames_in_every_part(pictures, tmp_path):
+    rows = {"train": np.arange(4), "val": np.arange(0), "test": np.arange(4, 6)}
+    with pytest.raises(ValueError, match=r"no frames in \['val'\]"):
+        fit_predict(pictures[1], rows, CNN, tmp_path, 0, 1)
+
+
+def test_the_figure_of_gains_draws_what_it_returns():
+    resplit = pd.concat([guesses(60, 0.7, 1, arm) for arm in ("patient", "video", "frame")])
+    table = tabulate_f1(resplit, "patient", STATS, 0)
+    fig, drawn = leakage_figures.draw_gains(table, table, table.assign(repeat=0))
+    assert len(fig.axes) == len(MERGES) and "patient" not in set(drawn["arm"])
+    assert set(drawn["design"]) == {"new split", "same frames", "one deal"}
+    [dots] = [x for x in fig.axes[0].lines if x.get_marker() == "|" and x.get_markersize() == 12]
+    own = drawn[(drawn["f1_name"] == "six_class_f1") & (drawn["design"] == "one deal")]
+    np.testing.assert_allclose(dots.get_xdata(), own["gain"])
+
+
+def test_the_figures_of_look_alikes_draw_what_they_return(tmp_path):
+    kin = pd.DataFrame(np.arange(12.0).reshape(3, 4), columns=list(RELATIONS))
+    kin.loc[0, RELATIONS[0]] = np.nan
+    fig, drawn = leakage_figures.draw_distances(
+        {"hash": kin, "embedding": kin}, dict.fromkeys(("hash", "embedding"), 1.0)
+    )
+    assert len(drawn) == 22 and len(fig.axes) == 2
+    frames = cohort([3] * 3, 2)
+    frames["png"] = [f"{i}.png" for i in range(len(frames))]
+    for i, name in enumerate(frames["png"]):
+        cv2.imwrite(str(tmp_path / name), np.full((8, 8), i, np.uint8))
+    rows = frames.index[frames["patient_id"] == "pt-001"]
+    twins = pd.DataFrame({"row": rows[:3], "twin": rows[3:], "distance": [0.3, 0.1, 0.2]})
+    fig, drawn = leakage_figures.draw_pairs(twins, frames, tmp_path, "phantom")
+    assert drawn["distance"].tolist() == [0.1]  # one pair a patient, the nearest
+    shown = [int(image.get_array().max() * 255 + 0.5) for ax in fig.axes for image in ax.images]
+    assert sorted(shown) == sorted([rows[1], rows[4]])

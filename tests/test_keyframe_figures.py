@@ -3,8 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cag_utils import error_figures as figures
-from cag_utils.calibration import reliability
+from cag_utils import keyframe_figures as figures
+from cag_utils.evaluation import reliability
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.settings import Stats
 
