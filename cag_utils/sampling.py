@@ -1,9 +1,9 @@
-"""The paper's rule for frames worth a look: extrema of each frame's mean and variance."""
+"""From a folder of XA cines to the frames worth a look: the rules that pick them, PNG, tables."""
 
 import os
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,35 @@ from tqdm import tqdm
 
 from cag_utils.cine_dicom import Cine, NotACine, Rejected, iter_frames, read_header, scan
 from cag_utils.deident import pseudonym
+from cag_utils.params import check_choice
+
+FRAME_COLUMNS = [
+    "patient_id", "exam_id", "video_id", "frame", "n_frames", "frame_time_ms", "mean", "variance",
+    "reason", "png", "primary_angle_deg", "secondary_angle_deg", "spacing_mm",
+]  # fmt: skip
+VIDEO_COLUMNS = [
+    "patient_id", "exam_id", "video_id", "n_frames", "frame_time_ms",
+    "primary_angle_deg", "secondary_angle_deg", "spacing_mm", "n_picks",
+]  # fmt: skip
+STATISTICS_COLUMNS = ["video_id", "frame", "mean", "variance"]
+REJECTED_COLUMNS = ["file_id", "suffix", "bytes", "reason"]
+LINK_COLUMNS = [
+    "file_id", "folder", "path", "patient_id", "exam_id", "video_id",
+    "patient", "exam", "video", "reason", "detail",
+]  # fmt: skip
+# What stands after a file name's last dot can be a date or a name: only these are printed.
+KNOWN_SUFFIXES = {
+    "", ".avi", ".bmp", ".csv", ".dcm", ".dicom", ".doc", ".docx", ".gif", ".gz", ".htm", ".html",
+    ".ima", ".inf", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".mov", ".mp4", ".pdf",
+    ".png", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".zip",
+}  # fmt: skip
+# Of one cine that is held decoded, so that its picks need no second decoding; longer ones get it.
+KEEP_BYTES = 64 * 2**20
+# Of X-ray noise, on this study's frames a third of the time of level 1 alone, at the same size.
+PNG_SETTINGS = [
+    cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY,
+    cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP,
+]  # fmt: skip
 
 
 def frame_statistics(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +97,7 @@ def local_extrema(curve: np.ndarray) -> pd.DataFrame:
     )
 
 
-def pick_frames(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.DataFrame:
+def pick_extrema(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.DataFrame:
     """Pick a cine's frames: extrema of either curve, at least `min_gap` frames apart.
 
     Extrema crowd together, and which ones survive the gap must not depend on where counting
@@ -117,26 +146,10 @@ def pick_frames(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.
     )
 
 
-FRAME_COLUMNS = [
-    "patient_id", "exam_id", "video_id", "frame", "n_frames", "frame_time_ms", "mean", "variance",
-    "reason", "png", "primary_angle_deg", "secondary_angle_deg", "spacing_mm",
-]  # fmt: skip
-VIDEO_COLUMNS = [
-    "patient_id", "exam_id", "video_id", "n_frames", "frame_time_ms",
-    "primary_angle_deg", "secondary_angle_deg", "spacing_mm", "n_picks",
-]  # fmt: skip
-STATISTICS_COLUMNS = ["video_id", "frame", "mean", "variance"]
-REJECTED_COLUMNS = ["file_id", "suffix", "bytes", "reason"]
-LINK_COLUMNS = [
-    "file_id", "folder", "path", "patient_id", "exam_id", "video_id",
-    "patient", "exam", "video", "reason", "detail",
-]  # fmt: skip
-# What stands after a file name's last dot can be a date or a name: only these are printed.
-KNOWN_SUFFIXES = {
-    "", ".avi", ".bmp", ".csv", ".dcm", ".dicom", ".doc", ".docx", ".gif", ".gz", ".htm", ".html",
-    ".ima", ".inf", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".mov", ".mp4", ".pdf",
-    ".png", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".zip",
-}  # fmt: skip
+# A rule maps a cine's curves, (T,) mean and (T,) variance of each frame, and the least gap between
+# picks (frames, at least 1) to one row a pick, in time order: frame, reason. Profiles name one.
+Rule = Callable[[np.ndarray, np.ndarray, int], pd.DataFrame]
+SAMPLING_RULES: dict[str, Rule] = {"extrema": pick_extrema}
 
 
 class Sampled(NamedTuple):
@@ -157,27 +170,19 @@ class Sampled(NamedTuple):
     links: pd.DataFrame
 
 
-class Outcome(NamedTuple):
-    """What became of one cine: `cine` is None if no copy of it decodes; `broken` are those."""
-
-    cine: Cine | None
-    frames: pd.DataFrame
-    statistics: pd.DataFrame
-    broken: list[Rejected]
-
-
 def sample_folder(
-    folder: Path, out: Path, key: bytes, min_gap: int = 5, n_workers: int = 1
+    folder: Path, out: Path, key: bytes, min_gap: int = 5, n_workers: int = 1, rule: str = "extrema"
 ) -> Sampled:
     """Sample every cine below a folder; a broken one is rejected and the rest goes on.
 
     Args:
         folder: XA DICOM files in any layout.
-        out: The run's folder; pictures land in `out/frames/<video_id>/<frame>.png`, after those
-            of an earlier run are removed.
+        out: The run's folder; 8-bit grey pictures land in `out/frames/<video_id>/<frame>.png`,
+            after those of an earlier run are removed.
         key: Secret of the pseudonyms.
         min_gap: Least distance between picks, in frames.
         n_workers: Processes; the result does not depend on it.
+        rule: A name in `SAMPLING_RULES`.
 
     Returns:
         The tables, in path order.
@@ -185,13 +190,15 @@ def sample_folder(
     Raises:
         NotADirectoryError: `folder` is not a folder.
         OSError: A picture cannot be written.
+        ValueError: The rule is unknown.
     """
+    pick = SAMPLING_RULES[check_choice("sampling rule", rule, SAMPLING_RULES)]
     found, failures = scan(folder)
     shutil.rmtree(out / "frames", ignore_errors=True)
     rejected = {failure.path: failure for failure in failures}
-    jobs = (joblib.delayed(sample_cine)(cine, out, key, min_gap) for cine in found)
+    jobs = (joblib.delayed(_sample_cine)(cine, out, key, pick, min_gap) for cine in found)
     results = joblib.Parallel(n_jobs=n_workers, return_as="generator")(jobs)
-    done: list[Outcome] = []
+    done: list[_Outcome] = []
     for outcome in tqdm(results, total=len(found), desc="cines", mininterval=30):
         rejected |= {failure.path: failure for failure in outcome.broken}
         if outcome.cine:
@@ -209,11 +216,19 @@ def sample_folder(
     )
 
 
-def sample_cine(cine: Cine, out: Path, key: bytes, min_gap: int) -> Outcome:
-    """Pick one cine's frames and write them as 8-bit grey PNG.
+class _Outcome(NamedTuple):
+    """What became of one cine: `cine` is None if no copy of it decodes; `broken` are those."""
 
-    If its pixels are broken, further files of the same SOP instance are tried: an interrupted
-    copy must not hide a whole one.
+    cine: Cine | None
+    frames: pd.DataFrame
+    statistics: pd.DataFrame
+    broken: list[Rejected]
+
+
+def _sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> _Outcome:
+    """Sample a cine; if its pixels are broken, from further files of the same SOP instance.
+
+    An interrupted copy must not hide a whole one.
     """
     broken: list[Rejected] = []
     for path in (cine.path, *cine.copies):
@@ -221,26 +236,32 @@ def sample_cine(cine: Cine, out: Path, key: bytes, min_gap: int) -> Outcome:
             used = cine if path == cine.path else read_header(path)
             with warnings.catch_warnings():  # they quote the header, and notebooks keep them
                 warnings.simplefilter("ignore")
-                frames, statistics = _sample(used, out, key, min_gap)
-            return Outcome(used, frames, statistics, broken)
+                frames, statistics = _sample(used, out, key, pick, min_gap)
+            return _Outcome(used, frames, statistics, broken)
         except NotACine as problem:
             broken.append(Rejected(path, problem.reason, problem.detail))
-    return Outcome(None, pd.DataFrame(), pd.DataFrame(), broken)
+    return _Outcome(None, pd.DataFrame(), pd.DataFrame(), broken)
 
 
-def _sample(cine: Cine, out: Path, key: bytes, min_gap: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode a cine twice, for the statistics and for the picks: one frame in memory at a time."""
+def _sample(
+    cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure a cine, pick frames and write them; a long one is decoded twice, not held."""
     facts = _facts(cine, key)
-    mean, variance = frame_statistics(iter_frames(cine.path))
-    picks = pick_frames(mean, variance, min_gap)
+    n_bytes = cine.n_frames * cine.rows * cine.columns
+    held = list(iter_frames(cine.path)) if n_bytes <= KEEP_BYTES else []
+    mean, variance = frame_statistics(held or iter_frames(cine.path))
+    picks = pick(mean, variance, min_gap)
+    wanted = picks["frame"].tolist()
+    pictures = [held[i] for i in wanted] if held else iter_frames(cine.path, wanted)
     folder = out / "frames" / facts["video_id"]
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{frame:04d}.png" for frame in picks["frame"]]
-    for name, frame in zip(names, iter_frames(cine.path, picks["frame"].tolist()), strict=True):
+    names = [f"{frame:04d}.png" for frame in wanted]
+    for name, frame in zip(names, pictures, strict=True):
         _write_png(folder / name, frame)
     rows = picks.assign(
-        mean=mean[picks["frame"]],
-        variance=variance[picks["frame"]],
+        mean=mean[wanted],
+        variance=variance[wanted],
         png=[f"frames/{facts['video_id']}/{name}" for name in names],
         **facts,
     )
@@ -251,7 +272,7 @@ def _sample(cine: Cine, out: Path, key: bytes, min_gap: int) -> tuple[pd.DataFra
 
 def _write_png(path: Path, frame: np.ndarray) -> None:
     """Write a grey PNG; OpenCV itself would keep silent about a full disk."""
-    done, data = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    done, data = cv2.imencode(".png", frame, PNG_SETTINGS)
     if not done:
         raise OSError(f"OpenCV cannot encode a frame of shape {frame.shape} as PNG")
     path.write_bytes(data.tobytes())
@@ -273,7 +294,7 @@ def _facts(cine: Cine, key: bytes) -> dict:
 def _rejected(failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
     rows = [
         {
-            "file_id": _file_id(path, folder, key),
+            "file_id": pseudonym("file", _inside(path, folder), key),
             "suffix": path.suffix.lower() if path.suffix.lower() in KNOWN_SUFFIXES else "other",
             "bytes": _size(path),
             "reason": reason,
@@ -300,13 +321,9 @@ def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes
         rows.append({"path": cine.path} | row)
     rows += [{"path": path, "reason": reason, "detail": text} for path, reason, text in failures]
     table = pd.DataFrame(rows, columns=LINK_COLUMNS).sort_values("path", ignore_index=True)
-    table["file_id"] = [_file_id(path, folder, key) for path in table["path"]]
+    table["file_id"] = [pseudonym("file", _inside(path, folder), key) for path in table["path"]]
     table["folder"] = str(folder.resolve())
     return table.assign(path=[_inside(path, folder) for path in table["path"]])
-
-
-def _file_id(path: Path, folder: Path, key: bytes) -> str:
-    return pseudonym("file", _inside(path, folder), key)
 
 
 def _inside(path: Path, folder: Path) -> str:

@@ -15,9 +15,10 @@ from cag_utils.sampling import (
     FRAME_COLUMNS,
     frame_statistics,
     local_extrema,
-    pick_frames,
+    pick_extrema,
     sample_folder,
 )
+from cag_utils.settings import load_profile, profile_names
 from tests.test_cine_dicom import write_cine
 
 levels = st.integers(-50, 50).map(float)
@@ -69,27 +70,27 @@ def test_prominence_is_in_units_of_the_spread():
 
 def test_the_most_prominent_wins_and_the_gap_holds():
     mean = np.array([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], dtype=float)
-    picks = pick_frames(mean, np.arange(12.0), min_gap=5)
+    picks = pick_extrema(mean, np.arange(12.0), min_gap=5)
     assert picks["frame"].tolist() == [4, 9]  # 2 and 6 are flickers close to the dip at 4
     assert picks["reason"].tolist() == ["mean_min", "mean_min"]
 
 
 def test_of_two_equals_the_earlier_frame_wins():
     curve = np.array([0, 1, 0, 1, 0], dtype=float)
-    picks = pick_frames(curve, np.zeros(5), min_gap=2)
+    picks = pick_extrema(curve, np.zeros(5), min_gap=2)
     assert picks["frame"].tolist() == [1, 3]
-    assert pick_frames(curve, np.zeros(5), min_gap=3)["frame"].tolist() == [1]
+    assert pick_extrema(curve, np.zeros(5), min_gap=3)["frame"].tolist() == [1]
 
 
 def test_a_frame_that_is_both_says_so():
-    picks = pick_frames(np.array([1, 0, 1.0]), np.array([0, 1, 0.0]))
+    picks = pick_extrema(np.array([1, 0, 1.0]), np.array([0, 1, 0.0]))
     assert picks["reason"].tolist() == ["mean_min+variance_max"]
 
 
 @settings(deadline=None)
 @given(pairs, st.integers(1, 8))
 def test_picks_are_extrema_in_order_and_apart(pair, gap):
-    picks = pick_frames(*pair, min_gap=gap)
+    picks = pick_extrema(*pair, min_gap=gap)
     frames = picks["frame"].to_numpy()
     assert (np.diff(frames) >= gap).all()
     known = set(local_extrema(pair[0])["frame"]) | set(local_extrema(pair[1])["frame"])
@@ -101,16 +102,16 @@ def test_picks_are_extrema_in_order_and_apart(pair, gap):
 @settings(deadline=None)
 @given(pairs)
 def test_grey_scale_and_offset_change_nothing(pair):
-    got = pick_frames(4 * pair[0] + 8, 16 * pair[1])
-    assert got["frame"].tolist() == pick_frames(*pair)["frame"].tolist()
+    got = pick_extrema(4 * pair[0] + 8, 16 * pair[1])
+    assert got["frame"].tolist() == pick_extrema(*pair)["frame"].tolist()
 
 
 @settings(deadline=None)
 @given(pairs)
 def test_swapping_black_and_white_changes_nothing(pair):
     """MONOCHROME1 and MONOCHROME2 of one cine give the same frames; maxima become minima."""
-    got = pick_frames(255 - pair[0], pair[1])
-    assert got["frame"].tolist() == pick_frames(*pair)["frame"].tolist()
+    got = pick_extrema(255 - pair[0], pair[1])
+    assert got["frame"].tolist() == pick_extrema(*pair)["frame"].tolist()
 
 
 @settings(deadline=None)
@@ -125,14 +126,14 @@ def test_played_backwards_the_extrema_are_the_same_where_nothing_is_flat(values)
 def test_picks_have_a_direction_in_time_where_two_extrema_tie():
     """A ripple's maximum and minimum are equally prominent: the earlier one is taken."""
     curve = np.array([0, 1, 2, 3, 2.5, 4, 5, 6, 7])
-    assert pick_frames(curve, np.zeros(9))["reason"].tolist() == ["mean_max"]
-    assert pick_frames(curve[::-1], np.zeros(9))["reason"].tolist() == ["mean_min"]
+    assert pick_extrema(curve, np.zeros(9))["reason"].tolist() == ["mean_max"]
+    assert pick_extrema(curve[::-1], np.zeros(9))["reason"].tolist() == ["mean_min"]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 30])
 def test_a_constant_or_monotone_cine_has_no_picks(n):
     for mean, variance in ((np.zeros(n), np.zeros(n)), (np.arange(n), -np.arange(n))):
-        picks = pick_frames(mean, variance)
+        picks = pick_extrema(mean, variance)
         assert picks.empty and list(picks.columns) == ["frame", "reason", "prominence"]
 
 
@@ -148,9 +149,9 @@ def test_without_plateaus_scipy_agrees(curve):
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="same cine"):
-        pick_frames(np.zeros(3), np.zeros(4))
+        pick_extrema(np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match="min_gap must be at least 1"):
-        pick_frames(np.zeros(3), np.zeros(3), min_gap=0)
+        pick_extrema(np.zeros(3), np.zeros(3), min_gap=0)
     with pytest.raises(ValueError, match="finite"):
         local_extrema(np.array([0, np.nan, 0]))
 
@@ -160,7 +161,7 @@ def test_a_cine_of_a_passing_bolus_is_picked_at_its_fullest_frame():
     frames = [np.full((16, 16), 150, np.uint8) for _ in range(60)]
     for t, frame in enumerate(frames):
         cv2.line(frame, (0, 8), (15, 8), int(150 - 100 * fill[t]), 2)
-    picks = pick_frames(*frame_statistics(frames))
+    picks = pick_extrema(*frame_statistics(frames))
     assert 30 in picks["frame"].tolist()
 
 
@@ -202,6 +203,33 @@ def test_pictures_hold_the_picked_frames(archive, tmp_path):
         picture = cv2.imread(str(tmp_path / "out" / row.png), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(picture, pulsing()[row.frame])
         assert row.mean == pytest.approx(picture.mean())
+
+
+def test_a_rule_is_added_in_one_place(archive, tmp_path, monkeypatch):
+    def first_and_last(mean, variance, min_gap):
+        return pd.DataFrame({"frame": [0, len(mean) - 1], "reason": "end"})
+
+    monkeypatch.setitem(sampling.SAMPLING_RULES, "ends", first_and_last)
+    for n_workers in (1, 2):  # another process gets the rule itself, not its name
+        got = sample_folder(archive, tmp_path / "out", KEY, n_workers=n_workers, rule="ends")
+        assert got.frames["frame"].tolist() == [0, 23] * 2
+        assert set(got.frames["reason"]) == {"end"}
+    with pytest.raises(ValueError, match="unknown sampling rule 'end'.*did you mean 'ends'"):
+        sample_folder(archive, tmp_path / "out", KEY, rule="end")
+
+
+def test_every_profile_names_a_rule():
+    assert all(load_profile(n).sampling.rule in sampling.SAMPLING_RULES for n in profile_names())
+
+
+def test_a_cine_too_long_to_be_held_gives_the_same(archive, tmp_path, monkeypatch):
+    held = sample_folder(archive, tmp_path / "held", KEY)
+    monkeypatch.setattr(sampling, "KEEP_BYTES", 24 * 6 * 8 - 1)
+    again = sample_folder(archive, tmp_path / "again", KEY)
+    for a, b in zip(held, again, strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    for png in held.frames["png"]:
+        assert (tmp_path / "held" / png).read_bytes() == (tmp_path / "again" / png).read_bytes()
 
 
 def test_two_workers_give_what_one_gives(archive, tmp_path):
