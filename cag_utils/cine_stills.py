@@ -96,13 +96,21 @@ def open_field(picture: np.ndarray) -> np.ndarray:
             f"got {picture.shape} {picture.dtype}"
         )
     field = np.zeros(picture.shape, bool)
-    rows = _opening(np.median(picture, axis=1)), _opening(np.median(picture, axis=1)[::-1])
-    columns = _opening(np.median(picture, axis=0)), _opening(np.median(picture, axis=0)[::-1])
+    rows, columns = (
+        (_opening(profile), _opening(profile[::-1]))
+        for profile in map(_row_medians, (picture, np.ascontiguousarray(picture.T)))
+    )
     field[rows[0] : picture.shape[0] - rows[1], columns[0] : picture.shape[1] - columns[1]] = True
     black = cv2.medianBlur(picture, 5) < BLACK
     _, parts = cv2.connectedComponents(black.astype(np.uint8))
     border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
     return field & ~np.isin(parts, np.setdiff1d(border, 0))
+
+
+def _row_medians(picture: np.ndarray) -> np.ndarray:
+    """Median of each row, float64: a radix sort of bytes takes a third of `np.median`'s time."""
+    ordered, n = np.sort(picture, axis=1, kind="stable"), picture.shape[1]
+    return (ordered[:, (n - 1) // 2].astype(float) + ordered[:, n // 2]) / 2
 
 
 def _opening(profile: np.ndarray) -> int:
@@ -133,15 +141,17 @@ def flat_patches(picture: np.ndarray, field: np.ndarray) -> np.ndarray:
     step = PATCH_PX // 2
     view = np.lib.stride_tricks.sliding_window_view
     whole = view(field, (PATCH_PX, PATCH_PX))[::step, ::step].all(axis=(2, 3))
-    patches = view(picture, (PATCH_PX, PATCH_PX))[::step, ::step][whole].astype(float)
+    patches = view(picture, (PATCH_PX, PATCH_PX))[::step, ::step][whole].reshape(-1, PATCH_PX**2)
     if picture.dtype == np.uint8:
-        mean = patches.mean(axis=(1, 2))
+        mean = patches.mean(axis=1)
         patches = patches[(mean > UNCLIPPED[0]) & (mean < UNCLIPPED[1])]
     if not len(patches):
         raise ValueError(f"no flat patch of {PATCH_PX} x {PATCH_PX} px fits into the open field")
     v, u = (w.ravel() for w in np.mgrid[-1 : 1 : PATCH_PX * 1j, -1 : 1 : PATCH_PX * 1j])
     basis, _ = np.linalg.qr(np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1))
-    flat = patches.reshape(len(patches), -1)
-    flat = flat - (flat @ basis) @ basis.T
-    order = np.argsort(flat.var(axis=1))[: max(4, int(FLATTEST * len(flat)))]
-    return flat[order].reshape(-1, PATCH_PX, PATCH_PX)
+    patches = patches.astype(float)
+    trend = patches @ basis
+    left = np.einsum("ij,ij->i", patches, patches) - np.einsum("ij,ij->i", trend, trend)
+    order = np.argsort(left)[: max(4, int(FLATTEST * len(left)))]
+    flat = patches[order] - trend[order] @ basis.T
+    return flat.reshape(-1, PATCH_PX, PATCH_PX)
