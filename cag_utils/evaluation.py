@@ -16,7 +16,7 @@ from cag_utils.corpus import choose_key_frames
 from cag_utils.deident import study_id
 from cag_utils.labels import MERGES, SIX_CLASSES, decide
 from cag_utils.settings import Stats
-from cag_utils.stats import Estimate, mean_interval
+from cag_utils.stats import UNDEFINED, Estimate, cluster_bootstrap, mean_interval
 
 WORK_PX = 256  # darkening is measured on this square, so that it does not depend on the matrix
 SMOOTH_PX = 1.0  # Gaussian against noise; choice
@@ -54,48 +54,6 @@ def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFr
     return joined
 
 
-def draw_weights(patients: Sequence[str], n_resamples: int, seed: int) -> tuple:
-    """Draw patients with replacement, as counts: sums over resamples become a matrix product.
-
-    Args:
-        patients: (n,) patient of each row.
-        n_resamples: Bootstrap samples.
-        seed: Of the resampling; the same draws as `stats.bootstrap_interval`'s.
-
-    Returns:
-        (n,) int number of each row's patient, and (n_resamples, patients) int, how often each
-        patient was drawn.
-
-    Raises:
-        ValueError: There is no row, or a row has no patient.
-    """
-    codes, names = pd.factorize(np.asarray(patients, dtype=object), sort=True)
-    if not len(codes) or (codes < 0).any():
-        raise ValueError(f"each of the {len(codes)} rows needs a patient, and there must be rows")
-    drawn = np.random.default_rng(seed).integers(len(names), size=(n_resamples, len(names)))
-    weights = np.zeros((n_resamples, len(names)), int)
-    np.add.at(weights, (np.arange(n_resamples)[:, None], drawn), 1)
-    return codes, weights
-
-
-def bracket(value: float, samples: np.ndarray, level: float) -> Estimate:
-    """Return a value with its percentile interval, all NaN where the value is undefined.
-
-    Args:
-        value: The statistic of all rows.
-        samples: (n,) the statistic of each bootstrap sample; undefined ones are left out.
-        level: Confidence level, between 0 and 1.
-
-    Returns:
-        The interval is widened to hold the value, as `stats.bootstrap_interval` does.
-    """
-    defined = samples[np.isfinite(samples)]
-    if not np.isfinite(value) or not len(defined):
-        return Estimate(*[float("nan")] * 3)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(value), min(float(value), float(low)), max(float(value), float(high)))
-
-
 def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> pd.DataFrame:
     """Score each class and the weighted mean, with a bootstrap over patients.
 
@@ -111,21 +69,19 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
         never said.
 
     Raises:
-        ValueError: As `draw_weights`, or a label or an answer is unknown.
+        ValueError: As `stats.cluster_bootstrap`, or a label or an answer is unknown.
     """
     classes = list(dict.fromkeys(MERGES[name].values()))
     number = {label: i for i, label in enumerate(classes)}
     true, said = answers["label"].map(MERGES[name]).map(number), answers[name].map(number)
     if true.isna().any() or said.isna().any():
         raise ValueError(f"labels and answers must be among {sorted(MERGES[name])} and {classes}")
-    codes, weights = draw_weights(answers["patient_id"], stats.n_resamples, seed)
-    k = len(classes)
-    counts = np.zeros((codes.max() + 1, k, k))
-    np.add.at(counts, (codes, true.to_numpy(int), said.to_numpy(int)), 1)
-    total = counts.sum(0)
-    value, samples = _f1s(total), _f1s(np.tensordot(weights, counts, 1))
-    rows = [bracket(value[i], samples[:, i], stats.level) for i in range(k + 1)]
-    table = pd.DataFrame(rows, columns=["f1", "low", "high"])
+    cells = np.zeros((len(answers), len(classes), len(classes)))
+    cells[np.arange(len(answers)), true.to_numpy(int), said.to_numpy(int)] = 1
+    rows = cluster_bootstrap(
+        answers["patient_id"], cells, class_f1s, stats.n_resamples, seed, stats.level
+    )
+    table, total = pd.DataFrame(rows).set_axis(["f1", "low", "high"], axis=1), cells.sum(0)
     hit, n_true, n_said = np.diag(total), total.sum(1), total.sum(0)
     seen = np.where(n_true > 0, 1.0, np.nan)
     with np.errstate(invalid="ignore"):
@@ -135,8 +91,16 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
     return table.assign(n=[*n_true.astype(int), int(n_true.sum())])
 
 
-def _f1s(confusion: np.ndarray) -> np.ndarray:
-    """F1 of each class and, last, weighted: (..., k, k) to (..., k + 1); NaN without a frame."""
+def class_f1s(confusion: np.ndarray) -> np.ndarray:
+    """Compute the F1 of each class and, last, their mean weighted by true counts.
+
+    Args:
+        confusion: (..., k, k) counts, row the true class, column the decided one.
+
+    Returns:
+        (..., k + 1) in [0, 1]; NaN for a class without a true frame, the mean without any frame.
+        Equal to scikit-learn's `f1_score`.
+    """
     true, said = confusion.sum(-1), confusion.sum(-2)
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     with np.errstate(invalid="ignore"):
@@ -302,27 +266,26 @@ def reliability(
         raise ValueError(f"{len(p)} confidences, {len(hit)} answers, {len(patients)} patients")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("a confidence must lie between 0 and 1; logits are none")
-    codes, weights = draw_weights(patients, stats.n_resamples, seed)
     where = np.clip(np.ceil(p * n_bins).astype(int) - 1, 0, n_bins - 1)
-    sums = np.zeros((3, codes.max() + 1, n_bins))  # frames, confidence, right
-    for total, values in zip(sums, (np.ones_like(p), p, hit), strict=True):
-        np.add.at(total, (codes, where), values)
-    n, said, true = sums.sum(1)
-    drawn = weights @ sums
-    gaps = bracket(_ece(n, said, true), _ece(*drawn), stats.level)
-    rows = []
-    for i in np.flatnonzero(n):
-        with np.errstate(invalid="ignore"):
-            share = bracket(true[i] / n[i], drawn[2, :, i] / drawn[0, :, i], stats.level)
-        edges = (i / n_bins, (i + 1) / n_bins)
-        rows.append((*edges, int(n[i]), said[i] / n[i], *share))
+    values = np.zeros((len(p), 3, n_bins))
+    values[np.arange(len(p)), :, where] = np.column_stack([np.ones_like(p), p, hit])
+    gaps, *shares = cluster_bootstrap(
+        patients, values, _ece_and_shares, stats.n_resamples, seed, stats.level
+    )
+    n, said, _ = values.sum(0)
+    rows = [
+        (i / n_bins, (i + 1) / n_bins, int(n[i]), said[i] / n[i], *shares[i])
+        for i in np.flatnonzero(n)
+    ]
     columns = ["from_confidence", "to_confidence", "n", "confidence", "right", "low", "high"]
     return Reliability(pd.DataFrame(rows, columns=columns), gaps)
 
 
-def _ece(n: np.ndarray, said: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """ECE of sums a bin, (..., bins)."""
-    return np.abs(said - right).sum(-1) / n.sum(-1)
+def _ece_and_shares(sums: np.ndarray) -> np.ndarray:
+    """Frames, confidence and right, (..., 3, bins), to ECE and shares right, (..., 1 + bins)."""
+    n, said, right = np.moveaxis(sums, -2, 0)
+    ece = np.abs(said - right).sum(-1) / n.sum(-1)
+    return np.concatenate([ece[..., None], right / n], -1)
 
 
 def read_temperature(predictions_val: Path) -> float | None:
@@ -509,7 +472,7 @@ def summarise_picks(picks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFram
 
 def _share(rows: pd.DataFrame, column: str, stats: Stats, seed: int) -> Estimate:
     if rows.empty:
-        return Estimate(*[float("nan")] * 3)
+        return UNDEFINED
     return mean_interval(rows, "patient_id", column, stats.n_resamples, seed, stats.level)
 
 

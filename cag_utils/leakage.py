@@ -1,4 +1,8 @@
-"""Splits that leak: exams on both sides of a split, ours and the paper's."""
+"""What a split that leaks adds to an F1, for notebook A3. Four parts.
+
+Exams on both sides of a split, ours and the paper's; near-duplicate frames; trainings that differ
+in nothing but what they know of the patients they are tested on; their F1s compared.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,31 +20,22 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from cag_utils.checkpoints import load_model, probabilities
+from cag_utils.evaluation import class_f1s
 from cag_utils.labels import LATERALITY, MERGES, SIX_CLASSES, decide
 from cag_utils.networks import FrameSet, autocast, build_model, pick_device, prepare
 from cag_utils.params import check_choice
 from cag_utils.settings import Cnn, Stats
 from cag_utils.splits import split_counts, split_groups
-from cag_utils.stats import Estimate, bootstrap_interval
+from cag_utils.stats import Estimate, cluster_bootstrap
 from cag_utils.training import train_cnn
 
-
-def count_shared_cases(splits: pd.DataFrame) -> pd.DataFrame:
-    """Count the exams of each split and how many of them are also in train.
-
-    Args:
-        splits: One row a frame or video: exam_id and split (train, val, test).
-
-    Returns:
-        One row a split in that order: split, cases, also_in_train.
-    """
-    exams = splits.groupby("split")["exam_id"].agg(set)
-    rows = [
-        {"split": name, "cases": len(exams[name]), "also_in_train": len(exams[name] & trained)}
-        for trained in [exams["train"]]
-        for name in ("train", "val", "test")
-    ]
-    return pd.DataFrame(rows)
+METRICS = ("hamming", "cosine")
+KIN_IDS = ("patient_id", "video_id")
+RELATIONS = ("same video", "same patient, other video", "one other patient", "any other patient")
+COMPONENTS = 64  # of an embedding after whitening; choice: more are noise with few thousand frames
+TESTED_SHARE = 0.4  # of a patient's videos; choice: a video split leaves more siblings in train
+PREDICT_BATCH = 128  # memory only, no influence on the result
+IDS = ["patient_id", "video_id", "frame", "label"]
 
 
 def least_shared_cases(cases: Mapping[str, int], n_exams: int) -> dict[str, int]:
@@ -83,12 +78,13 @@ def tabulate_cases(
         column is the least that its counts allow.
     """
     least = least_shared_cases(paper_cases, paper_exams)
-    paper = {"split": list(least), "cases": [paper_cases[k] for k in least]}
-    parts = [pd.DataFrame(paper | {"also_in_train": list(least.values())})]
-    parts += [count_shared_cases(frames.assign(split=split)) for split in splits.values()]
-    names = ["video (paper; at least)", *splits]
-    table = pd.concat(parts, keys=names, names=["split by", None]).reset_index(level=0)
-    return table.rename(columns={"also_in_train": "also in train"}).reset_index(drop=True)
+    rule = "video (paper; at least)"
+    rows = [(rule, name, paper_cases[name], shared) for name, shared in least.items()]
+    for by, split in splits.items():
+        exams = frames.groupby(split)["exam_id"].agg(set)
+        for name in ("train", "val", "test"):
+            rows.append((by, name, len(exams[name]), len(exams[name] & exams["train"])))
+    return pd.DataFrame(rows, columns=["split by", "split", "cases", "also in train"])
 
 
 def split_rows(frames: pd.DataFrame, by: str, cnn: Cnn, seed: int) -> pd.Series:
@@ -112,38 +108,22 @@ def split_rows(frames: pd.DataFrame, by: str, cnn: Cnn, seed: int) -> pd.Series:
     return groups.map(split_groups(groups, shares | {"test": cnn.test_share}, seed))
 
 
-HASHES = {"phash": imagehash.phash, "dhash": imagehash.dhash}
-METRICS = ("hamming", "cosine")
-KIN_IDS = ("patient_id", "video_id")
-RELATIONS = ("same video", "same patient, other video", "one other patient", "any other patient")
-COMPONENTS = (
-    64  # of an embedding after whitening, choice: more are noise with a few thousand frames
-)
+def hash_frames(pictures: Tensor) -> np.ndarray:
+    """Compute a 64-bit perceptual hash a frame: the signs of its lowest cosine frequencies.
 
-
-def hash_frames(pictures: Tensor, kind: str = "phash") -> np.ndarray:
-    """Compute a 64-bit perceptual hash a frame.
-
-    `phash` keeps the signs of the lowest cosine frequencies of the picture shrunk to 32 px,
-    `dhash` those of the differences between neighbours at 9 x 8 px. Both see the backdrop, the
-    shutters and the view; a vessel is too thin for them.
+    It sees the backdrop, the shutters and the view; a vessel is too thin for it.
 
     Args:
         pictures: (n, 1, px, px) uint8.
-        kind: "phash" or "dhash".
 
     Returns:
         (n, 64) bool.
-
-    Raises:
-        ValueError: The kind is unknown.
 
     Source:
         Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010; computed
         by the library imagehash.
     """
-    compute = HASHES[check_choice("kind", kind, list(HASHES))]
-    hashes = [compute(Image.fromarray(grey[0])).hash.ravel() for grey in pictures.numpy()]
+    hashes = [imagehash.phash(Image.fromarray(grey[0])).hash.ravel() for grey in pictures.numpy()]
     return np.array(hashes, bool).reshape(-1, 64)
 
 
@@ -203,12 +183,12 @@ def find_nearest(
     Raises:
         ValueError: There is no reference, or the metric is unknown.
     """
-    check_choice("metric", metric, list(METRICS))
+    unit = _unit(metric, references)
     if not len(references):
         raise ValueError("no frames to compare with: the other split is empty")
     model = NearestNeighbors(n_neighbors=1, algorithm="brute", metric=metric).fit(references)
     distance, index = model.kneighbors(queries)
-    return distance[:, 0] * _unit(metric, references), index[:, 0]
+    return distance[:, 0] * unit, index[:, 0]
 
 
 def nearest_by_relation(
@@ -233,7 +213,7 @@ def nearest_by_relation(
     Raises:
         ValueError: Lengths differ, an id column is missing, or the metric is unknown.
     """
-    check_choice("metric", metric, list(METRICS))
+    unit = _unit(metric, features)
     if missing := set(KIN_IDS) - set(frames.columns):
         raise ValueError(f"frames lack {sorted(missing)}: who is related to whom?")
     if len(features) != len(frames):
@@ -254,7 +234,7 @@ def nearest_by_relation(
         return np.stack([np.where(mask, block, np.inf).min(1) for mask in masks], axis=1)
 
     blocks = pairwise_distances_chunked(features, metric=metric, reduce_func=nearest)
-    table = np.concatenate(list(blocks)) * _unit(metric, features)
+    table = np.concatenate(list(blocks)) * unit
     table[np.isinf(table)] = np.nan
     return pd.DataFrame(table, columns=list(RELATIONS), index=frames.index)
 
@@ -345,10 +325,8 @@ def find_twins(
 
 def _unit(metric: str, features: np.ndarray) -> int:
     """What scikit-learn's distance is multiplied by: its Hamming distance is a share of bits."""
-    return features.shape[1] if metric == "hamming" else 1
-
-
-TESTED_SHARE = 0.4  # of a patient's videos; choice: a video split leaves more siblings in train
+    is_hamming = check_choice("metric", metric, METRICS) == "hamming"
+    return features.shape[1] if is_hamming else 1
 
 
 class Training(NamedTuple):
@@ -368,6 +346,22 @@ class Training(NamedTuple):
     train: np.ndarray
     val: np.ndarray
     test: dict[str, np.ndarray]
+
+
+def plan_splits(splits: Mapping[str, pd.Series]) -> list[Training]:
+    """Plan one training a split, each tested on its own test frames.
+
+    Args:
+        splits: Name to train, val or test a row.
+
+    Returns:
+        Trainings whose only arm has the split's name.
+    """
+    plan = []
+    for name, split in splits.items():
+        train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
+        plan.append(Training(f"by_{name}", 0, train, val, {name: test}))
+    return plan
 
 
 def plan_crossover(
@@ -547,10 +541,6 @@ def flag_twins(
     return pd.concat(parts, ignore_index=True)
 
 
-PREDICT_BATCH = 128  # memory only, no influence on the result
-IDS = ["patient_id", "video_id", "frame", "label"]
-
-
 def fit_predict(
     data: FrameSet,
     rows: Mapping[str, np.ndarray],
@@ -593,39 +583,7 @@ def fit_predict(
     return pd.DataFrame({name: decide(p, merge) for name, merge in MERGES.items()}, rows["test"])
 
 
-def run_splits(
-    splits: Mapping[str, pd.Series],
-    frames: pd.DataFrame,
-    data: FrameSet,
-    cnn: Cnn,
-    folder: Path,
-    seed: int,
-    epochs: int,
-) -> pd.DataFrame:
-    """Train once under each split, each with its own test frames.
-
-    Args:
-        splits: Name to train, val or test a row of `frames`.
-        frames: patient_id, video_id, frame, label.
-        data: Their pictures and classes, in the same order.
-        cnn: Settings.
-        folder: A folder a training is made in it.
-        seed: Initial weights, order, augmentation.
-        epochs: Passes over the training frames.
-
-    Returns:
-        One row a split and test frame: arm (the split's name), row (number in `frames`), the
-        columns of `frames` named above, and for each of `MERGES` the class decided for.
-    """
-    parts = []
-    for name, split in splits.items():
-        rows = {k: np.flatnonzero(split == k) for k in ("train", "val", "test")}
-        said = fit_predict(data, rows, cnn, folder / f"by_{name}", seed, epochs)
-        parts.append(said.assign(arm=name))
-    return _with_ids(parts, frames)
-
-
-def run_crossover(
+def run_trainings(
     plan: Sequence[Training],
     frames: pd.DataFrame,
     data: FrameSet,
@@ -637,7 +595,7 @@ def run_crossover(
     """Train every network of a plan and collect the answers to each test frame.
 
     Args:
-        plan: Of `plan_crossover`, one deal or more.
+        plan: Of `plan_splits`, or of `plan_crossover`, one deal or more.
         frames: The table of the plan: patient_id, video_id, frame, label.
         data: Its pictures and classes, in the same order.
         cnn: Settings.
@@ -646,8 +604,9 @@ def run_crossover(
         epochs: Passes over the training frames.
 
     Returns:
-        As `run_splits`, with the column `repeat`; each test frame of a deal has one row in each
-        of the arms "patient", "video" and "frame".
+        One row an arm, deal and test frame: patient_id, video_id, frame, label, row (number in
+        `frames`), for each of `MERGES` the class decided for, arm, repeat. Each test frame of a
+        crossover's deal has one row in each of the arms "patient", "video" and "frame".
     """
     parts = []
     for training in plan:
@@ -656,103 +615,54 @@ def run_crossover(
         said = fit_predict(data, rows, cnn, folder / training.name, seed + training.repeat, epochs)
         arm = np.repeat(list(training.test), [len(part) for part in training.test.values()])
         parts.append(said.assign(arm=arm, repeat=training.repeat))
-    return _with_ids(parts, frames)
-
-
-def _with_ids(parts: Sequence[pd.DataFrame], frames: pd.DataFrame) -> pd.DataFrame:
     answers = pd.concat(parts).rename_axis("row").reset_index()
-    ids = frames[IDS].iloc[answers["row"]].reset_index(drop=True)
-    return pd.concat([ids, answers], axis=1)
+    return pd.concat([frames[IDS].iloc[answers["row"]].reset_index(drop=True), answers], axis=1)
 
 
-def weighted_f1(confusion: np.ndarray) -> float:
-    """Return the F1 averaged over classes, weighted by their true counts.
-
-    Args:
-        confusion: (k, k) counts, row the true class, column the decided one.
-
-    Returns:
-        In [0, 1]; NaN without a single frame. Equal to scikit-learn's weighted `f1_score`.
-    """
-    true, said = confusion.sum(1), confusion.sum(0)
-    f1 = 2 * np.diag(confusion) / np.maximum(true + said, 1)
-    return float((f1 * true).sum() / true.sum()) if true.sum() else float("nan")
-
-
-def estimate_f1(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> Estimate:
-    """Estimate a weighted F1 with a bootstrap over patients.
-
-    Args:
-        answers: patient_id, label and the column `name`, one row a frame.
-        name: One of `MERGES`.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
-
-    Returns:
-        The F1 and its interval.
-
-    Raises:
-        ValueError: As `stats.bootstrap_interval`.
-    """
-    return _bootstrap([answers], name, stats, seed)
-
-
-def estimate_gain(
-    more: pd.DataFrame, less: pd.DataFrame, name: str, stats: Stats, seed: int
+def estimate_f1(
+    answers: pd.DataFrame, name: str, stats: Stats, seed: int, less: pd.DataFrame | None = None
 ) -> Estimate:
-    """Estimate by how much one weighted F1 lies above another.
+    """Estimate a weighted F1, or by how much it lies above another, with a bootstrap over patients.
 
     Patients are drawn once for both: a drawn patient brings the answers of both sides. On the
     same test frames that is a paired comparison. On two test sets that share some patients it
     keeps what they share.
 
     Args:
-        more: As in `estimate_f1`.
-        less: Likewise.
+        answers: patient_id, label and the column `name`, one row a frame.
         name: One of `MERGES`.
         stats: Number of resamples and level.
         seed: Of the resampling.
+        less: Answers like the first, whose F1 is taken off; None for nothing.
 
     Returns:
-        F1 of `more` less F1 of `less`, and its interval. It covers the choice of test patients,
-        not the chance in a training.
+        The F1, or the gain, and its interval. It covers the choice of test patients, not the chance
+        in a training.
 
     Raises:
-        ValueError: As `stats.bootstrap_interval`.
+        ValueError: As `stats.cluster_bootstrap`.
     """
-    return _bootstrap([more, less], name, stats, seed)
-
-
-def _bootstrap(sides: Sequence[pd.DataFrame], name: str, stats: Stats, seed: int) -> Estimate:
-    """Bootstrap the first F1, less the second if there is one.
-
-    A patient's confusion matrix is all that an F1 needs of them: adding up those of the drawn
-    patients is a hundred times as fast as counting their frames anew.
-    """
+    sides = [answers] if less is None else [answers, less]
     number = {label: i for i, label in enumerate(dict.fromkeys(MERGES[name].values()))}
-    k = len(number)
-    counts = []
-    for side in sides:
-        cell = side["label"].map(MERGES[name]).map(number) * k + side[name].map(number)
-        table = pd.crosstab(side["patient_id"], cell)
-        counts.append(table.reindex(columns=range(k * k), fill_value=0))
-    data = pd.concat(counts, axis=1).fillna(0)
-    cells = [f"cell{i}" for i in range(data.shape[1])]
-    data = data.set_axis(cells, axis=1).rename_axis("patient_id").reset_index()
+    rows = pd.concat(sides, keys=range(len(sides)), names=["side"])
+    true, said = rows["label"].map(MERGES[name]).map(number), rows[name].map(number)
+    cells = np.zeros((len(rows), len(sides), len(number), len(number)))
+    side = rows.index.get_level_values("side")
+    cells[np.arange(len(rows)), side, true.to_numpy(int), said.to_numpy(int)] = 1
 
-    def statistic(rows: pd.DataFrame) -> float:
-        matrices = rows[cells].to_numpy().sum(0).reshape(-1, k, k)
-        f1s = [weighted_f1(matrix) for matrix in matrices]
-        return f1s[0] - sum(f1s[1:])
+    def gain(sums: np.ndarray) -> np.ndarray:
+        f1s = class_f1s(sums)[..., -1]
+        return f1s[..., 0] - f1s[..., 1:].sum(-1)
 
-    return bootstrap_interval(data, "patient_id", statistic, stats.n_resamples, seed, stats.level)
+    groups, n = rows["patient_id"], stats.n_resamples
+    return cluster_bootstrap(groups, cells, gain, n, seed, stats.level)[0]
 
 
 def tabulate_f1(answers: pd.DataFrame, base: str, stats: Stats, seed: int) -> pd.DataFrame:
     """Put the three F1s of each arm beside their gains over one arm.
 
     Args:
-        answers: Of `run_splits` or `run_crossover`.
+        answers: Of `run_trainings`.
         base: The arm that the others are compared with.
         stats: Number of resamples and level.
         seed: Of the resampling.
@@ -773,7 +683,7 @@ def tabulate_f1(answers: pd.DataFrame, base: str, stats: Stats, seed: int) -> pd
     for name in MERGES:
         for arm, own in arms.items():
             f1 = estimate_f1(own, name, stats, seed)
-            gain = estimate_gain(own, arms[base], name, stats, seed)
+            gain = estimate_f1(own, name, stats, seed, less=arms[base])
             numbers = dict(zip(("f1", "low", "high"), f1, strict=True))
             numbers |= dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
             sizes = {"frames": len(own), "patients": own["patient_id"].nunique()}
@@ -787,7 +697,7 @@ def tabulate_by_twin(
     """Put the gains of frames with and without a near duplicate in train side by side.
 
     Args:
-        answers: Of `run_crossover`.
+        answers: Of `run_trainings` over `plan_crossover`.
         twins: Of `flag_twins`.
         base: The arm without a leak.
         stats: Number of resamples and level.

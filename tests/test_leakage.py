@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import f1_score
 from torch import nn
 
 from cag_utils import leakage, leakage_figures
@@ -19,32 +19,27 @@ from cag_utils.labels import MERGES, SIX_CLASSES
 from cag_utils.leakage import (
     RELATIONS,
     chance_threshold,
-    count_shared_cases,
     describe_plan,
     describe_relations,
     embed_frames,
     estimate_f1,
-    estimate_gain,
     find_nearest,
     find_twins,
-    fit_predict,
     flag_twins,
     hash_frames,
     least_shared_cases,
     nearest_by_relation,
     plan_crossover,
-    run_crossover,
-    run_splits,
+    plan_splits,
+    run_trainings,
     split_rows,
     tabulate_by_twin,
     tabulate_cases,
     tabulate_f1,
-    weighted_f1,
 )
 from cag_utils.networks import FrameSet
 from cag_utils.report import paper_table
 from cag_utils.settings import Stats, load_profile
-from cag_utils.stats import bootstrap_interval
 
 
 def cohort(n_videos, n_frames=6, seed=0):
@@ -78,35 +73,6 @@ def test_the_least_overlap_never_exceeds_the_true_one(train, test, n_exams):
     assert 0 <= least["test"] <= len(train & test)
 
 
-def test_more_exams_in_a_split_than_there_are():
-    with pytest.raises(ValueError, match="5 exams out of 4"):
-        least_shared_cases({"train": 5, "test": 1}, 4)
-
-
-def test_shared_cases_worked_by_hand():
-    splits = pd.DataFrame(
-        {
-            "exam_id": ["e1", "e1", "e2", "e3", "e3", "e4"],
-            "split": ["train", "test", "train", "val", "train", "test"],
-        }
-    )
-    assert count_shared_cases(splits).to_numpy().tolist() == [
-        ["train", 3, 3],
-        ["val", 1, 1],
-        ["test", 2, 1],
-    ]
-
-
-def test_the_table_of_cases_has_the_paper_and_every_split():
-    frames = cohort([4] * 10)
-    splits = {by: split_rows(frames, by, CNN, 0) for by in ("patient", "video")}
-    paper = {"train": 8, "val": 3, "test": 4}
-    got = tabulate_cases(frames, splits, paper, 10).set_index(["split by", "split"])
-    assert got.loc[("video (paper; at least)", "test")].tolist() == [4, 2]
-    assert got.loc[("patient", "test"), "also in train"] == 0
-    assert got.loc[("video", "test"), "also in train"] > 0
-
-
 @pytest.mark.parametrize("by", ["patient", "video", "frame"])
 def test_a_split_keeps_together_what_it_says_and_no_more(by):
     frames = cohort([4] * 8)
@@ -115,6 +81,18 @@ def test_a_split_keeps_together_what_it_says_and_no_more(by):
     for column in ("patient", "video"):
         crossing = split.groupby(frames[f"{column}_id"]).nunique().max() > 1
         assert crossing == (by == "frame" or (by, column) == ("video", "patient"))
+
+
+def test_the_table_of_cases_worked_by_hand():
+    frames = pd.DataFrame({"exam_id": ["e1", "e1", "e2", "e3", "e3", "e4"]})
+    split = pd.Series(["train", "test", "train", "val", "train", "test"])
+    got = tabulate_cases(frames, {"video": split}, {"train": 3, "val": 1, "test": 2}, 4)
+    own = got[got["split by"] == "video"].iloc[:, 1:].to_numpy().tolist()
+    assert own == [["train", 3, 3], ["val", 1, 1], ["test", 2, 1]]
+    paper = got[got["split by"] != "video"].iloc[:, 1:].to_numpy().tolist()
+    assert paper == [["train", 3, 3], ["val", 1, 0], ["test", 2, 1]]
+    with pytest.raises(ValueError, match="5 exams out of 4"):
+        least_shared_cases({"train": 5, "test": 1}, 4)
 
 
 def test_a_split_by_patient_is_notebook_01s():
@@ -217,11 +195,6 @@ def test_a_plan_that_leaks_is_noticed(spoil, match):
         describe_plan([spoil(first)], frames)
 
 
-def test_labels_only_steer_the_deal_of_sides():
-    frames = cohort([4] * 16).assign(label=SIX_CLASSES[0])
-    describe_plan(plan_crossover(frames, 2, 0.12, 0), frames)
-
-
 def test_twins_are_looked_for_in_the_networks_own_training_frames():
     frames = cohort([4] * 16)
     plan = plan_crossover(frames, 2, 0.12, 0)
@@ -244,36 +217,13 @@ def noise(n, px=48, seed=0):
     return torch.from_numpy(pictures)
 
 
-def test_the_difference_hash_of_a_ramp_worked_by_hand():
-    # brightness rises to the right: each of the 64 neighbours is brighter, so every bit is set
-    ramp = torch.arange(0, 180, 20, dtype=torch.uint8).expand(1, 1, 8, 9)
-    assert hash_frames(ramp, "dhash").all()
-    assert not hash_frames(ramp.flip(3), "dhash").any()
-
-
-@pytest.mark.parametrize("kind", ["phash", "dhash"])
-def test_hashes_are_the_librarys(kind):
-    pictures = noise(3)
-    got = hash_frames(pictures, kind)
-    assert got.shape == (3, 64) and got.dtype == bool
-    for row, grey in zip(got, pictures.numpy(), strict=True):
-        assert (row == getattr(imagehash, kind)(Image.fromarray(grey[0])).hash.ravel()).all()
-
-
 def test_a_hash_sees_through_brightness_but_not_through_a_turn():
     smooth = nn.functional.interpolate(noise(1, 8).float() * 0.7, size=96, mode="bicubic")
     one = smooth.clamp(0, 200).to(torch.uint8)
     a, brighter, turned = (hash_frames(x)[0] for x in (one, one + 40, one.transpose(2, 3)))
+    assert (a == imagehash.phash(Image.fromarray(one[0, 0].numpy())).hash.ravel()).all()
+    assert hash_frames(one[:0]).shape == (0, 64)
     assert (a != brighter).sum() <= 2 < 10 < (a != turned).sum()
-
-
-def test_no_pictures_have_no_hashes():
-    assert hash_frames(noise(3)[:0]).shape == (0, 64)
-
-
-def test_an_unknown_hash_is_refused():
-    with pytest.raises(ValueError, match="did you mean 'phash'"):
-        hash_frames(noise(1), "phas")
 
 
 class Pooled(nn.Module):
@@ -297,6 +247,10 @@ def test_embeddings_are_whitened_rows_of_length_one(pooled):
     pictures = noise(60, 8)
     got = embed_frames(pictures, "convnext_twin", batch_size=7)
     assert got.shape == (60, 4) and got.dtype == np.float32  # a tenth of 60 is 6, features are 4
+    assert embed_frames(noise(30, 8), "convnext_twin").shape == (30, 3)
+    assert embed_frames(noise(5, 8), "convnext_twin").shape == (5, 2)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        embed_frames(noise(1), "convnext_twin")
     np.testing.assert_allclose((got**2).sum(1), 1, atol=1e-5)
     means = nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1).numpy()
     centred = (means - means.mean(0)).astype(np.float64)
@@ -306,21 +260,11 @@ def test_embeddings_are_whitened_rows_of_length_one(pooled):
     np.testing.assert_allclose(got @ got.T, cosines, atol=0.02)  # features come in bfloat16
 
 
-def test_few_pictures_get_few_components(pooled):
-    assert embed_frames(noise(30, 8), "convnext_twin").shape == (30, 3)
-    assert embed_frames(noise(5, 8), "convnext_twin").shape == (5, 2)
-
-
 def test_the_same_picture_twice_is_at_distance_nought(pooled):
     pictures = noise(40, 8)
     features = embed_frames(torch.cat([pictures, pictures[:5]]), "convnext_twin")
     distance, index = find_nearest(features[40:], features[:40], "cosine")
     assert index.tolist() == [0, 1, 2, 3, 4] and np.abs(distance).max() < 1e-5
-
-
-def test_one_picture_cannot_be_compared():
-    with pytest.raises(ValueError, match="nothing to compare"):
-        embed_frames(noise(1), "convnext_twin")
 
 
 @settings(max_examples=30, deadline=None)
@@ -410,15 +354,13 @@ def test_at_most_the_rate_lies_below_the_threshold(distances, rate, n_missing):
     assert np.mean(np.array(distances) < limit) <= rate
 
 
-@pytest.mark.parametrize("rate, distances, match", [(0, [1], "rate"), (1, [1], "rate")])
-def test_the_threshold_refuses_a_rate(rate, distances, match):
+@pytest.mark.parametrize(
+    "rate, distances, match",
+    [(0, [1], "rate"), (1, [1], "rate"), (0.01, [np.nan], "no stranger")],
+)
+def test_the_threshold_refuses(rate, distances, match):
     with pytest.raises(ValueError, match=match):
-        chance_threshold(np.array(distances, float), rate)
-
-
-def test_the_threshold_needs_strangers():
-    with pytest.raises(ValueError, match="no stranger"):
-        chance_threshold(np.array([np.nan]), 0.01)
+        chance_threshold(np.array(distances), rate)
 
 
 def test_relations_are_summed_up_without_the_missing():
@@ -469,60 +411,48 @@ def guesses(n, share_right, seed, arm, n_patients=12):
     return answers_of(truth, said, np.arange(n) % n_patients, arm)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
-def test_the_f1_is_scikit_learns(pairs):
-    truth, said = zip(*pairs, strict=True)
-    matrix = confusion_matrix(truth, said, labels=range(4))
-    assert weighted_f1(matrix) == pytest.approx(f1_score(truth, said, average="weighted"))
-
-
-def test_the_f1_of_nothing_is_undefined():
-    assert np.isnan(weighted_f1(np.zeros((3, 3))))
-
-
 @pytest.mark.parametrize("name", list(MERGES))
-def test_adding_up_matrices_is_the_plain_bootstrap(name):
-    data = guesses(150, 0.6, 0, "patient")
+def test_f1_and_gain_are_the_plain_bootstraps(name):
+    more, less = guesses(150, 0.6, 0, "video"), guesses(150, 0.5, 1, "patient")
+    more["patient_id"] += 3  # the two test sets share nine of fifteen patients
 
-    def plain(rows):
-        return f1_score(rows["label"].map(MERGES[name]), rows[name], average="weighted")
+    def plain(drawn):
+        f1s = []
+        for side in (more, less):
+            rows = pd.concat([side[side["patient_id"] == k] for k in drawn])
+            f1s.append(f1_score(rows["label"].map(MERGES[name]), rows[name], average="weighted"))
+        return f1s[0] - f1s[1]
 
-    slow = bootstrap_interval(data, "patient_id", plain, 60, 5, 0.9)
-    np.testing.assert_allclose(estimate_f1(data, name, STATS, 5), slow, atol=1e-12)
+    draws = np.random.default_rng(5).integers(15, size=(60, 15))
+    low, high = np.quantile([plain(drawn) for drawn in draws], [0.05, 0.95])
+    got = estimate_f1(more, name, STATS, 5, less)
+    assert got == pytest.approx((plain(range(15)), low, high))
+    f1s = [estimate_f1(side, name, STATS, 5).value for side in (more, less)]
+    assert got.value == pytest.approx(f1s[0] - f1s[1])
 
 
-def test_a_gain_worked_by_hand():
+def test_a_gain_worked_by_hand_and_paired_by_patient():
     # one patient; laterality right in 1 of 2 frames against 2 of 2: F1 1/3 against 1
     truth = ["LCA_bad", "RCA_bad"]
     less = answers_of(truth, ["LCA_bad", "LCA_bad"], ["p", "p"])
     more = answers_of(truth, truth, ["p", "p"], "video")
-    got = estimate_gain(more, less, "laterality_f1", STATS, 0)
+    got = estimate_f1(more, "laterality_f1", STATS, 0, less)
     assert got == pytest.approx((2 / 3, 2 / 3, 2 / 3))
-
-
-def test_the_comparison_is_paired_by_patient():
     # answers that differ on nothing: the gain is 0 whoever is drawn, with no width at all
     same = guesses(120, 0.5, 0, "video")
-    assert estimate_gain(same, same, "six_class_f1", STATS, 0) == (0, 0, 0)
+    assert estimate_f1(same, "six_class_f1", STATS, 0, same) == (0, 0, 0)
     alone = estimate_f1(same, "six_class_f1", STATS, 0)
     assert alone.high > alone.low
 
 
 def test_a_planted_gain_is_found_and_a_missing_one_is_not():
     base = guesses(600, 0.5, 1, "patient")
-    better = estimate_gain(guesses(600, 0.8, 2, "video"), base, "six_class_f1", STATS, 0)
-    alike = estimate_gain(guesses(600, 0.5, 3, "video"), base, "six_class_f1", STATS, 0)
+    better, alike = (
+        estimate_f1(guesses(600, share, seed, "video"), "six_class_f1", STATS, 0, base)
+        for share, seed in ((0.8, 2), (0.5, 3))
+    )
     assert better.low > 0.1
     assert alike.low < 0 < alike.high
-
-
-def test_two_test_sets_may_share_some_patients_only():
-    first, second = guesses(100, 0.7, 1, "patient"), guesses(100, 0.7, 2, "video")
-    second["patient_id"] += 6
-    got = estimate_gain(second, first, "laterality_f1", STATS, 0)
-    f1s = [estimate_f1(side, "laterality_f1", STATS, 0).value for side in (second, first)]
-    assert got.value == pytest.approx(f1s[0] - f1s[1])
 
 
 def test_the_table_sets_each_arm_against_the_base():
@@ -580,32 +510,23 @@ def pictures():
     return frames, FrameSet(grey.to(torch.uint8), targets)
 
 
-def test_retraining_answers_its_own_test_frames_and_leaves_no_weights(pictures, tmp_path):
+def test_trainings_answer_their_own_test_frames_and_leave_no_weights(pictures, tmp_path):
     frames, data = pictures
     split = split_rows(frames, "video", CNN, 0)
-    answers = run_splits({"video": split}, frames, data, CNN, tmp_path, 0, 2)
-    assert sorted(answers["row"]) == sorted(np.flatnonzero(split == "test"))
+    plan = plan_crossover(frames, 2, 0.2, 0)
+    describe_plan(plan, frames)
+    answers = run_trainings(plan_splits({"alone": split}) + plan, frames, data, CNN, tmp_path, 0, 1)
+    rows = answers.groupby("arm")["row"].agg(sorted)
+    assert rows["alone"] == np.flatnonzero(split == "test").tolist()
+    assert rows["patient"] == rows["video"] == rows["frame"]  # each frame in three ways
     ids = frames.iloc[answers["row"]][["video_id", "frame", "label"]]
     assert (answers[ids.columns].to_numpy() == ids.to_numpy()).all()
     for name, merge in MERGES.items():
         assert set(answers[name]) <= set(merge.values())
-    assert [path.name for path in (tmp_path / "by_video").iterdir()] == ["history.csv"]
-
-
-def test_the_crossover_answers_each_test_frame_in_three_ways(pictures, tmp_path):
-    frames, data = pictures
-    plan = plan_crossover(frames, 2, 0.2, 0)
-    describe_plan(plan, frames)
-    answers = run_crossover(plan, frames, data, CNN, tmp_path, 0, 1)
-    rows = answers.groupby("arm")["row"].agg(sorted)
-    assert rows["patient"] == rows["video"] == rows["frame"]
-    assert len(list(tmp_path.glob("*/history.csv"))) == len(plan)
-
-
-def test_retraining_needs_frames_in_every_part(pictures, tmp_path):
-    rows = {"train": np.arange(4), "val": np.arange(0), "test": np.arange(4, 6)}
+    assert {path.name for path in tmp_path.glob("*/*")} == {"history.csv"}
+    assert len(list(tmp_path.iterdir())) == len(plan) + 1
     with pytest.raises(ValueError, match=r"no frames in \['val'\]"):
-        fit_predict(pictures[1], rows, CNN, tmp_path, 0, 1)
+        run_trainings([plan[0]._replace(val=plan[0].val[:0])], frames, data, CNN, tmp_path, 0, 1)
 
 
 def test_the_figure_of_gains_draws_what_it_returns():

@@ -1,6 +1,6 @@
 """Sampling against a plain way to do the same, as ratios in one run, in seconds of a core.
 
-Run: `python tests/benchmarks/bench_sampling.py`. Frame statistics: OpenCV's one pass against NumPy's
+Run: `python tests/benchmarks/bench_sampling.py`. Statistics: OpenCV's one pass against NumPy's
 mean and var. A phantom cine of 64 frames: decoded once and written by the study's PNG settings,
 against decoded for its statistics, again for its picks, and written by OpenCV at level 1.
 """
