@@ -5,14 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from cag_utils import evaluation
 from cag_utils.corpus import choose_key_frames
 from cag_utils.deident import study_id
-from cag_utils.keyframe_figures import draw_pick_distances, draw_strips
 from cag_utils.labels import MERGES, SIX_CLASSES
-from cag_utils.leakage import estimate_f1
 from cag_utils.predict import describe
 from cag_utils.settings import Stats
 
@@ -29,13 +27,6 @@ def draw_answers(n=300, seed=0, classes=SIX_CLASSES):
     return table
 
 
-@pytest.mark.parametrize("name", MERGES)
-def test_weighted_f1_and_interval_equal_the_plain_bootstrap(name):
-    answers = draw_answers()
-    last = evaluation.score_classes(answers, name, STATS, 3).iloc[-1]
-    assert tuple(last[["f1", "low", "high"]]) == pytest.approx(estimate_f1(answers, name, STATS, 3))
-
-
 def test_classes_agree_with_scikit_learn():
     answers = draw_answers()
     table = evaluation.score_classes(answers, "six_class_f1", STATS, 0).iloc[:-1]
@@ -45,6 +36,23 @@ def test_classes_agree_with_scikit_learn():
     for column, values in zip(("precision", "recall", "f1", "n"), wanted, strict=True):
         assert table[column].to_numpy(float) == pytest.approx(values)
     assert ((table["low"] <= table["f1"]) & (table["f1"] <= table["high"])).all()
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_weighted_f1_and_interval_equal_the_plain_bootstrap(name):
+    answers = draw_answers()
+    true, said, who = answers["label"].map(MERGES[name]), answers[name], answers["patient_id"]
+    rows = [np.flatnonzero(who == k) for k in sorted(set(who))]
+
+    def plain(drawn):
+        at = np.concatenate([rows[k] for k in drawn])
+        return f1_score(true.iloc[at], said.iloc[at], average="weighted")
+
+    draws = np.random.default_rng(3).integers(7, size=(40, 7))
+    low, high = np.quantile([plain(drawn) for drawn in draws], [0.025, 0.975])
+    stats = Stats(n_resamples=40, level=0.95)
+    last = evaluation.score_classes(answers, name, stats, 3).iloc[-1]
+    assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7)), low, high))
 
 
 def test_a_class_without_a_true_frame_has_no_f1():
@@ -59,22 +67,8 @@ def test_unknown_labels_and_missing_patients_are_refused():
     answers = draw_answers(20)
     with pytest.raises(ValueError, match="must be among"):
         evaluation.score_classes(answers.assign(label="LM_better"), "six_class_f1", STATS, 0)
-    with pytest.raises(ValueError, match="needs a patient"):
+    with pytest.raises(ValueError, match="20 rows have no group"):
         evaluation.score_classes(answers.assign(patient_id=None), "six_class_f1", STATS, 0)
-    with pytest.raises(ValueError, match="there must be rows"):
-        evaluation.draw_weights([], 5, 0)
-
-
-def test_weights_count_as_many_draws_as_there_are_patients():
-    codes, weights = evaluation.draw_weights(["b", "a", "b"], 50, 1)
-    assert codes.tolist() == [1, 0, 1]
-    assert weights.shape == (50, 2) and (weights.sum(1) == 2).all()
-
-
-def test_bracket_holds_its_value_and_knows_when_there_is_none():
-    assert evaluation.bracket(5.0, np.array([1.0, 2.0, np.nan]), 0.9).high == 5.0
-    assert np.isnan(evaluation.bracket(np.nan, np.array([1.0]), 0.9)).all()
-    assert np.isnan(evaluation.bracket(1.0, np.array([np.nan]), 0.9)).all()
 
 
 def test_groups_are_scored_like_their_rows_alone():
@@ -88,11 +82,8 @@ def test_groups_are_scored_like_their_rows_alone():
     noise = table[table["by"] == "noise"].drop_duplicates("group")
     assert noise["frames"].tolist() == [98, 98, 98]  # six missing ones are in none
     assert noise["group"].tolist()[0] == "1: 6 to 1e+02"
-
-
-def test_thirds_of_equal_values_are_fewer():
-    cut = evaluation.cut_thirds(pd.Series([0.0] * 8 + [1.0, 2.0]))
-    assert cut.cat.categories.tolist() == ["1: 0 to 2"] and cut.notna().all()
+    few = evaluation.cut_thirds(pd.Series([0.0] * 8 + [1.0, 2.0]))  # of equal values fewer
+    assert few.cat.categories.tolist() == ["1: 0 to 2"] and few.notna().all()
 
 
 def test_views_are_named_and_unknown_without_an_angle():
@@ -162,11 +153,8 @@ def test_ece_by_hand():
     assert found.bins["n"].tolist() == [1, 4]
     assert found.bins["right"].tolist() == [0.0, 0.75]
     assert found.bins["from_confidence"].tolist() == pytest.approx([0.1, 0.8])
-
-
-def test_the_upper_edge_belongs_to_a_bin():
-    found = evaluation.reliability([0.5, 1.0, 0.0], [1, 1, 0], list("abc"), STATS, 0, n_bins=2)
-    assert found.bins["n"].tolist() == [2, 1]
+    edges = evaluation.reliability([0.5, 1.0, 0.0], [1, 1, 0], list("abc"), STATS, 0, n_bins=2)
+    assert edges.bins["n"].tolist() == [2, 1]  # the upper edge belongs to a bin
 
 
 def test_bins_agree_with_scikit_learn():
@@ -214,7 +202,7 @@ def test_a_calibrated_network_has_a_small_ece_and_a_boastful_one_a_large():
         ([0.5], [1, 0], ["a"], "1 confidences, 2 answers"),
         ([1.2], [1], ["a"], "between 0 and 1"),
         ([float("nan")], [1], ["a"], "between 0 and 1"),
-        ([0.5], [1], [None], "needs a patient"),
+        ([0.5], [1], [None], "no group"),
     ],
 )
 def test_bad_input_is_refused(p, right, who, words):
@@ -234,10 +222,8 @@ def test_temperature_keeps_order_and_can_be_undone(temperature, seed):
     assert warmed.sum(1) == pytest.approx(1)
     assert (warmed.argmax(1) == p.argmax(1)).all()
     assert evaluation.apply_temperature(warmed, 1 / temperature) == pytest.approx(p, abs=1e-6)
-
-
-def test_temperature_by_hand():
-    assert evaluation.apply_temperature(np.array([[0.2, 0.8]]), 2.0)[0, 1] == pytest.approx(2 / 3)
+    by_hand = evaluation.apply_temperature(np.array([[0.2, 0.8]]), 2.0)[0, 1]
+    assert by_hand == pytest.approx(2 / 3)
 
 
 def test_fit_finds_the_temperature_that_spoilt_the_logits():
@@ -245,9 +231,6 @@ def test_fit_finds_the_temperature_that_spoilt_the_logits():
     logits = rng.normal(0, 2, (20000, 6))
     truth = np.array([rng.choice(6, p=p) for p in softmax(logits)])
     assert evaluation.fit_temperature(softmax(3 * logits), truth) == pytest.approx(3, rel=0.05)
-
-
-def test_fit_and_temperature_refuse_nonsense():
     with pytest.raises(ValueError, match="need n = n > 0"):
         evaluation.fit_temperature(np.ones((2, 2)) / 2, np.array([0]))
     with pytest.raises(ValueError, match="above 0"):
@@ -296,24 +279,17 @@ def test_picks_by_hand():
     assert found.loc["b", "best"] == 0  # equally filled: the earlier
     assert found["is_better"].tolist() == [False, False, False, True, False]
     assert np.isnan(found.loc["c", "frames_to_nearest"]) and found.loc["d", "frames_to_best"] == 0
+    chosen = choose_key_frames(make_seen(CINES), 1, 0.5).set_index("video_id")  # notebook 03's rule
+    assert found["picked"].dropna().to_dict() == chosen["frame"].to_dict()
+    assert evaluation.pick_firsts(make_seen(CINES), 0.0)["picked"].notna().all()
+    with pytest.raises(ValueError, match="no frames"):
+        evaluation.pick_firsts(make_seen(CINES).iloc[:0], 0.5)
 
 
 def test_without_the_phantoms_truth_there_is_a_nearest_but_no_best():
     found = evaluation.pick_firsts(make_seen(CINES), 0.5)
     assert found["best"].isna().all() and found["nearest"].notna().sum() == 2
     assert evaluation.measure_distances(found)["to"].tolist() == ["nearest"]
-
-
-def test_the_pick_is_the_corpus_notebooks():
-    seen = make_seen(CINES)
-    found = evaluation.pick_firsts(seen, 0.5).dropna(subset="picked")
-    chosen = choose_key_frames(seen, 1, 0.5)
-    assert found["picked"].tolist() == chosen["frame"].tolist()
-    assert found["video_id"].tolist() == chosen["video_id"].tolist()
-
-
-def test_a_threshold_of_zero_always_picks():
-    assert evaluation.pick_firsts(make_seen(CINES), 0.0)["picked"].notna().all()
 
 
 def test_shares_by_hand():
@@ -335,33 +311,9 @@ def test_distances_by_hand_in_frames_and_seconds():
     assert none["cines"].tolist() == [0] and none["median_frames"].isna().all()
 
 
-def test_no_frames_are_refused():
-    with pytest.raises(ValueError, match="no frames"):
-        evaluation.pick_firsts(make_seen(CINES).iloc[:0], 0.5)
-
-
 def test_filling_is_the_product_under_the_studys_names(tmp_path):
     path = tmp_path / "truth_frames.csv"
     path.write_text("video,frame,opacified,contrast\n1.2,4,0.5,0.8\n", encoding="utf-8")
     row = evaluation.read_filling(path, b"key").iloc[0]
     assert row["video_id"] == study_id("video", "1.2", b"key")
     assert (row["frame"], row["filling"]) == (4, pytest.approx(0.4))
-
-
-def test_figures_mark_the_picked_and_the_best_frame(tmp_path):
-    import matplotlib.pyplot as plt
-
-    seen = make_seen(CINES, np.linspace(0, 1, 10)).assign(png="still.png")
-    plt.imsave(tmp_path / "still.png", np.zeros((8, 8)), cmap="gray")
-    found = evaluation.pick_firsts(seen, 0.5)
-    fig, rows = draw_strips(found[:1], seen, tmp_path, "Digital phantom", most=3)
-    roles = rows.set_index("frame")["role"]
-    assert roles[10] == "picked" and roles[30] == "best" and len(rows) == 3
-    unknown = evaluation.pick_firsts(seen.drop(columns="filling"), 0.5)
-    _, rows = draw_strips(unknown[:1], seen, tmp_path, "Own data", most=3)
-    assert rows.set_index("frame")["role"].to_dict().get(16) == "nearest"
-    _, long = draw_pick_distances(found)
-    assert sorted(long["frames"]) == [0, 0, 6, 20]
-    _, none = draw_pick_distances(found[found["picked"].isna()])
-    assert none.empty
-    plt.close("all")
