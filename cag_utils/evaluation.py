@@ -1,4 +1,4 @@
-"""F1s with intervals by class and by group of frames: view, contrast, noise."""
+"""How right a key-frame network is: F1s by class and group, calibration, the key frame a cine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,8 @@ WORK_PX = 256  # darkening is measured on this square, so that it does not depen
 SMOOTH_PX = 1.0  # Gaussian against noise; choice
 DISK_PX = 13  # wider than any vessel (5 % of the picture), narrower than the heart; choice
 DARKEST = 98  # percentile: vessels cover a few percent of a picture; choice
+N_BINS = 15  # as Guo et al.
+LEAST_P = 1e-12  # a probability of 0 has no logarithm
 BORDER_PX = 17  # of the open field that is left out: the disk must not reach the shutter
 
 
@@ -35,7 +37,8 @@ def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFr
 
     Returns:
         The rows of `predictions`, in order, with the columns of `frames` and: the decided class for
-        each of `MERGES`, predicted and confidence (of the six), view.
+        each of `MERGES`, predicted and confidence (of the six), view (of `cine_dicom.name_view`,
+        unknown where the header had no angle).
 
     Raises:
         ValueError: A predicted frame is not in `frames`.
@@ -50,7 +53,8 @@ def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFr
     joined = answers.merge(facts, on=["video_id", "frame"], how="left", validate="one_to_one")
     if lost := int(joined["png"].isna().sum()):
         raise ValueError(f"{lost} predicted frames are not in frames.csv: rerun notebook 01")
-    joined["view"] = name_views(joined["primary_angle_deg"], joined["secondary_angle_deg"])
+    angles = joined[["primary_angle_deg", "secondary_angle_deg"]].to_numpy(float)
+    joined["view"] = ["unknown" if np.isnan(pair).any() else name_view(*pair) for pair in angles]
     return joined
 
 
@@ -151,23 +155,6 @@ def cut_thirds(values: pd.Series) -> pd.Series:
     return cut.cat.rename_categories(names)
 
 
-def name_views(primary_deg: pd.Series, secondary_deg: pd.Series) -> pd.Series:
-    """Name each frame's projection by its positioner angles.
-
-    Args:
-        primary_deg: DICOM PositionerPrimaryAngle, degrees, positive towards LAO.
-        secondary_deg: DICOM PositionerSecondaryAngle, degrees, positive cranial.
-
-    Returns:
-        E.g. `LAO cranial`, `AP caudal`, `RAO`; within 10 degrees counts as none. "unknown" where
-        the header had no angle.
-    """
-    known = primary_deg.notna() & secondary_deg.notna()
-    angles = zip(primary_deg, secondary_deg, known, strict=True)
-    names = [name_view(a, b) if fine else "unknown" for a, b, fine in angles]
-    return pd.Series(names, index=primary_deg.index)
-
-
 def measure_stills(paths: Sequence[Path], n_workers: int = 2) -> pd.DataFrame:
     """Measure noise and darkening of stills from the pictures alone.
 
@@ -211,10 +198,6 @@ def _measure(path: Path) -> tuple[float, float]:
     disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (DISK_PX, DISK_PX))
     hat = cv2.morphologyEx(smooth, cv2.MORPH_BLACKHAT, disk)
     return noise, float(np.percentile(hat[inner], DARKEST))
-
-
-N_BINS = 15  # as Guo et al.
-LEAST_P = 1e-12  # a probability of 0 has no logarithm
 
 
 class Reliability(NamedTuple):
@@ -353,9 +336,6 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-FILLING = "filling"
-
-
 def read_filling(truth_frames: Path, key: bytes) -> pd.DataFrame:
     """Read how well the vessels of each phantom frame are filled.
 
@@ -370,8 +350,8 @@ def read_filling(truth_frames: Path, key: bytes) -> pd.DataFrame:
     truth = pd.read_csv(truth_frames, dtype={"video": str})
     names = {video: study_id("video", video, key) for video in set(truth["video"])}
     truth["video_id"] = truth["video"].map(names)
-    truth[FILLING] = truth["opacified"] * truth["contrast"]
-    return truth[["video_id", "frame", "contrast", FILLING]]
+    truth["filling"] = truth["opacified"] * truth["contrast"]
+    return truth[["video_id", "frame", "contrast", "filling"]]
 
 
 def pick_firsts(seen: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
@@ -409,9 +389,9 @@ def pick_firsts(seen: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
 
 def _best(better: pd.DataFrame) -> float:
     """The best filled frame; NaN without a better one or without the phantom's truth."""
-    if better.empty or FILLING not in better or better[FILLING].isna().all():
+    if better.empty or "filling" not in better or better["filling"].isna().all():
         return float("nan")
-    order = better.sort_values([FILLING, "frame"], ascending=[False, True])
+    order = better.sort_values(["filling", "frame"], ascending=[False, True])
     return float(order["frame"].iloc[0])
 
 
@@ -464,16 +444,13 @@ def summarise_picks(picks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFram
     rows = []
     for name, (of, column) in shares.items():
         own = table[of]
-        estimate = _share(own, column, stats, seed)
+        estimate = UNDEFINED
+        if len(own):
+            draws = (stats.n_resamples, seed, stats.level)
+            estimate = mean_interval(own, "patient_id", column, *draws)
         chance = own["chance"].mean() if column == "is_better" else float("nan")
         rows.append((name, *estimate, len(own), chance))
     return pd.DataFrame(rows, columns=["name", "share", "low", "high", "cines", "chance"])
-
-
-def _share(rows: pd.DataFrame, column: str, stats: Stats, seed: int) -> Estimate:
-    if rows.empty:
-        return UNDEFINED
-    return mean_interval(rows, "patient_id", column, stats.n_resamples, seed, stats.level)
 
 
 def measure_distances(picks: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The key-frame and laterality network at work: load it, predict frames. Training: training.py."""
+"""The key-frame network at work: stills and cines are found, read ahead of it, and predicted."""
 
 import os
 from collections import Counter, deque
@@ -17,9 +17,14 @@ from cag_utils.checkpoints import load_model, probabilities
 from cag_utils.cine_dicom import NotACine, iter_frames, read_header
 from cag_utils.cine_stills import EXPECTED, Unreadable, fit_picture, read_still
 from cag_utils.labels import LATERALITY, SIX_CLASSES, decide
-from cag_utils.networks import PREDICTOR_WEIGHTS, pick_device, read_pictures
+from cag_utils.networks import PREDICTOR_WEIGHTS, pick_device
 
 DEFAULT_MODEL = PREDICTOR_WEIGHTS
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
+CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes
+PIECE = 32  # frames of a cine decoded in one go, a choice: bounds what is in memory
+AHEAD = 128  # frames that reading may be ahead of the network, a choice: two batches
+SINGLE_FRAME = "single frame, not a cine"  # the last check of `read_header` but pixels
 RESULTS = ["laterality", "quality", "confidence", *(f"p_{name}" for name in SIX_CLASSES)]
 
 
@@ -30,7 +35,7 @@ def predict_frames(
 
     Args:
         model_dir: Folder of a trained network.
-        png_paths: PNG or JPEG stills; only one batch is in memory at a time.
+        png_paths: PNG or JPEG stills; only a few are in memory at a time.
         batch_size: Stills at a time.
 
     Returns:
@@ -40,15 +45,11 @@ def predict_frames(
 
     Raises:
         FileNotFoundError: The model is missing.
-        ValueError: A still is missing or is no picture.
+        ValueError: As `predict_files`.
     """
-    device = pick_device()
-    model, facts = load_model(model_dir, device)
-    rows = [np.empty((0, len(SIX_CLASSES)))]
-    for i in range(0, len(png_paths), batch_size):
-        pictures = read_pictures(png_paths[i : i + batch_size], facts["image_px"])
-        rows += probabilities(model, facts["model"], pictures, batch_size, device, facts)
-    return describe(pd.DataFrame(np.concatenate(rows), columns=list(SIX_CLASSES)))
+    none = describe(pd.DataFrame(columns=list(SIX_CLASSES), dtype=float))
+    tables = list(predict_files(model_dir, png_paths, batch_size=batch_size))
+    return pd.concat(tables, ignore_index=True)[none.columns] if tables else none
 
 
 def describe(table: pd.DataFrame) -> pd.DataFrame:
@@ -173,13 +174,6 @@ def _inside(path: Path, top: Path) -> str:
     return os.fsencode(path.relative_to(top).as_posix()).decode("utf-8", "backslashreplace")
 
 
-STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
-CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes
-PIECE = 32  # frames of a cine decoded in one go, a choice: bounds what is in memory
-AHEAD = 128  # frames that reading may be ahead of the network, a choice: two batches
-SINGLE_FRAME = "single frame, not a cine"  # the last check of `read_header` but pixels
-
-
 class Piece(NamedTuple):
     """Frames of one file that follow one another.
 
@@ -213,22 +207,19 @@ def find_pictures(place: Path) -> list[Path]:
         ValueError: There is nothing usable.
     """
     if place.is_file():
-        if place.suffix.lower() in STILL_SUFFIXES or is_cine(place):
+        if place.suffix.lower() in STILL_SUFFIXES or _is_cine(place):
             return [place]
         raise Unreadable(place, "not a picture")
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: no such folder or file; {EXPECTED}")
-    found = [p for p in _visible_files(place) if p.suffix.lower() in STILL_SUFFIXES or is_cine(p)]
+    found = [p for p in _visible_files(place) if p.suffix.lower() in STILL_SUFFIXES or _is_cine(p)]
     if not found:
         raise ValueError(f"{place}: no picture in this folder or below it; {EXPECTED}")
     return sorted(found)
 
 
-def is_cine(path: Path) -> bool:
-    """Tell a DICOM file, by its first bytes or else by its suffix.
-
-    A file that cannot be opened counts as one: nobody knows, and `count_frames` says why.
-    """
+def _is_cine(path: Path) -> bool:
+    """Tell DICOM by its first bytes or its suffix; who cannot be opened is asked again later."""
     try:
         with path.open("rb") as file:
             starts = file.read(132)
@@ -237,12 +228,8 @@ def is_cine(path: Path) -> bool:
     return starts[128:] == b"DICM" or path.suffix.lower() in CINE_SUFFIXES
 
 
-def count_frames(path: Path) -> int:
-    """Return a cine's number of frames, 1 for a single-frame XA image; reads only the header.
-
-    Raises:
-        Unreadable: It is no grey XA image, or not readable; says which.
-    """
+def _count_frames(path: Path) -> int:
+    """A cine's number of frames by its header, 1 for a single-frame XA image; or Unreadable."""
     try:
         return read_header(path).n_frames
     except NotACine as problem:
@@ -289,7 +276,7 @@ def _jobs(paths: Iterable[Path]) -> Iterator[tuple[Path, range | Unreadable | No
             yield path, None
             continue
         try:
-            n_frames = count_frames(path)
+            n_frames = _count_frames(path)
         except Unreadable as problem:
             yield path, problem
             continue

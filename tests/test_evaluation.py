@@ -86,11 +86,6 @@ def test_groups_are_scored_like_their_rows_alone():
     assert few.cat.categories.tolist() == ["1: 0 to 2"] and few.notna().all()
 
 
-def test_views_are_named_and_unknown_without_an_angle():
-    names = evaluation.name_views(pd.Series([30.0, -30, 2, np.nan]), pd.Series([25.0, 0, -30, 5]))
-    assert names.tolist() == ["LAO cranial", "RAO", "AP caudal", "unknown"]
-
-
 def write_still(path, darkness, sigma, seed=0, px=256):
     rng = np.random.default_rng(seed)
     picture = 150 + rng.normal(0, sigma, (px, px))
@@ -131,12 +126,15 @@ def test_answers_are_gathered_in_order_and_lost_frames_are_an_error():
     predictions.loc[1, "p_LCA_other"] = 1.0
     frames = pd.DataFrame(
         {"patient_id": "p", "video_id": "v", "frame": [3, 7], "png": ["3.png", "7.png"]}
-    ).assign(primary_angle_deg=30.0, secondary_angle_deg=0.0)
+    ).assign(primary_angle_deg=[30.0, np.nan], secondary_angle_deg=0.0)
     answers = evaluation.gather_answers(predictions, frames)
     assert answers["png"].tolist() == ["7.png", "3.png"]
     assert answers["predicted"].tolist() == ["LCA_bad", "LCA_other"]
     assert answers["laterality_f1"].tolist() == ["RCA", "LCA"]
-    assert answers["confidence"].tolist() == [0.4, 1.0] and set(answers["view"]) == {"LAO"}
+    assert answers["confidence"].tolist() == [0.4, 1.0] and answers["view"].tolist() == [
+        "unknown",
+        "LAO",
+    ]
     with pytest.raises(ValueError, match="1 predicted frames"):
         evaluation.gather_answers(predictions, frames[:1])
 

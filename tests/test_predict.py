@@ -25,7 +25,6 @@ from cag_utils.phantom.cohort import make_cohort
 from cag_utils.phantom.exam import CohortSettings
 from cag_utils.predict import (
     DEFAULT_MODEL,
-    count_frames,
     describe,
     find_pictures,
     predict_files,
@@ -213,9 +212,8 @@ def test_cines_of_all_depths_become_the_studys_grey(tmp_path):
 @pytest.mark.parametrize("number", [1, None])
 def test_a_single_frame_is_a_cine_of_one(model_dir, tmp_path, number):
     grey = noise(20, 20)
-    path = write_cine(tmp_path / "a", grey[None], NumberOfFrames=number)
+    write_cine(tmp_path / "a", grey[None], NumberOfFrames=number)
     cv2.imwrite(str(tmp_path / "b.png"), grey)
-    assert count_frames(path) == 1
     table = predict(tmp_path, tmp_path / "o.csv", "--model", model_dir)
     assert table["frame"].tolist() == [0, 0]
     np.testing.assert_allclose(table[P].iloc[0], table[P].iloc[1], atol=2e-6)
