@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 XA_CLASSES = (XRayAngiographicImageStorage, EnhancedXAImageStorage)
 DUPLICATE = "duplicate: another file holds the same SOP instance"
+WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 SMALL_BYTES = 65536  # longer values, such as pixels, stay on disk until they are asked for
 
 
@@ -244,13 +245,10 @@ def _describe(path: Path, header: pydicom.Dataset) -> Cine:
         rows=int(header.Rows),
         columns=int(header.Columns),
         frame_time_ms=frame_time_ms(header),
-        primary_angle_deg=number(header, "PositionerPrimaryAngle"),
-        secondary_angle_deg=number(header, "PositionerSecondaryAngle"),
+        primary_angle_deg=_number(header, "PositionerPrimaryAngle"),
+        secondary_angle_deg=_number(header, "PositionerSecondaryAngle"),
         spacing_mm=spacing_at_isocentre_mm(header),
     )
-
-
-WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
 def to_eight_bits(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
@@ -289,8 +287,8 @@ def to_eight_bits(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
         low, high = _modality_range(low, high, header)
     if (low, high) == (0, 255):
         levels = values
-    elif bits > 8 and _has_window(header):
-        levels = apply_windowing(values, _window_to_eight_bits(header))
+    elif bits > 8 and (window := _window_to_eight_bits(header)):
+        levels = apply_windowing(values, window)
     else:
         levels = (np.asarray(values, dtype=np.float64) - low) * 255.0 / (high - low)
     if levels.dtype != np.uint8:
@@ -313,16 +311,14 @@ def _modality_range(low: float, high: float, header: pydicom.Dataset) -> tuple[f
     return ends[0], ends[1]
 
 
-def _has_window(header: pydicom.Dataset) -> bool:
-    return all(header.get(name) not in (None, "") for name in ("WindowCenter", "WindowWidth"))
-
-
-def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset:
-    """The header's window alone: without depth and rescale, pydicom spans 0-255 with it."""
+def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset | None:
+    """The header's window alone, if any: without depth and rescale, pydicom spans 0-255 with it."""
     view = pydicom.Dataset()
     for name in WINDOW:
-        if name in header:
+        if header.get(name) not in (None, ""):
             view[name] = header[name]
+    if not {"WindowCenter", "WindowWidth"} <= set(view.dir()):
+        return None
     view.BitsStored, view.PixelRepresentation = 8, 0
     view.PhotometricInterpretation = "MONOCHROME2"
     return view
@@ -337,13 +333,13 @@ def frame_time_ms(header: pydicom.Dataset) -> float:
     Source:
         DICOM PS3.3 C.7.6.5.
     """
-    if (time := number(header, "FrameTime")) > 0:
+    if (time := _number(header, "FrameTime")) > 0:
         return time
-    steps = numbers(header, "FrameTimeVector")[1:]
+    steps = _numbers(header, "FrameTimeVector")[1:]
     if steps.size and (mean := float(steps.mean())) > 0:
         return mean
     for rate in ("CineRate", "RecommendedDisplayFrameRate"):
-        if (value := number(header, rate)) > 0:
+        if (value := _number(header, rate)) > 0:
             return 1000.0 / value
     return math.nan
 
@@ -357,29 +353,26 @@ def spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
     Source:
         DICOM PS3.3 C.8.7.5 (Imager Pixel Spacing is at the detector's front plane).
     """
-    magnification = number(header, "EstimatedRadiographicMagnificationFactor")
+    magnification = _number(header, "EstimatedRadiographicMagnificationFactor")
     if not magnification > 0:
-        to_detector = number(header, "DistanceSourceToDetector")
-        to_patient = number(header, "DistanceSourceToPatient")
+        to_detector = _number(header, "DistanceSourceToDetector")
+        to_patient = _number(header, "DistanceSourceToPatient")
         magnification = to_detector / to_patient if to_patient > 0 else math.nan
-    spacing = number(header, "ImagerPixelSpacing")
+    spacing = _number(header, "ImagerPixelSpacing")
     return spacing / magnification if spacing > 0 and magnification > 0 else math.nan
 
 
-def number(header: pydicom.Dataset, name: str) -> float:
-    """Return a numeric attribute, its first value if there are several; NaN when it has none."""
-    values = numbers(header, name)
-    return float(values[0]) if values.size else math.nan
+def _number(header: pydicom.Dataset, name: str) -> float:
+    """A numeric attribute, its first value if there are several; NaN when it has none."""
+    return next(iter(_numbers(header, name)), math.nan)
 
 
-def numbers(header: pydicom.Dataset, name: str) -> np.ndarray:
-    """Return the finite values of a numeric attribute as float64 (n,); empty when unreadable."""
+def _numbers(header: pydicom.Dataset, name: str) -> np.ndarray:
+    """The finite values of a numeric attribute, (n,) float64; none when it is unreadable."""
     try:
-        value = header.get(name)
-        values = np.atleast_1d(np.asarray(value, dtype=np.float64)) if value is not None else []
+        values = np.atleast_1d(np.asarray(header.get(name), dtype=np.float64))  # None becomes NaN
     except (ValueError, TypeError, ArithmeticError):  # text where a number belongs
-        values = []
-    values = np.asarray(values, dtype=np.float64)
+        return np.empty(0)
     return values[np.isfinite(values)]
 
 

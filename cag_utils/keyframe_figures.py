@@ -1,4 +1,4 @@
-"""Figures of a key-frame network's errors: confusion, calibration, mistakes, groups, maps."""
+"""Figures of notebook 02: confusion, calibration, mistakes, groups, maps, the key frame a cine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ WIDTH = 6.9  # inches, print
 F1_COLOURS = {"six_class_f1": "#0072B2", "laterality_f1": "#D55E00"}
 F1_NAMES = {"six_class_f1": "six classes", "laterality_f1": "side"}
 FEWEST = 10  # frames for a dot in the reliability diagram: fewer say nothing; choice
+PICKED, BEST = "#D55E00", "#009E73"
 WRONG_SIDE, WRONG_QUALITY = "#D55E00", "#0072B2"  # as the F1s: sides orange, six classes blue
 
 
@@ -167,10 +168,6 @@ def draw_maps(
         ax.set_title(title, fontsize=6.5)
     fig.supxlabel(note, fontsize=7)
     return fig
-
-
-WIDTH = 6.9  # inches, print
-PICKED, BEST = "#D55E00", "#009E73"
 
 
 def draw_pick_distances(picks: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame]:

@@ -1,10 +1,13 @@
-"""Pictures of how a phantom is made: the drawing behind the first eight parts of notebook A1."""
+"""The drawing behind notebook A1: how a phantom is made, and phantom beside real pictures.
+
+Phantom is blue, real is orange (Okabe and Ito's colours); every title says which is which.
+"""
 
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import matplotlib.pyplot as plt
@@ -12,7 +15,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cag_utils.cine_dicom import iter_frames
 from cag_utils.cine_stills import flat_patches, open_field
 from cag_utils.phantom.backdrop import draw_backdrop
 from cag_utils.phantom.carm import VIEWS, aim, draw_carm
@@ -26,6 +28,7 @@ from cag_utils.phantom.xray import expose
 from cag_utils.segments import AHA_SEGMENTS
 from cag_utils.study import root, under_root
 
+SIDE_COLOURS = {"phantom": "#0072B2", "real": "#D55E00"}
 ARTERY_COLOURS = {"RCA": "#009E73", "LM": "#000000", "LAD": "#0072B2", "LCX": "#D55E00"}
 TITLE = 9  # points
 Drawn = tuple[plt.Figure, pd.DataFrame]  # a figure, and the rows behind it for `save_figure`
@@ -215,11 +218,6 @@ def embed_film(frames: np.ndarray, frame_rate: float, path: Path, size_px: int =
     return f'<img alt="phantom cine" src="data:image/webp;base64,{coded}">'
 
 
-SIDE_COLOURS = {"phantom": "#0072B2", "real": "#D55E00"}
-TITLE = 9  # points
-Drawn = tuple[plt.Figure, pd.DataFrame]  # a figure, and the rows behind it for `save_figure`
-
-
 def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame]) -> Drawn:
     """Draw histograms, noise power spectra, line widths and contrast to noise.
 
@@ -305,9 +303,8 @@ def draw_grades(grades: Mapping[str, pd.Series], states: pd.Series, heading: str
     return fig
 
 
-@dataclass(frozen=True)
-class RealPictures:
-    """What a folder of real angiograms holds.
+class RealPictures(NamedTuple):
+    """What a folder of real angiograms holds; they are read in place, never copied.
 
     Attributes:
         stills: PNG files, by name.
@@ -340,34 +337,6 @@ def list_real(folder: str = "") -> RealPictures:
     columns = ["file", "frames", "laterality", "contrast"]
     labels = pd.read_csv(table, dtype=str) if table.exists() else pd.DataFrame(columns=columns)
     return RealPictures(sorted(place.glob("*.png")), sorted(place.glob("*.dcm")), labels)
-
-
-def read_stills(paths: list[Path]) -> list[np.ndarray]:
-    """Read stills as grey pictures.
-
-    Args:
-        paths: PNG files.
-
-    Returns:
-        (H, W) uint8 each.
-
-    Raises:
-        ValueError: A file is no picture.
-    """
-    found = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
-    bad = [path.name for path, picture in zip(paths, found, strict=True) if picture is None]
-    if bad:
-        raise ValueError(f"no pictures: {', '.join(bad)}")
-    return found
-
-
-def read_cine(path: Path) -> np.ndarray:
-    """Read a cine as (t, H, W) uint8 frames, the way every notebook reads one.
-
-    Raises:
-        NotACine: The file holds none.
-    """
-    return np.stack(list(iter_frames(path)))
 
 
 def frame_states(labels: pd.DataFrame, file: str, n_frames: int) -> pd.Series:
