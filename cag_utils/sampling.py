@@ -11,7 +11,7 @@ import cv2
 import joblib
 import numpy as np
 import pandas as pd
-from scipy.signal import find_peaks, peak_prominences
+from scipy.signal import find_peaks
 from tqdm import tqdm
 
 from cag_utils.cine_dicom import Cine, NotACine, Rejected, iter_frames, read_header, scan
@@ -81,20 +81,16 @@ def local_extrema(curve: np.ndarray) -> pd.DataFrame:
     curve = np.asarray(curve, dtype=np.float64)
     if curve.ndim != 1 or not np.isfinite(curve).all():
         raise ValueError(f"a curve is (T,) and finite, got shape {curve.shape} with NaN or inf")
-    spread = curve.std() if curve.size else 0.0
-    found = []
-    for kind, signed in (("max", curve), ("min", -curve)):
-        frames, _ = find_peaks(signed)
-        heights = peak_prominences(signed, frames)[0] / spread if frames.size else []
-        found += zip(frames.tolist(), [kind] * frames.size, heights, strict=True)
-    columns = list(zip(*sorted(found), strict=True)) or [(), (), ()]
-    return pd.DataFrame(
+    spread = (curve.std() if curve.size else 0.0) or 1.0  # a flat curve has no extremum
+    peaks = [find_peaks(signed, prominence=0) for signed in (curve, -curve)]
+    table = pd.DataFrame(
         {
-            "frame": np.array(columns[0], dtype=np.int64),
-            "kind": list(columns[1]),
-            "prominence": np.array(columns[2], dtype=np.float64),
+            "frame": np.concatenate([frames for frames, _ in peaks]),
+            "kind": np.repeat(["max", "min"], [len(frames) for frames, _ in peaks]),
+            "prominence": np.concatenate([facts["prominences"] for _, facts in peaks]) / spread,
         }
     )
+    return table.sort_values("frame", ignore_index=True)
 
 
 def pick_extrema(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.DataFrame:

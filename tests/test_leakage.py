@@ -101,7 +101,7 @@ def test_a_split_by_patient_is_notebook_01s():
         split_rows(frames[frames["patient_id"] < "pt-002"], "patient", CNN, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.integers(1, 5), min_size=12, max_size=24),
     st.integers(2, 3),
@@ -517,6 +517,7 @@ def test_trainings_answer_their_own_test_frames_and_leave_no_weights(pictures, t
     split = split_rows(frames, "video", CNN, 0)
     plan = plan_crossover(frames, 2, 0.2, 0)
     describe_plan(plan, frames)
+    plan = plan[:4]  # of one fold
     answers = run_trainings(plan_splits({"alone": split}) + plan, frames, data, CNN, tmp_path, 0, 1)
     rows = answers.groupby("arm")["row"].agg(sorted)
     assert rows["alone"] == np.flatnonzero(split == "test").tolist()

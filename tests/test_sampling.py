@@ -39,7 +39,7 @@ def test_statistics_worked_by_hand():
     assert mean.tolist() == [3, 9] and variance.tolist() == pytest.approx([5, 0])  # (9+1+1+9) / 4
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))))
 def test_statistics_agree_with_numpy(frames):
     mean, variance = frame_statistics(frames)
@@ -87,7 +87,7 @@ def test_a_frame_that_is_both_says_so():
     assert picks["reason"].tolist() == ["mean_min+variance_max"]
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs, st.integers(1, 8))
 def test_picks_are_extrema_in_order_and_apart(pair, gap):
     picks = pick_extrema(*pair, min_gap=gap)
@@ -99,14 +99,14 @@ def test_picks_are_extrema_in_order_and_apart(pair, gap):
     assert all(near)  # nothing that could still be taken was left
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs)
 def test_grey_scale_and_offset_change_nothing(pair):
     got = pick_extrema(4 * pair[0] + 8, 16 * pair[1])
     assert got["frame"].tolist() == pick_extrema(*pair)["frame"].tolist()
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs)
 def test_swapping_black_and_white_changes_nothing(pair):
     """MONOCHROME1 and MONOCHROME2 of one cine give the same frames; maxima become minima."""
@@ -114,7 +114,7 @@ def test_swapping_black_and_white_changes_nothing(pair):
     assert got["frame"].tolist() == pick_extrema(*pair)["frame"].tolist()
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-99, 99), unique=True, max_size=40))
 def test_played_backwards_the_extrema_are_the_same_where_nothing_is_flat(values):
     ahead = local_extrema(np.array(values, dtype=float))
@@ -137,7 +137,7 @@ def test_a_constant_or_monotone_cine_has_no_picks(n):
         assert picks.empty and list(picks.columns) == ["frame", "reason", "prominence"]
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(curves)
 def test_without_plateaus_scipy_agrees(curve):
     curve = curve + np.arange(curve.size) * 1e-3  # no two neighbours equal
