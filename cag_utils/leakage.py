@@ -23,13 +23,11 @@ from cag_utils.checkpoints import load_model, probabilities
 from cag_utils.evaluation import class_f1s
 from cag_utils.labels import LATERALITY, MERGES, SIX_CLASSES, decide
 from cag_utils.networks import FrameSet, autocast, build_model, pick_device, prepare
-from cag_utils.params import check_choice
 from cag_utils.settings import Cnn, Stats
 from cag_utils.splits import split_counts, split_groups
 from cag_utils.stats import Estimate, cluster_bootstrap
 from cag_utils.training import train_cnn
 
-METRICS = ("hamming", "cosine")
 KIN_IDS = ("patient_id", "video_id")
 RELATIONS = ("same video", "same patient, other video", "one other patient", "any other patient")
 COMPONENTS = 64  # of an embedding after whitening; choice: more are noise with few thousand frames
@@ -166,24 +164,21 @@ def embed_frames(pictures: Tensor, name: str, batch_size: int = 128) -> np.ndarr
     return normalize(whitened).astype(np.float32)
 
 
-def find_nearest(
-    queries: np.ndarray, references: np.ndarray, metric: str
-) -> tuple[np.ndarray, np.ndarray]:
+def find_nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find each query's nearest reference.
 
     Args:
-        queries: (n, d), bool for "hamming", float for "cosine".
+        queries: (n, d), bool for hashes, float for embeddings.
         references: (m, d), likewise, m >= 1.
-        metric: "hamming" or "cosine".
 
     Returns:
-        Distances (n,), in bits for "hamming", in [0, 2] for "cosine"; and row numbers (n,) of the
-        references.
+        Distances (n,), of hashes in bits that differ, of embeddings one less their cosine; and row
+        numbers (n,) of the references.
 
     Raises:
-        ValueError: There is no reference, or the metric is unknown.
+        ValueError: There is no reference.
     """
-    unit = _unit(metric, references)
+    metric, unit = _metric(references)
     if not len(references):
         raise ValueError("no frames to compare with: the other split is empty")
     model = NearestNeighbors(n_neighbors=1, algorithm="brute", metric=metric).fit(references)
@@ -191,9 +186,7 @@ def find_nearest(
     return distance[:, 0] * unit, index[:, 0]
 
 
-def nearest_by_relation(
-    features: np.ndarray, frames: pd.DataFrame, metric: str, seed: int = 0
-) -> pd.DataFrame:
+def nearest_by_relation(features: np.ndarray, frames: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Find how near each frame's nearest relative of each kind is.
 
     The nearest of a hundred is nearer than the nearest of ten, whoever they are. So the fair
@@ -203,7 +196,6 @@ def nearest_by_relation(
     Args:
         features: (n, d), see `find_nearest`.
         frames: n rows with patient_id and video_id.
-        metric: "hamming" or "cosine".
         seed: Of the choice of the one other patient.
 
     Returns:
@@ -211,9 +203,9 @@ def nearest_by_relation(
         has no such relative. Same index as `frames`.
 
     Raises:
-        ValueError: Lengths differ, an id column is missing, or the metric is unknown.
+        ValueError: Lengths differ, or an id column is missing.
     """
-    unit = _unit(metric, features)
+    metric, unit = _metric(features)
     if missing := set(KIN_IDS) - set(frames.columns):
         raise ValueError(f"frames lack {sorted(missing)}: who is related to whom?")
     if len(features) != len(frames):
@@ -288,7 +280,6 @@ def describe_relations(kin: pd.DataFrame, limit: float) -> pd.DataFrame:
 
 def find_twins(
     features: np.ndarray,
-    metric: str,
     split: pd.Series,
     limit: float,
     within: pd.Series | None = None,
@@ -297,7 +288,6 @@ def find_twins(
 
     Args:
         features: (n, d), see `find_nearest`.
-        metric: "hamming" or "cosine".
         split: (n,) train, val or test.
         limit: Of `chance_threshold`.
         within: (n,) group of each frame, such as the patient, to search no training frames but
@@ -315,7 +305,7 @@ def find_twins(
     parts = []
     for one in np.intersect1d(group[train], group[test]):
         mine, theirs = test[group[test] == one], train[group[train] == one]
-        distance, index = find_nearest(features[mine], features[theirs], metric)
+        distance, index = find_nearest(features[mine], features[theirs])
         parts.append(pd.DataFrame({"row": mine, "twin": theirs[index], "distance": distance}))
     if not parts:
         raise ValueError("no test frame has a training frame to be compared with")
@@ -323,10 +313,9 @@ def find_twins(
     return table.assign(near=table["distance"] < limit)
 
 
-def _unit(metric: str, features: np.ndarray) -> int:
-    """What scikit-learn's distance is multiplied by: its Hamming distance is a share of bits."""
-    is_hamming = check_choice("metric", metric, METRICS) == "hamming"
-    return features.shape[1] if is_hamming else 1
+def _metric(features: np.ndarray) -> tuple[str, int]:
+    """Scikit-learn's metric and what to multiply it by: its Hamming distance is a share of bits."""
+    return ("hamming", features.shape[1]) if features.dtype == bool else ("cosine", 1)
 
 
 class Training(NamedTuple):
@@ -518,15 +507,12 @@ def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def flag_twins(
-    plan: Sequence[Training], features: np.ndarray, metric: str, limit: float
-) -> pd.DataFrame:
+def flag_twins(plan: Sequence[Training], features: np.ndarray, limit: float) -> pd.DataFrame:
     """Say of each test frame and arm whether its network saw a near duplicate.
 
     Args:
         plan: Of `plan_crossover`.
         features: (n, d), see `find_nearest`.
-        metric: "hamming" or "cosine".
         limit: Of `chance_threshold`.
 
     Returns:
@@ -535,7 +521,7 @@ def flag_twins(
     parts = []
     for t in plan:
         for arm, rows in t.test.items():
-            distance, _ = find_nearest(features[rows], features[t.train], metric)
+            distance, _ = find_nearest(features[rows], features[t.train])
             flags = {"repeat": t.repeat, "arm": arm, "row": rows, "near": distance < limit}
             parts.append(pd.DataFrame(flags))
     return pd.concat(parts, ignore_index=True)
