@@ -81,6 +81,8 @@ def test_a_split_keeps_together_what_it_says_and_no_more(by):
     for column in ("patient", "video"):
         crossing = split.groupby(frames[f"{column}_id"]).nunique().max() > 1
         assert crossing == (by == "frame" or (by, column) == ("video", "patient"))
+    with pytest.raises(ValueError, match="cannot fill"):
+        split_rows(frames[frames["patient_id"] < "pt-002"], "patient", CNN, 0)
 
 
 def test_the_table_of_cases_worked_by_hand():
@@ -93,12 +95,6 @@ def test_the_table_of_cases_worked_by_hand():
     assert paper == [["train", 3, 3], ["val", 1, 0], ["test", 2, 1]]
     with pytest.raises(ValueError, match="5 exams out of 4"):
         least_shared_cases({"train": 5, "test": 1}, 4)
-
-
-def test_a_split_by_patient_is_notebook_01s():
-    frames = cohort([2] * 3)
-    with pytest.raises(ValueError, match="cannot fill"):
-        split_rows(frames[frames["patient_id"] < "pt-002"], "patient", CNN, 0)
 
 
 @settings(max_examples=12, deadline=None)
@@ -117,6 +113,8 @@ def test_every_plan_keeps_its_promises(n_videos, n_folds, seed, n_frames):
         arm: np.concatenate([t.test[arm] for t in plan if arm in t.test])
         for arm in ("patient", "video", "frame")
     }
+    counts = frames.groupby("patient_id")["video_id"].transform("nunique").to_numpy()
+    assert (counts[tested["patient"]] > 1).all()  # a lone video is never tested
     for arm, rows in tested.items():  # each test frame once an arm, and the same in all
         assert len(rows) == len(set(rows)), arm
         assert set(rows) == set(tested["patient"]), arm
@@ -156,25 +154,18 @@ def test_another_repeat_deals_anew_and_the_same_one_does_not():
     assert not np.array_equal(first[0].train, other[0].train)
 
 
-def test_a_lone_video_is_never_tested():
-    frames = cohort([1] * 6 + [3] * 10)
-    lone = set(np.flatnonzero(frames["patient_id"] < "pt-006"))  # the first six have one each
-    for t in plan_crossover(frames, 2, 0.12, 0):
-        assert not lone & set(np.concatenate(list(t.test.values())))
-
-
-def test_videos_of_a_single_frame_cannot_be_tested():
-    with pytest.raises(ValueError, match="no test frame is left"):
-        plan_crossover(cohort([4] * 16, n_frames=1), 2, 0.12, 0)
-
-
 @pytest.mark.parametrize(
-    "n_videos, n_folds, match",
-    [([3] * 9, 1, "n_folds must be 2"), ([1] * 9, 2, "folds need 4"), ([3] * 5, 3, "need 6")],
+    "n_videos, n_frames, n_folds, match",
+    [
+        ([3] * 9, 6, 1, "n_folds must be 2"),
+        ([1] * 9, 6, 2, "folds need 4"),
+        ([3] * 5, 6, 3, "need 6"),
+        ([4] * 16, 1, 2, "no test frame is left"),
+    ],
 )
-def test_a_plan_that_cannot_be_made(n_videos, n_folds, match):
+def test_a_plan_that_cannot_be_made(n_videos, n_frames, n_folds, match):
     with pytest.raises(ValueError, match=match):
-        plan_crossover(cohort(n_videos), n_folds, 0.12, 0)
+        plan_crossover(cohort(n_videos, n_frames), n_folds, 0.12, 0)
 
 
 @pytest.mark.parametrize(

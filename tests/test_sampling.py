@@ -28,11 +28,6 @@ pairs = st.integers(0, 60).flatmap(
 )
 
 
-def frames_and_kinds(curve):
-    table = local_extrema(np.array(curve, dtype=float))
-    return list(zip(table["frame"], table["kind"], strict=True))
-
-
 def test_statistics_worked_by_hand():
     frames = [np.array([[0, 2], [4, 6]], np.uint8), np.full((2, 2), 9, np.uint8)]
     mean, variance = frame_statistics(iter(frames))
@@ -47,19 +42,24 @@ def test_statistics_agree_with_numpy(frames):
     np.testing.assert_allclose(variance, frames.var((1, 2)), atol=1e-6)
 
 
-def test_extrema_worked_by_hand():
-    assert frames_and_kinds([0, 2, 1, 3, 0]) == [(1, "max"), (2, "min"), (3, "max")]
-
-
-def test_a_plateau_counts_once_at_its_middle_the_earlier_of_two():
-    assert frames_and_kinds([0, 5, 5, 5, 0]) == [(2, "max")]
-    assert frames_and_kinds([0, 5, 5, 5, 5, 0]) == [(2, "max")]
-    assert frames_and_kinds([3, 1, 1, 4]) == [(1, "min")]
-
-
-@pytest.mark.parametrize("curve", [[], [1], [1, 2], [1, 2, 3], [3, 3, 3], [1, 2, 2, 3], [2, 2, 1]])
-def test_ends_steps_and_flat_curves_are_no_extrema(curve):
-    assert frames_and_kinds(curve) == []
+@pytest.mark.parametrize(
+    "curve, found",
+    [
+        ([0, 2, 1, 3, 0], [(1, "max"), (2, "min"), (3, "max")]),
+        # a plateau counts once, at its middle, the earlier of two
+        ([0, 5, 5, 5, 0], [(2, "max")]),
+        ([0, 5, 5, 5, 5, 0], [(2, "max")]),
+        ([3, 1, 1, 4], [(1, "min")]),
+        # ends, steps and flat curves are no extrema
+        *(
+            (curve, [])
+            for curve in ([], [1], [1, 2], [1, 2, 3], [3, 3, 3], [1, 2, 2, 3], [2, 2, 1])
+        ),
+    ],
+)
+def test_extrema_worked_by_hand(curve, found):
+    table = local_extrema(np.array(curve, dtype=float))
+    assert list(zip(table["frame"], table["kind"], strict=True)) == found
 
 
 def test_prominence_is_in_units_of_the_spread():
@@ -68,23 +68,25 @@ def test_prominence_is_in_units_of_the_spread():
     assert table[1] == pytest.approx(1.0) and table[3] == pytest.approx(4.5)
 
 
-def test_the_most_prominent_wins_and_the_gap_holds():
-    mean = np.array([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], dtype=float)
-    picks = pick_extrema(mean, np.arange(12.0), min_gap=5)
-    assert picks["frame"].tolist() == [4, 9]  # 2 and 6 are flickers close to the dip at 4
-    assert picks["reason"].tolist() == ["mean_min", "mean_min"]
+RIPPLE = [0, 1, 2, 3, 2.5, 4, 5, 6, 7]
 
 
-def test_of_two_equals_the_earlier_frame_wins():
-    curve = np.array([0, 1, 0, 1, 0], dtype=float)
-    picks = pick_extrema(curve, np.zeros(5), min_gap=2)
-    assert picks["frame"].tolist() == [1, 3]
-    assert pick_extrema(curve, np.zeros(5), min_gap=3)["frame"].tolist() == [1]
-
-
-def test_a_frame_that_is_both_says_so():
-    picks = pick_extrema(np.array([1, 0, 1.0]), np.array([0, 1, 0.0]))
-    assert picks["reason"].tolist() == ["mean_min+variance_max"]
+@pytest.mark.parametrize(
+    "mean, variance, gap, frames, reasons",
+    [
+        # the most prominent wins: 2 and 6 are flickers close to the dip at 4
+        ([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], range(12), 5, [4, 9], ["mean_min"] * 2),
+        ([0, 1, 0, 1, 0], [0] * 5, 2, [1, 3], ["mean_max"] * 2),
+        ([0, 1, 0, 1, 0], [0] * 5, 3, [1], ["mean_max"]),  # of two equals the earlier
+        ([1, 0, 1], [0, 1, 0], 5, [1], ["mean_min+variance_max"]),
+        # a ripple's maximum and minimum are equally prominent: picks have a direction in time
+        (RIPPLE, [0] * 9, 5, [3], ["mean_max"]),
+        (RIPPLE[::-1], [0] * 9, 5, [4], ["mean_min"]),
+    ],
+)
+def test_picks_worked_by_hand(mean, variance, gap, frames, reasons):
+    picks = pick_extrema(np.array(mean, float), np.array(variance, float), gap)
+    assert (picks["frame"].tolist(), picks["reason"].tolist()) == (frames, reasons)
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,21 +99,9 @@ def test_picks_are_extrema_in_order_and_apart(pair, gap):
     assert set(frames) <= known
     near = [any(abs(f - k) < gap for f in frames) for k in known]
     assert all(near)  # nothing that could still be taken was left
-
-
-@settings(max_examples=50, deadline=None)
-@given(pairs)
-def test_grey_scale_and_offset_change_nothing(pair):
-    got = pick_extrema(4 * pair[0] + 8, 16 * pair[1])
-    assert got["frame"].tolist() == pick_extrema(*pair)["frame"].tolist()
-
-
-@settings(max_examples=50, deadline=None)
-@given(pairs)
-def test_swapping_black_and_white_changes_nothing(pair):
-    """MONOCHROME1 and MONOCHROME2 of one cine give the same frames; maxima become minima."""
-    got = pick_extrema(255 - pair[0], pair[1])
-    assert got["frame"].tolist() == pick_extrema(*pair)["frame"].tolist()
+    # neither grey scale and offset nor swapping black and white (MONOCHROME1) changes a pick
+    for mean, variance in ((4 * pair[0] + 8, 16 * pair[1]), (255 - pair[0], pair[1])):
+        assert pick_extrema(mean, variance, gap)["frame"].tolist() == frames.tolist()
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,13 +111,6 @@ def test_played_backwards_the_extrema_are_the_same_where_nothing_is_flat(values)
     back = local_extrema(np.array(values[::-1], dtype=float))
     assert (len(values) - 1 - back["frame"][::-1]).tolist() == ahead["frame"].tolist()
     np.testing.assert_allclose(back["prominence"][::-1], ahead["prominence"])
-
-
-def test_picks_have_a_direction_in_time_where_two_extrema_tie():
-    """A ripple's maximum and minimum are equally prominent: the earlier one is taken."""
-    curve = np.array([0, 1, 2, 3, 2.5, 4, 5, 6, 7])
-    assert pick_extrema(curve, np.zeros(9))["reason"].tolist() == ["mean_max"]
-    assert pick_extrema(curve[::-1], np.zeros(9))["reason"].tolist() == ["mean_min"]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 30])
