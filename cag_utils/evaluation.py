@@ -252,23 +252,26 @@ def reliability(
     where = np.clip(np.ceil(p * n_bins).astype(int) - 1, 0, n_bins - 1)
     values = np.zeros((len(p), 3, n_bins))
     values[np.arange(len(p)), :, where] = np.column_stack([np.ones_like(p), p, hit])
-    gaps, *shares = cluster_bootstrap(
-        patients, values, _ece_and_shares, stats.n_resamples, seed, stats.level
+    gaps, *means = cluster_bootstrap(
+        patients, values, _ece_and_means, stats.n_resamples, seed, stats.level
     )
-    n, said, _ = values.sum(0)
+    sure, shares = means[:n_bins], means[n_bins:]
+    n = values[:, 0].sum(0).astype(int)
     rows = [
-        (i / n_bins, (i + 1) / n_bins, int(n[i]), said[i] / n[i], *shares[i])
-        for i in np.flatnonzero(n)
+        (i / n_bins, (i + 1) / n_bins, n[i], sure[i].value, *shares[i]) for i in np.flatnonzero(n)
     ]
     columns = ["from_confidence", "to_confidence", "n", "confidence", "right", "low", "high"]
     return Reliability(pd.DataFrame(rows, columns=columns), gaps)
 
 
-def _ece_and_shares(sums: np.ndarray) -> np.ndarray:
-    """Frames, confidence and right, (..., 3, bins), to ECE and shares right, (..., 1 + bins)."""
+def _ece_and_means(sums: np.ndarray) -> np.ndarray:
+    """(..., 3, bins) frames, confidence, right to (..., 1 + 2 bins) ECE, mean confidences, shares.
+
+    Bins without a frame are undefined.
+    """
     n, said, right = np.moveaxis(sums, -2, 0)
     ece = np.abs(said - right).sum(-1) / n.sum(-1)
-    return np.concatenate([ece[..., None], right / n], -1)
+    return np.concatenate([ece[..., None], said / n, right / n], -1)
 
 
 def read_temperature(predictions_val: Path) -> float | None:
