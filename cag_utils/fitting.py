@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cag_utils.networks import autocast, fit_picture, prepare
+from cag_utils.cine_stills import fit_picture
+from cag_utils.networks import autocast, prepare
 from cag_utils.randomise import randomise
 from cag_utils.trainer import moving_average, rate_factor
 

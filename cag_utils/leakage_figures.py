@@ -8,8 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
-from cag_utils.duplicates import RELATIONS
 from cag_utils.labels import MERGES
+from cag_utils.leakage import RELATIONS
 
 AXIS = {"hash": "Bits that differ, of 64", "embedding": "Cosine distance of embeddings"}
 
@@ -20,7 +20,7 @@ def draw_distances(
     """Draw how near frames' nearest relatives are, one panel a fingerprint.
 
     Args:
-        kin: Fingerprint ("hash", "embedding") to the table of `duplicates.nearest_by_relation`.
+        kin: Fingerprint ("hash", "embedding") to the table of `leakage.nearest_by_relation`.
         limits: Fingerprint to its limit, a dotted line.
 
     Returns:
@@ -47,7 +47,7 @@ def draw_pairs(
     """Draw the closest pairs of a test and a training frame, one pair a patient.
 
     Args:
-        twins: Of `duplicates.find_twins`, searched within patients.
+        twins: Of `leakage.find_twins`, searched within patients.
         frames: patient_id, video_id, frame, label, png (relative to `folder`).
         folder: Run folder of notebook 00.
         title: Of the figure; says what the pictures are.
@@ -84,7 +84,7 @@ def draw_gains(
     """Draw gains in F1 over the patient split with their intervals, one panel an F1.
 
     Args:
-        resplit: Of `inflation.tabulate_f1`, a new split each with its own test frames.
+        resplit: Of `leakage.tabulate_f1`, a new split each with its own test frames.
         fair: Likewise, of the same test frames.
         deals: As `fair`, deal by deal, with the column repeat: small upright strokes.
 

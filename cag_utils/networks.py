@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import timm
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cag_utils.cine_stills import fit_picture, read_still
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.params import did_you_mean
 
@@ -102,37 +102,19 @@ def read_pictures(paths: Sequence[Path], image_px: int) -> Tensor:
     """Read stills as grey and squash them to a square.
 
     Args:
-        paths: PNG or JPEG files, 8 bit, any size.
+        paths: PNG or JPEG files of any size, see `cine_stills.read_still`.
         image_px: Side of the square in pixels.
 
     Returns:
         (n, 1, image_px, image_px) uint8.
 
     Raises:
-        ValueError: A file is missing or is no picture.
+        Unreadable: A file is missing or is no picture.
     """
     out = np.empty((len(paths), 1, image_px, image_px), np.uint8)
     for i, path in enumerate(paths):
-        # cv2.imread does not take non-ASCII paths on Windows, and returns None without a word
-        found = Path(path).is_file()
-        grey = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if found else None
-        if grey is None:
-            raise ValueError(f"{path} is {'no picture' if found else 'missing'}; need PNG or JPEG")
-        out[i, 0] = fit_picture(grey, image_px)
+        out[i, 0] = fit_picture(read_still(path), image_px)
     return torch.from_numpy(out)
-
-
-def fit_picture(grey: np.ndarray, image_px: int) -> np.ndarray:
-    """Squash a picture to the network's square.
-
-    Args:
-        grey: (H, W) uint8.
-        image_px: Side of the square in pixels.
-
-    Returns:
-        (image_px, image_px) uint8, each pixel the mean of what it covers.
-    """
-    return cv2.resize(grey, (image_px, image_px), interpolation=cv2.INTER_AREA)
 
 
 @dataclass(frozen=True)

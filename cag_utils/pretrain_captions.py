@@ -12,9 +12,10 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cag_utils.caption_batches import collate
+from cag_utils.cine_dicom import name_view
 from cag_utils.muon import muon_and_adamw
 from cag_utils.networks import autocast, pick_device
-from cag_utils.phantom.captions import KINDS, LANGUAGES, Scene, name_view, write_caption
+from cag_utils.phantom.captions import KINDS, LANGUAGES, Scene, write_caption
 from cag_utils.phantom.findings import decide_plan
 from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record

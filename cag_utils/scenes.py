@@ -13,8 +13,8 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm import tqdm
 
+from cag_utils.cine_stills import fit_picture
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import fit_picture
 from cag_utils.phantom.cohort import VERSION
 from cag_utils.phantom.exam import LESION_SHARES
 from cag_utils.phantom.pose import pose_tree

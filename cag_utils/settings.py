@@ -43,8 +43,9 @@ class Data(Section):
 
 
 class Sampling(Section):
-    """The extrema rule."""
+    """Which frames of a cine are worth a look."""
 
+    rule: str  # a name in sampling.SAMPLING_RULES
     min_gap: int = Field(ge=1)  # frames between two picks
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cag_utils import fitting
+from cag_utils.checkpoints import load_model
 from cag_utils.cnn_pretraining import (
     IS_RCA,
     assess,
@@ -19,7 +20,6 @@ from cag_utils.cnn_pretraining import (
     split_scenes,
     teach_classes,
 )
-from cag_utils.keyframes import load_model
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import NETWORKS, PREDICTOR_WEIGHTS, build_model, prepare
 from cag_utils.scenes import Scenes, collect_scenes

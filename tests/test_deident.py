@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cag_utils.deident import PREFIXES, pseudonym, save_links
 from cag_utils.settings import load_profile
 from cag_utils.study import keyed_hash, pseudonym_key
-from tests.test_dicom import write_cine
-from tests.test_frames import pulsing
+from tests.test_cine_dicom import write_cine
+from tests.test_sampling import pulsing
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "00_frame_sampling.ipynb"
 

@@ -12,12 +12,12 @@ from transformers import SiglipVisionConfig
 
 from cag_utils.caption_batches import collate, prompt_ids
 from cag_utils.caption_scores import answer, read_list, score_blind_guess, score_captions
+from cag_utils.cine_dicom import name_view
 from cag_utils.phantom.captions import (
     KINDS,
     LANGUAGES,
     Scene,
     base_corpus,
-    name_view,
     random_scene,
     vocabulary_corpus,
     write_caption,

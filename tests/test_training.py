@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from cag_utils import trainer, training
 from cag_utils.augmentation import AugmentedFrames, BatchLoader, augment, epoch_batches, stream
-from cag_utils.keyframes import load_model
+from cag_utils.checkpoints import load_model
 from cag_utils.networks import FrameSet
 from cag_utils.processes import Team, count_processes, join_team, launch
 from cag_utils.settings import load_profile

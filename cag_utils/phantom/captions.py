@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cag_utils.cine_dicom import name_view
 from cag_utils.phantom.caption_writers import LANGUAGES, WRITERS
 from cag_utils.phantom.findings import PLANS, decide_plan, write_findings
 from cag_utils.phantom.hospital_notes import write_report
@@ -70,24 +71,6 @@ class Scene:
         shown = segments_of(self.laterality)
         if strays := [x for x in map(check_lesion, self.lesions) if x["segment"] not in shown]:
             raise ValueError(f"an injection of the {self.laterality} does not show {strays}")
-
-
-def name_view(primary_deg: float, secondary_deg: float) -> str:
-    """Name a projection from the positioner angles: RAO/LAO first, then caudal/cranial.
-
-    Args:
-        primary_deg: Positive towards LAO, degrees.
-        secondary_deg: Positive towards cranial, degrees.
-
-    Returns:
-        E.g. `LAO cranial`, `AP caudal`, `RAO`; within 10 degrees counts as none.
-
-    Source:
-        DICOM PS3.3 C.8.7.5 (Positioner Primary and Secondary Angle) for the signs.
-    """
-    sideways = "AP" if abs(primary_deg) < 10 else ("LAO" if primary_deg > 0 else "RAO")
-    tilt = "" if abs(secondary_deg) < 10 else (" cranial" if secondary_deg > 0 else " caudal")
-    return sideways + tilt
 
 
 def write_caption(

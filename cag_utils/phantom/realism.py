@@ -10,53 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wasserstein_distance
 
+from cag_utils.cine_stills import flat_patches, open_field
 from cag_utils.phantom.realism_lines import SHORTEST_PX, dark_lines
 
-PATCH_PX = 32  # noise patches; choice: wide enough for 16 frequencies, small enough to be flat
-FLATTEST = 0.15  # share of the patches that counts as flat; choice
-UNCLIPPED = (12, 243)  # mean grey of a patch whose noise neither end of the scale cuts; choice
-STEP_GREY, STEP_SHARE, STEP_REACH = 18.0, 0.72, 0.25  # what a shutter's edge is; choice
-BLACK = 10  # grey of what no X-ray reached (corners of a round field); choice
 IQR_OVER_SIGMA = 1.349  # of a normal distribution
 BANDS_PX = ((1, 2), (2, 4), (4, 8), (8, 16), (16, 32))  # band-pass Gaussians' sigmas
-
-
-def open_field(picture: np.ndarray) -> np.ndarray:
-    """Find what the collimator leaves open: inside its straight edges, without black corners.
-
-    Args:
-        picture: (H, W) uint8, at least 64 pixels a side.
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        ValueError: The picture is no 8-bit picture of one channel, or too small.
-    """
-    if picture.ndim != 2 or picture.dtype != np.uint8 or min(picture.shape) < 2 * PATCH_PX:
-        raise ValueError(
-            f"a picture must be (H, W) uint8 of {2 * PATCH_PX} px or more a side, "
-            f"got {picture.shape} {picture.dtype}"
-        )
-    field = np.zeros(picture.shape, bool)
-    rows = _opening(np.median(picture, axis=1)), _opening(np.median(picture, axis=1)[::-1])
-    columns = _opening(np.median(picture, axis=0)), _opening(np.median(picture, axis=0)[::-1])
-    field[rows[0] : picture.shape[0] - rows[1], columns[0] : picture.shape[1] - columns[1]] = True
-    black = cv2.medianBlur(picture, 5) < BLACK
-    _, parts = cv2.connectedComponents(black.astype(np.uint8))
-    border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-    return field & ~np.isin(parts, np.setdiff1d(border, 0))
-
-
-def _opening(profile: np.ndarray) -> int:
-    """Pixels behind the shutter at the profile's beginning: up to its strongest step, or none."""
-    near = 4
-    edges = np.arange(3, int(STEP_REACH * len(profile)))
-    rise = np.array([profile[min(e + near, len(profile) - 1)] - profile[max(e - near, 0)]
-                     for e in edges])  # fmt: skip
-    edge = int(edges[np.argmax(rise)])
-    behind, inside = np.median(profile[:edge]), np.median(profile[edge + near : edge + 60])
-    return edge + near if rise.max() >= STEP_GREY and behind < STEP_SHARE * inside else 0
 
 
 def grey_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -74,37 +32,6 @@ def grey_distance(first: np.ndarray, second: np.ndarray) -> float:
         raise ValueError("a histogram needs at least one grey level")
     counts = [np.bincount(np.asarray(w, np.uint8).ravel(), minlength=256) for w in (first, second)]
     return float(wasserstein_distance(np.arange(256), np.arange(256), *counts))
-
-
-def flat_patches(picture: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Cut out the flattest patches and take their smooth trend (a quadratic) out.
-
-    Args:
-        picture: (H, W) grey levels, uint8 or float.
-        field: (H, W) bool, from `open_field`.
-
-    Returns:
-        (n, 32, 32) float64 grey levels, what is left: the flattest 15 % of all whole patches in the
-        open field, by variance.
-
-    Raises:
-        ValueError: No patch fits into the open field.
-    """
-    step = PATCH_PX // 2
-    view = np.lib.stride_tricks.sliding_window_view
-    whole = view(field, (PATCH_PX, PATCH_PX))[::step, ::step].all(axis=(2, 3))
-    patches = view(picture, (PATCH_PX, PATCH_PX))[::step, ::step][whole].astype(float)
-    if picture.dtype == np.uint8:
-        mean = patches.mean(axis=(1, 2))
-        patches = patches[(mean > UNCLIPPED[0]) & (mean < UNCLIPPED[1])]
-    if not len(patches):
-        raise ValueError(f"no flat patch of {PATCH_PX} x {PATCH_PX} px fits into the open field")
-    v, u = (w.ravel() for w in np.mgrid[-1 : 1 : PATCH_PX * 1j, -1 : 1 : PATCH_PX * 1j])
-    basis, _ = np.linalg.qr(np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1))
-    flat = patches.reshape(len(patches), -1)
-    flat = flat - (flat @ basis) @ basis.T
-    order = np.argsort(flat.var(axis=1))[: max(4, int(FLATTEST * len(flat)))]
-    return flat[order].reshape(-1, PATCH_PX, PATCH_PX)
 
 
 def noise_power(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ narrower than a vessel's widest: bones and lungs that move leave it nearly alone
 import cv2
 import numpy as np
 
-from cag_utils.phantom.realism import flat_patches, noise_power, open_field
+from cag_utils.cine_stills import flat_patches, open_field
+from cag_utils.phantom.realism import noise_power
 
 EARLY_S = 0.25  # of a cine, surely before contrast; choice
 SMOOTH_S, BEAT_S = 0.2, 0.9  # running means: against noise; about one beat; choices

@@ -1,3 +1,4 @@
+import math
 import os
 import tempfile
 import tracemalloc
@@ -9,7 +10,9 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.processing import apply_windowing
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -22,7 +25,15 @@ from pydicom.uid import (
     XRayAngiographicImageStorage,
 )
 
-from cag_utils.dicom import NotACine, iter_frames, read_header, scan
+from cag_utils.cine_dicom import (
+    NotACine,
+    frame_time_ms,
+    iter_frames,
+    read_header,
+    scan,
+    spacing_at_isocentre_mm,
+    to_eight_bits,
+)
 
 RAMP = np.arange(4 * 6 * 8, dtype=np.uint8).reshape(4, 6, 8)
 
@@ -55,18 +66,8 @@ def write_cine(path: Path, pixels=RAMP, bits=8, video="1.2.3.4", **changes) -> P
 def test_eight_bit_frames_come_back_untouched(tmp_path):
     path = write_cine(tmp_path / "a", WindowCenter=10, WindowWidth=5)
     np.testing.assert_array_equal(np.stack(list(iter_frames(path))), RAMP)
-
-
-def test_single_frames_can_be_asked_for(tmp_path):
-    path = write_cine(tmp_path / "a")
-    got = list(iter_frames(path, [1, 3]))
-    np.testing.assert_array_equal(np.stack(got), RAMP[[1, 3]])
+    np.testing.assert_array_equal(np.stack(list(iter_frames(path, [1, 3]))), RAMP[[1, 3]])
     assert list(iter_frames(path, [])) == []
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    path = write_cine(tmp_path / "a", PhotometricInterpretation="MONOCHROME1")
-    np.testing.assert_array_equal(np.stack(list(iter_frames(path))), 255 - RAMP)
 
 
 def test_header_facts_in_their_units(tmp_path):
@@ -82,6 +83,7 @@ def test_header_facts_in_their_units(tmp_path):
     assert (cine.patient, cine.exam, cine.video, cine.n_frames) == ("P1", "1.2.3", "1.2.3.4", 4)
     assert cine.spacing_mm == pytest.approx(0.2)  # 0.3 / (1200 / 800)
     assert (cine.frame_time_ms, cine.primary_angle_deg) == (66.5, -30)
+    assert read_header(write_cine(tmp_path / "b", PatientID="")).patient == "1.2.3"  # the exam's
 
 
 def test_a_broken_optional_fact_costs_the_fact_not_the_cine(tmp_path):
@@ -89,10 +91,6 @@ def test_a_broken_optional_fact_costs_the_fact_not_the_cine(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"123456", b"oblique"[:6]))
     cine = read_header(path)
     assert np.isnan(cine.primary_angle_deg) and cine.frame_time_ms == 66.5
-
-
-def test_a_patient_without_an_id_is_told_apart_by_the_exam(tmp_path):
-    assert read_header(write_cine(tmp_path / "a", PatientID="")).patient == "1.2.3"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +119,8 @@ def test_broken_pixels_are_found_when_decoding(tmp_path):
         list(iter_frames(tmp_path / "short"))
     with pytest.raises(NotACine, match="no pixel data"):
         next(iter_frames(write_cine(tmp_path / "b", PixelData=None)))
+    with pytest.raises(NotACine, match="broken pixel data at frame 0"):  # a wrong syntax
+        list(iter_frames(encapsulated(tmp_path / "c", JPEG2000Lossless)))
 
 
 def encapsulated(path: Path, syntax: str, frame: bytes = b"not a codestream") -> Path:
@@ -130,11 +130,6 @@ def encapsulated(path: Path, syntax: str, frame: bytes = b"not a codestream") ->
     dataset["PixelData"].VR = "OB"
     dataset.save_as(path, implicit_vr=False, little_endian=True)
     return path
-
-
-def test_a_wrong_transfer_syntax_is_broken_pixel_data(tmp_path):
-    with pytest.raises(NotACine, match="broken pixel data at frame 0"):
-        list(iter_frames(encapsulated(tmp_path / "b", JPEG2000Lossless)))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +198,8 @@ def test_every_file_is_a_cine_or_rejected_with_a_reason(tmp_path):
     assert reasons["note.txt"] == reasons[".hidden"] == "not a DICOM file"
     assert reasons["dangling"] == "unreadable file: No such file or directory"
     assert reasons["loop"] == "link to a folder, not followed"
+    with pytest.raises(NotADirectoryError, match="not a folder"):
+        scan(tmp_path / "nowhere")
     n_files = sum(path.is_symlink() or not path.is_dir() for path in tmp_path.rglob("*"))
     assert len(cines) + len(rejected) == n_files
     assert cines[0].copies == (tmp_path / "twin.dcm",)
@@ -260,11 +257,6 @@ def test_reasons_quote_neither_the_header_nor_a_path(tmp_path, recwarn):
     assert "TARO" in " ".join(found.detail for found in rejected)
 
 
-def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(NotADirectoryError, match="not a folder"):
-        scan(tmp_path / "nowhere")
-
-
 @pytest.mark.realdata
 def test_the_real_cine_reads(real_data):
     cines, rejected = scan(real_data)
@@ -275,3 +267,130 @@ def test_the_real_cine_reads(real_data):
     frame = next(iter_frames(cine.path, [40]))
     assert frame.shape == (512, 512) and 20 < frame.mean() < 230
     assert {found.reason for found in rejected} == {"not a DICOM file"}
+
+
+EIGHT = np.array([[0, 100, 200, 255]], np.uint8)
+TWELVE = np.array([[0, 1024, 2048, 4095]], np.uint16)
+
+
+def header(bits=8, **facts):
+    dataset = Dataset()
+    dataset.BitsStored, dataset.PhotometricInterpretation = bits, "MONOCHROME2"
+    for name, value in facts.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def lut(values, bits=8, first=0):
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [len(values), first, bits], list(values)
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
+    return {"ModalityLUTSequence": [item]}
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    "facts", [{}, *({"RescaleSlope": slope, "RescaleIntercept": 0} for slope in (1, 0.5))]
+)
+def test_eight_bits_are_kept_whatever_the_window(kind, facts):
+    window = {"WindowCenter": 100, "WindowWidth": 10}
+    got = to_eight_bits(EIGHT.astype(kind), header(**window, **facts))
+    assert got.dtype == np.uint8 and got.tolist() == EIGHT.tolist()
+
+
+SQUARES = lut([x * x // 255 for x in range(256)])
+WINDOW = {"WindowCenter": 1024.5, "WindowWidth": 1025}  # LINEAR: 512.0 black, 1536.0 white
+
+
+def rescaled(slope, intercept, **facts):
+    return {"RescaleSlope": slope, "RescaleIntercept": intercept, **facts}
+
+
+@pytest.mark.parametrize(
+    "stored, bits, facts, want",
+    [
+        (EIGHT, 8, {"PhotometricInterpretation": "MONOCHROME1"}, [255, 155, 55, 0]),
+        (TWELVE, 12, {}, [0, 64, 128, 255]),  # without a window the full range: 255 x / 4095
+        (TWELVE, 12, WINDOW, [0, 128, 255, 255]),
+        (TWELVE, 12, {"WindowCenter": [1024.5, 5], "WindowWidth": [1025, 2]}, [0, 128, 255, 255]),
+        # the full range moves with the values, so a rescale alone changes no picture
+        (TWELVE, 12, rescaled(1, -1024), [0, 64, 128, 255]),
+        (TWELVE, 12, rescaled(0.25, 0), [0, 64, 128, 255]),
+        (TWELVE, 12, rescaled(0.25, 77), [0, 64, 128, 255]),
+        (TWELVE, 12, rescaled(-1, 4095), [255, 191, 127, 0]),  # dark becomes bright
+        # a window counts in rescaled values: -512 black, 512 white
+        (TWELVE, 12, rescaled(1, -1024, WindowCenter=0.5, WindowWidth=1025), [0, 128, 255, 255]),
+        (np.array([[-2048, 0, 2047]], np.int16), 12, {"PixelRepresentation": 1}, [0, 128, 255]),
+        # a modality LUT is for linear pixels only, and may widen the values: 257 x / 65535 * 255
+        (EIGHT, 8, {"PixelIntensityRelationship": "LIN", **SQUARES}, [0, 39, 156, 255]),
+        (EIGHT, 8, {"PixelIntensityRelationship": "LOG", **SQUARES}, [0, 100, 200, 255]),
+        (EIGHT, 8, {"PixelIntensityRelationship": "DISP", **SQUARES}, [0, 100, 200, 255]),
+        (EIGHT, 8, lut([257 * x for x in range(256)], bits=16), [0, 100, 200, 255]),
+    ],
+)
+def test_grey_levels_worked_by_hand(stored, bits, facts, want):
+    assert to_eight_bits(stored, header(bits, **facts)).tolist() == [want]
+
+
+@pytest.mark.parametrize(
+    "facts, match",
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 3}, "maps every pixel to one value"),
+        ({"WindowCenter": 10, "WindowWidth": 0}, "Window Width"),
+    ],
+)
+def test_what_breaks_the_standard_is_refused(facts, match):
+    with pytest.raises(ValueError, match=match):
+        to_eight_bits(TWELVE, header(12, **facts))
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.uint16, (3, 5), elements=st.integers(0, 4095)),
+    st.integers(0, 4095),
+    st.integers(2, 4095),
+)
+def test_windows_agree_with_pydicom_and_keep_the_order(levels, center, width):
+    facts = header(12, WindowCenter=center, WindowWidth=width, PixelRepresentation=0)
+    got = to_eight_bits(levels, facts)
+    np.testing.assert_allclose(got, apply_windowing(levels, facts) * 255 / 4095, atol=0.5001)
+    order = np.argsort(levels, axis=None)
+    assert (np.diff(got.ravel()[order].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "facts, want",
+    [
+        ({"FrameTime": 66.5, "CineRate": 30}, 66.5),
+        ({"FrameTimeVector": [0, 60, 70, 80]}, 70),
+        ({"FrameTime": 0, "FrameTimeVector": [0], "CineRate": 15}, 1000 / 15),
+        ({"RecommendedDisplayFrameRate": 10}, 100),
+    ],
+)
+def test_frame_time_has_four_sources_in_order(facts, want):
+    assert frame_time_ms(header(**facts)) == pytest.approx(want)
+
+
+def test_spacing_is_that_of_the_detector_over_the_magnification():
+    spacing = {"ImagerPixelSpacing": [0.3, 0.3]}
+    distances = {"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800}
+    assert spacing_at_isocentre_mm(header(**spacing, **distances)) == pytest.approx(0.2)
+    factor = {"EstimatedRadiographicMagnificationFactor": 1.2}
+    got = spacing_at_isocentre_mm(header(**spacing, **distances, **factor))
+    assert got == pytest.approx(0.25)  # the header's own factor comes first
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"ImagerPixelSpacing": [0.3, 0.3]},
+        {"ImagerPixelSpacing": [0.3, 0.3], "DistanceSourceToPatient": 0},
+        {"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800},
+        {"ImagerPixelSpacing": [0, 0], "EstimatedRadiographicMagnificationFactor": 1.2},
+        {"CineRate": ""},
+    ],
+)
+def test_what_cannot_be_known_is_nan(facts):
+    assert math.isnan(spacing_at_isocentre_mm(header(**facts)))
+    assert math.isnan(frame_time_ms(header(**facts)))

@@ -14,19 +14,26 @@ from pydicom.uid import CTImageStorage
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cag_utils import keyframes, pictures
+from cag_utils import keyframes
+from cag_utils import predict as reading
 from cag_utils.checkpoints import load_model, probabilities, save_model
-from cag_utils.dicom import iter_frames
-from cag_utils.frames import sample_folder
-from cag_utils.keyframes import DEFAULT_MODEL, predict_files, predict_frames
+from cag_utils.cine_dicom import iter_frames
+from cag_utils.cine_stills import fit_picture, read_still
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import build_model, prepare
 from cag_utils.phantom.cohort import make_cohort
 from cag_utils.phantom.exam import CohortSettings
-from cag_utils.pictures import Unreadable, count_frames, find_pictures, read_pieces, read_still
+from cag_utils.predict import (
+    DEFAULT_MODEL,
+    describe,
+    predict_files,
+    predict_frames,
+    read_pieces,
+)
+from cag_utils.sampling import sample_folder
 from cag_utils.study import read_json, write_json
 from tests.conftest import ROOT
-from tests.test_dicom import write_cine
+from tests.test_cine_dicom import write_cine
 
 CPU = torch.device("cpu")
 P = [f"p_{name}" for name in SIX_CLASSES]
@@ -153,7 +160,13 @@ def test_half_precision_weights_load_as_single(model_dir, tmp_path):
         torch.testing.assert_close(value, whole[name], atol=1e-3, rtol=1e-3)
 
 
-def test_broken_weights_and_a_broken_json_are_named(model_dir, tmp_path):
+def test_a_missing_broken_or_foreign_network_is_named(model_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="01_train_cnn"):
+        load_model(tmp_path, CPU)
+    write_json(tmp_path / "model.json", {"model": "convnext_twin", "classes": ["LCA", "RCA"]})
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ValueError, match="the study needs"):
+        load_model(tmp_path, CPU)
     copy_model(model_dir, tmp_path, model="convnext_atto")
     with pytest.raises(ValueError, match="weights of convnext_atto: broken, or of another"):
         load_model(tmp_path, CPU)
@@ -170,48 +183,6 @@ def test_broken_weights_and_a_broken_json_are_named(model_dir, tmp_path):
         load_model(tmp_path, CPU)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
-def test_a_still_is_the_same_in_any_colour_mode(tmp_path, mode):
-    grey = noise(17, 31)
-    Image.fromarray(grey).convert(mode).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_still(tmp_path / "a.png"), grey)
-
-
-@pytest.mark.parametrize("bits", [8, 10, 12, 16])
-def test_a_16_bit_file_fills_8_bits_however_deep_it_is(tmp_path, bits):
-    deep = np.array([[0, 1, 2**bits // 2, 2**bits - 1]], np.uint16)
-    cv2.imwrite(str(tmp_path / "a.png"), deep)
-    expected = np.round(deep[0] * 255.0 / (2**bits - 1))
-    assert read_still(tmp_path / "a.png").tolist() == [expected.astype(int).tolist()]
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG"])
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (512, 512), (700, 333)])
-def test_any_size_and_aspect_is_predicted(model_dir, tmp_path, suffix, size):
-    Image.fromarray(noise(*size)).save(tmp_path / f"a.{suffix}")
-    [table] = predict_files(model_dir, [tmp_path / f"a.{suffix}"])
-    assert len(table) == 1 and table[P].to_numpy().sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.98, 1.0])
-def test_a_still_cut_short_is_never_half_a_picture(tmp_path, suffix, share):
-    path = tmp_path / f"a{suffix}"
-    cv2.imwrite(str(path), noise(64, 64))
-    data = path.read_bytes()
-    if share < 1:
-        path.write_bytes(data[: int(share * len(data))])
-        with pytest.raises(Unreadable, match=r"empty file|cut short"):
-            read_still(path)
-    else:
-        assert read_still(path).shape == (64, 64)
-        middle = len(data) // 2
-        path.write_bytes(data[:middle] + bytes(40) + data[middle + 40 :])
-        if suffix == ".png":  # a JPEG has no checksum
-            with pytest.raises(Unreadable, match="broken picture"):
-                read_still(path)
-
-
 def test_cines_of_all_depths_become_the_studys_grey(tmp_path):
     deep = (noise(8, 9).astype(np.uint16) * 16)[None].repeat(3, 0)
     deep[1] //= 2
@@ -223,7 +194,7 @@ def test_cines_of_all_depths_become_the_studys_grey(tmp_path):
     for path in cases.values():
         [piece] = read_pieces([path], 8)
         greys = list(iter_frames(path))
-        expected = [pictures.fit_picture(grey, 8) for grey in greys]
+        expected = [fit_picture(grey, 8) for grey in greys]
         assert piece.problem is None and piece.first == 0
         np.testing.assert_array_equal(piece.squares, expected)
         assert len({grey.tobytes() for grey in greys}) > 1
@@ -232,9 +203,8 @@ def test_cines_of_all_depths_become_the_studys_grey(tmp_path):
 @pytest.mark.parametrize("number", [1, None])
 def test_a_single_frame_is_a_cine_of_one(model_dir, tmp_path, number):
     grey = noise(20, 20)
-    path = write_cine(tmp_path / "a", grey[None], NumberOfFrames=number)
+    write_cine(tmp_path / "a", grey[None], NumberOfFrames=number)
     cv2.imwrite(str(tmp_path / "b.png"), grey)
-    assert count_frames(path) == 1
     table = predict(tmp_path, tmp_path / "o.csv", "--model", model_dir)
     assert table["frame"].tolist() == [0, 0]
     np.testing.assert_allclose(table[P].iloc[0], table[P].iloc[1], atol=2e-6)
@@ -255,14 +225,14 @@ def test_reading_stays_a_bounded_number_of_frames_ahead(tmp_path, monkeypatch):
     asked = []
 
     def paths():
-        for i in range(10 * pictures.AHEAD):
+        for i in range(10 * reading.AHEAD):
             asked.append(i)
             yield tmp_path / "a.png"
 
     stream = read_pieces(paths(), 8)
     for i in range(5):
         next(stream)
-        assert len(asked) == pictures.AHEAD + 1 + i
+        assert len(asked) == reading.AHEAD + 1 + i
     stream.close()
 
 
@@ -296,28 +266,29 @@ def test_a_folder_of_everything(model_dir, folder, tmp_path, capsys):
     assert summary.startswith(f"6 pictures: {n_left} LCA, {6 - n_left} RCA; 0 files skipped")
     assert len(summary.splitlines()) == 1
     assert [p.name for p in out.parent.iterdir()] == ["o.csv"]
+    alone = predict(folder / "cine", tmp_path / "cine.csv", "--model", model_dir)
+    np.testing.assert_allclose(alone[P], table.loc[:4, P], atol=0.02)
 
 
-def test_one_file_is_enough(model_dir, folder, tmp_path):
-    table = predict(folder / "cine", tmp_path / "o.csv", "--model", model_dir)
-    assert table["file"].unique().tolist() == ["cine"] and len(table) == 5
-
-
-def test_the_batch_does_not_matter(model_dir, folder):
-    paths = find_pictures(folder)
-    whole = pd.concat(predict_files(model_dir, paths), ignore_index=True)
-    single = pd.concat(predict_files(model_dir, paths, batch_size=1), ignore_index=True)
-    np.testing.assert_allclose(whole[P], single[P], atol=0.02)
-    assert whole["file"].tolist() == single["file"].tolist()
-
-
-def test_stills_are_predicted_as_the_notebooks_do(model_dir, tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
+def test_stills_of_any_size_are_predicted_as_the_notebooks_do(model_dir, tmp_path):
+    sizes = [(1, 1), (3, 200), (200, 3), (512, 512), (700, 333)]
+    paths = [tmp_path / f"{i}.{('png', 'jpg', 'JPEG')[i % 3]}" for i in range(15)]
     for i, path in enumerate(paths):
-        cv2.imwrite(str(path), noise(50, 70, i))
+        Image.fromarray(noise(*sizes[i % 5], i)).save(path)
     [table] = predict_files(model_dir, paths)
     notebook = predict_frames(model_dir, paths)
     pd.testing.assert_frame_equal(table[notebook.columns], notebook)
+    back = predict_frames(model_dir, paths[::-1], batch_size=1)
+    np.testing.assert_allclose(back[P].to_numpy()[::-1], notebook[P], atol=0.02)  # bfloat16
+    none = predict_frames(model_dir, [])
+    assert none.empty and list(none.columns) == list(notebook.columns)
+
+
+def test_side_is_decided_before_quality():
+    row = pd.DataFrame([[0.05, 0.4, 0.0, 0.25, 0.3, 0.0]], columns=list(SIX_CLASSES))
+    got = describe(row).iloc[0]
+    assert got[["laterality", "quality", "confidence"]].tolist() == ["RCA", "bad", 0.3]
+    assert got["p_LCA_bad"] == 0.4
 
 
 BROKEN = {

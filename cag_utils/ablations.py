@@ -1,15 +1,20 @@
 """How much of the answer lies in a model's hidden states, whatever it says: a linear reader."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, ProcessorMixin
 
-from cag_utils.examples import encode_prompts, open_picture
+from cag_utils.examples import LANGUAGES, encode_prompts, open_picture
+from cag_utils.params import check_choice
+from cag_utils.phantom.captions import Scene, write_caption
 
 # Of the reader's coefficients, as scikit-learn's C: strong, as there are few cases and 160 numbers
 # a case. Of 0.01, 0.1 and 1 it did best on test cases of an earlier corpus: not a blind choice.
@@ -63,3 +68,34 @@ def fit_reader(states: np.ndarray, segments: Sequence[int]) -> Pipeline:
         raise ValueError(f"a reader needs two segments to tell apart, got {sorted(set(segments))}")
     reader = LogisticRegression(C=REGULARISATION, max_iter=2000)
     return make_pipeline(StandardScaler(), reader).fit(states, np.asarray(segments))
+
+
+def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:
+    """Write a copy of the pairs in which every report ends with what the picture shows.
+
+    The line is a list as the twins' own captions have it ("proximal LAD: severe."): segments by
+    name and grades by word. AHA numbers, percents and plans are not in it.
+
+    Args:
+        pairs: Notebook 03's `pairs.csv` with the phantom's truth.
+        language: en or ja.
+        told: The copy; its folder exists.
+        seed: Of the wording.
+
+    Returns:
+        `told`.
+
+    Raises:
+        ValueError: Unknown language, or a lesion that its side does not show.
+    """
+    check_choice("language", language, LANGUAGES)
+    table = pd.read_csv(pairs, dtype={"patient_id": str}, keep_default_na=False)
+    rng, report = np.random.default_rng(seed), f"report_{language}"
+    lines = []
+    for case in table.itertuples():
+        lesions = tuple(json.loads(case.truth_lesions))
+        scene = Scene(case.truth_laterality, lesions, "", {}, case.truth_plan)
+        lines.append(write_caption(rng, scene, language, "list")[1])
+    table[report] = table[report] + "\n" + pd.Series(lines, table.index)
+    table.to_csv(told, index=False)
+    return told

@@ -1,8 +1,13 @@
-"""Pictures of how a phantom is made: the drawing behind the first eight parts of notebook A1."""
+"""The drawing behind notebook A1: how a phantom is made, and phantom beside real pictures.
+
+Phantom is blue, real is orange (Okabe and Ito's colours); every title says which is which.
+"""
 
 import base64
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import matplotlib.pyplot as plt
@@ -10,15 +15,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cag_utils.cine_stills import flat_patches, open_field
 from cag_utils.phantom.backdrop import draw_backdrop
 from cag_utils.phantom.carm import VIEWS, aim, draw_carm
 from cag_utils.phantom.pose import Pose
+from cag_utils.phantom.realism import noise_power
+from cag_utils.phantom.realism_cine import fill_curve, mean_curve
 from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.xray import expose
 from cag_utils.segments import AHA_SEGMENTS
+from cag_utils.study import root, under_root
 
+SIDE_COLOURS = {"phantom": "#0072B2", "real": "#D55E00"}
 ARTERY_COLOURS = {"RCA": "#009E73", "LM": "#000000", "LAD": "#0072B2", "LCX": "#D55E00"}
 TITLE = 9  # points
 Drawn = tuple[plt.Figure, pd.DataFrame]  # a figure, and the rows behind it for `save_figure`
@@ -206,3 +216,148 @@ def embed_film(frames: np.ndarray, frame_rate: float, path: Path, size_px: int =
     small[0].save(path, save_all=True, append_images=small[1:], **pace)
     coded = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="phantom cine" src="data:image/webp;base64,{coded}">'
+
+
+def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame]) -> Drawn:
+    """Draw histograms, noise power spectra, line widths and contrast to noise.
+
+    Args:
+        pictures: `phantom` and `real`, (H, W) uint8 each; `real` may be empty.
+        stills: Their measures, from `realism.measure_picture`.
+    """
+    fig, axes = plt.subplots(
+        1, 4, figsize=(6.9, 2.2), layout="constrained", width_ratios=[1.2, 1.2, 1, 1]
+    )
+    shown = [side for side in SIDE_COLOURS if len(pictures[side])]
+    rows = []
+    for side in shown:
+        colour, fields = SIDE_COLOURS[side], [open_field(x) for x in pictures[side]]
+        pairs = list(zip(pictures[side], fields, strict=True))
+        inside = np.concatenate([x[f] for x, f in pairs])
+        style = {"density": True, "histtype": "step", "color": colour}
+        axes[0].hist(inside, 64, (0, 256), label=f"{side}, n = {len(pairs)}", **style)
+        spectra = [noise_power(flat_patches(*pair)) for pair in pairs]
+        at, power = spectra[0][0], np.percentile([w for _, w in spectra], [25, 50, 75], axis=0)
+        axes[1].fill_between(at, power[0], power[2], color=colour, alpha=0.25)
+        axes[1].semilogy(at, power[1], color=colour)
+        names = ("low", "power", "high")
+        quartiles = dict(zip(names, power, strict=True))
+        rows.append(pd.DataFrame({"side": side, "cycles_px": at, **quartiles}))
+    for ax, name in zip(axes[2:], ("line_width_px", "line_cnr"), strict=True):
+        ax.boxplot([stills[side][name].dropna() for side in shown], tick_labels=shown, widths=0.6)
+        ax.tick_params(axis="x", labelsize=7)
+    axes[0].set(xlabel="Grey level", ylabel="Density (per level)")
+    axes[0].legend(fontsize=5)
+    axes[1].set(xlabel="Frequency (cycles/px)", ylabel="Noise (grey² px²)")
+    axes[2].set(ylabel="Line width (px)")
+    axes[3].set(ylabel="Contrast / noise")
+    fig.suptitle("Phantom stills" + " beside real ones" * ("real" in shown), fontsize=TITLE)
+    return fig, pd.concat(rows)
+
+
+def draw_curves(films: Mapping[str, Sequence], frame_rate: float) -> Drawn:
+    """Draw how the mean grey level and the black hat of cines change over time.
+
+    Args:
+        films: `phantom` and `real`, (t, H, W) uint8 each; `real` may be empty.
+        frame_rate: Frames a second.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(6.9, 2.3), layout="constrained")
+    rows = []
+    for side, number, frames in [(s, i, f) for s in SIDE_COLOURS for i, f in enumerate(films[s])]:
+        field = open_field(np.median(frames[::5], axis=0).astype(np.uint8))
+        curves = {"mean": mean_curve(frames, field), "black_hat": fill_curve(frames, field)}
+        time_s = np.arange(len(frames)) / frame_rate
+        look = {"color": SIDE_COLOURS[side], "lw": 0.8 if side == "phantom" else 1.8}
+        label = f"{side}, n = {len(films[side])}" if number == 0 else None
+        for ax, curve in zip(axes, curves.values(), strict=True):
+            ax.plot(time_s, curve - np.median(curve[:4]), label=label, **look)
+        rows.append(pd.DataFrame({"side": side, "cine": number, "time_s": time_s, **curves}))
+    axes[0].set(xlabel="Time (s)", ylabel="Mean, change (grey)")
+    axes[1].set(xlabel="Time (s)", ylabel="Black hat, change (grey)")
+    axes[0].legend(fontsize=6)
+    fig.suptitle(
+        "Phantom LCA cines" + " beside a real one" * bool(len(films["real"])), fontsize=TITLE
+    )
+    return fig, pd.concat(rows).round(3)
+
+
+def draw_grades(grades: Mapping[str, pd.Series], states: pd.Series, heading: str) -> plt.Figure:
+    """Draw a network's three grades over a real cine, its labelled ranges shaded.
+
+    Args:
+        grades: other, bad and better, (t,) probabilities each.
+        states: (t,) contrast state of every frame, empty where there is none.
+        heading: Title.
+    """
+    fig, ax = plt.subplots(figsize=(6.9, 2.3), layout="constrained")
+    for state in [state for state in states.unique() if state]:
+        frames = states.index[states == state]
+        ax.axvspan(frames[0], frames[-1], color="0.5", alpha=0.15)
+        ax.text(frames.to_series().mean(), 1.03, state, ha="center", fontsize=6)
+    for (name, curve), style in zip(grades.items(), ("-", ":", "--"), strict=True):
+        ax.plot(states.index, curve, style, label=name)
+    ax.set(xlabel="Frame", ylabel="Probability", ylim=(0, 1.12))
+    ax.legend(fontsize=6, loc="center right")
+    fig.suptitle(heading, fontsize=TITLE)
+    return fig
+
+
+class RealPictures(NamedTuple):
+    """What a folder of real angiograms holds; they are read in place, never copied.
+
+    Attributes:
+        stills: PNG files, by name.
+        cines: DICOM files, by name.
+        labels: `labels.csv`, one row a file and frame range; no rows if it is not there.
+    """
+
+    stills: list[Path]
+    cines: list[Path]
+    labels: pd.DataFrame
+
+
+def list_real(folder: str = "") -> RealPictures:
+    """List a folder of real pictures.
+
+    Args:
+        folder: The folder; empty for `$CAG_REAL_DATA`, else `../shared/real` beside the repository.
+
+    Returns:
+        Its stills, cines and labels; all empty where no folder was named and none is there.
+
+    Raises:
+        FileNotFoundError: A folder was named and is not there.
+    """
+    default = os.environ.get("CAG_REAL_DATA") or root().parent / "shared" / "real"
+    place = under_root(folder or default)
+    if folder and not place.is_dir():
+        raise FileNotFoundError(f"{place} is no folder: name one that holds real pictures, or none")
+    table = place / "labels.csv"
+    columns = ["file", "frames", "laterality", "contrast"]
+    labels = pd.read_csv(table, dtype=str) if table.exists() else pd.DataFrame(columns=columns)
+    return RealPictures(sorted(place.glob("*.png")), sorted(place.glob("*.dcm")), labels)
+
+
+def frame_states(labels: pd.DataFrame, file: str, n_frames: int) -> pd.Series:
+    """Spread a cine's labelled ranges over its frames.
+
+    Args:
+        labels: Rows of `labels.csv`; `frames` is `first-last`, both included.
+        file: The cine's file name.
+        n_frames: How many frames it has.
+
+    Returns:
+        (n_frames,) contrast state of each frame, empty between the ranges.
+
+    Raises:
+        ValueError: The file has no row.
+    """
+    rows = labels[labels["file"] == file]
+    if rows.empty:
+        raise ValueError(f"labels.csv has no row for {file}")
+    states = pd.Series("", pd.RangeIndex(n_frames, name="frame"))
+    for row in rows.itertuples():
+        first, last = map(int, row.frames.split("-"))
+        states.loc[first:last] = row.contrast  # .loc includes its end
+    return states

@@ -3,10 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cag_utils import error_figures as figures
-from cag_utils.calibration import reliability
+from cag_utils import keyframe_figures as figures
+from cag_utils.evaluation import pick_firsts, reliability
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.settings import Stats
+from tests.test_evaluation import CINES, make_seen
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,19 @@ def test_maps_lie_over_their_pictures_and_negative_values_are_not_shown():
     assert lower[0].get_ylabel() == "Grad-CAM"
     assert lower[0].images[1].get_array().max() == 0
     assert lower[1].images[1].get_array().max() == 1
+
+
+def test_strips_and_distances_show_the_picked_and_the_best_frame(tmp_path):
+    seen = make_seen(CINES, np.linspace(0, 1, 10)).assign(png="still.png")
+    plt.imsave(tmp_path / "still.png", np.zeros((8, 8)), cmap="gray")
+    found = pick_firsts(seen, 0.5)
+    _, rows = figures.draw_strips(found[:1], seen, tmp_path, "Digital phantom", most=3)
+    roles = rows.set_index("frame")["role"]
+    assert roles[10] == "picked" and roles[30] == "best" and len(rows) == 3
+    unknown = pick_firsts(seen.drop(columns="filling"), 0.5)
+    _, rows = figures.draw_strips(unknown[:1], seen, tmp_path, "Own data", most=3)
+    assert rows.set_index("frame")["role"].to_dict().get(16) == "nearest"
+    _, long = figures.draw_pick_distances(found)
+    assert sorted(long["frames"]) == [0, 0, 6, 20]
+    _, none = figures.draw_pick_distances(found[found["picked"].isna()])
+    assert none.empty

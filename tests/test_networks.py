@@ -1,4 +1,4 @@
-"""The network: what it sees, what it may not do (mirror), and that a killed training goes on."""
+"""The network: the registry, what it sees, and where it runs."""
 
 import cv2
 import numpy as np
@@ -8,11 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils import keyframes
-from cag_utils.keyframes import describe, load_model, predict_frames, save_model
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import (
-    FrameSet,
     build_model,
     pick_device,
     prepare,
@@ -20,7 +17,6 @@ from cag_utils.networks import (
     read_pictures,
 )
 from cag_utils.settings import load_profile
-from cag_utils.study import write_json
 
 CNN = load_profile("smoke").cnn.model_copy(update={"image_px": 32, "batch_size": 8})
 CPU = torch.device("cpu")
@@ -37,12 +33,6 @@ def stills(tmp_path):
         cv2.imwrite(str(tmp_path / f"{i:02d}.png"), picture)
         rows.append({"png": f"{i:02d}.png", "label": SIX_CLASSES[3 * (1 - i % 2) + i % 3]})
     return pd.DataFrame(rows)
-
-
-@pytest.fixture
-def data(stills, tmp_path):
-    whole = read_frame_set(stills, tmp_path, 32)
-    return {"train": whole, "val": FrameSet(whole.pictures[:6], whole.targets[:6])}
 
 
 def test_the_twin_and_the_papers_network_are_convnexts_with_six_outputs():
@@ -106,61 +96,6 @@ def test_pictures_are_grey_squares_whatever_their_shape(tmp_path):
     got = read_pictures([tmp_path / "é.png"], 10)
     assert got.shape == (1, 1, 10, 10) and got.dtype == torch.uint8
     assert got[0, 0, 0].tolist() == [0] * 5 + [90] * 5
-
-
-def test_a_missing_or_broken_still_is_named(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"broken\.png is no picture"):
-        read_pictures([tmp_path / "broken.png"], 8)
-    with pytest.raises(ValueError, match=r"gone\.png is missing"):
-        read_pictures([tmp_path / "gone.png"], 8)
-
-
-def test_side_is_decided_before_quality():
-    row = pd.DataFrame([[0.05, 0.4, 0.0, 0.25, 0.3, 0.0]], columns=list(SIX_CLASSES))
-    got = describe(row).iloc[0]
-    assert (got["laterality"], got["quality"], got["confidence"]) == ("RCA", "bad", 0.3)
-    assert got["p_LCA_bad"] == 0.4
-
-
-@pytest.fixture
-def model_dir(tmp_path):
-    torch.manual_seed(0)
-    folder = tmp_path / "model"
-    folder.mkdir()
-    model = build_model("convnext_twin", pretrained=False)
-    save_model(model, folder, {"model": "convnext_twin", "image_px": 32})
-    return folder
-
-
-def test_prediction_does_not_depend_on_the_batch_and_keeps_the_order(model_dir, stills, tmp_path):
-    paths = [tmp_path / p for p in stills["png"]]
-    whole, single = predict_frames(model_dir, paths), predict_frames(model_dir, paths, 1)
-    p = [f"p_{c}" for c in SIX_CLASSES]
-    np.testing.assert_allclose(whole[p].sum(axis=1), 1)
-    np.testing.assert_allclose(whole[p], single[p], atol=0.02)  # bfloat16
-    back = predict_frames(model_dir, paths[::-1])
-    np.testing.assert_allclose(back[p].to_numpy()[::-1], whole[p], atol=0.02)
-    assert predict_frames(model_dir, []).empty
-
-
-def test_a_missing_or_foreign_model_is_refused(model_dir, tmp_path):
-    with pytest.raises(FileNotFoundError, match="01_train_cnn"):
-        load_model(tmp_path, CPU)
-    write_json(model_dir / "model.json", {"model": "convnext_twin", "classes": ["LCA", "RCA"]})
-    with pytest.raises(ValueError, match="the study needs"):
-        load_model(model_dir, CPU)
-
-
-def test_command_line_predicts_a_folder(model_dir, stills, tmp_path):
-    keyframes.main(
-        ["predict", str(tmp_path), "--out", str(tmp_path / "o.csv"), "--model", str(model_dir)]
-    )
-    table = pd.read_csv(tmp_path / "o.csv")
-    assert table["file"].tolist() == stills["png"].tolist()
-    assert set(table["laterality"]) <= {"LCA", "RCA"}
-    with pytest.raises(SystemExit):
-        keyframes.main(["predict", str(model_dir), "--out", "x.csv"])
 
 
 def test_the_device_is_the_gpu_exactly_when_there_is_one():

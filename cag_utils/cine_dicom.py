@@ -1,5 +1,6 @@
 """Read XA cines from a folder, or say of each file why it is not one."""
 
+import math
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder, iter_pixels
+from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedXAImageStorage,
@@ -23,11 +25,9 @@ from pydicom.uid import (
 )
 from tqdm import tqdm
 
-from cag_utils.grey import to_eight_bits
-from cag_utils.header_facts import frame_time_ms, number, spacing_at_isocentre_mm
-
 XA_CLASSES = (XRayAngiographicImageStorage, EnhancedXAImageStorage)
 DUPLICATE = "duplicate: another file holds the same SOP instance"
+WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 SMALL_BYTES = 65536  # longer values, such as pixels, stay on disk until they are asked for
 
 
@@ -145,7 +145,7 @@ def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.
         frames: Frame indices from 0, ascending; all if None.
 
     Yields:
-        uint8 (H, W), by the rule of `grey.to_eight_bits`.
+        uint8 (H, W), by the rule of `to_eight_bits`.
 
     Raises:
         NotACine: There are no pixels, or they do not decode, or frames are missing.
@@ -245,7 +245,150 @@ def _describe(path: Path, header: pydicom.Dataset) -> Cine:
         rows=int(header.Rows),
         columns=int(header.Columns),
         frame_time_ms=frame_time_ms(header),
-        primary_angle_deg=number(header, "PositionerPrimaryAngle"),
-        secondary_angle_deg=number(header, "PositionerSecondaryAngle"),
+        primary_angle_deg=_number(header, "PositionerPrimaryAngle"),
+        secondary_angle_deg=_number(header, "PositionerSecondaryAngle"),
         spacing_mm=spacing_at_isocentre_mm(header),
     )
+
+
+def to_eight_bits(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
+    """Map one frame's stored values to 0-255, contrast agent dark.
+
+    The rule, in order:
+
+    1. A Modality LUT or rescale is applied, unless the pixels are LOG or DISP: there it leads
+       back to X-ray intensity and is not meant for display.
+    2. Values that now span exactly 0-255 are kept as they are, whatever the window: nothing may
+       depend on a viewer's preset. That is the usual 8-bit cine.
+    3. Files of more than 8 bits are mapped by their window, the first if there are several.
+    4. Everything else is mapped by the full range its values could take, linearly.
+    5. MONOCHROME1 is inverted.
+
+    Args:
+        stored: (H, W) integer, as decoded.
+        header: The file's attributes; those of the frame's own functional group are not read.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ValueError: The window or the LUT breaks the standard.
+
+    Source:
+        DICOM PS3.3 C.8.7.1.1.2 (Pixel Intensity Relationship), C.11.1 (Modality LUT), C.11.2.1.2
+        (window).
+    """
+    bits = int(header.BitsStored)
+    has_sign = int(header.get("PixelRepresentation", 0)) == 1
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if has_sign else (0, 2**bits - 1)
+    values = stored
+    if header.get("PixelIntensityRelationship") not in ("LOG", "DISP"):
+        values = apply_modality_lut(stored, header)
+        low, high = _modality_range(low, high, header)
+    if (low, high) == (0, 255):
+        levels = values
+    elif bits > 8 and (window := _window_to_eight_bits(header)):
+        levels = apply_windowing(values, window)
+    else:
+        levels = (np.asarray(values, dtype=np.float64) - low) * 255.0 / (high - low)
+    if levels.dtype != np.uint8:
+        levels = np.round(levels).clip(0, 255).astype(np.uint8)
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        levels = 255 - levels
+    return np.ascontiguousarray(levels)
+
+
+def _modality_range(low: float, high: float, header: pydicom.Dataset) -> tuple[float, float]:
+    """The least and the largest value the modality step can give."""
+    if tables := header.get("ModalityLUTSequence"):
+        return 0.0, float(2 ** int(tables[0].LUTDescriptor[2]) - 1)
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return low, high
+    ends = sorted((low * float(slope) + float(intercept), high * float(slope) + float(intercept)))
+    if ends[0] == ends[1]:
+        raise ValueError(f"RescaleSlope {slope} maps every pixel to one value")
+    return ends[0], ends[1]
+
+
+def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset | None:
+    """The header's window alone, if any: without depth and rescale, pydicom spans 0-255 with it."""
+    view = pydicom.Dataset()
+    for name in WINDOW:
+        if header.get(name) not in (None, ""):
+            view[name] = header[name]
+    if not {"WindowCenter", "WindowWidth"} <= set(view.dir()):
+        return None
+    view.BitsStored, view.PixelRepresentation = 8, 0
+    view.PhotometricInterpretation = "MONOCHROME2"
+    return view
+
+
+def frame_time_ms(header: pydicom.Dataset) -> float:
+    """Return the mean time between frames in ms; NaN when the header gives none.
+
+    FrameTime is present more often than CineRate, so it comes first; a FrameTimeVector is averaged
+    without its first step, which is 0 by definition.
+
+    Source:
+        DICOM PS3.3 C.7.6.5.
+    """
+    if (time := _number(header, "FrameTime")) > 0:
+        return time
+    steps = _numbers(header, "FrameTimeVector")[1:]
+    if steps.size and (mean := float(steps.mean())) > 0:
+        return mean
+    for rate in ("CineRate", "RecommendedDisplayFrameRate"):
+        if (value := _number(header, rate)) > 0:
+            return 1000.0 / value
+    return math.nan
+
+
+def spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
+    """Return the detector's pixel spacing divided by the magnification; NaN without either.
+
+    The magnification is EstimatedRadiographicMagnificationFactor, or else source-to-detector over
+    source-to-patient distance.
+
+    Source:
+        DICOM PS3.3 C.8.7.5 (Imager Pixel Spacing is at the detector's front plane).
+    """
+    magnification = _number(header, "EstimatedRadiographicMagnificationFactor")
+    if not magnification > 0:
+        to_detector = _number(header, "DistanceSourceToDetector")
+        to_patient = _number(header, "DistanceSourceToPatient")
+        magnification = to_detector / to_patient if to_patient > 0 else math.nan
+    spacing = _number(header, "ImagerPixelSpacing")
+    return spacing / magnification if spacing > 0 and magnification > 0 else math.nan
+
+
+def _number(header: pydicom.Dataset, name: str) -> float:
+    """A numeric attribute, its first value if there are several; NaN when it has none."""
+    return next(iter(_numbers(header, name)), math.nan)
+
+
+def _numbers(header: pydicom.Dataset, name: str) -> np.ndarray:
+    """The finite values of a numeric attribute, (n,) float64; none when it is unreadable."""
+    try:
+        values = np.atleast_1d(np.asarray(header.get(name), dtype=np.float64))  # None becomes NaN
+    except (ValueError, TypeError, ArithmeticError):  # text where a number belongs
+        return np.empty(0)
+    return values[np.isfinite(values)]
+
+
+def name_view(primary_deg: float, secondary_deg: float) -> str:
+    """Name a projection from the positioner angles: RAO/LAO first, then caudal/cranial.
+
+    Args:
+        primary_deg: Positive towards LAO, degrees.
+        secondary_deg: Positive towards cranial, degrees.
+
+    Returns:
+        E.g. `LAO cranial`, `AP caudal`, `RAO`; within 10 degrees counts as none.
+
+    Source:
+        DICOM PS3.3 C.8.7.5 (Positioner Primary and Secondary Angle) for the signs.
+    """
+    sideways = "AP" if abs(primary_deg) < 10 else ("LAO" if primary_deg > 0 else "RAO")
+    tilt = "" if abs(secondary_deg) < 10 else (" cranial" if secondary_deg > 0 else " caudal")
+    return sideways + tilt
