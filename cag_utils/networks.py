@@ -220,11 +220,5 @@ def pick_device() -> torch.device:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 where the hardware does so natively, in float32 elsewhere."""
-    native = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
-
-
-@functools.cache
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Compute in bfloat16 on a GPU and in float32 on every CPU, so that CPUs agree."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -161,12 +161,11 @@ def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[s
     """
     patches, widths, narrowest, summaries = [], [], [], []
     for start in range(0, len(stills), batch_size):
-        with autocast(torch.device("cpu")):
-            tokens = task.read(to_pixels(stills.images[start : start + batch_size]))
-            patches.append(task.segment(tokens).argmax(-1).numpy())
-            widths.append(task.lumen(tokens)[..., 0].float().numpy())
-            narrowest.append(task.narrowing(tokens)[..., 0].argmax(-1).numpy())
-            logits = task.summary(tokens).float().unflatten(-1, (N_SEGMENTS, N_GRADES))
+        tokens = task.read(to_pixels(stills.images[start : start + batch_size]))
+        patches.append(task.segment(tokens).argmax(-1).numpy())
+        widths.append(task.lumen(tokens)[..., 0].numpy())
+        narrowest.append(task.narrowing(tokens)[..., 0].argmax(-1).numpy())
+        logits = task.summary(tokens).unflatten(-1, (N_SEGMENTS, N_GRADES))
         summaries.append(logits.softmax(-1).mean(1).numpy())
     patch, chance = np.concatenate(patches), np.concatenate(summaries)
     grid = task.tower.config.image_size // task.tower.config.patch_size
