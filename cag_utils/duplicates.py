@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from cag_utils.networks import autocast, build_model, pick_device, prepare
+from cag_utils.network import autocast, build_model, pick_device, prepare
 from cag_utils.params import check_choice
 
 HASHES = {"phash": imagehash.phash, "dhash": imagehash.dhash}

@@ -15,9 +15,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cag_utils.checkpoints import load_model, probabilities, save_model
 from cag_utils.labels import LATERALITY, SIX_CLASSES, decide
-from cag_utils.networks import PREDICTOR_WEIGHTS, pick_device, read_pictures
+from cag_utils.network import (
+    PREDICTOR_WEIGHTS,
+    load_model,
+    pick_device,
+    probabilities,
+    read_pictures,
+    save_model,
+)
 from cag_utils.pictures import Unreadable, find_pictures, read_pieces
 
 __all__ = [

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cag_utils.dicom import NotACine, iter_frames, read_header
-from cag_utils.networks import fit_picture
+from cag_utils.network import fit_picture
 
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes

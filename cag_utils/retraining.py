@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cag_utils.checkpoints import load_model, probabilities
 from cag_utils.crossover import Training
 from cag_utils.labels import MERGES, SIX_CLASSES, decide
-from cag_utils.networks import FrameSet, pick_device
+from cag_utils.network import FrameSet, load_model, pick_device, probabilities
 from cag_utils.settings import Cnn
 from cag_utils.training import train_cnn
 

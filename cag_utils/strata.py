@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cag_utils.labels import MERGES, SIX_CLASSES, decide
-from cag_utils.networks import fit_picture
-from cag_utils.phantom.captions import name_view
+from cag_utils.making_captions import name_view
+from cag_utils.network import fit_picture
 from cag_utils.phantom.realism import flat_patches, open_field
 from cag_utils.settings import Stats
 from cag_utils.stats import Estimate

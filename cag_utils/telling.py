@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from cag_utils.examples import LANGUAGES
+from cag_utils.making_captions import Scene, write_caption
 from cag_utils.params import check_choice
-from cag_utils.phantom.captions import Scene, write_caption
 
 
 def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:

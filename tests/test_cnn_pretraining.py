@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils import fitting
-from cag_utils.cnn_pretraining import (
+from cag_utils import making_cnn as fitting
+from cag_utils.keyframes import load_model
+from cag_utils.labels import SIX_CLASSES
+from cag_utils.making_cnn import (
     IS_RCA,
     assess,
     calibrate,
@@ -19,10 +21,8 @@ from cag_utils.cnn_pretraining import (
     split_scenes,
     teach_classes,
 )
-from cag_utils.keyframes import load_model
-from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import NETWORKS, PREDICTOR_WEIGHTS, build_model, prepare
-from cag_utils.scenes import Scenes, collect_scenes
+from cag_utils.making_scenes import Scenes, collect_scenes
+from cag_utils.network import NETWORKS, PREDICTOR_WEIGHTS, build_model, prepare
 
 
 @pytest.fixture(scope="module")

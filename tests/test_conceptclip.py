@@ -33,7 +33,7 @@ from cag_utils.conceptclip import (
     tower_width,
 )
 from cag_utils.examples import encode_prompts
-from cag_utils.twins import build_twin
+from cag_utils.making_twins import build_twin
 
 SMALL = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 REAL = "vit_so400m_patch14_siglip_384"

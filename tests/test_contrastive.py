@@ -5,19 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils.contrastive import (
+from cag_utils.embedders import load_embedder
+from cag_utils.making_embedders import (
+    PlaceTask,
+    build_twin,
     fit_stills,
+    place_targets,
     retrieval,
+    save_weights,
     side_accuracy,
     sigmoid_loss,
     softmax_loss,
     train_embedder,
     write_text,
 )
-from cag_utils.embedder_twins import build_twin, save_weights
-from cag_utils.embedders import load_embedder
-from cag_utils.places import PlaceTask, place_targets
-from cag_utils.stills import Stills
+from cag_utils.making_stills import Stills
 
 
 def flat_stills(n: int = 12, size: int = 60) -> Stills:

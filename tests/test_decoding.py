@@ -25,8 +25,8 @@ from cag_utils.decoding import (
 )
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
-from cag_utils.phantom.captions import random_scene
-from cag_utils.twins import make_processor
+from cag_utils.making_captions import random_scene
+from cag_utils.making_twins import make_processor
 from cag_utils.vllm_engine import prompt_ids
 from tests.vlm_world import write_twins
 

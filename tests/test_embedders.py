@@ -14,8 +14,8 @@ from transformers import BertConfig, SiglipVisionConfig, SiglipVisionModel, Swin
 from cag_utils import embedder_entries, embedders
 from cag_utils.conceptclip import convert_tower, pooling_side
 from cag_utils.embedder_entries import check_reachable
-from cag_utils.embedder_twins import TEXT, VISION, build_twin, start_from_tower
 from cag_utils.embedders import EMBEDDERS, load_embedder
+from cag_utils.making_embedders import TEXT, VISION, build_twin, start_from_tower
 from cag_utils.pixels import Pixels
 from cag_utils.two_towers import (
     ConceptClip,

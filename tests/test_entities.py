@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.entities import Entities, Stenosis, read_entities, to_grade
-from cag_utils.phantom.captions import Scene, write_caption
+from cag_utils.making_captions import Scene, write_caption
 from cag_utils.phantom.clinic import PLANS, draw_record, write_findings, write_report
 from cag_utils.rubric import truth_entities
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, laterality_of, segments_of

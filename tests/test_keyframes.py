@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cag_utils import keyframes
 from cag_utils.keyframes import describe, load_model, predict_frames, save_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import (
+from cag_utils.network import (
     FrameSet,
     build_model,
     pick_device,

@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cag_utils import keyframes, pictures
-from cag_utils.checkpoints import load_model, probabilities, save_model
 from cag_utils.dicom import iter_frames
 from cag_utils.frames import sample_folder
 from cag_utils.keyframes import DEFAULT_MODEL, predict_files, predict_frames
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import build_model, prepare
+from cag_utils.network import build_model, load_model, prepare, probabilities, save_model
 from cag_utils.phantom.cohort import make_cohort
 from cag_utils.phantom.exam import CohortSettings
 from cag_utils.pictures import Unreadable, count_frames, find_pictures, read_pieces, read_still

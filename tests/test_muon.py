@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from cag_utils.muon import Muon, muon_and_adamw, orthogonalise
+from cag_utils.making_tower import Muon, muon_and_adamw, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])

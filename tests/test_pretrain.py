@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import SiglipVisionConfig
 
-from cag_utils.caption_batches import collate, prompt_ids
-from cag_utils.caption_scores import answer, read_list, score_blind_guess, score_captions
-from cag_utils.phantom.captions import (
+from cag_utils.making_captions import (
     KINDS,
     LANGUAGES,
     Scene,
@@ -22,24 +20,20 @@ from cag_utils.phantom.captions import (
     vocabulary_corpus,
     write_caption,
 )
-from cag_utils.phantom.clinic import PLANS, decide_plan, draw_record, write_findings, write_report
-from cag_utils.pretrain import (
-    TowerTask,
-    jitter,
-    move,
-    score_tower,
-    to_pixels,
-    train_tower,
-)
-from cag_utils.pretrain_captions import (
+from cag_utils.making_language import (
     _hold_unwritten,
+    answer,
     caption_loss,
+    collate,
     draw_scene,
     encode_stills,
+    prompt_ids,
+    read_list,
+    score_blind_guess,
+    score_captions,
     train_captions,
 )
-from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
-from cag_utils.stills import (
+from cag_utils.making_stills import (
     FIRST_HELD_OUT_SEED,
     FIRST_SEED,
     Stills,
@@ -47,9 +41,20 @@ from cag_utils.stills import (
     make_stills,
     patch_labels,
 )
-from cag_utils.tower_start import position_sines, start_attention, start_from_statistics
-from cag_utils.twin_tokenizer import TURN
-from cag_utils.twins import IMAGE_PX, PATCH_PX, build_twin, make_tokenizer
+from cag_utils.making_tower import (
+    TowerTask,
+    jitter,
+    move,
+    position_sines,
+    score_tower,
+    start_attention,
+    start_from_statistics,
+    to_pixels,
+    train_tower,
+)
+from cag_utils.making_twins import IMAGE_PX, PATCH_PX, TURN, build_twin, make_tokenizer
+from cag_utils.phantom.clinic import PLANS, decide_plan, draw_record, write_findings, write_report
+from cag_utils.segments import AHA_SEGMENTS, GRADES, check_lesion, segments_of
 
 SIDES = st.sampled_from(["LCA", "RCA"])
 
@@ -168,9 +173,9 @@ def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
 
 
 def test_pretraining_patients_are_nobody_of_the_study():
+    from cag_utils.making_scenes import STREAM as SCENES
     from cag_utils.phantom.exam import STREAMS
     from cag_utils.phantom.stills import STREAM
-    from cag_utils.scenes import STREAM as SCENES
 
     # the first word of every seed: two generators with another first word share nothing
     assert len({STREAM, SCENES, *STREAMS.values()}) == 4
@@ -443,7 +448,7 @@ def test_answers_and_scores(twin, stills, monkeypatch):
         column = int("Which" in questions[0])
         return [said["LCA" if image[0, 0] == 60 else "RCA"][column] for image in images]
 
-    monkeypatch.setattr("cag_utils.caption_scores.answer", scripted)
+    monkeypatch.setattr("cag_utils.making_language.answer", scripted)
     found = score_captions(model, processor, stills, "en")
     assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
     assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
@@ -491,7 +496,7 @@ def test_only_the_kinds_asked_for_are_written(twin, stills, monkeypatch):
         kinds.append(kind)
         return write_caption(rng, scene, language, kind)
 
-    monkeypatch.setattr("cag_utils.pretrain_captions.write_caption", heard)
+    monkeypatch.setattr("cag_utils.making_language.write_caption", heard)
     features = encode_stills(model.model.vision_tower, stills)
     train_captions(model, processor, stills, features, 5, batch_size=4, kinds=("side", "worst"))
     assert set(kinds) == {"side", "worst"} and len(kinds) == 20

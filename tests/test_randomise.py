@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cag_utils import randomise as module
-from cag_utils.randomise import randomise
+from cag_utils import making_cnn as module
+from cag_utils.making_cnn import randomise
 
 
 def batch(count=48, size=64):

@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils import scenes
+from cag_utils import making_scenes as scenes
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.phantom import stills
-from cag_utils.phantom.exam import STREAMS
-from cag_utils.phantom.grading import quality
-from cag_utils.scenes import (
+from cag_utils.making_scenes import (
     CINES_A_SIDE,
     IMAGE_PX,
     LARGEST_BLUR_MM,
@@ -18,6 +15,9 @@ from cag_utils.scenes import (
     collect_scenes,
     shoot_scenes,
 )
+from cag_utils.phantom import stills
+from cag_utils.phantom.exam import STREAMS
+from cag_utils.phantom.grading import quality
 
 
 def test_a_number_is_always_the_same_patient_from_both_sides():
@@ -61,7 +61,7 @@ def test_scenes_are_filmed_once_and_know_their_patients(tmp_path, monkeypatch):
     first = collect_scenes(2, tmp_path, n_workers=1)
     assert set(first.patients.tolist()) == {0, 1} and (first.patients.diff() >= 0).all()
     assert len(first.pictures) == len(first.targets) == len(first.labels) == len(first.patients)
-    monkeypatch.setattr("cag_utils.scenes.shoot_scenes", None)
+    monkeypatch.setattr("cag_utils.making_scenes.shoot_scenes", None)
     assert torch.equal(collect_scenes(2, tmp_path, n_workers=1).pictures, first.pictures)
 
 

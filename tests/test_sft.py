@@ -20,13 +20,13 @@ from cag_utils.adapters import (
 from cag_utils.backbones import load_backbone
 from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
+from cag_utils.making_twins import IMAGE_PX
 from cag_utils.parity import probe, reload_difference
 from cag_utils.settings import load_profile
 from cag_utils.sft import make_trainer, run_job
 from cag_utils.sft_config import training_config
 from cag_utils.sft_data import to_dataset
 from cag_utils.sft_trainer import answers_scored_only
-from cag_utils.twins import IMAGE_PX
 from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
 

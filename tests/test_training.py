@@ -18,15 +18,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from cag_utils import trainer, training
-from cag_utils.augmentation import AugmentedFrames, BatchLoader, augment, epoch_batches, stream
+from cag_utils import training
 from cag_utils.keyframes import load_model
-from cag_utils.networks import FrameSet
-from cag_utils.processes import Team, count_processes, join_team, launch
+from cag_utils.network import FrameSet
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json
-from cag_utils.trainer import Trainer, mix, moving_average, rate_factor
-from cag_utils.training import train_cnn
+from cag_utils.training import (
+    AugmentedFrames,
+    BatchLoader,
+    Team,
+    Trainer,
+    augment,
+    count_processes,
+    epoch_batches,
+    join_team,
+    launch,
+    mix,
+    moving_average,
+    rate_factor,
+    stream,
+    train_cnn,
+)
 
 CPU = torch.device("cpu")
 ALONE = Team(0, 1, CPU)
@@ -404,8 +416,8 @@ def gradients(monkeypatch, team, data):
     with monkeypatch.context() as patch:
         patch.setattr(Team, "share", lambda self, model: model)
         patch.setattr(Team, "gather", lambda self, item: [item])
-        patch.setattr(trainer, "autocast", lambda device: nullcontext())
-        patch.setattr(trainer, "CLIP_NORM", float("inf"))
+        patch.setattr(training, "autocast", lambda device: nullcontext())
+        patch.setattr(training, "CLIP_NORM", float("inf"))
         patch.setattr(torch.optim.AdamW, "step", record)
         one = Trainer(PLAIN.model_copy(update={"batch_size": 4}), 1, 0, 13, team)
         return one.train_epoch(data["train"]), torch.stack(steps)
@@ -440,7 +452,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 JOB = """
 import json, os, sys, time
 from pathlib import Path
-from cag_utils.processes import join_team, read_job
+from cag_utils.training import join_team, read_job
 sets, job = read_job(Path(sys.argv[1]))
 team = join_team()
 me = {"rank": team.rank, "own": team.own(list(range(5))), "pid": os.getpid()}
@@ -478,7 +490,7 @@ def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_module, t
 ORPHANS = """
 import sys
 from pathlib import Path
-from cag_utils.processes import launch
+from cag_utils.training import launch
 from tests.test_training import make_data
 out = Path(sys.argv[1])
 job = {"word": "wait", "out": str(out)}

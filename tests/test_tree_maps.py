@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils.networks import build_model
-from cag_utils.tree_maps import CELLS, FULL, Drawing, map_loss, map_tree
+from cag_utils.making_scenes import CELLS, FULL, Drawing, map_loss, map_tree
+from cag_utils.network import build_model
 
 
 def test_shares_by_calibre_worked_by_hand():

@@ -14,13 +14,14 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from cag_utils.phantom.clinic import PLANS
-from cag_utils.twin_tokenizer import BYTES, SPECIALS, VOCABULARY_SIZE
-from cag_utils.twins import (
+from cag_utils.making_twins import (
+    BYTES,
     IMAGE_PX,
     KINDS,
     PATCH_PX,
     POOLED_TOKENS,
+    SPECIALS,
+    VOCABULARY_SIZE,
     WEIGHTS,
     build_twin,
     load_vocabulary,
@@ -31,6 +32,7 @@ from cag_utils.twins import (
     tower_config,
     train_vocabulary,
 )
+from cag_utils.phantom.clinic import PLANS
 
 CLASSES = {
     "gemma3": (Gemma3ForConditionalGeneration, Gemma3Processor),

@@ -31,9 +31,9 @@ from cag_utils.corpus import prompt
 from cag_utils.decoding import length_batches, padding_share, prompt_lengths
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
-from cag_utils.phantom.captions import random_scene
+from cag_utils.making_captions import random_scene
+from cag_utils.making_twins import KINDS, build_twin
 from cag_utils.settings import load_profile
-from cag_utils.twins import KINDS, build_twin
 
 N_CASES, BATCH_SIZE, ROUNDS = 32, 16, 3
 STEP = 4  # every fourth case is answered one by one too

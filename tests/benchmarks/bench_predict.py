@@ -16,7 +16,7 @@ from PIL import Image
 
 from cag_utils.keyframes import load_model, predict_files, save_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import autocast, build_model, pick_device, prepare
+from cag_utils.network import autocast, build_model, pick_device, prepare
 from cag_utils.phantom.carm import CArm
 from cag_utils.phantom.cohort import still
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset

@@ -35,11 +35,10 @@ from timm.optim import create_optimizer_v2
 from timm.utils import dispatch_clip_grad
 
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import autocast, network, pick_device, read_frame_set
+from cag_utils.network import autocast, network, pick_device, read_frame_set
 from cag_utils.phantom.cohort import still
-from cag_utils.processes import join_team
 from cag_utils.settings import load_profile
-from cag_utils.trainer import CLIP_NORM, Trainer
+from cag_utils.training import CLIP_NORM, Trainer, join_team
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform
 N_DRAWN, ROUNDS = 12, 5
