@@ -6,6 +6,7 @@ A network is shown facts, then the six classes of the same strangers. It is ship
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,16 +17,18 @@ import torch
 from scipy.optimize import minimize
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from cag_utils.fitting import fit
 from cag_utils.labels import LATERALITY, SIX_CLASSES, f1_scores
 from cag_utils.making_scenes import ANGLE_SCALE_DEG, TARGETS, Drawing, Scenes, map_loss
 from cag_utils.network import autocast, build_model, fit_picture, pick_device, prepare, save_model
 from cag_utils.phantom.grading import OTHER_OPACIFIED
-from cag_utils.training import moving_average, rate_factor
 
 NETWORK = "convnext_twin"
 HELD_OUT_SHARE = 0.1
+AVERAGE = 0.998  # decay of the moving average of the weights, which is what is kept
+COARSE_SHARE, COARSE_PX = 0.5, 112  # of the epochs, on smaller pictures: a quarter of the time
+BATCH = 64  # pictures a step
 IS_RCA = torch.tensor([LATERALITY[name] == "RCA" for name in SIX_CLASSES])
 ALWAYS = [TARGETS.index(name) for name in TARGETS[1:6]]  # angles, view, opacified, contrast
 WITH_CONTRAST = [TARGETS.index(name) for name in ("blur_mm", "foreshortening", "overlap")]
@@ -96,11 +99,12 @@ def pretrain(
     torch.manual_seed(seed)
     model = build_model(NETWORK, pretrained=False)
     model.reset_classifier(len(TARGETS))
-    return _fit_drawing(model, scenes, scenes.targets, scene_loss, epochs, rate, checkpoint)
+    data = model, scenes, scenes.targets, scene_loss, epochs, rate, checkpoint
+    return _fit_drawing(*data, COARSE_SHARE)
 
 
 def _fit_drawing(
-    model, scenes: Scenes, answers: Tensor, loss, epochs: int, rate: float, checkpoint, **how
+    model, scenes: Scenes, answers: Tensor, loss, epochs, rate, checkpoint, coarse_share
 ) -> nn.Module:
     """Train a network on answers while it also draws the tree; return it without that head."""
     count = answers.shape[1]
@@ -112,9 +116,63 @@ def _fit_drawing(
         return loss(outputs[:, :n_outputs], wanted[:, :count], plain) + MAP_WEIGHT * drawn
 
     drawing = Drawing(model).to(pick_device(), memory_format=torch.channels_last)
-    data = scenes.pictures, wanted
-    how |= {"randomised": RANDOMISED, "checkpoint": checkpoint}
-    return fit(drawing, *data, whole_loss, epochs, rate, **how).network
+    data = drawing, scenes, wanted, whole_loss, epochs, rate, checkpoint, coarse_share
+    return _fit_pictures(*data).network
+
+
+def _fit_pictures(
+    model: nn.Module,
+    scenes: Scenes,
+    wanted: Tensor,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    epochs: int,
+    rate: float,
+    checkpoint: Path | None,
+    coarse_share: float,
+) -> nn.Module:
+    """Train with AdamW, the first epochs on smaller pictures; the average is returned."""
+    device, steps = next(model.parameters()).device, math.ceil(len(scenes.pictures) / BATCH)
+    n_coarse = math.ceil(coarse_share * epochs) if epochs > 1 else 0
+    shrunk = functools.cache(lambda: _shrink(scenes.pictures, COARSE_PX))
+
+    def batches(epoch: int):
+        source = shrunk() if epoch < n_coarse else scenes.pictures
+        for index in torch.randperm(len(source)).split(BATCH):
+            yield len(index), (*_look(source[index], RANDOMISED), wanted[index])
+
+    def cost(seen: Tensor, plain: Tensor, answers: Tensor) -> dict[str, Tensor]:
+        with autocast(device):
+            outputs = model(prepare(seen.to(device), NETWORK))
+        return {"loss": loss(outputs.float(), answers.to(device), plain.to(device))}
+
+    return fit(
+        model,
+        batches,
+        cost,
+        [torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)],
+        steps,
+        epochs,
+        warmup=min(300, steps * epochs / 10),
+        average=AVERAGE,
+        checkpoint=checkpoint,
+        name="epochs",
+    ).model
+
+
+def _look(pictures: Tensor, randomised: float) -> tuple[Tensor, Tensor]:
+    """Pictures of which that share is randomised, float32; and which are not."""
+    seen, changed = pictures.float(), torch.rand(len(pictures)) < randomised
+    if changed.any():
+        seen[changed] = randomise(pictures[changed])
+    return seen, ~changed
+
+
+def _shrink(pictures: Tensor, px: int) -> Tensor:
+    """Pictures of at most `px` a side."""
+    if pictures.shape[-1] <= px:
+        return pictures
+    small = np.stack([fit_picture(grey, px) for grey in pictures[:, 0].numpy()])
+    return torch.from_numpy(small)[:, None]
 
 
 def teach_classes(
@@ -155,8 +213,7 @@ def teach_classes(
         return classes + scene_loss(outputs[:, count:], wanted[:, 1:], plain)
 
     coarse_share = 0.0 if goes_on else COARSE_SHARE
-    data = model, scenes, answers, loss, epochs, rate, checkpoint
-    model = _fit_drawing(*data, coarse_share=coarse_share)
+    model = _fit_drawing(model, scenes, answers, loss, epochs, rate, checkpoint, coarse_share)
     weight, bias = model.head.fc.weight.detach(), model.head.fc.bias.detach()
     model.reset_classifier(count)
     with torch.no_grad():
@@ -239,118 +296,6 @@ def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) 
     folder.mkdir(parents=True, exist_ok=True)
     save_model(copy.deepcopy(model).half(), folder, {**facts, "model": NETWORK})
     return folder
-
-
-AVERAGE = 0.998  # decay of the moving average of the weights, which is what is kept
-COARSE_SHARE, COARSE_PX = 0.5, 112  # of the epochs, on smaller pictures: a quarter of the time
-
-
-def fit(
-    model: nn.Module,
-    pictures: Tensor,
-    answers: Tensor,
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    epochs: int,
-    rate: float,
-    randomised: float = 1.0,
-    batch_size: int = 64,
-    checkpoint: Path | None = None,
-    coarse_share: float = COARSE_SHARE,
-) -> nn.Module:
-    """Train with AdamW and a cosine schedule, the first epochs on smaller pictures.
-
-    Args:
-        model: On its device; changed.
-        pictures: (n, 1, px, px) uint8.
-        answers: (n, ...) what `loss` compares the outputs with.
-        loss: Of outputs, answers, and (n,) bool which pictures are as they were drawn.
-        epochs: Passes over the pictures.
-        rate: Peak learning rate.
-        randomised: Share of the pictures that are changed by `randomise`; the rest stay as drawn.
-        batch_size: Pictures a step.
-        checkpoint: File that is written after every epoch; if it is there, training goes on from
-            it, unless it belongs to a training of another length. None keeps none.
-        coarse_share: Share of the epochs on smaller pictures, 0 to 1.
-
-    Returns:
-        The moving average of the model's weights, in evaluation mode.
-    """
-    n_steps = epochs * math.ceil(len(pictures) / batch_size)
-    optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: rate_factor(step, n_steps, min(300, n_steps / 10), "cosine")
-    )
-    average = moving_average(model, AVERAGE)
-    parts = {"model": model, "average": average, "optimiser": optimiser}
-    done = _restore(checkpoint, parts, schedule, n_steps)
-    n_coarse = math.ceil(coarse_share * epochs) if epochs > 1 else 0
-    coarse = _shrink(pictures, COARSE_PX) if done < n_coarse else pictures
-    model.train()
-    bar = tqdm(range(done, epochs), desc="epochs", mininterval=30, initial=done, total=epochs)
-    for epoch in bar:
-        source, total = (coarse if epoch < n_coarse else pictures), 0.0
-        for index in torch.randperm(len(source)).split(batch_size):
-            seen, plain = _look(source[index], randomised)
-            total += _step(model, seen, (answers[index], plain), loss, optimiser) * len(index)
-            schedule.step()
-            average.update_parameters(model)
-        bar.set_postfix(loss=round(total / len(source), 4))
-        _keep(checkpoint, parts, schedule, {"n_steps": n_steps, "done": epoch + 1})
-    return copy.deepcopy(average.module).eval()
-
-
-def _look(pictures: Tensor, randomised: float) -> tuple[Tensor, Tensor]:
-    """Pictures of which that share is randomised, float32; and which are not."""
-    seen, changed = pictures.float(), torch.rand(len(pictures)) < randomised
-    if changed.any():
-        seen[changed] = randomise(pictures[changed])
-    return seen, ~changed
-
-
-def _step(model, seen: Tensor, wanted: tuple[Tensor, Tensor], loss, optimiser) -> float:
-    """One step of the optimiser; return the loss."""
-    device = next(model.parameters()).device
-    with autocast(device):
-        outputs = model(prepare(seen.to(device), NETWORK))
-    value = loss(outputs.float(), *(part.to(device) for part in wanted))
-    value.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return value.item()
-
-
-def _shrink(pictures: Tensor, px: int) -> Tensor:
-    """Pictures of at most `px` a side."""
-    if pictures.shape[-1] <= px:
-        return pictures
-    small = np.stack([fit_picture(grey, px) for grey in pictures[:, 0].numpy()])
-    return torch.from_numpy(small)[:, None]
-
-
-def _keep(checkpoint: Path | None, parts: dict, schedule, counts: dict[str, int]) -> None:
-    """Write everything that decides the rest, beside and renamed: never half a file."""
-    if checkpoint is None:
-        return
-    state = {name: part.state_dict() for name, part in parts.items()}
-    state |= counts | {"step": schedule.last_epoch, "torch_rng": torch.get_rng_state()}
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, checkpoint.with_suffix(".tmp"))
-    checkpoint.with_suffix(".tmp").replace(checkpoint)
-
-
-def _restore(checkpoint: Path | None, parts: dict, schedule, n_steps: int) -> int:
-    """Go back to the last whole epoch, if there is one; return how many are done."""
-    if checkpoint is None or not checkpoint.is_file():
-        return 0
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if state["n_steps"] != n_steps:
-        return 0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    schedule.load_state_dict({"last_epoch": state["step"], "lr_lambdas": [None]})
-    torch.set_rng_state(state["torch_rng"])
-    return state["done"]
 
 
 # All ranges: choice, wider than what public angiograms show.

@@ -1,7 +1,7 @@
 """Contrastive training of the embedders' twins: a picture lies near its text, far from others'."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from transformers import BertConfig, BertTokenizer, GemmaTokenizer, SwinConfig
 
 from cag_utils.conceptclip import BLOCK_NAMES
 from cag_utils.embedders import Embedder
+from cag_utils.fitting import fit
 from cag_utils.making_captions import write_caption
 from cag_utils.making_language import draw_scene
 from cag_utils.making_stills import N_SEGMENTS, Stills, patch_labels
-from cag_utils.making_tower import NARROWED, jitter, set_rate
+from cag_utils.making_tower import NARROWED, jitter
 from cag_utils.making_twins import make_tokenizer, train_vocabulary
 from cag_utils.network import autocast
 from cag_utils.params import check_choice
@@ -96,7 +97,6 @@ def train_embedder(
     batch_size: int = 48,
     learning_rate: float = 1e-3,
     trunk: torch.nn.Module | None = None,
-    on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train a twin, in place: SigLIP2 with the sigmoid loss, the others with InfoNCE.
 
@@ -112,7 +112,6 @@ def train_embedder(
         batch_size: Pictures a step.
         learning_rate: Peak, with warm-up and cosine.
         trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of that.
-        on_step: Called with the step and its loss.
 
     Returns:
         The loss of every step, nats.
@@ -124,32 +123,28 @@ def train_embedder(
         raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)  # for dropped paths, where a network has them
-    model = embedder.towers.module.train()
+    model, speaks = embedder.towers.module, embedder.entry.languages
     images, places = fit_stills(embedder, stills), PlaceTask(embedder, stills)
     facts = np.column_stack([stills.lca, stills.grades])
-    optimiser, peaks = _optimiser([model, places.head], trunk, learning_rate)
-    losses = []
-    for step in range(steps):
-        set_rate(optimiser, 1.0, step, steps)
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] *= peak
-        index = rng.choice(len(stills), batch_size, replace=False)
-        speaks = embedder.entry.languages
-        texts = [[write_text(rng, stills, int(i), speaks) for i in index] for _ in range(2)]
+
+    def batches(epoch: int):
+        for _ in range(steps):
+            index = rng.choice(len(stills), batch_size, replace=False)
+            texts = [[write_text(rng, stills, int(i), speaks) for i in index] for _ in range(2)]
+            yield 1, (index, texts, jitter(rng, images[index]))
+
+    def loss(index: np.ndarray, texts: list[list[str]], seen: np.ndarray) -> dict:
         with autocast(torch.device(embedder.device)):
-            image, *text = embed_pairs(embedder, jitter(rng, images[index]), texts)
+            image, *text = embed_pairs(embedder, seen, texts)
         same = torch.from_numpy((facts[index, None] == facts[None, index]).all(-1))
-        loss = pair_loss(embedder, image, text[0], same) + pair_loss(embedder, *text, same)
-        (loss + PLACES_WEIGHT * places.loss(index)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(float(loss.detach()))
-        if on_step:
-            on_step(step, losses[-1])
+        pairs = pair_loss(embedder, image, text[0], same) + pair_loss(embedder, *text, same)
+        return {"pairs": pairs, "places": PLACES_WEIGHT * places.loss(index)}
+
+    optimiser = _optimiser([model, places.head], trunk, learning_rate)
+    done = fit(model, batches, loss, [optimiser], steps, name=embedder.name)
     places.close()
     model.eval()
-    return losses
+    return [row["pairs"] for row in done.steps]
 
 
 def embed_pairs(
@@ -212,20 +207,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _optimiser(modules, trunk, learning_rate: float) -> tuple[torch.optim.Optimizer, list[float]]:
-    """AdamW, and the peak rate of each of its groups; a trunk's pooling head is always new."""
+def _optimiser(modules, trunk, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW at its peak rates; a trunk's pooling head is always new."""
     named = trunk.named_parameters() if trunk else ()
     slow = {id(weight) for name, weight in named if "attn_pool" not in name}
     weights = [weight for module in modules for weight in module.parameters()]
     groups = [
-        ([w for w in weights if id(w) not in slow], learning_rate),
-        ([w for w in weights if id(w) in slow], learning_rate * TRUNK_RATE),
+        {"params": [w for w in weights if id(w) not in slow], "lr": learning_rate},
+        {"params": [w for w in weights if id(w) in slow], "lr": learning_rate * TRUNK_RATE},
     ]
-    groups = [(weights, peak) for weights, peak in groups if weights]
-    optimiser = torch.optim.AdamW(
-        [{"params": weights} for weights, _ in groups], weight_decay=0.05, betas=(0.9, 0.98)
-    )
-    return optimiser, [peak for _, peak in groups]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
 
 
 RARE = torch.tensor(5.0)  # a cell holds few of the 15 segments: what is there counts more

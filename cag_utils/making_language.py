@@ -5,20 +5,23 @@ in both languages, so no caption is seen twice and the model must look at the pi
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from cag_utils.fitting import fit
 from cag_utils.making_captions import GRADE_WORDS, KINDS, LANGUAGES, Scene, name_view, write_caption
 from cag_utils.making_stills import Stills
-from cag_utils.making_tower import muon_and_adamw, set_rate, to_pixels
+from cag_utils.making_tower import muon_and_adamw, to_pixels
 from cag_utils.making_twins import POOLED_TOKENS
 from cag_utils.network import autocast, pick_device
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_report
 from cag_utils.segments import AHA_SEGMENTS
+
+LEARNING_RATE = 2e-3  # peak of AdamW's
 
 
 def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
@@ -96,10 +99,7 @@ def train_captions(
     steps: int,
     seed: int = 0,
     batch_size: int = 16,
-    learning_rate: float = 2e-3,
-    matrix_rate: float = 5e-3,
     kinds: Sequence[str] = tuple(KINDS),
-    on_step: Callable[[int, float], None] | None = None,
 ) -> list[dict]:
     """Train projector and language model on generic captions, in place; the tower stays as it is.
 
@@ -111,49 +111,41 @@ def train_captions(
         steps: Optimiser steps.
         seed: Order of pictures, patients and wording.
         batch_size: Captions a step.
-        learning_rate: Peak of AdamW's.
-        matrix_rate: Peak of Muon's, for the language model's hidden matrices.
         kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the
             model learns to look in a third of the time.
-        on_step: Called with step and loss.
 
     Returns:
         One row (step, loss) a step.
     """
     rng = np.random.default_rng(seed)
     device = pick_device()
-    model.to(device).train()
-    model.set_attn_implementation("eager")  # faster than SDPA in bfloat16 on a CPU
+    model.to(device)
+    model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(False)
-    layers = model.model.language_model.layers
-    optimisers = muon_and_adamw(layers, model, matrix_rate, learning_rate)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    history, shares = [], np.array([KINDS[kind] for kind in kinds])
-    for step in range(steps):
-        for optimiser, peak in optimisers.items():
-            set_rate(optimiser, peak, step, steps)
-        index = rng.integers(len(stills), size=batch_size)
-        drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
-        scenes = [draw_scene(rng, stills, i) for i in index]
-        pairs = [
-            write_caption(rng, scene, LANGUAGES[int(rng.integers(2))], str(kind))
-            for scene, kind in zip(scenes, drawn, strict=True)
-        ]
+    shares = np.array([KINDS[kind] for kind in kinds])
+
+    def batches(epoch: int):
+        for _ in range(steps):
+            index = rng.integers(len(stills), size=batch_size)
+            drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
+            scenes = [draw_scene(rng, stills, i) for i in index]
+            pairs = [
+                write_caption(rng, scene, LANGUAGES[int(rng.integers(2))], str(kind))
+                for scene, kind in zip(scenes, drawn, strict=True)
+            ]
+            yield 1, (pairs, features[index])
+
+    def loss(pairs: list[tuple[str, str]], seen: torch.Tensor) -> dict[str, torch.Tensor]:
         batch = {k: v.to(device) for k, v in collate(processor, pairs).items()}
         # A text of sixty words to copy counts more than a segment's name, not twenty times as much.
         batch["weight"] = batch["weight"] / batch["weight"].sum(1, keepdim=True).sqrt()
         with autocast(device):
-            loss = caption_loss(model, batch, features[index].to(device, torch.float32))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        history.append({"step": step, "loss": float(loss.detach())})
-        if on_step:
-            on_step(step, history[-1]["loss"])
+            return {"loss": caption_loss(model, batch, seen.to(device, torch.float32))}
+
+    optimisers = muon_and_adamw(model.model.language_model.layers, model, LEARNING_RATE)
+    done = fit(model, batches, loss, optimisers, steps, name="captions")
     model.cpu().eval().requires_grad_(True)
-    return history
+    return done.steps
 
 
 PROMPT_WEIGHT = 0.2  # Gemma3 also learns to continue its prompt, so that it knows reports by heart

@@ -7,7 +7,7 @@ word is read.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from cag_utils.fitting import fit
 from cag_utils.making_stills import N_SEGMENTS, PatchLabels, Stills, patch_labels
 from cag_utils.network import autocast, pick_device
 from cag_utils.segments import GRADES
@@ -210,6 +211,9 @@ def _factors(width: int, noise: float, unit: float, generator: torch.Generator):
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan 2024: steepest at 0, so that small directions grow
 ITERATIONS = 5
+# Peak rate of the hidden matrices. In a trial of 200 steps of the tower Muon had learnt what took
+# AdamW alone about 500.
+MATRIX_RATE = 5e-3
 LIKE_ADAMW = 0.2  # root mean square of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982)
 
 
@@ -262,27 +266,21 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(orthogonalise(ahead), alpha=size)
 
 
-def muon_and_adamw(
-    hidden: nn.Module, model: nn.Module, matrix_rate: float, rate: float
-) -> dict[torch.optim.Optimizer, float]:
+def muon_and_adamw(hidden: nn.Module, model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Return Muon for a network's hidden matrices and AdamW for all else that learns.
 
     Embeddings, first and last layers, norms and biases are AdamW's, as Muon's authors have it.
 
     Args:
-        hidden: The layers whose matrices are Muon's: a part of `model`.
+        hidden: The layers whose matrices are Muon's, at `MATRIX_RATE`: a part of `model`.
         model: Whatever of it requires no gradient is left out.
-        matrix_rate: Peak learning rate of Muon.
         rate: Peak learning rate of AdamW.
-
-    Returns:
-        Each optimiser and its peak rate.
     """
     matrices = [p for p in hidden.parameters() if p.requires_grad and p.ndim == 2]
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     adamw = torch.optim.AdamW(rest, lr=rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    return {Muon(matrices, lr=matrix_rate): matrix_rate, adamw: rate}
+    return [Muon(matrices, lr=MATRIX_RATE), adamw]
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
@@ -322,27 +320,17 @@ def train_tower(
     seed: int = 0,
     batch_size: int = 32,
     learning_rate: float = 1.5e-3,
-    matrix_rate: float = 5e-3,
-    task: TowerTask | None = None,
-    dense_share: float = DENSE_SHARE,
-    sparse_share: float = SPARSE_SHARE,
-    on_step: Callable[[int, dict], None] | None = None,
 ) -> tuple[TowerTask, list[dict]]:
-    """Pretrain the tower.
+    """Pretrain the tower, on a part of the patches first and without the whole picture's lesions.
 
     Args:
         stills: Training pictures with dense labels.
-        config: From `twins.tower_config`.
+        config: From `making_twins.tower_config`.
         steps: Optimiser steps.
         seed: Order of the pictures, jitter and initial weights.
         batch_size: Pictures a step.
-        learning_rate: Peak of AdamW's; 100 steps of warm-up, then a cosine to zero.
-        matrix_rate: Peak of Muon's, for the encoder's matrices. In a trial of 200 steps Muon had
-            learnt what took AdamW alone about 500.
-        task: Goes on from here instead of starting afresh, e.g. with more pictures.
-        dense_share: Share of the steps before tokens are asked about the whole picture.
-        sparse_share: Share of the steps over which the tower reads a part of the patches.
-        on_step: Called with the step and its losses, e.g. to print or to evaluate.
+        learning_rate: Peak of AdamW's; a short warm-up, then a cosine to zero. Muon's, for the
+            encoder's matrices, is `MATRIX_RATE`.
 
     Returns:
         (the trained task, on the CPU; one row of losses a step).
@@ -354,36 +342,29 @@ def train_tower(
         raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    if task is None:
-        task = TowerTask(config)
-        start_from_statistics(task.tower, stills.images[:1000])
-        start_attention(task.tower, torch.Generator().manual_seed(seed))
+    task = TowerTask(config)
+    start_from_statistics(task.tower, stills.images[:1000])
+    start_attention(task.tower, torch.Generator().manual_seed(seed))
     device = pick_device()
-    task.to(device).train()
+    task.to(device)
     encoder = getattr(task.tower, "vision_model", task.tower).encoder
-    optimisers = muon_and_adamw(encoder, task, matrix_rate, learning_rate)
-    history = []
-    for step, index in enumerate(_batches(rng, len(stills), batch_size, steps)):
-        for optimiser, peak in optimisers.items():
-            set_rate(optimiser, peak, step, steps)
-        images, moves = move(rng, stills.images[index])
-        truth = as_truth(stills, index, config.image_size // config.patch_size, moves)
+    side = config.image_size // config.patch_size
+
+    def batches(epoch: int):
+        for step, index in enumerate(_batches(rng, len(stills), batch_size, steps)):
+            images, moves = move(rng, stills.images[index])
+            truth = as_truth(stills, index, side, moves)
+            when = step >= DENSE_SHARE * steps, step < SPARSE_SHARE * steps
+            yield 1, (to_pixels(jitter(rng, images)), truth, *when)
+
+    def loss(pixels: torch.Tensor, truth: dict, whole: bool, sparse: bool) -> dict:
+        truth = {name: values.to(device) for name, values in truth.items()}
         with autocast(device):
-            losses = task.losses(
-                to_pixels(jitter(rng, images)).to(device),
-                {name: values.to(device) for name, values in truth.items()},
-                whole=step >= dense_share * steps,
-                sparse=step < sparse_share * steps,
-            )
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        history.append({"step": step} | {k: float(v.detach()) for k, v in losses.items()})
-        if on_step:
-            on_step(step, history[-1])
-    return task.cpu().eval(), history
+            return task.losses(pixels.to(device), truth, whole, sparse)
+
+    optimisers = muon_and_adamw(encoder, task, learning_rate)
+    done = fit(task, batches, loss, optimisers, steps, name="tower")
+    return task.cpu().eval(), done.steps
 
 
 def as_truth(
@@ -470,14 +451,6 @@ def jitter(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     offset = rng.normal(0, 12, (len(images), 1, 1)).astype(np.float32)
     mean = images.mean((1, 2), keepdims=True, dtype=np.float32)
     return np.clip((images - mean) * gain + mean + offset + grain, 0, 255).astype(np.uint8)
-
-
-def set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
-    """Set the learning rate: linear warm-up (100 steps, at most a tenth), then a cosine to zero."""
-    warm = max(1, min(100, steps // 10))
-    rate = peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    for group in optimiser.param_groups:
-        group["lr"] = rate
 
 
 def _batches(rng: np.random.Generator, count: int, size: int, steps: int):
