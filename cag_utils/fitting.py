@@ -5,7 +5,6 @@ for the makers of the shipped weights and for any number of processes.
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+from transformers import get_scheduler
 
 CLIP_NORM = 1.0  # not given in the paper; keeps the twins' high learning rates from diverging
 Losses = Mapping[str, Tensor]
@@ -57,7 +57,7 @@ def fit(
     steps: int,
     epochs: int = 1,
     *,
-    warmup: float | None = None,
+    warmup: int | None = None,
     schedule: str = "cosine",
     average: float = 0.0,
     start_share: float = 0.0,
@@ -84,7 +84,7 @@ def fit(
         steps: Of an epoch.
         epochs: Of the whole training.
         warmup: Steps over which the rate rises; None takes 100, at most a tenth of all.
-        schedule: `cosine` (down to 0) or `constant`, after the warm-up.
+        schedule: `constant`, or another of transformers' `SchedulerType`, e.g. `cosine`.
         average: Decay of a moving average of the weights, in [0, 1); smaller over the first steps,
             so that the start is soon forgotten. 0 for none.
         start_share: Of the weights before training in what is kept, 0 to 1 (see `mix`).
@@ -123,8 +123,12 @@ class _Run:
 
     def __init__(self, model, optimisers, n_steps, n_warmup, schedule, average, start_share):
         self.model, self.optimisers = model, optimisers
-        self.schedules = [make_schedule(o, n_steps, n_warmup, schedule) for o in optimisers]
-        self.average = moving_average(model, average) if average else None
+        kind = {"constant": "constant_with_warmup"}.get(schedule, schedule)
+        plan = {"num_warmup_steps": n_warmup, "num_training_steps": n_steps}
+        self.schedules = [get_scheduler(kind, optimiser, **plan) for optimiser in optimisers]
+        # a step's weight of at least 1 / (n + 10), so that the start is soon forgotten
+        warmup = {"use_warmup": True, "warmup_gamma": 10.0, "warmup_power": 1.0}
+        self.average = ModelEmaV3(model, average, **warmup) if average else None
         self.start_share = start_share
         self.start = copy.deepcopy(model.state_dict()) if start_share else None
         self.steps, self.epochs, self.best = [], [], None
@@ -161,7 +165,7 @@ class _Run:
             optimiser.zero_grad(set_to_none=True)
             schedule.step()
         if self.average:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model, self.schedules[0].last_epoch)
         return {name: value.detach() for name, value in losses.items()}
 
     def judge(self, evaluate, best_by: str) -> None:
@@ -209,54 +213,6 @@ class _Run:
             schedule.load_state_dict(saved)
         self.epochs, self.best = state["epochs"], state["best"]
         torch.set_rng_state(state["torch_rng"].cpu())
-
-
-def rate_factor(step: int, n_steps: int, n_warmup: float, schedule: str) -> float:
-    """Return what the learning rate is multiplied by at a step.
-
-    Args:
-        step: 0-based, below `n_steps`.
-        n_steps: Steps of the whole training.
-        n_warmup: Steps of the linear warm-up, may be 0.
-        schedule: `constant`, or `cosine` down to 0 at the end.
-
-    Returns:
-        A factor in [0, 1].
-
-    Raises:
-        ValueError: The schedule is unknown.
-    """
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule must be 'constant' or 'cosine', got {schedule!r}")
-    warm = min(1.0, (step + 1) / n_warmup) if n_warmup > 0 else 1.0
-    if schedule == "constant":
-        return warm
-    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
-
-
-def make_schedule(
-    optimiser: torch.optim.Optimizer, n_steps: int, n_warmup: float, schedule: str
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a schedule of `rate_factor`."""
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: rate_factor(step, n_steps, n_warmup, schedule)
-    )
-
-
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a copy of a model that follows it as an exponential moving average.
-
-    Args:
-        model: On its device.
-        decay: Share that is kept at each `update_parameters`, in [0, 1); smaller over the first
-            steps, so that the random start is soon forgotten.
-    """
-
-    def blend(kept: list[torch.Tensor], new: list[torch.Tensor], count: torch.Tensor) -> None:
-        n = int(count)  # all weights in one call: on a GPU this waits, once a step
-        get_ema_multi_avg_fn(min(decay, (n + 1) / (n + 11)))(kept, new, count)
-
-    return AveragedModel(model, multi_avg_fn=blend)
 
 
 def mix(start: Mapping[str, torch.Tensor], model: nn.Module, share: float) -> nn.Module:

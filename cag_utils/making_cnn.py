@@ -152,7 +152,7 @@ def _fit_pictures(
         [torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)],
         steps,
         epochs,
-        warmup=min(300, steps * epochs / 10),
+        warmup=min(300, steps * epochs // 10),
         average=AVERAGE,
         checkpoint=checkpoint,
         name="epochs",

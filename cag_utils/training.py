@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -111,15 +112,17 @@ def _train(
     with torch.random.fork_rng(gpus):  # the caller's generator stays where it was
         torch.manual_seed(seed)
         model = build_model(cnn.model, cnn.pretrained).to(team.device)
+        groups = param_groups_weight_decay(model, cnn.weight_decay)
+        optimiser = torch.optim.AdamW(groups, cnn.learning_rate, fused=True)
         steps = math.ceil(len(data["train"].targets) / cnn.batch_size)
         done = fit(
             model,
             frame_batches(data["train"], cnn, seed, team),
             frame_loss(team.prepare(model), cnn, team),
-            [make_optimiser(model, cnn)],
+            [optimiser],
             steps,
             epochs,
-            warmup=cnn.warmup_epochs * steps,
+            warmup=round(cnn.warmup_epochs * steps),
             schedule=cnn.schedule,
             average=cnn.average,
             start_share=cnn.start_share * cnn.pretrained,  # random weights: nothing to go back to
@@ -137,15 +140,6 @@ def _train(
         facts = {"model": cnn.model, "image_px": cnn.image_px, "epoch": best["epoch"]}
         save_model(model, folder, facts | {"val_six_class_f1": best["val_six_class_f1"]})
         pd.DataFrame(done.epochs).to_csv(folder / "history.csv", index=False)
-
-
-def make_optimiser(model: nn.Module, cnn: Cnn) -> torch.optim.AdamW:
-    """Return AdamW; biases and norms are not shrunk, as timm does it."""
-    groups = [
-        {"params": [p for p in model.parameters() if (p.ndim > 1) == many], **decay}
-        for many, decay in ((True, {}), (False, {"weight_decay": 0.0}))
-    ]
-    return torch.optim.AdamW(groups, cnn.learning_rate, weight_decay=cnn.weight_decay, fused=True)
 
 
 def frame_batches(
@@ -261,11 +255,6 @@ class AugmentedFrames(Dataset):
 
     def __init__(self, data: FrameSet, seed: int):
         self.data, self.seed, self.policy = data, seed, v2.TrivialAugmentWide()
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return (1, px, px) uint8 and the class of frame `key[1]` in epoch `key[0]`."""
-        pictures, targets = self.__getitems__([key])
-        return pictures[0], targets[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return (b, 1, px, px) uint8 and (b,) int64; the global generator stays as it was."""

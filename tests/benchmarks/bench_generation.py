@@ -32,7 +32,7 @@ from cag_utils.decoding import length_batches, padding_share, prompt_lengths
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
 from cag_utils.making_captions import random_scene
-from cag_utils.making_twins import KINDS, build_twin
+from cag_utils.making_twins import TWINS, build_twin
 from cag_utils.settings import load_profile
 
 N_CASES, BATCH_SIZE, ROUNDS = 32, 16, 3
@@ -98,7 +98,7 @@ def main() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         images, prompts = write_cases(Path(name))
         backbones.WEIGHTS = Path(name)
-        for kind in KINDS:
+        for kind in TWINS:
             build_twin(kind, Path(name) / kind)
             plain = AutoModelForImageTextToText.from_pretrained(Path(name) / kind).eval()
             model, processor = load_backbone(kind, "tiny", "cpu")
@@ -107,7 +107,7 @@ def main() -> dict[str, float]:
                 ratio, speed = compare(model, plain, processor, images, prompts, n_tokens)
                 figures[f"generation_times_one_by_one_{kind}{end}"] = round(ratio, 2)
                 figures[f"generation_answers_per_second_{kind}{end}"] = round(speed, 2)
-    both = [figures[f"generation_times_one_by_one_{kind}"] for kind in KINDS]
+    both = [figures[f"generation_times_one_by_one_{kind}"] for kind in TWINS]
     unsorted = np.arange(N_CASES).reshape(-1, BATCH_SIZE)
     return (
         {"generation_times_one_by_one": min(both)}

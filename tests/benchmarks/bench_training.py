@@ -31,7 +31,7 @@ import pandas as pd
 import timm
 import torch
 from timm.data import create_dataset, create_loader
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import dispatch_clip_grad
 
 from cag_utils.fitting import CLIP_NORM, fit, join_processes
@@ -39,7 +39,7 @@ from cag_utils.labels import SIX_CLASSES
 from cag_utils.network import autocast, build_model, network, pick_device, read_frame_set
 from cag_utils.phantom.cohort import still
 from cag_utils.settings import load_profile
-from cag_utils.training import frame_batches, frame_loss, make_optimiser
+from cag_utils.training import frame_batches, frame_loss
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform
 N_DRAWN, ROUNDS = 12, 5
@@ -130,7 +130,9 @@ def one_bar(folder: Path, size: Size, cnn, device: torch.device, file_px: int) -
     reading, data = timed(read_frame_set, frames, folder, size.image_px)
     team, model = join_processes(device), build_model(cnn.model, False).to(device)
     parts = frame_batches(data, cnn, 0, team), frame_loss(model, cnn, team)
-    optimiser, n_steps = make_optimiser(model, cnn), len(frames) // size.batch_size
+    groups = param_groups_weight_decay(model, cnn.weight_decay)
+    optimiser = torch.optim.AdamW(groups, cnn.learning_rate, fused=True)
+    n_steps = len(frames) // size.batch_size
 
     def ours() -> float:
         done = fit(model, *parts, [optimiser], n_steps, accelerator=team)
