@@ -34,6 +34,7 @@ from cag_utils.conceptclip import (
     tower_width,
 )
 from cag_utils.params import check_choice
+from cag_utils.shipped import check_phantom
 
 __all__ = [
     "BACKBONES",
@@ -164,7 +165,7 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
             "pretrained_model_name_or_path": checkpoint.repo,
             "revision": checkpoint.revision,
         }
-    folder = WEIGHTS / checkpoint.twin
+    folder = check_phantom(WEIGHTS / checkpoint.twin)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"the tiny twin is missing from {folder}: it ships with the repository, "

@@ -23,6 +23,7 @@ from cag_utils.embedder_entries import (
 )
 from cag_utils.params import check_choice
 from cag_utils.pixels import Pixels
+from cag_utils.shipped import check_phantom
 
 __all__ = ["EMBEDDERS", "Embedder", "load_embedder"]
 
@@ -147,6 +148,6 @@ def load_embedder(
             f"the tiny twin is missing from {twins / name}: it ships with the repository, "
             "so restore it with  git checkout -- cag_utils/weights"
         )
-    towers = entry.load(None if size == "real" else twins / name)
+    towers = entry.load(None if size == "real" else check_phantom(twins / name))
     towers.module.to(device).eval()
     return Embedder(name, size, entry, towers, device)

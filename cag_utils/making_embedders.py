@@ -281,7 +281,7 @@ def place_targets(stills: Stills, index: np.ndarray, side: int) -> torch.Tensor:
 
 
 NAMES = ("siglip2", "medclip", "conceptclip")
-VOCABULARY_SIZE = {"siglip2": 1500, "medclip": 900, "conceptclip": 900}  # SigLIP2: two languages
+GEMMA_TOKENS, BERT_TOKENS = 1500, 900  # SigLIP2 reads two languages
 MEDCLIP_DIM = 64
 TEXT = {
     "hidden_size": 96,
@@ -304,7 +304,7 @@ VISION = {
 }
 
 
-def build_twin(name: str, folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
+def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
     """Write a twin with random weights and a vocabulary learnt from `texts`.
 
     Args:
@@ -434,16 +434,14 @@ def _positions(table: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tenso
 
 def _bert_tokenizer(texts: Iterable[str]) -> BertTokenizer:
     learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator(
-        texts, vocab_size=VOCABULARY_SIZE["medclip"], min_frequency=2, show_progress=False
-    )
+    learner.train_from_iterator(texts, vocab_size=BERT_TOKENS, min_frequency=2, show_progress=False)
     vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=77)
 
 
 def _gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
     clean = open_clip.tokenizer.get_clean_fn("canonicalize")  # lower case, no punctuation
-    vocabulary = train_vocabulary([clean(text) for text in texts], VOCABULARY_SIZE["siglip2"])
+    vocabulary = train_vocabulary([clean(text) for text in texts], GEMMA_TOKENS)
     tokenizer = make_tokenizer("gemma3", vocabulary)
     tokenizer.padding_side, tokenizer.model_max_length = "right", 64
     return tokenizer

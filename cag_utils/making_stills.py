@@ -1,6 +1,6 @@
 """Pretraining pictures: phantom stills with the truth along every vessel, drawn once and cached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from cag_utils.phantom.lesions import SEGMENT_WEIGHTS
-from cag_utils.phantom.stills import DIASTASIS
+from cag_utils.phantom.stills import DIASTASIS, still
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, check_lesion, segments_of
 
 N_SEGMENTS = len(AHA_SEGMENTS)
@@ -134,21 +134,18 @@ def patch_labels(
     return PatchLabels(*(found.reshape(shape) for found in (segment, width, narrowed)))
 
 
-def make_stills(
-    seeds: Sequence[int], size_px: int, workers: int = 1, draw: Callable | None = None
-) -> Stills:
+def make_stills(seeds: Sequence[int], size_px: int, workers: int = 1) -> Stills:
     """Draw one still a seed.
 
     Args:
         seeds: Seeds of `cag_utils.phantom.cohort.still`; each is another patient.
         size_px: Side of the pictures.
         workers: Processes; the result does not depend on them.
-        draw: Stands in for the phantom's `still`, for tests.
 
     Returns:
         The stills, in the order of the seeds.
     """
-    return join(Parallel(workers)(delayed(_one)(int(seed), size_px, draw) for seed in seeds))
+    return join(Parallel(workers)(delayed(_one)(int(seed), size_px) for seed in seeds))
 
 
 def cached_stills(
@@ -196,10 +193,8 @@ def _read(path: Path) -> Stills:
         return Stills(**{f.name: found[f.name] for f in fields(Stills)})
 
 
-def _one(seed: int, size_px: int, draw: Callable | None) -> Stills:
-    if draw is None:
-        from cag_utils.phantom.cohort import still as draw
-    found = draw(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
+def _one(seed: int, size_px: int) -> Stills:
+    found = still(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
     grades = np.zeros((1, N_SEGMENTS), np.uint8)
     for lesion in found.lesions:
         grades[0, lesion["segment"] - 1] = GRADES.index(lesion["percent"]) + 1

@@ -150,6 +150,8 @@ def start_from_statistics(tower: SiglipVisionModel, images: np.ndarray) -> None:
     patches = patches.transpose(0, 1, 3, 2, 4).reshape(-1, size * size)
     patches = patches[:: max(1, len(patches) // 40_000)]
     values, vectors = np.linalg.eigh(np.cov(patches.T))
+    strongest = np.abs(vectors).argmax(0)  # a sign is the processor's choice, so it is fixed here
+    vectors = vectors * np.sign(vectors[strongest, np.arange(len(strongest))])
     keep = min(width, size * size)
     scale = 0.5 / np.sqrt(values[-keep:] + values[-keep:].mean() * 0.02)
     rows = torch.from_numpy((vectors[:, -keep:] * scale).T.reshape(keep, 1, size, size)).float()

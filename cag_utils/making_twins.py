@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from cag_utils.params import check_choice
+from cag_utils.shipped import WEIGHTS
 
-KINDS = ("gemma3", "paligemma2")
-WEIGHTS = Path(__file__).parent / "weights"
+TWINS = ("gemma3", "paligemma2")
 VOCABULARY_SIZE = 1800
 PAD, EOS, BOS, UNK, MASK = "<pad>", "<eos>", "<bos>", "<unk>", "<mask>"
 TURN = ["<start_of_turn>", "<end_of_turn>"]
@@ -89,7 +89,7 @@ def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
     Raises:
         ValueError: Unknown kind.
     """
-    check_choice("twin", kind, KINDS)
+    check_choice("twin", kind, TWINS)
     vocabulary = vocabulary or load_vocabulary()
     begin, end, soft = GEMMA3_IMAGE
     named = {"boi_token": begin, "eoi_token": end, "image_token": soft}
@@ -180,7 +180,7 @@ def make_config(kind: str, tokenizer: GemmaTokenizer) -> Gemma3Config | PaliGemm
     Raises:
         ValueError: Unknown kind.
     """
-    check_choice("twin", kind, KINDS)
+    check_choice("twin", kind, TWINS)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
     special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BOS]}
     width, head = 160, 40

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cag_utils.labels import LATERALITY, SIX_CLASSES
 from cag_utils.params import did_you_mean
+from cag_utils.shipped import WEIGHTS, check_phantom
 from cag_utils.study import read_json, write_json
 
 
@@ -50,7 +51,7 @@ TWIN = dict(
     act_layer="hard_swish",  # much like a steeper GELU, at a sixth of its time on a CPU
     drop_path_rate=0.05,
 )
-PREDICTOR_WEIGHTS = Path(__file__).parent / "weights" / "keyframe_cnn"
+PREDICTOR_WEIGHTS = WEIGHTS / "keyframe_cnn"
 NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, PREDICTOR_WEIGHTS)}
 
 
@@ -85,6 +86,7 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
 
     Raises:
         ValueError: The name is unknown.
+        RuntimeError: The shipped weights are of another phantom, see `check_phantom`.
 
     Source:
         CAG-VLM section 3.2: ConvNeXt-Base, its 1,000-way head replaced by a six-way one.
@@ -97,7 +99,7 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
         **entry.overrides,
     )
     if pretrained and entry.weights is not None:
-        weights = load_file(entry.weights / "best.safetensors")
+        weights = load_file(check_phantom(entry.weights) / "best.safetensors")
         model.load_state_dict({k: v.float() for k, v in weights.items()})
     return model.to(memory_format=torch.channels_last)
 
@@ -315,7 +317,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
             or holds a bad `temperature` or `rca_logit_offset`; or the weights are broken or another
             network's.
     """
-    folder = Path(folder)
+    folder = check_phantom(folder)
     for name in ("model.json", "best.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; run notebooks/01_train_cnn first")

@@ -8,7 +8,7 @@ import torch
 from cag_utils.embedders import load_embedder
 from cag_utils.making_embedders import (
     PlaceTask,
-    build_twin,
+    build_embedder,
     fit_stills,
     place_targets,
     retrieval,
@@ -48,7 +48,7 @@ def twin(tmp_path):
     stills = flat_stills()
     texts = [write_text(rng, stills, i % 12) for i in range(400)]
     for name in ("medclip", "siglip2"):
-        build_twin(name, tmp_path / name, texts)
+        build_embedder(name, tmp_path / name, texts)
     return lambda name: load_embedder(name, "tiny", "cpu", tmp_path)
 
 

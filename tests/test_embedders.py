@@ -15,7 +15,7 @@ from cag_utils import embedder_entries, embedders
 from cag_utils.conceptclip import convert_tower, pooling_side
 from cag_utils.embedder_entries import check_reachable
 from cag_utils.embedders import EMBEDDERS, load_embedder
-from cag_utils.making_embedders import TEXT, VISION, build_twin, start_from_tower
+from cag_utils.making_embedders import TEXT, VISION, build_embedder, start_from_tower
 from cag_utils.pixels import Pixels
 from cag_utils.two_towers import (
     ConceptClip,
@@ -242,7 +242,7 @@ def test_a_pretrained_tower_keeps_its_outputs_and_carries_positions_over(twins):
 
 def test_a_built_twin_can_be_loaded(tmp_path):
     for name in NAMES:
-        build_twin(name, tmp_path / name, TEXTS * 50, seed=1)
+        build_embedder(name, tmp_path / name, TEXTS * 50, seed=1)
     for name in NAMES:
         assert len(load_embedder(name, "tiny", "cpu", tmp_path).texts(TEXTS)) == 3
         assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) < 4.5e6
@@ -313,7 +313,7 @@ def test_medclip_names_the_folder_it_wants(monkeypatch, tmp_path):
         (lambda twin: start_from_tower(
             twin.towers.module.visual.trunk,
             {k: v[..., :2] for k, v in siglip_tower(192).state_dict().items()}), "does not fit"),
-        (lambda twin: build_twin("medclop", "x", []), "did you mean 'medclip'"),
+        (lambda twin: build_embedder("medclop", "x", []), "did you mean 'medclip'"),
     ],
 )  # fmt: skip
 def test_refuses_what_it_cannot_use(call, match, twins):

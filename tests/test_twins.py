@@ -17,10 +17,10 @@ from transformers import (
 from cag_utils.making_twins import (
     BYTES,
     IMAGE_PX,
-    KINDS,
     PATCH_PX,
     POOLED_TOKENS,
     SPECIALS,
+    TWINS,
     VOCABULARY_SIZE,
     WEIGHTS,
     build_twin,
@@ -45,7 +45,7 @@ MEDICAL = st.text("冠動脈狭窄の確認で右左、。％#%0123456789 abcXYZ
 ANYTHING = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁"), max_size=20)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=TWINS)
 def twin(request, tmp_path_factory):
     """A random twin of each kind: its kind, its folder, and what was built."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -54,7 +54,7 @@ def twin(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {kind: make_tokenizer(kind) for kind in KINDS}
+    return {kind: make_tokenizer(kind) for kind in TWINS}
 
 
 def ask(processor, kind, grey=128):
@@ -188,7 +188,7 @@ def test_saving_in_half_precision_leaves_the_model_alone(twin, tmp_path):
     assert AutoModelForImageTextToText.from_pretrained(tmp_path).dtype == torch.float16
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TWINS)
 def test_the_shipped_twin_loads_and_describes_a_picture(kind):
     folder = WEIGHTS / kind
     assert sum(f.stat().st_size for f in folder.iterdir()) < 8e6
@@ -206,7 +206,7 @@ def test_the_shipped_tower_is_the_twins():
     tower = SiglipVisionModel.from_pretrained(WEIGHTS / "siglip_tower", dtype=torch.float32)
     pixels = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, IMAGE_PX, IMAGE_PX)))
     found = []
-    for kind in KINDS:
+    for kind in TWINS:
         model = AutoModelForImageTextToText.from_pretrained(WEIGHTS / kind, dtype=torch.float32)
         with torch.no_grad():
             found.append(model.model.vision_tower(pixel_values=pixels.float()).last_hidden_state)
