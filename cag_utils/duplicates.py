@@ -60,7 +60,7 @@ def embed_frames(pictures: Tensor, name: str, batch_size: int = 128) -> np.ndarr
 
     Args:
         pictures: (n, 1, px, px) uint8.
-        name: See `networks.network`; its published weights are used.
+        name: See `network.network`; its published weights are used.
         batch_size: Pictures at a time, memory only.
 
     Returns:

@@ -362,10 +362,7 @@ GLOSSARY = (
 
 # What the study writes and captions do not: repeated in any order, so that no token of it is new.
 ARTERY_NAMES = ("RCA", "LM", "LMT", "LAD", "LCX")
-PERCENT_WORDS = {
-    "en": ("%", "% stenosis"),
-    "ja": ("%", "%の狭窄", "%の狭窄が確認できます"),
-}
+PERCENT_WORDS = {"en": ("%", "% stenosis"), "ja": ("%", "%の狭窄", "%の狭窄が確認できます")}
 STUDY_WORDS = {
     "en": ("shows", "stenosis", "in the", "and", "No significant"),
     "ja": ("狭窄", "確認できます", "および", "有意狭窄", "認めません"),

@@ -220,11 +220,7 @@ LIST_ENTRY = re.compile(f"({'|'.join(NAMES)})(?:: |：)({'|'.join(PERCENTS)})")
 
 @torch.no_grad()
 def answer(
-    model,
-    processor,
-    questions: Sequence[str],
-    images: np.ndarray,
-    max_new_tokens: int = 48,
+    model, processor, questions: Sequence[str], images: np.ndarray, max_new_tokens: int = 48
 ) -> list[str]:
     """Answer one question about each picture, greedily.
 

@@ -79,7 +79,7 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
         name: See `network`.
         pretrained: Start from published weights: timm's, downloaded on first use, under a fresh
             head; for the twin the shipped ones, made from other phantom patients by
-            `cnn_pretraining`, whose head has learnt their classes.
+            `making_cnn`, whose head has learnt their classes.
 
     Returns:
         The model in training mode, channels last.

@@ -302,7 +302,7 @@ def launch(
             tensors = {"pictures": data.pictures.contiguous(), "targets": data.targets}
             save_file(tensors, folder / f"{stem}.safetensors")
         write_json(folder / "job.json", dict(job))
-        # `--cpu` would silently run one process (facts); without a GPU the module chooses gloo
+        # the launcher's `--cpu` would silently run one process; the module chooses gloo itself
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
         command += ["--num_processes", str(count), "--num_machines", "1", "--main_process_port"]
         command += ["0", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -33,6 +33,7 @@ from cag_utils.making_twins import (
     train_vocabulary,
 )
 from cag_utils.phantom.clinic import PLANS
+from tests.making_world import random_twin
 
 CLASSES = {
     "gemma3": (Gemma3ForConditionalGeneration, Gemma3Processor),
@@ -46,10 +47,9 @@ ANYTHING = st.text(st.characters(exclude_categories=("Cs",), exclude_characters=
 
 
 @pytest.fixture(scope="module", params=TWINS)
-def twin(request, tmp_path_factory):
+def twin(request):
     """A random twin of each kind: its kind, its folder, and what was built."""
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, folder, *build_twin(request.param, folder, seed=0)
+    return request.param, *random_twin(request.param)
 
 
 @pytest.fixture(scope="module")
