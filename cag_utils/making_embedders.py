@@ -275,8 +275,8 @@ def place_targets(stills: Stills, index: np.ndarray, side: int) -> torch.Tensor:
         (B, side * side, 16) float32, 0 or 1: AHA segments 1 to 15, then any narrowing.
     """
     labels = patch_labels(stills, index, side)
-    found = labels.segment[..., None] == np.arange(1, N_SEGMENTS + 1)
-    taken = labels.narrowed[..., None] >= NARROWED
+    found = labels["segment"][..., None] == np.arange(1, N_SEGMENTS + 1)
+    taken = labels["narrowed"][..., None] >= NARROWED
     return torch.from_numpy(np.concatenate([found, taken], -1).astype(np.float32))
 
 

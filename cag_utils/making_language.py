@@ -236,21 +236,16 @@ def answer(
     """
     tok = processor.tokenizer
     rows = [prompt_ids(processor, q) for q in questions]
-    shape = (len(rows), max(map(len, rows)))
-    ids = torch.full(shape, tok.pad_token_id)
-    mask = torch.zeros(shape, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, shape[1] - len(row) :] = torch.tensor(row)
-        mask[i, shape[1] - len(row) :] = 1
+    batch = tok.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+    ids = batch["input_ids"]
     kinds = (ids == tok.image_token_id).long() if is_gemma3(processor) else torch.zeros_like(ids)
     out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        **batch,
         token_type_ids=kinds,
         pixel_values=to_pixels(images),
         max_new_tokens=max_new_tokens,
         do_sample=False,
-    )[:, shape[1] :]
+    )[:, ids.shape[1] :]
     return tok.batch_decode(out, skip_special_tokens=True)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from cag_utils.fitting import fit
-from cag_utils.making_stills import N_SEGMENTS, PatchLabels, Stills, patch_labels
+from cag_utils.making_stills import N_SEGMENTS, Stills, patch_labels
 from cag_utils.network import autocast, pick_device
 from cag_utils.segments import GRADES
 
@@ -355,34 +355,19 @@ def train_tower(
     def batches(epoch: int):
         for step, index in enumerate(_batches(rng, len(stills), batch_size, steps)):
             images, moves = move(rng, stills.images[index])
-            truth = as_truth(stills, index, side, moves)
+            truth = patch_labels(stills, index, side, moves) | {"grades": stills.grades[index]}
             when = step >= DENSE_SHARE * steps, step < SPARSE_SHARE * steps
             yield 1, (to_pixels(jitter(rng, images)), truth, *when)
 
     def loss(pixels: torch.Tensor, truth: dict, whole: bool, sparse: bool) -> dict:
-        truth = {name: values.to(device) for name, values in truth.items()}
+        truth = {k: torch.from_numpy(v).to(device) for k, v in truth.items()}
+        truth["grades"] = truth["grades"].long()
         with autocast(device):
             return task.losses(pixels.to(device), truth, whole, sparse)
 
     optimisers = muon_and_adamw(encoder, task, learning_rate)
     done = fit(task, batches, loss, optimisers, steps, name="tower")
     return task.cpu().eval(), done.steps
-
-
-def as_truth(
-    stills: Stills, index: np.ndarray, side: int, moves: np.ndarray | None = None
-) -> dict[str, torch.Tensor]:
-    """Return what `TowerTask.losses` compares with, for some pictures.
-
-    Args:
-        stills: The pictures.
-        index: (B,) which.
-        side: The tower's patches along each side of the picture.
-        moves: From `move`; None if they were not moved.
-    """
-    found: PatchLabels = patch_labels(stills, index, side, moves)
-    truth = {name: torch.from_numpy(array) for name, array in vars(found).items()}
-    return truth | {"grades": torch.from_numpy(stills.grades[index]).long()}
 
 
 def move(rng: np.random.Generator, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -433,12 +418,12 @@ def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[s
     patch, chance = np.concatenate(patches), np.concatenate(summaries)
     grid = task.tower.config.image_size // task.tower.config.patch_size
     truth = patch_labels(stills, np.arange(len(stills)), grid)
-    vessel, narrowed = truth.segment > 0, truth.narrowed >= NARROWED
-    octaves = np.log2(np.maximum(truth.width_px, 0.25))
+    vessel, narrowed = truth["segment"] > 0, truth["narrowed"] >= NARROWED
+    octaves = np.log2(np.maximum(truth["width_px"], 0.25))
     found = np.take_along_axis(narrowed, np.concatenate(narrowest)[:, None], 1)[:, 0]
     patch_is_lca = (patch >= 5).sum(1) > ((patch >= 1) & (patch <= 4)).sum(1)
     return {
-        "patch_accuracy": float((patch == truth.segment)[vessel].mean()),
+        "patch_accuracy": float((patch == truth["segment"])[vessel].mean()),
         "laterality_accuracy": float((patch_is_lca == stills.lca).mean()),
         "width_error": float(np.abs(np.concatenate(widths) - octaves)[vessel].mean()),
         "place_accuracy": float(found[narrowed.any(1)].mean()),

@@ -122,7 +122,8 @@ def test_the_base_has_seen_every_token_that_the_study_writes():
     rng = np.random.default_rng(0)
     tokenizer = make_tokenizer("gemma3")
     scenes = [random_scene(rng) for _ in range(400)]
-    seen = {i for t in base_corpus(rng, 800) for i in tokenizer(t).input_ids}
+    seen = {i for ids in tokenizer(base_corpus(rng, 800)).input_ids for i in ids}
     findings = [write_findings(s.lesions, s.laterality, s.plan) for s in scenes]
-    asked = {i for f in findings for text in f.values() for i in tokenizer(text).input_ids}
+    texts = [text for both in findings for text in both.values()]
+    asked = {i for ids in tokenizer(texts).input_ids for i in ids}
     assert not tokenizer.convert_ids_to_tokens(sorted(asked - seen))

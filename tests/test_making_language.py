@@ -94,14 +94,22 @@ def test_the_cached_loss_is_the_models_own(twin):
     assert torch.allclose(cached, own, atol=1e-5)
 
 
-def test_captions_train_the_language_model_and_leave_the_tower(twin):
-    stills = toy_stills()
+def test_the_kinds_asked_for_train_the_language_model_and_leave_the_tower(twin, monkeypatch):
     _, model, processor = twin
+    stills, kinds = toy_stills(), []
+
+    def heard(rng, scene, language, kind=None):
+        kinds.append(kind)
+        return write_caption(rng, scene, language, kind)
+
+    monkeypatch.setattr("cag_utils.making_language.write_caption", heard)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     features = encode_stills(model.model.vision_tower, stills)
     assert features.shape == (8, (IMAGE_PX // PATCH_PX) ** 2, 128)
-    history = train_captions(model, processor, stills, features, 3, batch_size=2)
+    asked = ("side", "worst")
+    history = train_captions(model, processor, stills, features, 3, batch_size=4, kinds=asked)
     assert [row["step"] for row in history] == [0, 1, 2]
+    assert set(kinds) == set(asked) and len(kinds) == 12
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert any("projector" in k for k in changed) and not any("vision_tower" in k for k in changed)
 
@@ -156,21 +164,6 @@ def test_a_scene_fits_its_still():
     assert made.laterality == "LCA" and made.view == "LAO caudal"
     assert [x["segment"] for x in made.lesions] == [7] and made.lesions[0]["percent"] == 90
     assert AHA_SEGMENTS[7].artery == made.lesions[0]["artery"]
-
-
-def test_only_the_kinds_asked_for_are_written(twin, monkeypatch):
-    stills = toy_stills()
-    _, model, processor = twin
-    kinds = []
-
-    def heard(rng, scene, language, kind=None):
-        kinds.append(kind)
-        return write_caption(rng, scene, language, kind)
-
-    monkeypatch.setattr("cag_utils.making_language.write_caption", heard)
-    features = encode_stills(model.model.vision_tower, stills)
-    train_captions(model, processor, stills, features, 5, batch_size=4, kinds=("side", "worst"))
-    assert set(kinds) == {"side", "worst"} and len(kinds) == 20
 
 
 def test_words_that_a_batch_does_not_write_are_left_where_they_are():

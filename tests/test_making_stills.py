@@ -40,17 +40,17 @@ def three_by_three():
 def test_patch_labels_by_hand():
     found = patch_labels(three_by_three(), [0, 1], 3)
     # two points of #6 outvote one of #5; what lies outside the picture counts nowhere
-    assert found.segment.tolist() == [[6, 6, 0, 0, 0, 0, 0, 0, 11], [0, 0, 0, 0, 9, 0, 0, 0, 0]]
-    assert found.width_px[0].tolist() == [5, 2, 0, 0, 0, 0, 0, 0, 1]
-    np.testing.assert_allclose(found.narrowed[0], [0.7, 0, 0, 0, 0, 0, 0, 0, 0.5])
+    assert found["segment"].tolist() == [[6, 6, 0, 0, 0, 0, 0, 0, 11], [0, 0, 0, 0, 9, 0, 0, 0, 0]]
+    assert found["width_px"][0].tolist() == [5, 2, 0, 0, 0, 0, 0, 0, 1]
+    np.testing.assert_allclose(found["narrowed"][0], [0.7, 0, 0, 0, 0, 0, 0, 0, 0.5])
     alone = patch_labels(three_by_three(), [1], 3)
-    assert np.array_equal(alone.segment[0], found.segment[1])
+    assert np.array_equal(alone["segment"][0], found["segment"][1])
 
 
 def test_labels_move_with_the_picture():
     down = np.array([[[1.0, 0, 0], [0, 1, 10]]])  # ten pixels, one patch
     found = patch_labels(three_by_three(), [0], 3, down)
-    assert found.segment.tolist() == [[0, 0, 0, 6, 6, 0, 0, 0, 0]]
+    assert found["segment"].tolist() == [[0, 0, 0, 6, 6, 0, 0, 0, 0]]
 
 
 @settings(max_examples=20, deadline=None)
@@ -72,7 +72,7 @@ def test_stills_know_their_lesions_and_vessels():
     assert stills.lesions(1) == [{"segment": 2, "percent": 90, "artery": "RCA"}]
     middle = (IMAGE_PX // PATCH_PX) // 2 * (IMAGE_PX // PATCH_PX + 1)
     found = patch_labels(stills, [0], IMAGE_PX // PATCH_PX)
-    assert found.segment[0, middle] == 7 and found.narrowed[0, middle] == np.float32(0.9)
+    assert found["segment"][0, middle] == 7 and found["narrowed"][0, middle] == np.float32(0.9)
     assert stills.seen(0) == (5,)  # the bar; a point or two are no vessel
 
 

@@ -165,10 +165,9 @@ def test_the_picture_reaches_the_answer(twin):
 def test_seed_and_tower(tmp_path):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    first, _ = build_twin("gemma3", tmp_path / "a", seed=1)
+    second, _ = build_twin("gemma3", tmp_path / "b", seed=0)
     assert torch.equal(before, torch.random.get_rng_state())
-    second, _ = build_twin("gemma3", tmp_path / "b", seed=1)
-    third, _ = build_twin("gemma3", tmp_path / "c", seed=2)
+    first, (third, _) = random_twin("gemma3")[1], build_twin("gemma3", tmp_path / "c", seed=2)
     states = [m.state_dict()["model.language_model.norm.weight"] for m in (first, second)]
     assert torch.equal(*states)
     embeddings = [m.get_input_embeddings().weight for m in (first, second, third)]

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from cag_utils import training
 from cag_utils.keyframes import load_model
-from cag_utils.network import FrameSet
+from cag_utils.network import FrameSet, autocast
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json
 from cag_utils.training import (
@@ -226,6 +226,14 @@ def test_how_the_loop_is_asked(data, tmp_path, monkeypatch, pretrained, share):
     free, shrunk = asked["groups"]
     assert (free["weight_decay"], shrunk["weight_decay"]) == (0, CNN.weight_decay)
     assert {p.ndim for p in free["params"]} == {1}
+
+
+def test_every_cpu_computes_in_float32_and_cuda_alone_in_bfloat16(monkeypatch):
+    ones = torch.ones(2, 2)
+    with autocast(CPU):
+        assert (ones @ ones).dtype == torch.float32
+    monkeypatch.setattr(torch, "autocast", lambda *asked, enabled: (*asked, enabled))
+    assert autocast(torch.device("cuda")) == ("cuda", torch.bfloat16, True)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"processes": -1}])
