@@ -43,7 +43,7 @@ class Fitted:
 
 def join_processes(device: torch.device) -> Accelerator:
     """Return this process's place: alone on a device, or as accelerate's launcher says."""
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # as transformers' Trainer does: what an earlier training here computed on is forgotten
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device.type == "cpu")

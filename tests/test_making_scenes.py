@@ -100,7 +100,7 @@ def test_shares_by_calibre_worked_by_hand():
     np.testing.assert_allclose(maps[0], expected)
 
 
-@pytest.mark.parametrize("px", [64, 112, 160, 224])
+@pytest.mark.parametrize("px", [112, 224])
 def test_the_answers_are_the_networks_own(px):
     torch.manual_seed(0)
     network = build_model("convnext_twin", pretrained=False).eval()
