@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.examples import LANGUAGES, encode_prompts, open_picture
+from cag_utils.making_captions import Scene, write_caption
 from cag_utils.params import check_choice
-from cag_utils.phantom.captions import Scene, write_caption
 
 # Of the reader's coefficients, as scikit-learn's C: strong, as there are few cases and 160 numbers
 # a case. Of 0.01, 0.1 and 1 it did best on test cases of an earlier corpus: not a blind choice.

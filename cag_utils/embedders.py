@@ -34,6 +34,7 @@ from cag_utils.hub import (
     read_state,
 )
 from cag_utils.params import check_choice
+from cag_utils.shipped import check_phantom
 from cag_utils.study import read_json, under_root
 from cag_utils.two_towers import (
     CONCEPTCLIP_TINY_PX,
@@ -362,7 +363,7 @@ def load_embedder(
     entry = EMBEDDERS[check_choice("embedder", name, EMBEDDERS)]
     check_choice("size", size, SIZES)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    twin = None if size == "real" else twins / entry.checkpoint.twin
+    twin = None if size == "real" else check_phantom(twins / entry.checkpoint.twin)
     if twin is None:
         check_access(entry.checkpoint)
     elif not twin.is_dir():

@@ -28,15 +28,10 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from cag_utils.backbones import Tower, get_backbone
-from cag_utils.conceptclip import (
-    convert_tower,
-    has_converted_tower,
-    read_safetensors,
-    swap_tower,
-    tower_width,
-)
-from cag_utils.hub import Checkpoint, check_access, fetch_weights, override
+from cag_utils.conceptclip import convert_tower, has_converted_tower, swap_tower, tower_width
+from cag_utils.hub import Checkpoint, check_access, fetch_weights, override, read_safetensors
 from cag_utils.params import check_choice
+from cag_utils.shipped import check_phantom
 
 FUSED = "fused_uncapped"  # not "sdpa...": transformers refuses that name for Gemma2
 AttentionInterface.register(FUSED, sdpa_attention_forward)
@@ -180,7 +175,7 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
             "pretrained_model_name_or_path": checkpoint.repo,
             "revision": checkpoint.revision,
         }
-    folder = WEIGHTS / checkpoint.twin
+    folder = check_phantom(WEIGHTS / checkpoint.twin)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"the tiny twin is missing from {folder}: it ships with the repository, "

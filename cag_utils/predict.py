@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cag_utils.checkpoints import load_model, probabilities
 from cag_utils.cine_dicom import NotACine, iter_frames, read_header
 from cag_utils.cine_stills import EXPECTED, Unreadable, fit_picture, read_still
 from cag_utils.labels import LATERALITY, SIX_CLASSES, decide
-from cag_utils.networks import PREDICTOR_WEIGHTS, pick_device
+from cag_utils.network import PREDICTOR_WEIGHTS, load_model, pick_device, probabilities
 
 DEFAULT_MODEL = PREDICTOR_WEIGHTS
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -10,9 +10,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from cag_utils.checkpoints import load_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import build_model, pick_device, prepare, read_pictures
+from cag_utils.network import build_model, load_model, pick_device, prepare, read_pictures
 
 WINDOW_SHARE, STRIDE_SHARE = 1 / 5, 1 / 10  # of the picture's side, for occlusion; choice
 

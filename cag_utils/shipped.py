@@ -1,14 +1,19 @@
-"""What ships with the package: a model card and a checksum for every network in `weights/`."""
+"""What ships with the package: a card, a checksum and the phantom's version for each network.
 
+Weights that were made with one version of the phantom say nothing of another one until somebody
+has looked. `weights/phantom.json` holds, for each network, the version it was made with and the
+versions it holds for, each with the reason; loading a network under any other one is an error.
+"""
+
+import argparse
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cag_utils.study import read_json, write_json
 
 WEIGHTS = Path(__file__).parent / "weights"
-CHECKSUMS = "checksums.json"
-LARGEST_MB = 40  # all twins and embedders together, so that a clone stays light
+CHECKSUMS, PHANTOM = "checksums.json", "phantom.json"
 CARD = """---
 license: apache-2.0
 tags: [phantom, coronary-angiography, research-only]
@@ -32,6 +37,85 @@ patients are not those of the study (other streams of random numbers).
 **Not for:** any picture of a patient. It stands for a published model's mechanics, not for what
 that model knows of medicine. Research use only, not a medical device.
 """
+
+
+def phantom_version() -> int:
+    """Return the version of the phantom as it is now; imported when asked, as it is large."""
+    from cag_utils.phantom.cohort import VERSION
+
+    return VERSION
+
+
+def check_phantom(folder: str | Path) -> Path:
+    """Return the folder of a shipped network if it holds for the phantom as it is now.
+
+    Args:
+        folder: One of `weights/`; any other folder is returned unchecked.
+
+    Raises:
+        RuntimeError: Nobody has made the weights with this version of the phantom, or looked
+            whether they hold for it.
+    """
+    folder = Path(folder)
+    record = folder.parent / PHANTOM
+    known = read_json(record).get(folder.name) if record.is_file() else None
+    if known and str(version := phantom_version()) not in known["holds_for"]:
+        raise RuntimeError(
+            f"{folder} was made with version {known['made_with']} of the phantom and holds for "
+            f"{', '.join(known['holds_for'])}, not for {version}. `make twins` makes it again; "
+            "if a reference run shows that it holds, say so: "
+            'python -m cag_utils.shipped --holds "reference run of DATE"'
+        )
+    return folder
+
+
+def seal(*names: str, folder: Path = WEIGHTS) -> dict[str, dict]:
+    """Write the checksums of all weights, and that some were made with the phantom of now.
+
+    Args:
+        names: Networks that were just made.
+        folder: Holds one folder a network.
+
+    Returns:
+        What `phantom.json` says now.
+    """
+    write_json(folder / CHECKSUMS, checksums(folder))
+    version = phantom_version()
+    fresh = {"made_with": version, "holds_for": {str(version): "made with it"}}
+    return _record(folder, dict.fromkeys(names, fresh))
+
+
+def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
+    """Write that all weights hold for the phantom as it is now, and why.
+
+    Args:
+        reason: What showed it, with a date.
+        folder: Holds `phantom.json`.
+
+    Raises:
+        ValueError: No reason.
+    """
+    if not reason.strip():
+        raise ValueError("say what showed that the weights hold, with a date")
+    found, version = read_json(folder / PHANTOM), str(phantom_version())
+    held = {k: v | {"holds_for": v["holds_for"] | {version: reason}} for k, v in found.items()}
+    return _record(folder, held)
+
+
+def _record(folder: Path, entries: dict[str, dict]) -> dict[str, dict]:
+    path = folder / PHANTOM
+    found = (read_json(path) if path.is_file() else {}) | entries
+    write_json(path, found)
+    return found
+
+
+def checksums(folder: Path = WEIGHTS) -> dict[str, str]:
+    """Return the SHA-256 of every weight file below a folder, by relative path, sorted."""
+    found = sorted(folder.rglob("*.safetensors"))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+    }
 
 
 def write_card(
@@ -63,32 +147,13 @@ def write_card(
     return path
 
 
-def checksums(folder: Path = WEIGHTS) -> dict[str, str]:
-    """Return the SHA-256 of every weight file below a folder, by relative path, sorted."""
-    found = sorted(folder.rglob("*.safetensors"))
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in found
-    }
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m cag_utils.shipped", description=__doc__)
+    parser.add_argument("--holds", metavar="REASON", required=True, help="what showed it, and when")
+    for name, entry in confirm(parser.parse_args(arguments).holds).items():
+        print(f"{name}: made with {entry['made_with']}, holds for {', '.join(entry['holds_for'])}")  # noqa: T201 - a command
 
 
-def write_checksums(folder: Path = WEIGHTS) -> dict[str, str]:
-    """Write `checksums.json` beside the networks; return what it says."""
-    found = checksums(folder)
-    write_json(folder / CHECKSUMS, found)
-    return found
-
-
-def changed_weights(folder: Path = WEIGHTS) -> list[str]:
-    """Return the weight files that are missing, new or not what `checksums.json` says.
-
-    Args:
-        folder: Holds `checksums.json`.
-    """
-    said, found = read_json(folder / CHECKSUMS), checksums(folder)
-    return sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name))
-
-
-def shipped_mb(folder: Path = WEIGHTS) -> float:
-    """Return the size of everything below a folder, MB of a million bytes."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+if __name__ == "__main__":
+    main()

@@ -24,8 +24,8 @@ from cag_utils.loading import (
     model_layout,
     quantisation,
 )
+from cag_utils.making_twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from cag_utils.settings import load_profile
-from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

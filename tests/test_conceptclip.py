@@ -20,7 +20,6 @@ from cag_utils.conceptclip import (
     convert_tower,
     has_converted_tower,
     pooling_side,
-    read_safetensors,
     rename_tower,
     swap_tower,
     tower_config,
@@ -28,7 +27,8 @@ from cag_utils.conceptclip import (
     tower_width,
 )
 from cag_utils.examples import encode_prompts
-from cag_utils.twins import build_twin
+from cag_utils.hub import read_safetensors
+from cag_utils.making_twins import build_twin
 
 SMALL = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 REAL = "vit_so400m_patch14_siglip_384"

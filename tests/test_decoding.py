@@ -22,8 +22,8 @@ from cag_utils.generate import (
 )
 from cag_utils.loading import load_backbone
 from cag_utils.lora import lora_config, save_merged
-from cag_utils.phantom.captions import random_scene
-from cag_utils.twins import make_processor
+from cag_utils.making_captions import random_scene
+from cag_utils.making_twins import make_processor
 from tests.vlm_world import write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")

@@ -9,9 +9,9 @@ from transformers import BertConfig, SiglipVisionConfig, SiglipVisionModel, Swin
 
 from cag_utils import embedders, vlscore
 from cag_utils.conceptclip import convert_tower, pooling_side
-from cag_utils.embedder_twins import TEXT, VISION, build_twin, start_from_tower
 from cag_utils.embedders import EMBEDDERS, Entry, Pixels, Towers, load_embedder
 from cag_utils.hub import Checkpoint
+from cag_utils.making_embedders import TEXT, VISION, build_embedder, start_from_tower
 from cag_utils.report import paper_table
 from cag_utils.settings import Stats, Vlscore
 from cag_utils.two_towers import (
@@ -250,7 +250,7 @@ def test_a_pretrained_tower_keeps_its_outputs_and_carries_positions_over(twins):
 
 def test_a_built_twin_can_be_loaded(tmp_path):
     for name in NAMES:
-        build_twin(name, tmp_path / name, TEXTS * 50, seed=1)
+        build_embedder(name, tmp_path / name, TEXTS * 50, seed=1)
     for name in NAMES:
         assert len(load_embedder(name, "tiny", "cpu", tmp_path).texts(TEXTS)) == 3
         assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) < 4.5e6
@@ -268,7 +268,7 @@ def test_a_built_twin_can_be_loaded(tmp_path):
         (lambda twin: start_from_tower(
             twin.towers.module.visual.trunk,
             {k: v[..., :2] for k, v in siglip_tower(192).state_dict().items()}), "does not fit"),
-        (lambda twin: build_twin("medclop", "x", []), "did you mean 'medclip'"),
+        (lambda twin: build_embedder("medclop", "x", []), "did you mean 'medclip'"),
     ],
 )  # fmt: skip
 def test_refuses_what_it_cannot_use(call, match, twins):

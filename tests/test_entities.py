@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.entities import Entities, Stenosis, read_entities, to_grade
-from cag_utils.phantom.captions import Scene, write_caption
+from cag_utils.making_captions import Scene, write_caption
 from cag_utils.phantom.findings import PLANS, write_findings
 from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record

@@ -37,7 +37,7 @@ from cag_utils.leakage import (
     tabulate_cases,
     tabulate_f1,
 )
-from cag_utils.networks import FrameSet
+from cag_utils.network import FrameSet
 from cag_utils.report import paper_table
 from cag_utils.settings import Stats, load_profile
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import (
+from cag_utils.network import (
     build_model,
     pick_device,
     prepare,

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cag_utils.making_twins import build_twin
 from cag_utils.settings import FOLDER
-from cag_utils.twins import build_twin
 from tests.vlm_world import write_pairs
 
 # The entry comes first, as it would stand in the registry; all else is what the notebooks call.

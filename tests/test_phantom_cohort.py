@@ -17,13 +17,8 @@ from pydicom.pixels import get_decoder
 from cag_utils.labels import SIX_CLASSES, read_frame_labels
 from cag_utils.phantom.__main__ import main
 from cag_utils.phantom.carm import CArm
-from cag_utils.phantom.cohort import (
-    CohortSettings,
-    cohort_settings,
-    ensure_phantom,
-    make_cohort,
-)
-from cag_utils.phantom.exam import exam_tables, shoot_exam
+from cag_utils.phantom.cohort import cohort_settings, ensure_phantom, make_cohort
+from cag_utils.phantom.exam import CohortSettings, exam_tables, shoot_exam
 from cag_utils.phantom.labels import label
 from cag_utils.phantom.lesions import KIND_SHARES
 from cag_utils.phantom.render import film

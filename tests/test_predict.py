@@ -16,11 +16,10 @@ from torch import nn
 
 from cag_utils import keyframes
 from cag_utils import predict as reading
-from cag_utils.checkpoints import load_model, probabilities, save_model
 from cag_utils.cine_dicom import iter_frames
 from cag_utils.cine_stills import fit_picture, read_still
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import build_model, prepare
+from cag_utils.network import build_model, load_model, prepare, probabilities, save_model
 from cag_utils.phantom.cohort import make_cohort
 from cag_utils.phantom.exam import CohortSettings
 from cag_utils.predict import (

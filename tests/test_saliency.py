@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cag_utils.checkpoints import save_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import build_model, prepare
+from cag_utils.network import build_model, prepare, save_model
 from cag_utils.saliency import compare_random, explain, grad_cam, occlude
 
 PX = 64

@@ -2,24 +2,36 @@
 
 import pytest
 
+from cag_utils import shipped
 from cag_utils.shipped import (
-    LARGEST_MB,
+    CHECKSUMS,
+    PHANTOM,
     WEIGHTS,
-    changed_weights,
-    shipped_mb,
+    check_phantom,
+    checksums,
+    confirm,
+    main,
+    phantom_version,
+    seal,
     write_card,
-    write_checksums,
 )
+from cag_utils.study import read_json
 
 NETWORKS = sorted(path.parent for path in WEIGHTS.rglob("*.safetensors"))
 
 
 def test_every_shipped_file_is_what_its_checksum_says():
-    assert len(NETWORKS) >= 7 and changed_weights() == []
+    assert len(NETWORKS) >= 7 and checksums() == read_json(WEIGHTS / CHECKSUMS)
 
 
 def test_all_networks_together_are_small():
-    assert shipped_mb() < LARGEST_MB
+    megabytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) / 1e6
+    assert megabytes < 40  # so that a clone stays light
+
+
+def test_every_shipped_network_holds_for_the_phantom_as_it_is():
+    assert set(read_json(WEIGHTS / PHANTOM)) == {folder.name for folder in NETWORKS}
+    assert [check_phantom(folder) for folder in NETWORKS] == NETWORKS
 
 
 @pytest.mark.parametrize("folder", NETWORKS, ids=lambda p: p.name)
@@ -29,15 +41,32 @@ def test_each_network_has_a_card_that_names_the_phantom(folder):
     assert "digital phantom" in card and "not a medical device" in card
 
 
-def test_a_changed_lost_or_new_file_is_noticed(tmp_path):
+def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
+    tmp_path, monkeypatch, capsys
+):
     for name in ("a", "b"):
-        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-    assert write_checksums(tmp_path)["a.safetensors"].startswith("ca978112ca1bbdca")  # sha256 of a
-    assert changed_weights(tmp_path) == []
-    (tmp_path / "a.safetensors").write_bytes(b"x")
-    (tmp_path / "b.safetensors").unlink()
-    (tmp_path / "c.safetensors").write_bytes(b"c")
-    assert changed_weights(tmp_path) == ["a.safetensors", "b.safetensors", "c.safetensors"]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.safetensors").write_bytes(name.encode())
+    assert check_phantom(tmp_path / "a") == tmp_path / "a"  # nothing is known: not one of ours
+    now = phantom_version()
+    seal("a", "b", folder=tmp_path)
+    sums = read_json(tmp_path / CHECKSUMS)
+    assert sums["a/w.safetensors"].startswith("ca978112ca1bbdca")  # sha256 of the letter a
+    monkeypatch.setattr("cag_utils.phantom.cohort.VERSION", now + 1)
+    with pytest.raises(RuntimeError, match=f"holds for {now}, not for {now + 1}. `make twins`"):
+        check_phantom(tmp_path / "a")
+    seal("a", folder=tmp_path)  # made anew
+    assert check_phantom(tmp_path / "a") and read_json(tmp_path / PHANTOM)["b"]["made_with"] == now
+    with pytest.raises(RuntimeError, match="made with"):
+        check_phantom(tmp_path / "b")
+    with pytest.raises(ValueError, match="with a date"):
+        confirm(" ", tmp_path)
+    monkeypatch.setattr(shipped.confirm, "__defaults__", (tmp_path,))
+    main(["--holds", "reference run of 2026-11-27"])
+    assert f"b: made with {now}, holds for {now}, {now + 1}" in capsys.readouterr().out
+    assert check_phantom(tmp_path / "b")
+    holds = read_json(tmp_path / PHANTOM)["b"]["holds_for"]
+    assert holds[str(now + 1)] == "reference run of 2026-11-27"
 
 
 def test_a_card_by_hand(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cag_utils.twins import build_twin, save_twin, tower_config
+from cag_utils.making_twins import build_twin, save_twin, tower_config
 
 FINDINGS = {
     "LCA": ("LCX #11 shows 75% stenosis. Consider PCI.", "LCX #11に75%の狭窄が確認できます。"),

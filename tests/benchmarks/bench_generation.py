@@ -30,9 +30,9 @@ from cag_utils.corpus import prompt
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
 from cag_utils.loading import load_backbone, quiet_libraries
-from cag_utils.phantom.captions import random_scene
+from cag_utils.making_captions import random_scene
+from cag_utils.making_twins import TWINS, build_twin
 from cag_utils.settings import load_profile
-from cag_utils.twins import KINDS, build_twin
 
 N_CASES, BATCH_SIZE, ROUNDS = 32, 16, 3
 STEP = 4  # every fourth case is answered one by one too
@@ -97,7 +97,7 @@ def main() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         images, prompts = write_cases(Path(name))
         loading.WEIGHTS = Path(name)
-        for kind in KINDS:
+        for kind in TWINS:
             build_twin(kind, Path(name) / kind)
             plain = AutoModelForImageTextToText.from_pretrained(Path(name) / kind).eval()
             model, processor = load_backbone(kind, "tiny", "cpu")
@@ -105,7 +105,7 @@ def main() -> dict[str, float]:
                 ratio, speed = compare(model, plain, processor, images, prompts, n_tokens)
                 figures[f"generation_times_one_by_one_{kind}{end}"] = round(ratio, 2)
                 figures[f"generation_answers_per_second_{kind}{end}"] = round(speed, 2)
-    both = [figures[f"generation_times_one_by_one_{kind}"] for kind in KINDS]
+    both = [figures[f"generation_times_one_by_one_{kind}"] for kind in TWINS]
     return {"generation_times_one_by_one": min(both)} | figures
 
 

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cag_utils.checkpoints import load_model, save_model
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import autocast, build_model, pick_device, prepare
+from cag_utils.network import autocast, build_model, load_model, pick_device, prepare, save_model
 from cag_utils.phantom.carm import CArm
 from cag_utils.phantom.stills import still
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset

@@ -16,7 +16,7 @@ import numpy as np
 
 from cag_utils.cine_dicom import iter_frames
 from cag_utils.phantom.carm import CArm
-from cag_utils.phantom.cohort import still
+from cag_utils.phantom.stills import still
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.sampling import frame_statistics, pick_extrema, sample_folder
 

@@ -31,15 +31,15 @@ import pandas as pd
 import timm
 import torch
 from timm.data import create_dataset, create_loader
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import dispatch_clip_grad
 
+from cag_utils.fitting import CLIP_NORM, fit, join_processes
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import autocast, network, pick_device, read_frame_set
+from cag_utils.network import autocast, build_model, network, pick_device, read_frame_set
 from cag_utils.phantom.stills import still
-from cag_utils.processes import join_team
 from cag_utils.settings import load_profile
-from cag_utils.trainer import CLIP_NORM, Trainer
+from cag_utils.training import frame_batches, frame_loss
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform
 N_DRAWN, ROUNDS = 12, 5
@@ -128,13 +128,22 @@ def one_bar(folder: Path, size: Size, cnn, device: torch.device, file_px: int) -
     """Measure both ways in turn on PNGs of one size; images a second and the ratio."""
     frames = write_frames(folder, size.n_frames, file_px)
     reading, data = timed(read_frame_set, frames, folder, size.image_px)
-    ours = Trainer(cnn, ROUNDS + 1, 0, len(frames), join_team(device))
+    team, model = join_processes(device), build_model(cnn.model, False).to(device)
+    parts = frame_batches(data, cnn, 0, team), frame_loss(model, cnn, team)
+    groups = param_groups_weight_decay(model, cnn.weight_decay)
+    optimiser = torch.optim.AdamW(groups, cnn.learning_rate, fused=True)
+    n_steps = len(frames) // size.batch_size
+
+    def ours() -> float:
+        done = fit(model, *parts, [optimiser], n_steps, accelerator=team)
+        return done.epochs[0]["train_loss"]
+
     script = TimmScript(folder, size, cnn, device)
     if file_px == size.image_px:
         reading = 0.0
     seconds: dict[str, list[float]] = {"ours": [], "timm": []}
     for _ in range(ROUNDS + 1):
-        for name, call in (("ours", lambda: ours.train_epoch(data)), ("timm", script.train_epoch)):
+        for name, call in (("ours", ours), ("timm", script.train_epoch)):
             taken, loss = timed(call)
             assert 0 < loss < 10, f"{name} does not train: loss {loss}"
             seconds[name].append(taken + reading * (name == "ours"))

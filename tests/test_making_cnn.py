@@ -1,34 +1,29 @@
-"""Pretraining of the key-frame twin: which loss, what is held out, what is shipped."""
+"""Pretraining of the key-frame twin: losses, randomisation, what is held out and shipped."""
 
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from cag_utils import fitting
-from cag_utils.checkpoints import load_model
-from cag_utils.cnn_pretraining import (
+from cag_utils import making_cnn
+from cag_utils.labels import SIX_CLASSES
+from cag_utils.making_cnn import (
     IS_RCA,
     assess,
     calibrate,
     class_loss,
     pretrain,
+    randomise,
     save_predictor,
     scene_loss,
     split_scenes,
     teach_classes,
 )
-from cag_utils.labels import SIX_CLASSES
-from cag_utils.networks import NETWORKS, PREDICTOR_WEIGHTS, build_model, prepare
-from cag_utils.scenes import Scenes, collect_scenes
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    found = collect_scenes(2, tmp_path_factory.mktemp("cache"), n_workers=1)
-    return replace(found, pictures=found.pictures[..., ::4, ::4].contiguous())
+from cag_utils.making_scenes import Scenes
+from cag_utils.network import NETWORKS, PREDICTOR_WEIGHTS, build_model, load_model, prepare
 
 
 def made_up(n_patients, frames_each=2):
@@ -37,6 +32,30 @@ def made_up(n_patients, frames_each=2):
     pictures = torch.zeros(count, 1, 32, 32, dtype=torch.uint8)
     labels = torch.zeros(count, dtype=torch.long)
     return Scenes(pictures, torch.zeros(count, 9), labels, patients, torch.zeros(count, 2, 28, 28))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Noise with something to learn: the right side is brighter."""
+    draw, empty = torch.Generator().manual_seed(0), made_up(12)
+    is_rca = torch.arange(24) % 2
+    noise = torch.randint(0, 90, empty.pictures.shape, generator=draw)
+    targets = torch.rand(24, 9, generator=draw)
+    targets[:, 0] = is_rca
+    return replace(
+        empty,
+        pictures=(noise + 120 * is_rca[:, None, None, None] * (torch.arange(32) > 16)).byte(),
+        targets=targets,
+        labels=3 * is_rca + torch.arange(24) // 2 % 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def taught(scenes):
+    """A trunk that knows facts, its weights then, and the six-class network made of it."""
+    trunk = pretrain(scenes, epochs=1, seed=0)
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    return trunk, before, teach_classes(trunk, scenes, epochs=1, seed=0)
 
 
 def test_the_last_tenth_of_the_patients_is_held_out():
@@ -114,51 +133,47 @@ def test_calibration_by_hand():
     assert got["held_out_laterality_f1"] == pytest.approx(0.1, abs=1e-4)  # weighted by counts
 
 
-def test_what_is_trained_is_what_notebook_01_starts_from(scenes, tmp_path, monkeypatch):
-    made = teach_classes(pretrain(scenes, epochs=1, seed=0), scenes, epochs=1, seed=0)
-    folder = save_predictor(made, tmp_path / "new", {"image_px": 32})
-    entry = NETWORKS["convnext_twin"]
-    monkeypatch.setitem(NETWORKS, "convnext_twin", replace(entry, weights=folder))
-    loaded = build_model("convnext_twin", pretrained=True).state_dict()
-    for name, weight in made.state_dict().items():
-        torch.testing.assert_close(loaded[name], weight, atol=2e-3, rtol=2e-3)
-
-
-def test_the_six_class_network_is_read_back_by_the_predict_tool(scenes, tmp_path):
-    trunk = pretrain(scenes, epochs=1, seed=0)
-    before = {k: v.clone() for k, v in trunk.state_dict().items()}
-    model = teach_classes(trunk, scenes, epochs=1, seed=0)
+def test_what_is_trained_is_what_notebook_01_and_predict_start_from(taught, tmp_path, monkeypatch):
+    trunk, before, made = taught
     for name, weight in trunk.state_dict().items():
         torch.testing.assert_close(weight, before[name])  # the trunk itself stays as it was
     facts = {"image_px": 32, "temperature": 1.5, "rca_logit_offset": -0.2}
-    folder = save_predictor(model, tmp_path / "new", facts)
-    loaded, read = load_model(folder, torch.device("cpu"))
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], weight, atol=2e-3, rtol=2e-3)
+    folder = save_predictor(made, tmp_path / "new", facts)
+    predictor, read = load_model(folder, torch.device("cpu"))
     assert facts.items() <= read.items() and read["classes"] == list(SIX_CLASSES)
+    entry = NETWORKS["convnext_twin"]
+    monkeypatch.setitem(NETWORKS, "convnext_twin", replace(entry, weights=folder))
+    start = build_model("convnext_twin", pretrained=True)
+    for name, weight in made.state_dict().items():
+        for loaded in (predictor, start):
+            torch.testing.assert_close(loaded.state_dict()[name], weight, atol=2e-3, rtol=2e-3)
 
 
-def test_a_network_that_knows_classes_keeps_its_head_and_sees_full_pictures(scenes, monkeypatch):
-    knows = teach_classes(pretrain(scenes, epochs=1, seed=0), scenes, epochs=1, seed=0)
+def test_a_network_that_knows_classes_keeps_its_head_and_sees_full_pictures(
+    taught, scenes, monkeypatch
+):
+    trunk, _, knows = taught
     shrunk = []
-    monkeypatch.setattr(fitting, "_shrink", lambda pictures, px: shrunk.append(px) or pictures)
+    monkeypatch.setattr(making_cnn, "_shrink", lambda pictures, px: shrunk.append(px) or pictures)
     again = teach_classes(knows, scenes, epochs=2, seed=1, rate=1e-12)  # as good as no step
     assert not shrunk
     for name, weight in again.state_dict().items():
         torch.testing.assert_close(weight, knows.state_dict()[name], atol=1e-6, rtol=1e-6)
-    teach_classes(pretrain(scenes, epochs=1, seed=0), scenes, epochs=2, seed=1)
-    assert shrunk == [fitting.COARSE_PX]
+    teach_classes(trunk, scenes, epochs=2, seed=1)
+    assert shrunk == [making_cnn.COARSE_PX]
 
 
-def test_training_lowers_the_loss(scenes):
-    few = scenes.pick(torch.arange(12))
-    trunk = pretrain(few, epochs=1, seed=0)
-    longer = pretrain(few, epochs=25, seed=0)
+def test_training_lowers_the_loss_and_a_finished_one_is_not_run_again(scenes, tmp_path, taught):
+    longer = pretrain(scenes, epochs=25, seed=0, checkpoint=tmp_path / "facts.pt")
     with torch.inference_mode():
-        seen = prepare(few.pictures, "convnext_twin")
-        plain = torch.ones(len(few.labels), dtype=torch.bool)
-        first, last = (scene_loss(m(seen), few.targets, plain).item() for m in (trunk, longer))
+        seen = prepare(scenes.pictures, "convnext_twin")
+        plain = torch.ones(len(scenes.labels), dtype=torch.bool)
+        networks = taught[0], longer
+        first, last = (scene_loss(m(seen), scenes.targets, plain).item() for m in networks)
     assert last < 0.8 * first
+    with mock.patch.object(making_cnn, "_look", side_effect=AssertionError("a picture is drawn")):
+        again = pretrain(scenes, epochs=25, seed=0, checkpoint=tmp_path / "facts.pt")
+    assert all(torch.equal(v, longer.state_dict()[k]) for k, v in again.state_dict().items())
 
 
 def test_shipped_weights_are_small_and_load():
@@ -170,35 +185,62 @@ def test_shipped_weights_are_small_and_load():
     assert all(np.isfinite(weight.numpy()).all() for weight in shipped.values())
 
 
-def test_a_pretraining_that_was_cut_off_goes_on_to_the_same_weights(scenes, tmp_path, monkeypatch):
-    few, file = scenes.pick(torch.arange(10)), tmp_path / "facts.pt"
-    whole = pretrain(few, epochs=4, seed=0)
-    kept, calls = fitting._keep, []
-
-    def die_after_two(*arguments):
-        kept(*arguments)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(fitting, "_keep", die_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(few, epochs=4, seed=0, checkpoint=file)
-    torch.manual_seed(99)  # whatever happens to the generator in between
-    resumed = pretrain(few, epochs=4, seed=0, checkpoint=file)
-    assert len(calls) == 4
-    for name, weight in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
-    # a training of another length starts afresh
-    assert len(calls) == 4 and pretrain(few, epochs=1, seed=0, checkpoint=file)
-    assert len(calls) == 5
-
-
 @pytest.mark.parametrize("randomised", [0.0, 1.0])
 def test_the_share_of_randomised_pictures(scenes, randomised):
     torch.manual_seed(0)
     plain = scenes.pictures[:12]
-    seen, unchanged = fitting._look(plain, randomised)
+    seen, unchanged = making_cnn._look(plain, randomised)
     same = (seen == plain).flatten(1).all(1)
     assert torch.equal(unchanged, same)
     assert same.all() == (randomised == 0) and (randomised == 0 or not same.any())
+
+
+# --- domain randomisation ----------------------------------------------------------------------
+
+
+def batch(count=48, size=64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(40, 200, (count, 1, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_shape_range_and_repeatability():
+    found = randomise(batch(), torch.Generator().manual_seed(3))
+    assert found.shape == (48, 1, 64, 64) and found.dtype == torch.float32
+    assert 0 <= found.min() and found.max() <= 255 and torch.isfinite(found).all()
+    assert torch.equal(found, randomise(batch(), torch.Generator().manual_seed(3)))
+    assert not torch.equal(found, randomise(batch(), torch.Generator().manual_seed(4)))
+
+
+def test_every_picture_is_changed_on_its_own():
+    same = batch(1).expand(32, -1, -1, -1)
+    found = randomise(same, torch.Generator().manual_seed(0))
+    assert len({round(float(p.mean()), 3) for p in found}) == 32
+
+
+def test_nothing_is_ever_mirrored(monkeypatch):
+    """A bright spot left of the middle stays left of a darker one on its right."""
+    for name, still in {"SHIFT": 0.0, "TURN_DEG": 5.0, "NOISE_GREY": 0.0}.items():
+        monkeypatch.setattr(making_cnn, name, still)
+    pictures = torch.full((64, 1, 64, 64), 90, dtype=torch.uint8)
+    pictures[:, :, 28:36, 20:28] = 250
+    pictures[:, :, 28:36, 36:44] = 10
+    grey = making_cnn._warp(
+        pictures.float(), making_cnn._Draw(64, torch.Generator().manual_seed(2))
+    )
+    columns = torch.arange(64).float()
+    for one in grey[:, 0, 16:48]:
+        bright, dark = (one - 90).clamp(min=0), (90 - one).clamp(min=0)
+        dark = dark * ((one < 60) & (one > 4))  # the black border is neither
+        left = (bright.sum(0) * columns).sum() / bright.sum()
+        right = (dark.sum(0) * columns).sum() / dark.sum()
+        assert left < right
+
+
+def test_zoom_and_shift_worked_by_hand(monkeypatch):
+    """Zoom 0.5 shows the inner half twice as large."""
+    for name, value in {"ZOOM": (0.5, 0.5), "ASPECT": 0.0, "SHIFT": 0.0, "TURN_DEG": 0.0}.items():
+        monkeypatch.setattr(making_cnn, name, value)
+    ramp = torch.arange(64).float().expand(1, 1, 64, 64)
+    got = making_cnn._warp(ramp, making_cnn._Draw(1, torch.Generator().manual_seed(0)))
+    assert got[0, 0, 32, 0].item() == pytest.approx(15.75, abs=0.01)
+    assert got[0, 0, 32, 63].item() == pytest.approx(47.25, abs=0.01)

@@ -5,19 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils.contrastive import (
+from cag_utils.embedders import load_embedder
+from cag_utils.making_embedders import (
+    PlaceTask,
+    build_embedder,
     fit_stills,
+    place_targets,
     retrieval,
+    save_weights,
     side_accuracy,
     sigmoid_loss,
     softmax_loss,
     train_embedder,
     write_text,
 )
-from cag_utils.embedder_twins import build_twin, save_weights
-from cag_utils.embedders import load_embedder
-from cag_utils.places import PlaceTask, place_targets
-from cag_utils.stills import Stills
+from cag_utils.making_stills import Stills
 
 
 def flat_stills(n: int = 12, size: int = 60) -> Stills:
@@ -40,14 +42,19 @@ def flat_stills(n: int = 12, size: int = 60) -> Stills:
     )
 
 
-@pytest.fixture
-def twin(tmp_path):
-    rng = np.random.default_rng(1)
-    stills = flat_stills()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Random twins, built once."""
+    folder, rng, stills = tmp_path_factory.mktemp("twins"), np.random.default_rng(1), flat_stills()
     texts = [write_text(rng, stills, i % 12) for i in range(400)]
     for name in ("medclip", "siglip2"):
-        build_twin(name, tmp_path / name, texts)
-    return lambda name: load_embedder(name, "tiny", "cpu", tmp_path)
+        build_embedder(name, folder / name, texts)
+    return folder
+
+
+@pytest.fixture
+def twin(folder):
+    return lambda name: load_embedder(name, "tiny", "cpu", folder)
 
 
 def test_losses_of_a_network_that_knows_nothing():
@@ -83,11 +90,8 @@ def test_texts_tell_the_stills_facts_and_no_others():
 def test_training_brings_pictures_and_their_texts_together(name, n_steps, twin):
     stills, trained = flat_stills(), twin(name)
     before = side_accuracy(trained, list(stills.images), stills.lca)
-    steps = []
-    losses = train_embedder(
-        trained, stills, n_steps, seed=3, batch_size=6, on_step=lambda *step: steps.append(step)
-    )
-    assert len(losses) == len(steps) == n_steps and np.mean(losses[-5:]) < np.mean(losses[:3])
+    losses = train_embedder(trained, stills, n_steps, seed=3, batch_size=6)
+    assert len(losses) == n_steps and np.mean(losses[-5:]) < np.mean(losses[:3])
     after = side_accuracy(trained, list(stills.images), stills.lca)
     assert after > 0.9 and after >= before
     assert not trained.towers.module.training

@@ -14,13 +14,14 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from cag_utils.phantom.findings import PLANS
-from cag_utils.twin_tokenizer import BYTES, SPECIALS, VOCABULARY_SIZE
-from cag_utils.twins import (
+from cag_utils.making_twins import (
+    BYTES,
     IMAGE_PX,
-    KINDS,
     PATCH_PX,
     POOLED_TOKENS,
+    SPECIALS,
+    TWINS,
+    VOCABULARY_SIZE,
     WEIGHTS,
     build_twin,
     load_vocabulary,
@@ -31,6 +32,8 @@ from cag_utils.twins import (
     tower_config,
     train_vocabulary,
 )
+from cag_utils.phantom.findings import PLANS
+from tests.making_world import random_twin
 
 CLASSES = {
     "gemma3": (Gemma3ForConditionalGeneration, Gemma3Processor),
@@ -43,16 +46,15 @@ MEDICAL = st.text("冠動脈狭窄の確認で右左、。％#%0123456789 abcXYZ
 ANYTHING = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁"), max_size=20)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def twin(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=TWINS)
+def twin(request):
     """A random twin of each kind: its kind, its folder, and what was built."""
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, folder, *build_twin(request.param, folder, seed=0)
+    return request.param, *random_twin(request.param)
 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {kind: make_tokenizer(kind) for kind in KINDS}
+    return {kind: make_tokenizer(kind) for kind in TWINS}
 
 
 def ask(processor, kind, grey=128):
@@ -163,10 +165,9 @@ def test_the_picture_reaches_the_answer(twin):
 def test_seed_and_tower(tmp_path):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    first, _ = build_twin("gemma3", tmp_path / "a", seed=1)
+    second, _ = build_twin("gemma3", tmp_path / "b", seed=0)
     assert torch.equal(before, torch.random.get_rng_state())
-    second, _ = build_twin("gemma3", tmp_path / "b", seed=1)
-    third, _ = build_twin("gemma3", tmp_path / "c", seed=2)
+    first, (third, _) = random_twin("gemma3")[1], build_twin("gemma3", tmp_path / "c", seed=2)
     states = [m.state_dict()["model.language_model.norm.weight"] for m in (first, second)]
     assert torch.equal(*states)
     embeddings = [m.get_input_embeddings().weight for m in (first, second, third)]
@@ -186,7 +187,7 @@ def test_saving_in_half_precision_leaves_the_model_alone(twin, tmp_path):
     assert AutoModelForImageTextToText.from_pretrained(tmp_path).dtype == torch.float16
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TWINS)
 def test_the_shipped_twin_loads_and_describes_a_picture(kind):
     folder = WEIGHTS / kind
     assert sum(f.stat().st_size for f in folder.iterdir()) < 8e6
@@ -204,7 +205,7 @@ def test_the_shipped_tower_is_the_twins():
     tower = SiglipVisionModel.from_pretrained(WEIGHTS / "siglip_tower", dtype=torch.float32)
     pixels = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, IMAGE_PX, IMAGE_PX)))
     found = []
-    for kind in KINDS:
+    for kind in TWINS:
         model = AutoModelForImageTextToText.from_pretrained(WEIGHTS / kind, dtype=torch.float32)
         with torch.no_grad():
             found.append(model.model.vision_tower(pixel_values=pixels.float()).last_hidden_state)

@@ -1,6 +1,6 @@
 """Pretraining pictures: phantom stills with the truth along every vessel, drawn once and cached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from cag_utils.phantom.lesions import SEGMENT_WEIGHTS
-from cag_utils.phantom.stills import DIASTASIS
+from cag_utils.phantom.stills import DIASTASIS, still
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, check_lesion, segments_of
 
 N_SEGMENTS = len(AHA_SEGMENTS)
@@ -84,24 +84,9 @@ class Stills:
         return first[index][owner] + within, owner
 
 
-@dataclass(frozen=True)
-class PatchLabels:
-    """What lies in each of the P patches of B pictures, row by row.
-
-    Attributes:
-        segment: (B, P) int64 AHA segment that runs through it, 0 for none.
-        width_px: (B, P) float32 widest lumen, 0 for none.
-        narrowed: (B, P) float32 largest share of the diameter that a lesion takes.
-    """
-
-    segment: np.ndarray
-    width_px: np.ndarray
-    narrowed: np.ndarray
-
-
 def patch_labels(
     stills: Stills, index: Sequence[int], side: int, moves: np.ndarray | None = None
-) -> PatchLabels:
+) -> dict[str, np.ndarray]:
     """Label every patch of some pictures.
 
     Args:
@@ -111,8 +96,10 @@ def patch_labels(
         moves: (B, 2, 3) affine map that each picture has undergone, column and row; None if none.
 
     Returns:
-        The labels. The segment with most points wins a patch, the lower number a tie. Points
-        outside the picture are left out.
+        Row by row, each (B, P): `segment` int64, the AHA segment with most points, the lower number
+        at a tie, 0 for none; `width_px` float32, the widest lumen, 0 for none; `narrowed` float32,
+        the largest share of the diameter that a lesion takes. Points outside the picture are left
+        out.
     """
     size, index = stills.images.shape[1], np.asarray(index)
     rows, owner = stills.rows(index)
@@ -130,25 +117,22 @@ def patch_labels(
     width, narrowed = np.zeros((2, len(votes)), np.float32)
     np.maximum.at(width, cell, stills.width_px[rows])
     np.maximum.at(narrowed, cell, stills.narrowed[rows])
-    segment = votes.argmax(1).astype(np.int64)
-    return PatchLabels(*(found.reshape(shape) for found in (segment, width, narrowed)))
+    found = {"segment": votes.argmax(1).astype(np.int64), "width_px": width, "narrowed": narrowed}
+    return {name: values.reshape(shape) for name, values in found.items()}
 
 
-def make_stills(
-    seeds: Sequence[int], size_px: int, workers: int = 1, draw: Callable | None = None
-) -> Stills:
+def make_stills(seeds: Sequence[int], size_px: int, workers: int = 1) -> Stills:
     """Draw one still a seed.
 
     Args:
         seeds: Seeds of `cag_utils.phantom.stills.still`; each is another patient.
         size_px: Side of the pictures.
         workers: Processes; the result does not depend on them.
-        draw: Stands in for the phantom's `still`, for tests.
 
     Returns:
         The stills, in the order of the seeds.
     """
-    return join(Parallel(workers)(delayed(_one)(int(seed), size_px, draw) for seed in seeds))
+    return join(Parallel(workers)(delayed(_one)(int(seed), size_px) for seed in seeds))
 
 
 def cached_stills(
@@ -196,10 +180,8 @@ def _read(path: Path) -> Stills:
         return Stills(**{f.name: found[f.name] for f in fields(Stills)})
 
 
-def _one(seed: int, size_px: int, draw: Callable | None) -> Stills:
-    if draw is None:
-        from cag_utils.phantom.stills import still as draw
-    found = draw(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
+def _one(seed: int, size_px: int) -> Stills:
+    found = still(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
     grades = np.zeros((1, N_SEGMENTS), np.uint8)
     for lesion in found.lesions:
         grades[0, lesion["segment"] - 1] = GRADES.index(lesion["percent"]) + 1
