@@ -92,11 +92,12 @@ def draw_backdrop(
     bone *= 1 + _lumps(rng, fine, 60, 0.06)
     depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
     depth += _enlarge(body.bone * bone, span)
-    lung = _enlarge(np.clip(air / 110, 0, 1), span)
-    depth += _resize(ribs(streams("ribs"), arm, body, margin_px), span, cv2.INTER_LINEAR)
+    # ribs and lung markings are soft: they meet at half the resolution and are enlarged once
+    lung = _enlarge(np.clip(air / 110, 0, 1), span // 2)
+    marks = ribs(streams("ribs"), arm, body, margin_px)
     markings, texture = _lung_markings(streams("lungs"), arm.size_px, span)
-    depth += _resize(markings, span, cv2.INTER_LINEAR) * (0.35 + 0.9 * lung)
-    depth += body.texture * _resize(texture, span, cv2.INTER_LINEAR) * (0.45 + 0.7 * lung)
+    marks += markings * (0.35 + 0.9 * lung) + body.texture * texture * (0.45 + 0.7 * lung)
+    depth += _resize(marks, span, cv2.INTER_LINEAR)
     _draw_hardware(depth, arm, body, margin_px, hardware)
     return depth
 

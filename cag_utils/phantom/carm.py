@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-
-from cag_utils.phantom.curves import turned
+from numba import njit
 
 # Name, primary angle, secondary angle (degrees), how often. Standard teaching views of each side;
 # frequencies: choice.
@@ -85,18 +84,17 @@ class CArm:
         Raises:
             ValueError: A point lies at or behind the X-ray source.
         """
-        from_isocentre = points - np.array(self.isocentre_mm)
-        right, up, depth = np.moveaxis(turned(from_isocentre, self.axes), -1, 0)
-        from_source = depth + self.source_isocentre_mm
-        if np.min(from_source) <= 0:
-            raise ValueError(f"a point lies {-np.min(from_source):.0f} mm behind the X-ray source")
-        scale = self.source_detector_mm / (from_source * self.pixel_mm)
+        points = np.asarray(points, float)
         middle = (self.size_px - 1) / 2
-        return (
-            middle + self.shift_px[0] + right * scale,
-            middle + self.shift_px[1] - up * scale,
-            scale,
-        )
+        u, v, scale, nearest = _project(
+            np.ascontiguousarray(points).reshape(-1, 3), np.array(self.isocentre_mm), self.axes,
+            self.source_isocentre_mm, self.source_detector_mm / self.pixel_mm,
+            middle + self.shift_px[0], middle + self.shift_px[1],
+        )  # fmt: skip
+        if nearest <= 0:
+            raise ValueError(f"a point lies {-nearest:.0f} mm behind the X-ray source")
+        shape = points.shape[:-1]
+        return u.reshape(shape), v.reshape(shape), scale.reshape(shape)
 
     def rays(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source and the unit rays through picture positions.
@@ -115,6 +113,25 @@ class CArm:
         ray = x[..., None] * right + y[..., None] * up + self.source_detector_mm * ahead
         source = np.array(self.isocentre_mm) - self.source_isocentre_mm * ahead
         return source, ray / np.linalg.norm(ray, axis=-1, keepdims=True)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _project(points, isocentre, axes, source_isocentre, enlarge, middle_u, middle_v):
+    """Columns, rows and scales of (n, 3) points, and how far from the source the nearest lies."""
+    count = len(points)
+    u, v, scale, nearest = np.empty(count), np.empty(count), np.empty(count), np.inf
+    for n in range(count):
+        right = up = depth = 0.0
+        for i in range(3):
+            away = points[n, i] - isocentre[i]
+            right += away * axes[0, i]
+            up += away * axes[1, i]
+            depth += away * axes[2, i]
+        nearest = min(nearest, depth + source_isocentre)
+        scale[n] = enlarge / (depth + source_isocentre)
+        u[n] = middle_u + right * scale[n]
+        v[n] = middle_v - up * scale[n]
+    return u, v, scale, nearest
 
 
 def draw_carm(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numba import njit
 
 # flat panels, collimators with rounded and with cut corners, image intensifiers
 FIELDS = ("box", "rounded", "cut", "round")
@@ -166,22 +167,74 @@ def wedge_depth(look: Look, size_px: int) -> np.ndarray:
 
 
 class Display:
-    """The vendor's last steps: edge enhancement, then the display curve."""
+    """The vendor's last steps: edge enhancement, then the display curve.
+
+    Grey levels are whole numbers only at the very end, as in a detector of many bits: a level that
+    is rounded before it is enhanced would be several levels off where processors differ by little.
+    """
 
     def __init__(self, look: Look):
         self.look = look
+        self.curve = (255 * CURVE_LEVELS**look.curve).astype(np.float32)
 
-    def finish(self, frame: np.ndarray, error: float = 0.0) -> None:
+    def finish(self, frame: np.ndarray, out: np.ndarray, error: float = 0.0) -> None:
         """Enhance edges, apply the curve and the automatic exposure's error.
 
         Args:
-            frame: (H, W) uint8, changed in place. Enhancement adds `sharpen` times what a Gaussian
-                of `sharpen_px` takes away, so a shutter's edge gets the bright rim of real ones.
+            frame: (H, W) float32 grey levels, 0 to 255. Enhancement adds `sharpen` times what a
+                Gaussian of `sharpen_px` takes away, so a shutter's edge gets the bright rim of
+                real ones.
+            out: (H, W) uint8, written.
             error: Grey levels by which the exposure is off.
         """
+        soft = frame
         if self.look.sharpen > 0:
-            soft = cv2.GaussianBlur(frame, (0, 0), self.look.sharpen_px)
-            cv2.addWeighted(frame, 1 + self.look.sharpen, soft, -self.look.sharpen, 0, dst=frame)
-        if self.look.curve != 1 or error:
-            table = np.rint(255 * CURVE_LEVELS**self.look.curve + error * OPEN).clip(0, 255)
-            cv2.LUT(frame, table.astype(np.uint8), dst=frame)
+            shrink = max(k for k in (1, 2, 4) if k == 1 or self.look.sharpen_px >= 0.9 * k)
+            if shrink == 1 or frame.shape[0] % shrink or frame.shape[1] % shrink:
+                soft = cv2.GaussianBlur(frame, (0, 0), self.look.sharpen_px)
+            else:
+                soft = _wide_blur(frame, self.look.sharpen_px, shrink)
+        table = np.clip(self.curve + error * OPEN, 0, 255).astype(np.float32)
+        _show(frame, soft, np.float32(self.look.sharpen), np.append(table, table[-1]), out)
+
+
+def _wide_blur(frame: np.ndarray, sigma: float, shrink: int) -> np.ndarray:
+    """Blur by a wide Gaussian on a coarse grid.
+
+    Means of squares and the linear interpolation between them have a variance of their own, which
+    the Gaussian between the two leaves out.
+
+    Returns:
+        (H / shrink, W) float32; `_show` interpolates between the rows.
+    """
+    height, width = frame.shape
+    coarse = cv2.resize(frame, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
+    own = (shrink**2 - 1) / 4
+    coarse = cv2.GaussianBlur(coarse, (0, 0), np.sqrt(sigma**2 - own) / shrink)
+    return cv2.resize(coarse, (width, len(coarse)), interpolation=cv2.INTER_LINEAR)
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def _show(frame, soft, strength, curve, out):
+    """Add to a picture what its blurred copy of as many or fewer rows takes away; then the curve.
+
+    Args:
+        frame: (H, W) float32.
+        soft: (k, W) float32, every H / k th row.
+        strength: Of the enhancement.
+        curve: (257,) float32 grey level shown for each whole level, read in between.
+        out: (H, W) uint8, written.
+    """
+    height, width = frame.shape
+    last, half = len(soft) - 1, np.float32(0.5)
+    more, top = np.float32(1) + strength, np.float32(255)
+    for y in range(height):
+        at = max(0.0, (y + 0.5) * len(soft) / height - 0.5)
+        upper, lower = soft[min(int(at), last)], soft[min(int(at) + 1, last)]
+        low = np.float32(at - int(at)) * strength
+        high, row, target = strength - low, frame[y], out[y]
+        for x in range(width):
+            grey = min(max(more * row[x] - high * upper[x] - low * lower[x], np.float32(0)), top)
+            cell = np.intp(grey)
+            f = grey - np.float32(cell)
+            target[x] = np.uint8(curve[cell] + f * (curve[cell + 1] - curve[cell]) + half)

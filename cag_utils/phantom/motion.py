@@ -1,6 +1,7 @@
 """What moves: the beating heart, the breathing chest, the table."""
 
 import numpy as np
+from numba import njit
 
 from cag_utils.phantom.atlas import HEART_BASE_MM, LONG_AXIS, LONG_AXIS_MM, RCA_OSTIUM_MM
 
@@ -82,8 +83,19 @@ def beat(points: np.ndarray, states: np.ndarray) -> np.ndarray:
     grid = np.stack([contract(points, state) for state in np.linspace(0, 1, GRID)])
     at = np.asarray(states) * (GRID - 1)
     cell = np.minimum(at.astype(int), GRID - 2)
-    share = (at - cell)[:, None, None]
-    return grid[cell] * (1 - share) + grid[cell + 1] * share
+    return _between(grid, cell, at - cell)
+
+
+@njit(cache=True, nogil=True)
+def _between(grid, cell, share):
+    """Read (k, n, 3) points at k's positions `cell` + `share`, both (t,): (t, n, 3)."""
+    found = np.empty((len(cell), *grid.shape[1:]))
+    for t in range(len(cell)):
+        early, late, into = grid[cell[t]], grid[cell[t] + 1], found[t]
+        for n in range(len(into)):
+            for i in range(3):
+                into[n, i] = early[n, i] * (1 - share[t]) + late[n, i] * share[t]
+    return found
 
 
 def breathing(time_s: np.ndarray, depth_mm: float, period_s: float, phase: float) -> np.ndarray:

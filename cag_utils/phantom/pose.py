@@ -54,12 +54,13 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
     state = contraction(shot.time_s, shot.rr_s, shot.phase)
     later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
     breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
-    points = np.round(beat(tree.points, state) + breath[:, None], DIGITS)
-    u, v, scale = (np.round(w, PIXEL_DIGITS) for w in shot.arm.project(points))
-    moved = shot.arm.project(beat(tree.points, later) + breath[:, None])
-    after_u, after_v, _ = (np.round(w, PIXEL_DIGITS) for w in moved)
+    points = beat(tree.points, np.concatenate([state, later]))
+    points = np.round(points + np.concatenate([breath, breath])[:, None], DIGITS)
+    (u, after_u), (v, after_v), (scale, _) = (
+        np.split(np.round(w, PIXEL_DIGITS), 2) for w in shot.arm.project(points)
+    )
     return Pose(
-        points=points,
+        points=points[: len(state)],
         u=np.round(u + shot.pan_px[:, :1], PIXEL_DIGITS),
         v=np.round(v + shot.pan_px[:, 1:], PIXEL_DIGITS),
         scale=scale,

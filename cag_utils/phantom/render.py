@@ -1,5 +1,7 @@
 """Shoot a cine: a tree in motion, its bolus, the catheter, drawn frame by frame."""
 
+import math
+
 import cv2
 import numpy as np
 
@@ -10,12 +12,12 @@ from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.look import Display
 from cag_utils.phantom.pose import PIXEL_DIGITS, Pose, frame_truth, pose_tree
 from cag_utils.phantom.shot import Shot
-from cag_utils.phantom.splat import draw_tubes, link_steps
+from cag_utils.phantom.splat import draw_tubes, link_steps, wipe
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.ventricle import DILUTION, cavity_depth, heart_swell
-from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, expose, subject_contrast
+from cag_utils.phantom.xray import NOISE_BORDER, Detector, compose, contrast_at, expose
 
 BLUSH_DELAY_S, VENTRICLE_DELAY_S = 1.2, 0.1
 BLUR_STEP_PX = 1.3  # movement within a pulse from which more than one exposure is drawn
@@ -60,8 +62,12 @@ class _Canvas:
         self.shot, self.pose, self.detector = shot, pose, detector
         self.per_mm, self.display = detector.contrast_per_mm, Display(shot.look)
         size = shot.arm.size_px
-        self.depth = np.zeros((size, size), np.float32)
-        self.spans = np.empty((size, 2), np.int64)
+        self.depth, self.grey = (
+            np.zeros((size, size), np.float32),
+            np.empty((size, size), np.float32),
+        )
+        self.spans = np.tile(np.array([size, -1]), (size, 1))
+        self.taps = _gauss_taps(shot.look.blur_px)
         self.radius = tree.radius
         steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
         self.arrival = arrival_s(tree, shot.injection.speed_mm_s)
@@ -78,8 +84,8 @@ class _Canvas:
         self.instruments = Instruments(
             streams("instruments"), subject, tree, shot, pose, self.per_mm
         )
-        self._place_blush(tree)
         self.swell = heart_swell(shot.arm, detector)
+        self._place_blush(tree)
         self.error = shot.look.flicker * np.array([rng.standard_normal() for rng in frames])
         if shot.ventricle:
             clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
@@ -98,7 +104,8 @@ class _Canvas:
         cloud = np.zeros((cells, cells), np.float32)
         np.add.at(cloud, tuple(w.astype(int) for w in at), 1.0)
         cloud = cv2.GaussianBlur(cloud, (0, 0), 2.5)
-        cloud = np.maximum(cv2.resize(cloud, (size, size), interpolation=cv2.INTER_CUBIC), 0)
+        cloud = cv2.resize(cloud, self.swell.shape[::-1], interpolation=cv2.INTER_CUBIC)
+        cloud = np.maximum(cloud, 0)
         strength = (
             self.shot.blush * self.shot.look.gain / 1.6 * min(1, self.shot.injection.strength)
         )
@@ -108,7 +115,6 @@ class _Canvas:
 
     def tree(self, i: int):
         """Draw the opacified vessels of frame `i`."""
-        self.spans[:] = (len(self.depth), -1)
         if self.pose.clock_s[i] <= -NEVER:
             return
         pose, strength = self.pose, self.shot.injection.strength
@@ -125,11 +131,9 @@ class _Canvas:
         Returns:
             (n,) subject contrast; see `xray.subject_contrast`. Beside the picture: as at its edge.
         """
-        last, pose = len(self.depth) - 1, self.pose
-        middle = pose.v[i] + 0.5 * pose.dv[i], pose.u[i] + 0.5 * pose.du[i]
-        at = tuple(np.clip(np.rint(w), 0, last).astype(int) for w in middle)
-        still = self.detector
-        return subject_contrast(self.depth[at], still.scatter[at], still.transmission)
+        pose, still = self.pose, self.detector
+        u, v = pose.u[i] + 0.5 * pose.du[i], pose.v[i] + 0.5 * pose.dv[i]
+        return contrast_at(self.depth, still.scatter, still.transmission, u, v)
 
     def ventricle(self, i: int):
         """Fill the left ventricle of frame `i`, in a ventriculogram."""
@@ -141,25 +145,18 @@ class _Canvas:
 
     def develop(self, i: int, frame: np.ndarray):
         """Blur, add the background and its noise, and wipe the canvas for the next frame."""
-        rows = np.flatnonzero(self.spans[:, 1] >= 0)
-        box = None
-        if len(rows):
-            size = len(self.depth)
-            top, bottom = max(0, rows[0] - 3), min(size, rows[-1] + 4)
-            left = max(0, self.spans[rows, 0].min() - 3)
-            right = min(size, self.spans[rows, 1].max() + 4)
-            box = (slice(top, bottom), slice(left, right))
-            self.depth[box] = cv2.GaussianBlur(self.depth[box], (0, 0), self.shot.look.blur_px)
-            self.spans[box[0]] = (left, right - 1)
         still, grain = self.detector, self.grain[i]
         compose(
-            frame, still.background, *self._shift(i), self.depth, self.spans, still.scatter,
-            still.gain, still.transmission, self.blush, self.blush_share[i],
-            self.swell, self.pose.state[i], still.texture, *grain, still.noise_sigma, still.field,
+            self.grey, still.background, *self._shift(i), self.depth, self.spans, still.scatter,
+            still.gain, still.transmission, self._veil(i), still.texture, *grain,
+            still.noise_sigma, still.field, self.taps,
         )  # fmt: skip
-        self.display.finish(frame, self.error[i])
-        if box:
-            self.depth[box] = 0
+        self.display.finish(self.grey, frame, self.error[i])
+        wipe(self.depth, self.spans)
+
+    def _veil(self, i: int) -> np.ndarray:
+        """Grey levels that heartbeat and blush add to frame `i`, at few rows."""
+        return cv2.addWeighted(self.swell, self.pose.state[i], self.blush, -self.blush_share[i], 0)
 
     def _shift(self, i: int) -> tuple[float, float]:
         """Where the background's cut-out begins: breathing, heartbeat, panning."""
@@ -171,3 +168,8 @@ class _Canvas:
         u = margin - 1.2 * unit * self.pose.state[i] - shot.pan_px[i, 0]
         return tuple(float(np.clip(w, 1, 2 * margin - 2))
                      for w in (u, margin - down - shot.pan_px[i, 1]))  # fmt: skip
+
+
+def _gauss_taps(sigma: float) -> np.ndarray:
+    """A Gaussian along one axis, cut off at three standard deviations, (2 r + 1,) float32."""
+    return cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma, cv2.CV_32F).ravel()

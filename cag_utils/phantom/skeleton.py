@@ -4,12 +4,14 @@ import cv2
 import numpy as np
 
 from cag_utils.phantom.carm import CArm
-from cag_utils.phantom.solids import box_chords, ellipsoid_spans
+from cag_utils.phantom.solids import box_chords, ellipsoid_spans, rays_near
 from cag_utils.phantom.splat import draw_discs
 
 # Attenuation above soft tissue's, per mm at about 60 keV; spongy bone is mostly marrow. Choice.
 SPONGY_PER_MM, PLATE_PER_MM, PEDICLE_PER_MM, PROCESS_PER_MM = 0.011, 0.018, 0.016, 0.012
 RIB_PER_MM, MARROW_PER_MM = 0.021, -0.012
+# A sphere about a vertebra's middle that holds it with its processes.
+VERTEBRA_MIDDLE_MM, VERTEBRA_REACH_MM = np.array([0, -2.0, -16]), 42.0
 
 
 def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) -> np.ndarray:
@@ -25,9 +27,7 @@ def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) 
         (n,) float32 optical depth of a spine of density 1.
     """
     bone = np.zeros(len(rays))
-    straight = np.eye(3)
     top = rng.uniform(-12, 12)
-    body_mm, plate_mm = np.array([16, 10.0, 14.0]), np.array([18, 1.1, 15.5])
     for level in range(-5, 6):
         middle = [-20 + body.scoliosis_mm * level, top - 40 + 26 * level, -76 * body.scale - 6]
         centre = np.array(middle) + rng.normal(0, 0.8, 3)
@@ -35,21 +35,37 @@ def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) 
         turn = np.array(
             [[np.cos(tilt), np.sin(tilt), 0], [-np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]]
         )
-        bone += SPONGY_PER_MM * box_chords(source, rays, centre, body_mm, turn)
-        for side in (-1, 1):
-            plate = centre + np.array([0, side * 10.5, 0])
-            bone += PLATE_PER_MM * box_chords(source, rays, plate, plate_mm, turn)
-            for offset, half_axes in (
-                ((12.0, 3, -16), (4.5, 6.5, 5)),  # pedicle
-                ((15.0, -9, -24), (4.5, 8, 3.5)),  # facets
-                ((26.0, 2, -26), (11, 4, 3.5)),  # transverse process
-            ):
-                place = centre + np.array([side, 1, 1]) * offset
-                entry, leave = ellipsoid_spans(source, rays, place, np.array(half_axes), straight)
-                bone += PEDICLE_PER_MM * (leave - entry)
-        process = centre + np.array([0, -8, -34.0])
-        bone += PROCESS_PER_MM * box_chords(source, rays, process, np.array([3.0, 9, 13]), turn)
+        near = rays_near(source, rays, centre + VERTEBRA_MIDDLE_MM, VERTEBRA_REACH_MM)
+        bone[near] += _vertebra(source, rays[near], centre, turn)
     return bone.astype(np.float32)
+
+
+def _vertebra(source, rays, centre, turn) -> np.ndarray:
+    """Optical depth of one vertebra with its processes, (n,), for the rays that come near it."""
+    depth, straight = np.zeros(len(rays)), np.eye(3)
+
+    def add(per_mm, place, half_mm, box):
+        half_mm = np.array(half_mm)
+        reach = np.linalg.norm(half_mm) if box else half_mm.max()
+        near = rays_near(source, rays, place, reach)
+        if box:
+            chord = box_chords(source, rays[near], place, half_mm, turn)
+        else:
+            entry, leave = ellipsoid_spans(source, rays[near], place, half_mm, straight)
+            chord = leave - entry
+        depth[near] += per_mm * chord
+
+    add(SPONGY_PER_MM, centre, (16, 10.0, 14.0), box=True)
+    for side in (-1, 1):
+        add(PLATE_PER_MM, centre + np.array([0, side * 10.5, 0]), (18, 1.1, 15.5), box=True)
+        for offset, half_axes in (
+            ((12.0, 3, -16), (4.5, 6.5, 5)),  # pedicle
+            ((15.0, -9, -24), (4.5, 8, 3.5)),  # facets
+            ((26.0, 2, -26), (11.0, 4, 3.5)),  # transverse process
+        ):
+            add(PEDICLE_PER_MM, centre + np.array([side, 1, 1]) * offset, half_axes, box=False)
+    add(PROCESS_PER_MM, centre + np.array([0, -8, -34.0]), (3.0, 9, 13), box=True)
+    return depth
 
 
 def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarray:

@@ -30,6 +30,12 @@ def cavity_depth(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     Returns:
         (size_px, size_px) float32, mm.
     """
+    chord = _coarse_cavity(arm, state, shift_mm)
+    return cv2.resize(chord, (arm.size_px, arm.size_px), interpolation=cv2.INTER_LINEAR)
+
+
+def _coarse_cavity(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
+    """`cavity_depth` on a grid of 96 x 96 rays."""
     edge = (np.arange(CELLS) + 0.5) / CELLS * arm.size_px - 0.5
     source, rays = arm.rays(*np.meshgrid(edge, edge))
     across = np.cross(LONG_AXIS, [0, 1.0, 0])
@@ -40,8 +46,7 @@ def cavity_depth(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     centre = HEART_BASE_MM + share * LONG_AXIS_MM * LONG_AXIS + shift_mm
     half_axes = HALF_AXES_MM * (1 - state * SHORTENING)
     entry, leave = ellipsoid_spans(source, rays.reshape(-1, 3), centre, half_axes, turn)
-    chord = (leave - entry).reshape(CELLS, CELLS).astype(np.float32)
-    return cv2.resize(chord, (arm.size_px, arm.size_px), interpolation=cv2.INTER_LINEAR)
+    return (leave - entry).reshape(CELLS, CELLS).astype(np.float32)
 
 
 def heart_swell(arm: CArm, detector: Detector) -> np.ndarray:
@@ -54,12 +59,13 @@ def heart_swell(arm: CArm, detector: Detector) -> np.ndarray:
         detector: Supplies gain and scatter.
 
     Returns:
-        (size_px, size_px) float32 grey levels, 0 and more.
+        (96, size_px) float32 grey levels, 0 and more: smooth, so that few rows do.
     """
-    soft = cv2.GaussianBlur(
-        cavity_depth(arm, 0.0, np.zeros(3)), (0, 0), 0.03 * arm.size_px
-    )  # thin at its rim
-    return detector.gain * EJECTED_PER_MM * soft / (1 + detector.scatter)
+    relaxed = _coarse_cavity(arm, 0.0, np.zeros(3))
+    soft = cv2.GaussianBlur(relaxed, (0, 0), 0.03 * CELLS)  # thin at its rim
+    scatter = cv2.resize(detector.scatter, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    swell = detector.gain * EJECTED_PER_MM * soft / (1 + scatter)
+    return cv2.resize(swell, (arm.size_px, CELLS), interpolation=cv2.INTER_LINEAR)
 
 
 def pigtail_course(rng: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,8 @@ from cag_utils.phantom.spectrum import (
 
 NOISE_BORDER = 96  # the noise picture is larger, so that each frame takes another cut-out
 PATIENT_MM = 220.0  # water that hardens the beam as a middling chest does; choice
+LAST_CELL = np.float32(TABLE_SIZE - 2)
+THIRD, FIFTH, SEVENTH = (np.float32(1 / n) for n in (3, 5, 7))  # of the series of atanh
 MIXED = 0.8  # contrast in the mixture with blood at the catheter's tip; choice
 
 
@@ -123,7 +125,7 @@ def _coarse(picture: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.resize(small, picture.shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")  # strict: labels rest on it
 def subject_contrast(depth, scatter, transmission):
     """Return by how much contrast dims the detector, scatter included: what a reader sees as dark.
 
@@ -136,13 +138,37 @@ def subject_contrast(depth, scatter, transmission):
         (n,) float32 natural logarithm of the exposure beside over that behind the contrast, 0 or
         more; the display shows `gain` times as many grey levels, before its curve.
     """
-    found = np.empty(len(depth), np.float32)
+    found = np.zeros(len(depth), np.float32)
     for i in range(len(depth)):
-        found[i] = -_log_exposure(depth[i], scatter[i], transmission)
+        if depth[i] != 0:
+            found[i] = -_log_exposure(depth[i], scatter[i], transmission)
     return found
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")  # strict: labels rest on it
+def contrast_at(depth, scatter, transmission, u, v):
+    """Return the subject contrast at picture positions.
+
+    Args:
+        depth: (H, W) float32 optical depth of contrast.
+        scatter: (H, W) float32 scattered over primary radiation.
+        transmission: (769,) float32, from `spectrum.transmission_table`.
+        u: (n,) columns, pixels; beside the picture the edge counts.
+        v: (n,) rows.
+
+    Returns:
+        (n,) float32, see `subject_contrast`.
+    """
+    height, width = depth.shape
+    there, veil = np.empty(len(u), np.float32), np.empty(len(u), np.float32)
+    for i in range(len(u)):
+        x = int(min(max(np.rint(u[i]), 0), width - 1))
+        y = int(min(max(np.rint(v[i]), 0), height - 1))
+        there[i], veil[i] = depth[y, x], scatter[y, x]
+    return subject_contrast(there, veil, transmission)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # strict: labels rest on it
 def _log_exposure(depth, scatter, transmission):
     """Logarithm of the share of the exposure that is left behind an optical depth."""
     at = min(depth * np.float32(1 / TABLE_STEP), np.float32(TABLE_SIZE - 2))
@@ -152,55 +178,106 @@ def _log_exposure(depth, scatter, transmission):
     return np.float32(math.log((through + scatter) / (np.float32(1) + scatter)))
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def _soften(depth, spans, y, taps, column, line):
+    """Blur one row of a picture into `line`, where there is something to blur.
+
+    Returns:
+        Its first and one past its last column; the rest of `line` is left as it was.
+    """
+    height, width = depth.shape
+    reach = len(taps) // 2
+    first, last = width, -1
+    for row in range(max(0, y - reach), min(height, y + reach + 1)):
+        first, last = min(first, spans[row, 0]), max(last, spans[row, 1])
+    if last < first:
+        return 0, 0
+    left, right = max(0, first - reach), min(width, last + 1 + reach)
+    beside, soft = column[left : right + 2 * reach], line[left:right]
+    beside[:] = 0  # the picture's column 0 is the buffer's column `reach`
+    below = column[first + reach : last + 1 + reach]
+    for j in range(len(taps)):
+        row = abs(y + j - reach)  # mirrored at the picture's edges
+        above, tap = depth[min(row, 2 * height - 2 - row), first : last + 1], taps[j]
+        for x in range(len(below)):
+            below[x] += tap * above[x]
+    if first == 0:
+        column[:reach] = column[reach + 1 : 2 * reach + 1][::-1]
+    if last == width - 1:
+        column[width + reach : width + 2 * reach] = column[width - 1 : width + reach - 1][::-1]
+    soft[:] = 0
+    for j in range(len(taps)):
+        tap, shifted = taps[j], beside[j : j + len(soft)]
+        for x in range(len(soft)):
+            soft[x] += tap * shifted[x]
+    return left, right
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def _dim(row, depth, scatter, gain, transmission):
+    """Darken a row by what lies in the beam: `_log_exposure` in whole vectors; spoils `depth`."""
+    one, through = np.float32(1), depth
+    for x in range(len(row)):
+        at = min(max(depth[x], np.float32(0)) * np.float32(1 / TABLE_STEP), LAST_CELL)
+        cell = np.intp(at)
+        f = at - np.float32(cell)
+        through[x] = (one - f) * transmission[cell] + f * transmission[cell + 1]
+    for x in range(len(row)):
+        left = np.sqrt(np.sqrt((through[x] + scatter[x]) / (one + scatter[x])))
+        z = (left - one) / (left + one)  # 2 atanh(z) is the logarithm of a fourth root
+        z2 = z * z
+        row[x] += gain * np.float32(8) * z * (one + z2 * (THIRD + z2 * (FIFTH + z2 * SEVENTH)))
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def compose(
-    out, background, shift_u, shift_v, depth, spans, scatter, gain, transmission, blush,
-    blush_share, swell, swell_share, texture, texture_v, texture_u, noise_sigma, field,
+    out, background, shift_u, shift_v, depth, spans, scatter, gain, transmission, veil, texture,
+    texture_v, texture_u, noise_sigma, field, taps,
 ):  # fmt: skip
-    """Write one frame: shifted background, contrast under scatter, noise, shutters.
+    """Write one frame: shifted background, blurred contrast under scatter, noise, shutters.
 
     Args:
-        out: (H, W) uint8, written.
+        out: (H, W) float32 grey levels from 0 to 255, written.
         background: (H + 2m, W + 2m) grey levels.
         shift_u: Column of the background that comes first, pixels; need not be whole.
         shift_v: Row likewise.
         depth: (H, W) optical depth of contrast and catheter.
         spans: (H, 2) columns where `depth` is not zero.
-        scatter: (H, W) scattered over primary radiation.
+        scatter: (H, W) scattered over primary radiation, 0.1 or more.
         gain: Grey levels a unit of log exposure.
         transmission: (769,) float32, from `spectrum.transmission_table`.
-        blush: (H, W) grey levels of a full myocardial blush.
-        blush_share: 0 to 1.
-        swell: (H, W) grey levels by which a full contraction lightens the heart's shadow.
-        swell_share: Contraction, 0 to 1.
+        veil: (k, W) float32 grey levels to add, smooth: every H / k th row.
         texture: Noise of unit variance.
         texture_v: Row of the noise cut-out.
         texture_u: Column of the noise cut-out.
         noise_sigma: (H, W) grey levels.
         field: (H, W) light through the shutters.
+        taps: (2 r + 1,) float32, the blur of focal spot and detector along a row or column.
     """
     height, width = out.shape
     first_v, first_u = int(math.floor(shift_v)), int(math.floor(shift_u))
     f_v, f_u = np.float32(shift_v - first_v), np.float32(shift_u - first_u)
     g_v, g_u = np.float32(1) - f_v, np.float32(1) - f_u
     blended, row = np.empty(width + 1, np.float32), np.empty(width, np.float32)
-    share, half = np.float32(blush_share), np.float32(0.5)
-    swollen = np.float32(swell_share)
+    column, soft = np.empty(width + len(taps), np.float32), np.empty(width, np.float32)
+    last = len(veil) - 1
     for y in range(height):
         above = background[y + first_v, first_u : first_u + width + 1]
         below = background[y + first_v + 1, first_u : first_u + width + 1]
         grain = texture[y + texture_v, texture_u : texture_u + width]
-        sigma, light, tint, target = noise_sigma[y], field[y], blush[y], out[y]
-        lighter = swell[y]
+        sigma, light, target = noise_sigma[y], field[y], out[y]
+        at = max(0.0, (y + 0.5) * len(veil) / height - 0.5)
+        upper, lower = veil[min(int(at), last)], veil[min(int(at) + 1, last)]
+        low = np.float32(at - int(at))
+        high = np.float32(1) - low
         for x in range(width + 1):
             blended[x] = g_v * above[x] + f_v * below[x]
         for x in range(width):
             row[x] = g_u * blended[x] + f_u * blended[x + 1] + sigma[x] * grain[x]
-            row[x] += swollen * lighter[x] - share * tint[x]
-        for x in range(spans[y, 0], spans[y, 1] + 1):
-            d = depth[y, x]
-            if d > np.float32(2e-3):
-                row[x] += gain * _log_exposure(d, scatter[y, x], transmission)
+            row[x] += high * upper[x] + low * lower[x]
+        left, right = _soften(depth, spans, y, taps, column, soft)
+        if right > left:
+            across = scatter[y, left:right]
+            _dim(row[left:right], soft[left:right], across, gain, transmission)
         for x in range(width):
-            grey = row[x] * light[x] + half
-            target[x] = np.uint8(min(max(grey, np.float32(0)), np.float32(255.4)))
+            target[x] = min(max(row[x] * light[x], np.float32(0)), np.float32(255))
