@@ -32,11 +32,11 @@ from cag_utils.checkpoint_hub import Checkpoint, check_access, fetch_weights, ov
 from cag_utils.conceptclip import (
     convert_tower,
     has_converted_tower,
-    read_safetensors,
     swap_tower,
     tower_width,
 )
 from cag_utils.params import check_choice
+from cag_utils.tensor_files import read_safetensors
 
 FUSED = "fused_uncapped"  # not "sdpa...": transformers refuses that name for Gemma2
 AttentionInterface.register(FUSED, sdpa_attention_forward)

@@ -24,8 +24,6 @@ from cag_utils.conceptclip import (
     convert_tower,
     has_converted_tower,
     pooling_side,
-    read_safetensors,
-    read_state,
     rename_tower,
     swap_tower,
     tower_config,
@@ -33,6 +31,7 @@ from cag_utils.conceptclip import (
     tower_width,
 )
 from cag_utils.examples import encode_prompts
+from cag_utils.tensor_files import read_safetensors, read_state
 from cag_utils.twins import build_twin
 
 SMALL = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
