@@ -20,21 +20,6 @@ from transformers import (
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
-from cag_utils.hub import read_safetensors, read_state
-
-__all__ = [
-    "convert_tower",
-    "has_converted_tower",
-    "pooling_side",
-    "read_safetensors",
-    "read_state",
-    "rename_tower",
-    "swap_tower",
-    "tower_config",
-    "tower_state",
-    "tower_width",
-]
-
 PATCHES = "patch_embed.proj.weight"  # the one name every timm ViT has, whatever its prefix
 
 CONVERTED_GELU = "gelu"  # the exact one; the published SigLIP of Gemma3 has gelu_pytorch_tanh

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,144 +15,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from cag_utils.examples import encode_prompts, open_picture, picture_side
 from cag_utils.params import check_choice
 from cag_utils.sft_data import FeatureStore, core_of, project
-
-ANSWER_COLUMNS = ("output", "seconds", "n_tokens")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are made.
-
-    Attributes:
-        batch_size: Most cases at a time, at least 1.
-        max_new_tokens: Longest answer, at least 1.
-        temperature: 0 takes the likeliest token; above it, tokens are drawn from the whole
-            vocabulary, the flatter the higher.
-        seed: Of the draw; without effect at temperature 0.
-    """
-
-    batch_size: int
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self):
-        """Check the numbers.
-
-        Raises:
-            ValueError: A size below 1, or a temperature below 0.
-        """
-        if min(self.batch_size, self.max_new_tokens) < 1 or self.temperature < 0:
-            raise ValueError(
-                "batch_size and max_new_tokens must be at least 1 and temperature at least 0, got "
-                f"{self.batch_size}, {self.max_new_tokens} and {self.temperature}"
-            )
-
-    @property
-    def sampling(self) -> dict:
-        """The same as keywords of `generate`; a checkpoint's own top-k and top-p are left out."""
-        if self.temperature == 0:
-            return {"do_sample": False}
-        return {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-
-
-def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> np.ndarray:
-    """Count the tokens of each prompt's text: (N,) int; a picture costs every case the same."""
-    if not prompts:
-        return np.zeros(0, int)
-    return np.array([len(ids) for ids in processor.tokenizer(list(prompts))["input_ids"]])
-
-
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
-    """Sort cases by length and cut them into batches.
-
-    A batch is padded to its longest prompt, so full batches of neighbours in length waste least.
-    The longest come first: what does not fit into memory fails at once.
-
-    Args:
-        lengths: (N,) tokens of each prompt.
-        batch_size: Most cases of a batch.
-
-    Returns:
-        Row numbers of each batch; every row once, equal lengths in their order.
-    """
-    order = np.argsort(-np.asarray(lengths, int), kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def decode(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    images: Sequence[str],
-    prompts: Sequence[str],
-    settings: Decoding,
-    label: str,
-    store: FeatureStore | None = None,
-) -> pd.DataFrame:
-    """Answer all cases with `model.generate` and its key-value cache.
-
-    Args:
-        model: In evaluation mode.
-        processor: Its processor.
-        images: Paths of frames.
-        prompts: One a frame.
-        settings: How; torch's own generators are left as they were.
-        label: Of the progress bar.
-        store: Filled with the frames' tower tokens; None runs the tower.
-
-    Returns:
-        Columns `ANSWER_COLUMNS`, in the order of the prompts. A batch's seconds are shared out
-        evenly, tokens are counted without padding and end of text.
-    """
-    batches = length_batches(prompt_lengths(processor, prompts), settings.batch_size)
-    answers: list[tuple] = [()] * len(prompts)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=settings.temperature > 0):
-        if settings.temperature > 0:
-            torch.manual_seed(settings.seed)
-        for rows in tqdm(batches, desc=label, mininterval=30, disable=not label):
-            began = time.perf_counter()
-            some = [images[i] for i in rows], [prompts[i] for i in rows]
-            texts, counts = _answer_batch(model, processor, *some, settings, store)
-            each = (time.perf_counter() - began) / len(rows)
-            for i, text, count in zip(rows, texts, counts, strict=True):
-                answers[i] = (text.strip(), each, count)
-    return pd.DataFrame(answers, columns=list(ANSWER_COLUMNS))
-
-
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Return the ids that end an answer or fill the space after it."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return [i for i in [*ends, config.pad_token_id] if i is not None]
-
-
-def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
-    """Count the tokens of each answer up to its end.
-
-    Args:
-        made: (cases, tokens) ids.
-        ends: Ids of end and padding.
-    """
-    ended = torch.isin(made, torch.tensor(list(ends)))
-    return [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
-
-
-@torch.inference_mode()
-def _answer_batch(model, processor, images, prompts, settings: Decoding, store) -> tuple:
-    blank = Image.new("RGB", (picture_side(processor),) * 2)  # stands in for what was seen before
-    pictures = [blank if store else open_picture(path, processor) for path in images]
-    batch = encode_prompts(processor, pictures, prompts).to(model.device)
-    if store:
-        del batch["pixel_values"]
-        batch |= project(core_of(model), store.read(images).to(model.device))
-    made = model.generate(
-        **batch, max_new_tokens=settings.max_new_tokens, use_cache=True, **settings.sampling
-    )
-    made = made[:, batch["input_ids"].shape[1] :].cpu()
-    texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
-    return texts, count_tokens(made, end_tokens(model))
-
 
 STATUSES = ("ok", "empty", "refusal")
 COLUMNS = (
@@ -183,6 +44,48 @@ REFUSALS = (
 )
 REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 FINDING = re.compile(r"#\s*\d+|\d+\s*[%％]")
+
+
+def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> np.ndarray:
+    """Count the tokens of each prompt's text: (N,) int; a picture costs every case the same."""
+    if not prompts:
+        return np.zeros(0, int)
+    return np.array([len(ids) for ids in processor.tokenizer(list(prompts))["input_ids"]])
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
+    """Sort cases by length and cut them into batches.
+
+    A batch is padded to its longest prompt, so full batches of neighbours in length waste least.
+    The longest come first: what does not fit into memory fails at once.
+
+    Args:
+        lengths: (N,) tokens of each prompt.
+        batch_size: Most cases of a batch.
+
+    Returns:
+        Row numbers of each batch; every row once, equal lengths in their order.
+    """
+    order = np.argsort(-np.asarray(lengths, int), kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the ids that end an answer or fill the space after it."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return [i for i in [*ends, config.pad_token_id] if i is not None]
+
+
+def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
+    """Count the tokens of each answer up to its end.
+
+    Args:
+        made: (cases, tokens) ids.
+        ends: Ids of end and padding.
+    """
+    ended = torch.isin(made, torch.tensor(list(ends)))
+    return [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
 
 
 def answer_status(output: str) -> str:
@@ -260,11 +163,9 @@ def generate_answers(
     batch_size: int,
     max_new_tokens: int,
     label: str = "generating",
-    temperature: float = 0.0,
-    seed: int = 0,
     features: str | Path = "",
 ) -> pd.DataFrame:
-    """Let a model answer, greedily unless told otherwise.
+    """Let a model answer greedily, with `model.generate` and its key-value cache.
 
     Cases are sorted by the length of their prompt before they are cut into batches, so that short
     prompts are not padded to long ones. A batch ends with its longest answer.
@@ -274,12 +175,10 @@ def generate_answers(
         processor: Its processor.
         images: Paths of frames.
         prompts: One a frame.
-        batch_size: Most cases at a time; at temperature 0 it changes the speed, not the answers
-            (in float32; bfloat16 may break a near tie the other way).
+        batch_size: Most cases at a time; it changes the speed, not the answers (in float32;
+            bfloat16 may break a near tie the other way).
         max_new_tokens: Longest answer.
         label: Of the progress bar; empty shows none.
-        temperature: 0 is greedy; above it, answers are drawn, and the draw depends on the batches.
-        seed: Of the draw: the same seed and batch size give the same answers.
         features: Folder of tower features (`sft_data.FeatureStore`): models that share a tower
             compute a picture once. Empty runs the tower for each case.
 
@@ -288,15 +187,27 @@ def generate_answers(
         n_tokens (without padding and end of text).
 
     Raises:
-        ValueError: Not one prompt a frame, a size below 1, or a temperature below 0.
+        ValueError: Not one prompt a frame, or a size below 1.
     """
-    settings = Decoding(batch_size, max_new_tokens, temperature, seed)
+    if min(batch_size, max_new_tokens) < 1:
+        raise ValueError(
+            f"batch_size and max_new_tokens must be >= 1, got {batch_size} and {max_new_tokens}"
+        )
     if len(images) != len(prompts):
         raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
     store = FeatureStore(features, model, processor) if features else None
     if store:
         store.fill(images)
-    return decode(model, processor, images, prompts, settings, label, store)
+    answers: list[tuple] = [()] * len(prompts)
+    batches = length_batches(prompt_lengths(processor, prompts), batch_size)
+    for rows in tqdm(batches, desc=label, mininterval=30, disable=not label):
+        began = time.perf_counter()
+        some = [images[i] for i in rows], [prompts[i] for i in rows]
+        texts, counts = _answer_batch(model, processor, *some, max_new_tokens, store)
+        each = (time.perf_counter() - began) / len(rows)
+        for i, text, count in zip(rows, texts, counts, strict=True):
+            answers[i] = (text.strip(), each, count)
+    return pd.DataFrame(answers, columns=["output", "seconds", "n_tokens"])
 
 
 def generation_table(
@@ -344,3 +255,17 @@ def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab(generations["model"], generations["status"])
     counts = counts.reindex(columns=list(STATUSES), fill_value=0)
     return counts.assign(cases=counts.sum(axis=1)).reset_index().rename_axis(columns=None)
+
+
+@torch.inference_mode()
+def _answer_batch(model, processor, images, prompts, max_new_tokens: int, store) -> tuple:
+    blank = Image.new("RGB", (picture_side(processor),) * 2)  # stands in for what was seen before
+    pictures = [blank if store else open_picture(path, processor) for path in images]
+    batch = encode_prompts(processor, pictures, prompts).to(model.device)
+    if store:
+        del batch["pixel_values"]
+        batch |= project(core_of(model), store.read(images).to(model.device))
+    made = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, do_sample=False)
+    made = made[:, batch["input_ids"].shape[1] :].cpu()
+    texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
+    return texts, count_tokens(made, end_tokens(model))

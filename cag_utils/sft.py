@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     ProcessorMixin,
@@ -76,33 +77,6 @@ class Progress(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         """Close the bar."""
         self.bar.close()
-
-
-class Patience(TrainerCallback):
-    """Stops when so many evaluations in a row have brought no new lowest validation loss.
-
-    It counts from the run's own log, which checkpoints hold. The library's callback keeps a counter
-    of its own: a resumed run, which measures its start again, would count that twice.
-    """
-
-    def __init__(self, patience: int):
-        self.patience = patience
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        """Ask for the end."""
-        if evaluations_since_best(state.log_history) >= self.patience:
-            control.should_training_stop = True
-
-
-def evaluations_since_best(log: Sequence[Mapping]) -> int:
-    """Count the evaluations after the one with the lowest validation loss; the base is none.
-
-    Args:
-        log: `state.log_history`.
-    """
-    measured = {e["step"]: e["eval_loss"] for e in log if "eval_loss" in e and e["step"] > 0}
-    losses = list(measured.values())
-    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
 class ProjectorFirst(TrainerCallback):
@@ -353,6 +327,7 @@ def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
         save_strategy="epoch",
         save_total_limit=2,  # while one is written, or if it is damaged, there is another
         load_best_model_at_end=s.patience > 0,
+        restore_callback_states_from_checkpoint=s.patience > 0,  # how often it has been patient
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         report_to="none",  # ours is added by name, with a folder of its own
@@ -435,7 +410,7 @@ def own_callbacks(job: Job) -> list[TrainerCallback]:
     if job.finetune.warmup_projector_steps:
         made.append(ProjectorFirst(job.finetune.warmup_projector_steps))
     if job.finetune.patience:
-        made.append(Patience(job.finetune.patience))
+        made.append(EarlyStoppingCallback(job.finetune.patience))
     return made
 
 
@@ -493,7 +468,8 @@ def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
     """
     if checkpoint and patience:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        if evaluations_since_best(state.log_history) >= patience:
+        counted = state.stateful_callbacks["EarlyStoppingCallback"]["attributes"]
+        if counted["early_stopping_patience_counter"] >= patience:
             trainer.state = state
             trainer._load_best_model()
             return

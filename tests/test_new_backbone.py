@@ -34,7 +34,8 @@ from cag_utils.jobs import make_job
 from cag_utils.lora import load_tuned, reload_difference
 from cag_utils.preflight import preflight, sources_table
 from cag_utils.report import MODEL_COLOURS, MODEL_NAMES
-from cag_utils.scorecard import GAINS, WITHOUT_ERROR, against_base
+from cag_utils.rubric import CRITERIA
+from cag_utils.scorecard import LESION_SHARES, against_base
 from cag_utils.settings import parse_profile
 from cag_utils.sft import run_job
 
@@ -51,7 +52,7 @@ history = pd.read_csv(out / "history.csv")
 scores = pd.DataFrame(
     {"patient_id": ["a", "b"] * 2, "case_id": ["a", "b"] * 2}
     | {"model": ["mine_lora"] * 2 + ["gemma3_base"] * 2}
-    | {name: 1.0 for name in (*GAINS, *WITHOUT_ERROR.values())}
+    | {name: 1.0 for name in ("overall", "segment_match", *LESION_SHARES, *CRITERIA)}
 )
 print(json.dumps({
     "names": [MODEL_NAMES["mine_base"], MODEL_NAMES["mine_lora"]],

@@ -19,7 +19,6 @@ from cag_utils.loading import load_backbone
 from cag_utils.lora import load_tuned, merge_adapter
 from cag_utils.sft import (
     FSDP,
-    evaluations_since_best,
     make_trainer,
     run_job,
     share_of_batch,
@@ -143,13 +142,6 @@ def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
 
 
 # --- patience ----------------------------------------------------------------------------------
-
-
-def test_evaluations_since_the_best_are_counted_by_step():
-    log = [{"step": s, "eval_loss": v} for s, v in [(0, 1.0), (2, 3.0), (4, 2.0), (6, 2.5)]]
-    assert evaluations_since_best(log) == 1  # the base's 1.0 does not count
-    assert evaluations_since_best([*log, log[-1]]) == 1  # measured again on resuming
-    assert evaluations_since_best(log[:1]) == 0
 
 
 class Spoil(TrainerCallback):
