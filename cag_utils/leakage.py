@@ -534,48 +534,6 @@ def flag_twins(plan: Sequence[Training], features: np.ndarray, limit: float) -> 
     return pd.concat(parts, ignore_index=True)
 
 
-def fit_predict(
-    data: FrameSet,
-    rows: Mapping[str, np.ndarray],
-    cnn: Cnn,
-    folder: Path,
-    seed: int,
-    epochs: int,
-) -> pd.DataFrame:
-    """Train on some rows of a set and predict others.
-
-    The weights are removed afterwards: an audit makes a dozen of them, and only the answers count.
-
-    Args:
-        data: All frames.
-        rows: Row numbers under `train`, `val` and `test`.
-        cnn: Settings.
-        folder: Made; keeps `history.csv`.
-        seed: Initial weights, order, augmentation.
-        epochs: Passes over the training frames.
-
-    Returns:
-        One row a test frame, index `rows["test"]`: for each of `MERGES` a column with the class
-        decided for.
-
-    Raises:
-        ValueError: A part has no rows.
-    """
-    if empty := [name for name in ("train", "val", "test") if not len(rows[name])]:
-        raise ValueError(f"no frames in {empty}: label more patients or change the shares")
-    folder.mkdir(parents=True, exist_ok=True)
-    sets = {k: FrameSet(data.pictures[rows[k]], data.targets[rows[k]]) for k in ("train", "val")}
-    train_cnn(sets, cnn, folder, seed, epochs)
-    device = pick_device()
-    model, facts = load_model(folder, device)
-    test = data.pictures[rows["test"]]
-    found = probabilities(model, facts["model"], test, PREDICT_BATCH, device, facts)
-    for name in ("best.safetensors", "model.json"):
-        (folder / name).unlink()
-    p = pd.DataFrame(np.concatenate(list(found)), columns=list(SIX_CLASSES))
-    return pd.DataFrame({name: decide(p, merge) for name, merge in MERGES.items()}, rows["test"])
-
-
 def run_trainings(
     plan: Sequence[Training],
     frames: pd.DataFrame,
@@ -600,16 +558,42 @@ def run_trainings(
         One row an arm, deal and test frame: patient_id, video_id, frame, label, row (number in
         `frames`), for each of `MERGES` the class decided for, arm, repeat. Each test frame of a
         crossover's deal has one row in each of the arms "patient", "video" and "frame".
+
+    Raises:
+        ValueError: A part of a training has no frames.
     """
     parts = []
     for training in plan:
         test = np.concatenate(list(training.test.values()))
-        rows = {"train": training.train, "val": training.val, "test": test}
-        said = fit_predict(data, rows, cnn, folder / training.name, seed + training.repeat, epochs)
+        own, repeat = folder / training.name, training.repeat
+        said = _fit_predict(data, training, test, cnn, own, seed + repeat, epochs)
         arm = np.repeat(list(training.test), [len(part) for part in training.test.values()])
-        parts.append(said.assign(arm=arm, repeat=training.repeat))
+        parts.append(said.assign(arm=arm, repeat=repeat))
     answers = pd.concat(parts).rename_axis("row").reset_index()
     return pd.concat([frames[IDS].iloc[answers["row"]].reset_index(drop=True), answers], axis=1)
+
+
+def _fit_predict(
+    data: FrameSet, t: Training, test: np.ndarray, cnn: Cnn, folder: Path, seed: int, epochs: int
+) -> pd.DataFrame:
+    """Train one network and return its classes, for each of `MERGES`, of the test rows.
+
+    Its weights are removed: an audit makes a dozen of them, and only the answers count.
+    """
+    rows = {"train": t.train, "val": t.val, "test": test}
+    if empty := [name for name, own in rows.items() if not len(own)]:
+        raise ValueError(f"no frames in {empty}: label more patients or change the shares")
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {k: FrameSet(data.pictures[rows[k]], data.targets[rows[k]]) for k in ("train", "val")}
+    train_cnn(sets, cnn, folder, seed, epochs)
+    device = pick_device()
+    model, facts = load_model(folder, device)
+    pictures = data.pictures[test]
+    found = probabilities(model, facts["model"], pictures, PREDICT_BATCH, device, facts)
+    for name in ("best.safetensors", "model.json"):
+        (folder / name).unlink()
+    p = pd.DataFrame(np.concatenate(list(found)), columns=list(SIX_CLASSES))
+    return pd.DataFrame({name: decide(p, merge) for name, merge in MERGES.items()}, test)
 
 
 def estimate_f1(
