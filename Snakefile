@@ -5,7 +5,7 @@
 # step names it, with the error in its last cell.
 import sys
 
-from cag_utils.settings import FOLDER, load_profile
+from cag_utils.profiles import FOLDER, load_profile
 from cag_utils.study import root, under_root
 from cag_utils.workflow import notebook_sources
 

@@ -5,20 +5,20 @@
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import psutil
 
-from cag_utils.appendices import APPENDICES, copy_appendix, run_appendix
-from cag_utils.readme_results import update_readme
+from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
-from cag_utils.settings import load_profile
 from cag_utils.study import data_dir, provenance, read_json, root, under_root, write_json
 
 PROFILE = "phantom"
@@ -34,6 +34,43 @@ KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
 BENCHMARKS = "benchmarks"
 BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
+
+
+class Appendix(NamedTuple):
+    """A notebook beside the study, and what of it is kept.
+
+    Attributes:
+        run: Its folder's name below `outputs/<profile>/<notebook>/`.
+        files: Stems of the tables and figures.
+        wanted: First letters of the metrics.
+        stem: Put before the metrics' names.
+    """
+
+    run: str
+    files: tuple[str, ...]
+    wanted: tuple[str, ...]
+    stem: str = ""
+
+
+APPENDICES = {
+    "A1_phantom": Appendix(
+        "all",
+        ("table_stills", "table_cines", "figure_realism", "figure_temporal", "figure_transfer"),
+        ("realism.", "transfer."),
+    ),
+    "A3_leakage": Appendix(
+        "all",
+        ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
+        ("inflation_", "share_near_duplicate_"),
+        "leakage.",
+    ),
+    "A6_ablations": Appendix(
+        "conceptclip_gemma3_en",
+        ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
+        ("projector_first.", "longer.", "told.", "right.", "named_"),
+        "ablation.",
+    ),
+}
 
 
 def main(study_only: bool = False) -> None:
@@ -204,6 +241,103 @@ def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[s
         copy_appendix(name, outputs, folder)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
+
+
+def run_appendix(name: str, outputs: Path) -> dict[str, float]:
+    """Run an appendix and return its headline figures.
+
+    Args:
+        name: One of `APPENDICES`.
+        outputs: `outputs/<profile>/`.
+
+    Returns:
+        Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
+        none where the real pictures' folder is absent); of A3 what a leaking split adds to the F1s
+        and the shares of near duplicates (`leakage.*`); of A6 what holds the twins back
+        (`ablation.*`).
+
+    Raises:
+        subprocess.CalledProcessError: The notebook failed.
+    """
+    appendix, notebook = APPENDICES[name], root() / "notebooks" / f"{name}.ipynb"
+    folder = outputs / name / appendix.run
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / notebook.name
+    command = [sys.executable, "-m", "papermill", str(notebook), str(executed)]
+    subprocess.run([*command, "-p", "profile", outputs.name], cwd=root(), check=True)
+    found = read_json(folder / "metrics.json")
+    return {appendix.stem + k: v for k, v in found.items() if k.startswith(appendix.wanted)}
+
+
+def copy_appendix(name: str, outputs: Path, folder: Path) -> None:
+    """Copy an appendix's tables and figures under its name.
+
+    Args:
+        name: One of `APPENDICES`.
+        outputs: `outputs/<profile>/`.
+        folder: `outputs/reference/`.
+    """
+    appendix = APPENDICES[name]
+    for path in sorted((outputs / name / appendix.run).iterdir()):
+        if path.stem in appendix.files and path.suffix in {".md", ".png"}:
+            shutil.copyfile(path, folder / f"{name}_{path.name}")
+
+
+def update_readme(path: Path, metrics: dict[str, float]) -> None:
+    """Replace what stands between the README's result markers.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    text = path.read_text(encoding="utf-8")
+    pattern = r"(<!-- results: make reference -->\n).*?(<!-- end of results -->)"
+    if not re.search(pattern, text, flags=re.S):
+        raise ValueError(f"{path} has no result markers")
+    table = results_table(metrics)
+    path.write_text(
+        re.sub(pattern, lambda m: m[1] + table + m[2], text, flags=re.S), encoding="utf-8"
+    )
+
+
+def results_table(metrics: dict[str, float]) -> str:
+    """Return the README's results as Markdown, each beside the paper's figure where there is one.
+
+    Args:
+        metrics: As in `outputs/reference/metrics.json`.
+    """
+
+    def cell(key: str) -> str:
+        value = f"{metrics[key]:.3f}"
+        if f"{key}_low" in metrics:
+            value += f" ({metrics[f'{key}_low']:.3f} to {metrics[f'{key}_high']:.3f})"
+        return value
+
+    rows = ["| figure | phantom, this study | paper, real patients |", "|---|---|---|"]
+    printed = {"laterality_f1": 0.959, "three_class_f1": 0.925, "six_class_f1": 0.766}
+    for name, paper in printed.items():
+        rows.append(f"| CNN {name.replace('_', ' ')} | {cell(f'cnn.{name}')} | {paper} |")
+    measures = {
+        "lesions_named": "lesions whose segment is named",
+        "grades_near": "lesions named, grade within a step",
+        "overall_mean": "rubric, 0 to 10",
+    }
+    for measure, words in measures.items():
+        for key in sorted(metrics):
+            if not (found := re.fullmatch(rf"finetune\.(\w+)\.(\w+)\.{measure}", key)):
+                continue
+            model, base = MODEL_NAMES[f"{found[1]}_lora"], key.replace(measure, f"base_{measure}")
+            untuned = cell(base) if base in metrics else "not run"
+            rows.append(f"| {model}, {found[2]}: {words}, tuned | {cell(key)} | – |")
+            rows.append(f"| {model}, {found[2]}: {words}, untuned | {untuned} | – |")
+    if "transfer.laterality_macro_f1" in metrics:
+        seen = {k.removeprefix("transfer."): v for k, v in metrics.items()}
+        name = f"side of {seen['n_stills']:.0f} real stills, network of phantoms: macro F1"
+        exact = f"{seen['accuracy_low']:.2f} to {seen['accuracy_high']:.2f}"
+        right = f"{seen['n_right']:.0f} right, exact interval {exact}"
+        rows.append(f"| {name} | {seen['laterality_macro_f1']:.3f} ({right}) | – |")
+    cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
+    rows.append(f"| whole study, two cores | {cost} | – |")
+    return "\n".join(rows) + "\n"
 
 
 def _tree_bytes(process: psutil.Process) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from cag_utils.settings import Profile, load_profile
+from cag_utils.profiles import Profile, load_profile
 
 RECORDED = ("numpy", "pandas", "pydicom", "scikit-learn", "timm", "torch", "transformers", "trl")
 KEY_BYTES = 32

@@ -12,8 +12,8 @@ import papermill as pm
 import pytest
 from nbclient import NotebookClient
 
+from cag_utils.profiles import load_profile
 from cag_utils.reference import headline_figures
-from cag_utils.settings import load_profile
 from cag_utils.study import read_json, root
 
 pytestmark = pytest.mark.notebook  # one after another: the study itself uses both cores

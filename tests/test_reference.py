@@ -2,8 +2,8 @@
 
 import pytest
 
-from cag_utils import appendices, reference
-from cag_utils.readme_results import results_table, update_readme
+from cag_utils import reference
+from cag_utils.reference import results_table, update_readme
 from cag_utils.study import read_json, write_json
 
 FIGURES = {
@@ -76,7 +76,7 @@ def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, m
     write_json(run / "metrics.json", {"longer.overall": 3.0, "backbone": "gemma3"})
     for name in ("table_variants.md", "table_variants.csv", "other.md"):
         (run / name).write_text("new", encoding="utf-8")
-    monkeypatch.setattr(appendices.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(reference.subprocess, "run", lambda *_, **__: None)
     printed = []
     monkeypatch.setattr(reference, "update_readme", lambda page, found: printed.append(found))
     reference.refresh_parts(["A6_ablations"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cag_utils import study
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ def test_imports_are_followed_into_the_package(tmp_path):
     path = notebook(tmp_path / "n.ipynb", "import os\nfrom cag_utils.study import open_run")
     found = notebook_sources(path)
     assert found[0] == path
-    assert {PACKAGE / f"{name}.py" for name in ("study", "settings", "params")} <= set(found)
+    assert {PACKAGE / f"{name}.py" for name in ("study", "profiles", "params")} <= set(found)
     assert PACKAGE / "report.py" not in found
 
 
