@@ -246,7 +246,8 @@ def execute(outputs, **params):
     settings = {"out_root": str(outputs), "profile": "smoke"} | params
     source = root() / "notebooks" / "07_physician_scores.ipynb"
     pm.execute_notebook(source, outputs / "out.ipynb", settings, cwd=outputs, progress_bar=False)
-    folder = outputs / "smoke" / "07_physician_scores" / "ja"
+    name = "ja_scores_filled_csv" if params else "ja"  # a sheet leaves the study's own run alone
+    folder = outputs / "smoke" / "07_physician_scores" / name
     return folder, read_json(folder / "metrics.json")
 
 
