@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,9 +18,18 @@ from typing import NamedTuple
 import pandas as pd
 import psutil
 
+from cag_utils import yardstick
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
-from cag_utils.study import data_dir, provenance, read_json, root, under_root, write_json
+from cag_utils.study import (
+    BY_WORKFLOW,
+    data_dir,
+    provenance,
+    read_json,
+    root,
+    under_root,
+    write_json,
+)
 
 PROFILE = "phantom"
 CORES = 2
@@ -79,22 +89,23 @@ def main(study_only: bool = False) -> None:
     Args:
         study_only: Leave appendices and benchmarks, half of the time, as they are in the reference.
     """
+    facts = provenance()  # before a tracked file is written, or the commit would say "dirty"
     profile = load_profile(PROFILE)
-    outputs = under_root("outputs") / PROFILE
+    outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
     shutil.rmtree(data_dir(profile), ignore_errors=True)
     shutil.rmtree(outputs, ignore_errors=True)
-    minutes, peak_gb = measured_run(
-        [sys.executable, "-m", "snakemake", "--cores", str(CORES), "--config", f"profile={PROFILE}"]
-    )
-    metrics = {"study.minutes": round(minutes, 2), "study.peak_gb": round(peak_gb, 2)}
-    metrics |= headline_figures(outputs, profile.finetune.backbones)
+    command = [sys.executable, "-m", "cag_utils.workflow", "study", "--cores", str(CORES)]
+    metrics = measured_run([*command, "--config", f"profile={PROFILE}"])
+    metrics |= headline_figures(outputs, profile.finetune.backbones) | count_lines()
     if study_only:
-        metrics |= earlier_figures(under_root("outputs") / "reference")
+        earlier = read_json(folder / "metrics.json")
+        metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
     else:
         for appendix in APPENDICES:
             metrics |= run_appendix(appendix, outputs)
         metrics |= benchmarks(root() / "tests" / "benchmarks")
     write_reference(outputs, metrics, [] if study_only else list(APPENDICES))
+    write_json(folder / "provenance.json", facts | {"profile": PROFILE, "cores": CORES})
     update_readme(root() / "README.md", metrics)
 
 
@@ -109,42 +120,36 @@ def refresh_parts(names: Sequence[str]) -> None:
         subprocess.CalledProcessError: A notebook or a benchmark failed, e.g. as the study was not
             run.
     """
+    commit = provenance()["commit"]
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
-    metrics = read_json(folder / "metrics.json")
+    metrics, facts = (read_json(folder / f"{n}.json") for n in ("metrics", "provenance"))
     for name in names:
-        if name == BENCHMARKS:
-            found, old = benchmarks(root() / "tests" / "benchmarks"), ("benchmark.",)
-        elif name not in APPENDICES:
-            found, old = benchmarks(root() / "tests" / "benchmarks", name), ()
-        else:
+        if name in APPENDICES:
             found, stem = run_appendix(name, outputs), APPENDICES[name].stem
             old = tuple(stem + first for first in APPENDICES[name].wanted)
             copy_appendix(name, outputs, folder)
+        else:
+            every = name == BENCHMARKS
+            found = benchmarks(root() / "tests" / "benchmarks", "bench_*" if every else name)
+            old = ("benchmark.",) if every else ()
         metrics = {k: v for k, v in metrics.items() if not k.startswith(old)} | found
+        facts[f"commit of {name}"] = commit
     write_json(folder / "metrics.json", metrics)
+    write_json(folder / "provenance.json", facts)
     update_readme(root() / "README.md", metrics)
 
 
-def earlier_figures(folder: Path) -> dict[str, float]:
-    """Return what appendices and benchmarks left in an earlier reference run.
-
-    Args:
-        folder: `outputs/reference/`.
-    """
-    found = read_json(folder / "metrics.json")
-    return {key: value for key, value in found.items() if key.startswith(BESIDE_THE_STUDY)}
-
-
-def measured_run(command: list[str]) -> tuple[float, float]:
+def measured_run(command: list[str]) -> dict[str, float]:
     """Run a command and watch the memory of all its processes.
 
     Args:
         command: Program and arguments, run in the repository.
 
     Returns:
-        Minutes, and the peak over time of the processes' summed memory in GB. Memory shared
-        between processes counts once (proportional set size; resident size where the system
-        does not tell).
+        `study.minutes`; `study.peak_gb`, the peak over time of the processes' summed memory (memory
+        shared between processes counts once: proportional set size; resident size where the system
+        does not tell); `study.yardstick`, seconds of a core as `yardstick.measure`, and what it is
+        made of; and `study.yardsticks`, the run's time as a multiple of it.
 
     Raises:
         RuntimeError: The command failed.
@@ -156,7 +161,32 @@ def measured_run(command: list[str]) -> tuple[float, float]:
         time.sleep(1)
     if process.returncode != 0:
         raise RuntimeError(f"the study failed with exit code {process.returncode}; see its log")
-    return (time.monotonic() - began) / 60, peak / 1e9
+    seconds, stick = time.monotonic() - began, yardstick.measure()
+    figures = {"minutes": round(seconds / 60, 2), "peak_gb": round(peak / 1e9, 2)}
+    figures |= {"yardstick": stick.pop("seconds")}
+    figures |= {"yardsticks": round(seconds / figures["yardstick"])}
+    figures |= {f"yardstick_{name}": value for name, value in stick.items()}
+    return {f"study.{name}": value for name, value in figures.items()}
+
+
+def count_lines() -> dict[str, int]:
+    """Return the lines and files of Python of each room of the package, and of the tests.
+
+    Returns:
+        `rooms.<room>.lines` and `rooms.<room>.files`; a room is a folder of `cag_utils`, `top` what
+        lies beside them, `all` the package, `tests` the tests.
+    """
+    counts: dict[str, int] = {}
+    for package in ("cag_utils", "tests"):
+        folder = root() / package
+        for path in folder.rglob("*.py"):
+            room = parts[0] if len(parts := path.relative_to(folder).parts) > 1 else "top"
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            for name in {"tests"} if package == "tests" else {room, "all"}:
+                for unit, more in (("lines", lines), ("files", 1)):
+                    key = f"rooms.{name}.{unit}"
+                    counts[key] = counts.get(key, 0) + more
+    return counts
 
 
 def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
@@ -204,6 +234,8 @@ def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float
 def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """Run benchmarks and return their figures as `benchmark.<name>`.
 
+    Beside those of each file stands `benchmark.<file>.yardstick`, in seconds (`yardstick.measure`).
+
     Args:
         folder: Holds `bench_*.py`; each prints one JSON object as its last line.
         wanted: Name of a file without its suffix, or a pattern.
@@ -213,13 +245,14 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """
     figures = {}
     for path in sorted(folder.glob(f"{wanted}.py")):
+        figures[f"{path.stem}.yardstick"] = yardstick.measure()["seconds"]
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
         figures |= json.loads(done.stdout.strip().splitlines()[-1])
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
 def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[str]) -> None:
-    """Copy the small tables and figures, and write `metrics.json` and `provenance.json`.
+    """Copy the small tables and figures, and write `metrics.json`.
 
     Args:
         outputs: `outputs/<profile>/` of a finished study.
@@ -240,7 +273,6 @@ def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[s
     for name in appendices:
         copy_appendix(name, outputs, folder)
     write_json(folder / "metrics.json", metrics)
-    write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
 
 
 def run_appendix(name: str, outputs: Path) -> dict[str, float]:
@@ -263,8 +295,10 @@ def run_appendix(name: str, outputs: Path) -> dict[str, float]:
     folder = outputs / name / appendix.run
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / notebook.name
-    command = [sys.executable, "-m", "papermill", str(notebook), str(executed)]
-    subprocess.run([*command, "-p", "profile", outputs.name], cwd=root(), check=True)
+    command = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook), str(executed)]
+    environment = os.environ | {BY_WORKFLOW: "1"}
+    command += ["-p", "profile", outputs.name]
+    subprocess.run(command, cwd=root(), env=environment, check=True)
     found = read_json(folder / "metrics.json")
     return {appendix.stem + k: v for k, v in found.items() if k.startswith(appendix.wanted)}
 
