@@ -209,11 +209,12 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
     seconds = pd.read_csv(outputs / "01_train_cnn" / "six_class" / "history.csv")["seconds"].sum()
     figures["cnn.training_minutes"] = round(seconds / 60, 4)  # seconds, in a smoke run
     figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
-    for path in sorted((outputs / "07_physician_scores").glob("*/metrics.json")):
+    # two letters: a language; experiments have longer names
+    for path in sorted((outputs / "07_physician_scores").glob("??/metrics.json")):
         scores, language = read_json(path), path.parent.name
         for backbone in backbones:
             figures |= _finetune_figures(scores, backbone, f"finetune.{backbone}.{language}")
-    for path in sorted((outputs / "06_vlscore").glob("*/metrics.json")):
+    for path in sorted((outputs / "06_vlscore").glob("??/metrics.json")):
         for key, value in read_json(path).items():
             model, _, rest = key.partition(".")
             if model in MODEL_NAMES and rest.endswith((".mean", ".sd", ".area_mean")):

@@ -1,5 +1,6 @@
 """What a step depends on, and what is left of a study that dies: killed and broken on purpose."""
 
+import ast
 import os
 import re
 import shlex
@@ -252,7 +253,9 @@ def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
         words = subprocess.run(
             ["bash", "-c", told], capture_output=True, text=True, cwd=tmp_path, check=True
         )
-        assert repr(str(folder)) in words.stdout
+        options = ast.literal_eval(words.stdout)[6:]
+        assert ["-r", "out_root", str(folder)] in [options[i : i + 3] for i in (0, 3)]
+        assert len(options) % 3 == 0 and set(options[::3]) <= {"-p", "-r"}
     assert any(str(sheet) in shlex.split(line) for line in shell)
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
 
