@@ -168,16 +168,17 @@ def end_processes(is_meant: Callable[[str], bool]) -> list[int]:
     Returns:
         Their process numbers.
     """
-    ended = []
-    while True:  # one of them may have started another meanwhile
+    ended: list[int] = []
+    for _ in range(6):  # one of them may have started another meanwhile
         found = [x for x in psutil.process_iter() if x.pid != os.getpid() and is_meant(_tag(x))]
         if not found:
-            return ended
+            break
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         ended += [process.pid for process in found]
         psutil.wait_procs(found, timeout=10)
+    return ended
 
 
 def _tag(process: psutil.Process) -> str:
@@ -231,5 +232,5 @@ def _watch(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command = {"study": run_study, "notebook": run_notebook, "watch": _watch}[sys.argv[1]]
-    command(sys.argv[2:])
+    known = {"study": run_study, "notebook": run_notebook, "watch": _watch}
+    known.get("".join(sys.argv[1:2]), lambda _: sys.exit(__doc__))(sys.argv[2:])
