@@ -199,6 +199,7 @@ def run_notebook(arguments: list[str]) -> None:
     Raises:
         SystemExit: Always, as papermill does.
     """
+    import zmq
     from papermill.cli import papermill
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets.config import Config
@@ -206,7 +207,8 @@ def run_notebook(arguments: list[str]) -> None:
     class Encrypted(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
-            safe = Config(KernelManager={"transport_encryption": "auto"})
+            policy = "auto" if zmq.has("curve") else "disabled"  # a zmq built without libsodium
+            safe = Config(KernelManager={"transport_encryption": policy})
             return super().execute_managed_notebook(nb_man, kernel_name, config=safe, **settings)
 
     papermill_engines.register(None, Encrypted)
