@@ -9,7 +9,7 @@ from pathlib import Path
 from cag_utils.backbones import get_backbone
 from cag_utils.loading import SIZES
 from cag_utils.params import check_choice
-from cag_utils.settings import Finetune, Lora
+from cag_utils.profiles import Finetune, Lora
 from cag_utils.study import read_json, write_json
 
 SEAL = "whole.json"  # in a checkpoint: its files' hashes, written last

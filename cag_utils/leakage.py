@@ -30,7 +30,7 @@ from cag_utils.network import (
     prepare,
     probabilities,
 )
-from cag_utils.settings import Cnn, Stats
+from cag_utils.profiles import Cnn, Stats
 from cag_utils.splits import split_counts, split_groups
 from cag_utils.stats import Estimate, cluster_bootstrap
 from cag_utils.training import train_cnn

@@ -7,9 +7,9 @@ import pandas as pd
 
 from cag_utils.backbones import bases_of
 from cag_utils.entities import Entities, read_entities
+from cag_utils.profiles import Stats
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.rubric import CRITERIA, score, truth_entities
-from cag_utils.settings import Stats
 from cag_utils.stats import Estimate, mean_interval, paired_difference
 
 RUBRIC = "rubric"  # the "reader" of a score that a program gave

@@ -34,7 +34,7 @@ from cag_utils.network import (
     probabilities,
     save_model,
 )
-from cag_utils.settings import Cnn
+from cag_utils.profiles import Cnn
 from cag_utils.study import read_json, write_json
 
 CHECKPOINT = "training.pt"  # of a training that is under way; no output of the workflow's

@@ -24,8 +24,8 @@ import pandas as pd
 from PIL import Image
 from scipy.stats import spearmanr
 
+from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, estimate_cell
-from cag_utils.settings import Stats, Vlscore
 from cag_utils.stats import mean_interval
 
 if TYPE_CHECKING:  # it brings torch, which the arithmetic here can do without

@@ -25,7 +25,7 @@ from cag_utils.loading import (
     quantisation,
 )
 from cag_utils.making_twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from tests.vlm_world import timm_twin, write_twins
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

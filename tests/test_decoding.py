@@ -12,7 +12,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cag_utils import loading
-from cag_utils.corpus import prompt
 from cag_utils.generate import (
     count_tokens,
     generate_answers,
@@ -23,6 +22,7 @@ from cag_utils.loading import load_backbone
 from cag_utils.lora import lora_config, save_merged
 from cag_utils.making_captions import random_scene
 from cag_utils.making_twins import make_processor
+from cag_utils.pairs import prompt
 from tests.vlm_world import write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")

@@ -12,8 +12,8 @@ from cag_utils.conceptclip import convert_tower, pooling_side
 from cag_utils.embedders import EMBEDDERS, Entry, Pixels, Towers, load_embedder
 from cag_utils.hub import Checkpoint
 from cag_utils.making_embedders import TEXT, VISION, build_embedder, start_from_tower
+from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import paper_table
-from cag_utils.settings import Stats, Vlscore
 from cag_utils.two_towers import (
     ConceptClip,
     MedClip,

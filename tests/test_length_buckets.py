@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.corpus import prompt
 from cag_utils.length_buckets import LengthBuckets, padding_share
 from cag_utils.making_twins import make_processor
+from cag_utils.pairs import prompt
 from cag_utils.phantom.findings import decide_plan, write_findings
 from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cag_utils.making_twins import build_twin
-from cag_utils.settings import FOLDER
+from cag_utils.profiles import FOLDER
 from tests.vlm_world import write_pairs
 
 # The entry comes first, as it would stand in the registry; all else is what the notebooks call.
@@ -36,7 +36,7 @@ from cag_utils.preflight import preflight, sources_table
 from cag_utils.report import MODEL_COLOURS, MODEL_NAMES
 from cag_utils.rubric import CRITERIA
 from cag_utils.scorecard import LESION_SHARES, against_base
-from cag_utils.settings import parse_profile
+from cag_utils.profiles import parse_profile
 from cag_utils.sft import run_job
 
 profile = parse_profile(sys.stdin.read(), "smoke", "smoke.yaml")

@@ -7,6 +7,7 @@ import pytest
 
 from cag_utils.claims import compare_claims
 from cag_utils.phantom.findings import write_findings
+from cag_utils.profiles import Stats
 from cag_utils.readers import blank_sheet, read_sheet
 from cag_utils.rubric import CRITERIA, Criterion
 from cag_utils.scorecard import (
@@ -18,7 +19,6 @@ from cag_utils.scorecard import (
     table4,
     truth_of,
 )
-from cag_utils.settings import Stats
 from cag_utils.study import read_json, root
 from tests.test_claims import CNN
 
@@ -283,7 +283,8 @@ def execute(outputs, **params):
     settings = {"out_root": str(outputs), "profile": "smoke"} | params
     source = root() / "notebooks" / "07_physician_scores.ipynb"
     pm.execute_notebook(source, outputs / "out.ipynb", settings, cwd=outputs, progress_bar=False)
-    folder = outputs / "smoke" / "07_physician_scores" / "ja"
+    name = "ja_scores_filled_csv" if params else "ja"  # a sheet leaves the study's own run alone
+    folder = outputs / "smoke" / "07_physician_scores" / name
     return folder, read_json(folder / "metrics.json")
 
 

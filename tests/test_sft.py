@@ -20,7 +20,7 @@ from cag_utils.lora import (
     trainable_table,
 )
 from cag_utils.making_twins import IMAGE_PX
-from cag_utils.settings import Lora, load_profile
+from cag_utils.profiles import Lora, load_profile
 from cag_utils.sft import answers_scored_only, make_trainer, run_job, training_config
 from tests.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from cag_utils import training
 from cag_utils.network import FrameSet, autocast, load_model
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
 from cag_utils.training import (
     CHECKPOINT,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, paper_table
-from cag_utils.settings import Stats, Vlscore
 from cag_utils.vlscore import (
     MAX_AREA_UNIT,
     Space,

@@ -26,13 +26,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from cag_utils import loading
-from cag_utils.corpus import prompt
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
 from cag_utils.loading import load_backbone, quiet_libraries
 from cag_utils.making_captions import random_scene
 from cag_utils.making_twins import TWINS, build_twin
-from cag_utils.settings import load_profile
+from cag_utils.pairs import prompt
+from cag_utils.profiles import load_profile
 
 N_CASES, BATCH_SIZE, ROUNDS = 32, 16, 3
 STEP = 4  # every fourth case is answered one by one too

@@ -52,8 +52,8 @@ from cag_utils.phantom.findings import decide_plan, write_findings
 from cag_utils.phantom.hospital_notes import write_report
 from cag_utils.phantom.patients import draw_record
 from cag_utils.phantom.stills import still
+from cag_utils.profiles import load_profile
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
-from cag_utils.settings import load_profile
 from cag_utils.sft import training_config
 from cag_utils.sft_data import PaliGemmaCollator, accept_features, conversation
 

@@ -38,7 +38,7 @@ from cag_utils.fitting import CLIP_NORM, fit, join_processes
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.network import autocast, build_model, network, pick_device, read_frame_set
 from cag_utils.phantom.stills import still
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.training import frame_batches, frame_loss
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform
