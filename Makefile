@@ -43,9 +43,10 @@ lint: .venv/installed  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: .venv/installed  ## mend style
+format: .venv/installed  ## mend style, and draw the README's picture of the rooms anew
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m cag_utils.rooms
 
 reference: .venv/installed  ## run the phantom study from nothing on two cores; refresh outputs/reference/ and the README
 	$(BIN)/python -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations bench_predict"
