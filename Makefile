@@ -11,11 +11,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test lab lint format reference twins lock clean
+.PHONY: help setup study test test-appendices lab lint format reference twins lock clean
 
 help:  ## list the targets
 	@echo "make <target> [PROFILE=smoke|phantom|paper] [CORES=n] [PYTHON=python3.12]"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 setup: .venv/installed  ## make .venv and install the locked packages
 
@@ -30,11 +30,14 @@ setup: .venv/installed  ## make .venv and install the locked packages
 study: .venv/installed  ## run every notebook that is not up to date; tables and figures land in outputs/
 	$(SNAKEMAKE)
 
-test: .venv/installed  ## run the tests, notebooks included
+test: .venv/installed  ## run the tests, notebooks 00 to 08 included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not notebook"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebook
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope -m "not notebook"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "notebook and not appendix"
+
+test-appendices: .venv/installed  ## run the appendices' notebooks under the smoke profile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m appendix
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks

@@ -1,7 +1,9 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,3 +15,26 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real angiograms at {folder}: set CAG_REAL_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder that `make` fills once a session, whichever worker comes first.
+
+    Each of pytest-xdist's workers has fixtures of its own; what is slow to make they share on the
+    disk. A test that writes into such a folder spoils it for the others: copy it first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def find(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / "once" / name, base / "once" / f"{name}.made"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not made.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                made.touch()
+        return folder
+
+    return find

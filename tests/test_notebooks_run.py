@@ -1,4 +1,8 @@
-"""Every notebook, executed under the smoke profile, the way a person would run it."""
+"""Every notebook, executed under the smoke profile, the way a person would run it.
+
+One smoke study, run once a session, is what all tests here read. The appendices have a lane of
+their own: `make test-appendices`.
+"""
 
 import os
 import subprocess
@@ -16,7 +20,7 @@ from cag_utils.reference import headline_figures
 from cag_utils.settings import load_profile
 from cag_utils.study import read_json, root
 
-pytestmark = pytest.mark.notebook  # one after another: the study itself uses both cores
+pytestmark = pytest.mark.notebook
 NOTEBOOKS = root() / "notebooks"
 
 
@@ -28,13 +32,15 @@ def snakemake(out: Path, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """The whole study, run once."""
-    out = tmp_path_factory.mktemp("study")
-    done = snakemake(out)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+@pytest.fixture(scope="session")
+def study(once):
+    """The whole study, run once for all workers."""
+
+    def run(out):
+        done = snakemake(out)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return once("study", run)
 
 
 def test_the_whole_study_leaves_every_notebooks_metrics(study):
@@ -101,9 +107,14 @@ def execute(stem: str, tmp_path: Path, **params) -> dict:
     return read_json(found)
 
 
-def test_the_same_seed_gives_the_same_metrics(study, tmp_path):
-    first = read_json(study / "smoke" / "00_frame_sampling" / "cnn" / "metrics.json")
-    assert execute("00_frame_sampling", tmp_path) == first
+def test_the_same_seed_gives_the_same_metrics_from_jupyterlabs_kernel_folder(study, tmp_path):
+    notebook = nbformat.read(NOTEBOOKS / "00_frame_sampling.ipynb", as_version=4)
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += f"\nprofile, out_root = 'smoke', {str(tmp_path)!r}"
+    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    first, again = (x / "smoke" / "00_frame_sampling" / "cnn" for x in (study, tmp_path))
+    assert read_json(again / "metrics.json") == read_json(first / "metrics.json")
+    assert (again / "frames.csv").read_bytes() == (first / "frames.csv").read_bytes()
 
 
 def test_a_finished_study_lets_a_single_notebook_run_alone(study):
@@ -127,25 +138,9 @@ def test_before_the_study_it_fails_within_seconds_and_names_the_command(tmp_path
     assert time.monotonic() - began < 120  # a hang, not a speed, is what this guards against
 
 
-@pytest.mark.parametrize(
-    "params, match",
-    [
-        ({"backbon": "gemma3"}, "did you mean 'backbone'"),
-        ({"backbone": "gema3"}, "did you mean 'gemma3'"),
-        ({"profile": "phantm"}, "did you mean 'phantom'"),
-    ],
-)
-def test_a_mistyped_parameter_stops_the_run(params, match, tmp_path):
-    with pytest.raises(pm.PapermillExecutionError, match=match):
-        execute("04_finetune", tmp_path, **params)
-
-
-def test_runs_from_jupyterlabs_kernel_folder(tmp_path):
-    notebook = nbformat.read(NOTEBOOKS / "00_frame_sampling.ipynb", as_version=4)
-    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    cell.source += f"\nprofile, out_root = 'smoke', {str(tmp_path)!r}"
-    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    assert (tmp_path / "smoke" / "00_frame_sampling" / "cnn" / "frames.csv").exists()
+def test_a_mistyped_parameter_stops_the_run(tmp_path):
+    with pytest.raises(pm.PapermillExecutionError, match="did you mean 'backbone'"):
+        execute("04_finetune", tmp_path, backbon="gemma3")
 
 
 @pytest.mark.realdata
@@ -160,6 +155,7 @@ def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
     assert metrics
 
 
+@pytest.mark.appendix
 @pytest.mark.parametrize(
     "stem", ["A1_phantom", "A2_pretrain_cnn", "A4_pretrain_twins", "A5_pretrain_embedders"]
 )
@@ -167,6 +163,7 @@ def test_the_appendices_run(stem, tmp_path):
     assert execute(stem, tmp_path)
 
 
+@pytest.mark.appendix
 def test_the_ablations_run_over_the_studys_cases(study):
     slug = "conceptclip_gemma3_en"
     metrics = execute_in(study, "A6_ablations", slug)
@@ -184,6 +181,7 @@ def test_the_ablations_run_over_the_studys_cases(study):
     assert (told["findings_en"] == plain["findings_en"]).all()
 
 
+@pytest.mark.appendix
 def test_the_leakage_audit_runs_over_the_studys_frames(study):
     metrics = execute_in(study, "A3_leakage", "epochs0_n_repeats1", epochs=0, n_repeats=1)
     folder = study / "smoke" / "A3_leakage" / "epochs0_n_repeats1"
