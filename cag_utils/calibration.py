@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 from cag_utils.stats import Estimate
 from cag_utils.strata import bracket, draw_weights
 

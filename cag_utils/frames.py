@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cag_utils.deident import pseudonym
 from cag_utils.dicom import Cine, NotACine, Rejected, iter_frames, read_header, scan
+from cag_utils.identity import pseudonym
 from cag_utils.sampling import frame_statistics, pick_frames
 
 FRAME_COLUMNS = [

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cag_utils.labels import MERGES
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 from cag_utils.stats import Estimate, bootstrap_interval
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from cag_utils.settings import Cnn
+from cag_utils.profiles import Cnn
 from cag_utils.splits import split_groups
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cag_utils.corpus import choose_key_frames
-from cag_utils.deident import study_id
-from cag_utils.settings import Stats
+from cag_utils.identity import study_id
+from cag_utils.pairs import choose_key_frames
+from cag_utils.profiles import Stats
 from cag_utils.stats import Estimate, mean_interval
 
 FILLING = "filling"

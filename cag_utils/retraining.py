@@ -10,7 +10,7 @@ from cag_utils.checkpoints import load_model, probabilities
 from cag_utils.crossover import Training
 from cag_utils.labels import MERGES, SIX_CLASSES, decide
 from cag_utils.networks import FrameSet, pick_device
-from cag_utils.settings import Cnn
+from cag_utils.profiles import Cnn
 from cag_utils.training import train_cnn
 
 PREDICT_BATCH = 128  # memory only, no influence on the result

@@ -3,6 +3,7 @@
 `python -m cag_utils.rooms` draws them anew into the README; `make format` and `make reference` do.
 """
 
+import ast
 import re
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def read_imports(package: Path = PACKAGE) -> dict[Path, set[Path]]:
     Args:
         package: Folder of the package.
     """
-    paths = sorted(package.rglob("*.py"))
-    return {path: imported_files(path.read_text(encoding="utf-8"), package) for path in paths}
+    trees = {p: ast.parse(p.read_text(encoding="utf-8")) for p in sorted(package.rglob("*.py"))}
+    return {path: imported_files(tree, package) for path, tree in trees.items()}
 
 
 def room_arrows(package: Path = PACKAGE) -> dict[str, set[str]]:
@@ -42,17 +43,22 @@ def room_arrows(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 
 def room_sizes(package: Path = PACKAGE) -> dict[str, int]:
-    """Return files and lines of each room as `rooms.<room>.files` and `rooms.<room>.lines`.
+    """Return the lines and files of Python of each room, and of the tests.
 
     Args:
-        package: Folder of the package.
+        package: Folder of the package; the tests lie beside it.
+
+    Returns:
+        `rooms.<room>.lines` and `rooms.<room>.files`; `all` is the package, `tests` the tests.
     """
     sizes: dict[str, int] = {}
-    for path in sorted(package.rglob("*.py")):
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        stem = f"rooms.{room_of(path, package)}"
-        sizes[f"{stem}.files"] = sizes.get(f"{stem}.files", 0) + 1
-        sizes[f"{stem}.lines"] = sizes.get(f"{stem}.lines", 0) + lines
+    for folder in (package, package.parent / "tests"):
+        for path in sorted(folder.rglob("*.py")):
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            for room in {room_of(path, package), "all"} if folder == package else {"tests"}:
+                for unit, more in (("lines", lines), ("files", 1)):
+                    key = f"rooms.{room}.{unit}"
+                    sizes[key] = sizes.get(key, 0) + more
     return sizes
 
 

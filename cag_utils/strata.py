@@ -12,7 +12,7 @@ from cag_utils.labels import MERGES, SIX_CLASSES, decide
 from cag_utils.networks import fit_picture
 from cag_utils.phantom.captions import name_view
 from cag_utils.phantom.realism import flat_patches, open_field
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 from cag_utils.stats import Estimate
 
 WORK_PX = 256  # darkening is measured on this square, so that it does not depend on the matrix

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.running import run_study
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,11 +27,11 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     disk. A test that writes into such a folder spoils it for the others: copy it first.
     """
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
 
     def find(name: str, make: Callable[[Path], object]) -> Path:
-        folder, made = base / "once" / name, base / "once" / f"{name}.made"
-        folder.parent.mkdir(exist_ok=True)
+        folder, made = base / name, base / f"{name}.made"
+        base.mkdir(exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not made.exists():
                 folder.mkdir(exist_ok=True)
@@ -38,3 +40,14 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def study(once) -> Path:
+    """Outputs of the whole study under the smoke profile, run once for all who read it."""
+
+    def run(out: Path) -> None:
+        done = run_study(out)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return once("study", run)

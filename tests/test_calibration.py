@@ -7,7 +7,7 @@ from sklearn.calibration import calibration_curve
 
 from cag_utils.calibration import apply_temperature, fit_temperature, read_temperature, reliability
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 
 STATS = Stats(n_resamples=200, level=0.95)
 

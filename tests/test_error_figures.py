@@ -6,7 +6,7 @@ import pytest
 from cag_utils import error_figures as figures
 from cag_utils.calibration import reliability
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 
 
 @pytest.fixture(autouse=True)

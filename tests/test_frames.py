@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from cag_utils import frames as frames_module
-from cag_utils.deident import save_links
 from cag_utils.frames import FRAME_COLUMNS, sample_folder
+from cag_utils.identity import save_links
 from tests.test_dicom import write_cine
 
 KEY = b"secret"

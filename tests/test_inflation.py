@@ -22,8 +22,8 @@ from cag_utils.inflation import (
 from cag_utils.labels import MERGES, SIX_CLASSES
 from cag_utils.leakage import split_rows
 from cag_utils.networks import FrameSet
+from cag_utils.profiles import Stats, load_profile
 from cag_utils.retraining import fit_predict, run_crossover, run_splits
-from cag_utils.settings import Stats, load_profile
 from cag_utils.stats import bootstrap_interval
 from tests.test_leakage import cohort
 

@@ -16,8 +16,8 @@ from cag_utils.leakage import (
     split_rows,
     tabulate_cases,
 )
+from cag_utils.profiles import load_profile
 from cag_utils.report import paper_table
-from cag_utils.settings import load_profile
 
 CNN = load_profile("smoke").cnn
 

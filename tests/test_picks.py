@@ -3,12 +3,12 @@ import pandas as pd
 import pytest
 
 from cag_utils import picks
-from cag_utils.corpus import choose_key_frames
-from cag_utils.deident import study_id
+from cag_utils.identity import study_id
 from cag_utils.keyframes import describe
 from cag_utils.labels import SIX_CLASSES
+from cag_utils.pairs import choose_key_frames
 from cag_utils.pick_figures import draw_distances, draw_strips
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 
 STATS = Stats(n_resamples=100, level=0.95)
 

@@ -7,7 +7,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from cag_utils import strata
 from cag_utils.inflation import estimate_f1
 from cag_utils.labels import MERGES, SIX_CLASSES
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 
 STATS = Stats(n_resamples=200, level=0.95)
 
