@@ -3,6 +3,8 @@
 #   python -m cag_utils.workflow study --cores 2 --config profile=phantom
 # which is snakemake, and goes on where a killed one stopped. Each step is one notebook. The executed
 # notebook is the step's log, so a failed step names it, with the error in its last cell.
+import os
+import shlex
 import sys
 
 from cag_utils.profiles import load_profile
@@ -138,8 +140,10 @@ rule generate:
         f"{OUT}/05_generate_reports/{{language}}/05_generate_reports.ipynb",
     params:
         **code("05_generate_reports"),
+        send_own_images=SEND_OWN_IMAGES,
+        endpoint=os.environ.get("OPENAI_BASE_URL", ""),
     shell:
-        RUN + " -p language {wildcards.language} -p send_own_images {SEND_OWN_IMAGES}"
+        RUN + " -p language {wildcards.language} -p send_own_images {params.send_own_images}"
 
 
 rule vlscore:
@@ -168,9 +172,11 @@ rule physician_scores:
         f"{OUT}/07_physician_scores/{{language}}/07_physician_scores.ipynb",
     params:
         **code("07_physician_scores"),
-        sheet=lambda wildcards: SHEETS[wildcards.language],
+        sheet=lambda wildcards: SHEETS[wildcards.language] and (
+            "-r scores " + shlex.quote(SHEETS[wildcards.language])
+        ),
     shell:
-        RUN + " -p language {wildcards.language} -r scores {params.sheet:q}"
+        RUN + " -p language {wildcards.language} {params.sheet}"
 
 
 rule paper_tables:

@@ -23,13 +23,11 @@ def cohort_settings(profile: Profile, name: str) -> CohortSettings:
     data = profile.data
     if data.source != "phantom":
         raise ValueError(f"profile {profile.name!r} reads its own data from {data.folder!r}")
-    patients = {"cnn": data.cnn_patients, "corpus": data.corpus_patients}
-    cines = {"cnn": data.cnn_cines, "corpus": data.corpus_cines}
     return CohortSettings(
         name=name,
         seed=data.seed,
-        n_patients=max(1, round(patients[name] * data.scale)),
-        cines_per_patient=cines[name],
+        n_patients=max(1, round(getattr(data, f"{name}_patients") * data.scale)),
+        cines_per_patient=getattr(data, f"{name}_cines"),
         frames_low=data.frames_low,
         frames_high=data.frames_high,
         size_px=data.size_px,

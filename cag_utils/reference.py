@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,11 +104,12 @@ def main(study_only: bool = False) -> None:
     if study_only:
         earlier = read_json(folder / "metrics.json")
         metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
-    else:
+    copy_study(outputs, folder, keep=tuple(APPENDICES) if study_only else ())
+    if not study_only:
         for appendix in APPENDICES:
-            metrics |= run_appendix(appendix, outputs)
+            metrics |= run_appendix(appendix, outputs, folder)
         metrics |= benchmarks(root() / "tests" / "benchmarks")
-    write_reference(outputs, metrics, [] if study_only else list(APPENDICES))
+    write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", facts | {"profile": PROFILE, "cores": CORES})
     update_readme(root() / "README.md", metrics)
 
@@ -128,9 +130,8 @@ def refresh_parts(names: Sequence[str]) -> None:
     metrics, facts = (read_json(folder / f"{n}.json") for n in ("metrics", "provenance"))
     for name in names:
         if name in APPENDICES:
-            found, stem = run_appendix(name, outputs), APPENDICES[name].stem
+            found, stem = run_appendix(name, outputs, folder), APPENDICES[name].stem
             old = tuple(stem + first for first in APPENDICES[name].wanted)
-            copy_appendix(name, outputs, folder)
         else:
             every = name == BENCHMARKS
             found = benchmarks(root() / "tests" / "benchmarks", "bench_*" if every else name)
@@ -192,25 +193,18 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
     seconds = pd.read_csv(outputs / "01_train_cnn" / "six_class" / "history.csv")["seconds"].sum()
     figures["cnn.training_minutes"] = round(seconds / 60, 4)  # seconds, in a smoke run
     figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
-    for path in sorted((outputs / "07_physician_scores").glob("*/metrics.json")):
+    # two letters: a language; experiments have longer names
+    for path in sorted((outputs / "07_physician_scores").glob("??/metrics.json")):
         scores, language = read_json(path), path.parent.name
-        for backbone in backbones:
-            figures |= _finetune_figures(scores, backbone, f"finetune.{backbone}.{language}")
-    for path in sorted((outputs / "06_vlscore").glob("*/metrics.json")):
+        for backbone, (model, base) in product(backbones, (("lora", ""), ("base", "base_"))):
+            for name, end in product(TUNING_FIGURES, ("", "_low", "_high")):
+                if (value := scores.get(f"{backbone}_{model}.{name}{end}")) is not None:
+                    figures[f"finetune.{backbone}.{language}.{base}{name}{end}"] = value
+    for path in sorted((outputs / "06_vlscore").glob("??/metrics.json")):
         for key, value in read_json(path).items():
             model, _, rest = key.partition(".")
             if model in MODEL_NAMES and rest.endswith((".mean", ".sd", ".area_mean")):
                 figures[f"vlscore.{model.removesuffix('_lora')}.{rest}"] = value
-    return figures
-
-
-def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float]:
-    figures = {}
-    for model, prefix in ((f"{backbone}_lora", ""), (f"{backbone}_base", "base_")):
-        for name in TUNING_FIGURES:
-            for end in ("", "_low", "_high"):
-                if (value := scores.get(f"{model}.{name}{end}")) is not None:
-                    figures[f"{stem}.{prefix}{name}{end}"] = value
     return figures
 
 
@@ -234,36 +228,32 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[str]) -> None:
-    """Copy the small tables and figures, and write `metrics.json`.
+def copy_study(outputs: Path, folder: Path, keep: tuple[str, ...]) -> None:
+    """Replace the reference's tables and figures by those of notebook 08.
 
     Args:
         outputs: `outputs/<profile>/` of a finished study.
-        metrics: All headline figures.
-        appendices: Those of `APPENDICES` that were run again; the others' files stay.
+        folder: `outputs/reference/`, made if need be.
+        keep: First letters of files that stay, beside `gpu.md`.
     """
-    folder = under_root("outputs") / "reference"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*"):
-        kept = old.name == "gpu.md" or old.name.startswith(
-            tuple(name for name in APPENDICES if name not in appendices)
-        )
-        if old.suffix in {".csv", ".md", ".tex", ".png"} and not kept:
+    for old in folder.iterdir():
+        if old.suffix in {".csv", ".md", ".tex", ".png"} and not old.name.startswith(
+            ("gpu.md", *keep)
+        ):
             old.unlink()
     for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
             shutil.copyfile(path, folder / path.name)
-    for name in appendices:
-        copy_appendix(name, outputs, folder)
-    write_json(folder / "metrics.json", metrics)
 
 
-def run_appendix(name: str, outputs: Path) -> dict[str, float]:
-    """Run an appendix and return its headline figures.
+def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
+    """Run an appendix, copy its tables and figures, and return its headline figures.
 
     Args:
         name: One of `APPENDICES`.
         outputs: `outputs/<profile>/`.
+        folder: `outputs/reference/`; a copy carries the appendix's name.
 
     Returns:
         Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
@@ -275,29 +265,16 @@ def run_appendix(name: str, outputs: Path) -> dict[str, float]:
         subprocess.CalledProcessError: The notebook failed.
     """
     appendix, notebook = APPENDICES[name], root() / "notebooks" / f"{name}.ipynb"
-    folder = outputs / name / appendix.run
-    folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / notebook.name
-    command = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook), str(executed)]
-    environment = os.environ | {BY_WORKFLOW: "1"}
-    command += ["-p", "profile", outputs.name]
-    subprocess.run(command, cwd=root(), env=environment, check=True)
-    found = read_json(folder / "metrics.json")
-    return {appendix.stem + k: v for k, v in found.items() if k.startswith(appendix.wanted)}
-
-
-def copy_appendix(name: str, outputs: Path, folder: Path) -> None:
-    """Copy an appendix's tables and figures under its name.
-
-    Args:
-        name: One of `APPENDICES`.
-        outputs: `outputs/<profile>/`.
-        folder: `outputs/reference/`.
-    """
-    appendix = APPENDICES[name]
-    for path in sorted((outputs / name / appendix.run).iterdir()):
+    run = outputs / name / appendix.run
+    run.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook)]
+    command += [str(run / notebook.name), "-p", "profile", outputs.name]
+    subprocess.run(command, cwd=root(), env=os.environ | {BY_WORKFLOW: "1"}, check=True)
+    for path in sorted(run.iterdir()):
         if path.stem in appendix.files and path.suffix in {".md", ".png"}:
             shutil.copyfile(path, folder / f"{name}_{path.name}")
+    found = read_json(run / "metrics.json")
+    return {appendix.stem + k: v for k, v in found.items() if k.startswith(appendix.wanted)}
 
 
 def update_readme(path: Path, metrics: dict[str, float]) -> None:

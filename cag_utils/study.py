@@ -185,12 +185,10 @@ class Run:
         if bad:
             raise ValueError(f"metrics must be flat numbers, strings or None, got {bad}")
         write_json(self.dir / "metrics.json", plain)
-        write_json(self.dir / "provenance.json", provenance() | self._cost())
+        facts = {"profile": self.profile.name, "seed": self.seed}
+        facts["seconds"] = round(time.monotonic() - self.started, 1)
+        write_json(self.dir / "provenance.json", provenance() | facts)
         return plain
-
-    def _cost(self) -> dict:
-        seconds = time.monotonic() - self.started
-        return {"profile": self.profile.name, "seed": self.seed, "seconds": round(seconds, 1)}
 
 
 def open_run(params: Params, notebook: str) -> Run:

@@ -173,16 +173,17 @@ def end_processes(is_meant: Callable[[str], bool]) -> list[int]:
     Returns:
         Their process numbers.
     """
-    ended = []
-    while True:  # one of them may have started another meanwhile
+    ended: list[int] = []
+    for _ in range(6):  # one of them may have started another meanwhile
         found = [x for x in psutil.process_iter() if x.pid != os.getpid() and is_meant(_tag(x))]
         if not found:
-            return ended
+            break
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         ended += [process.pid for process in found]
         psutil.wait_procs(found, timeout=10)
+    return ended
 
 
 def _tag(process: psutil.Process) -> str:
@@ -203,6 +204,7 @@ def run_notebook(arguments: list[str]) -> None:
     Raises:
         SystemExit: Always, as papermill does.
     """
+    import zmq
     from papermill.cli import papermill
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets.config import Config
@@ -210,7 +212,8 @@ def run_notebook(arguments: list[str]) -> None:
     class Encrypted(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
-            safe = Config(KernelManager={"transport_encryption": "auto"})
+            policy = "auto" if zmq.has("curve") else "disabled"  # a zmq built without libsodium
+            safe = Config(KernelManager={"transport_encryption": policy})
             return super().execute_managed_notebook(nb_man, kernel_name, config=safe, **settings)
 
     papermill_engines.register(None, Encrypted)
@@ -236,5 +239,5 @@ def _watch(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command = {"study": run_study, "notebook": run_notebook, "watch": _watch}[sys.argv[1]]
-    command(sys.argv[2:])
+    known = {"study": run_study, "notebook": run_notebook, "watch": _watch}
+    known.get("".join(sys.argv[1:2]), lambda _: sys.exit(__doc__))(sys.argv[2:])

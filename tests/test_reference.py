@@ -48,22 +48,20 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
         update_readme(page, FIGURES)
 
 
-def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
+def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path):
     old, tables = tmp_path / "outputs" / "reference", tmp_path / "run" / "08_paper_tables" / "all"
     for folder in (old, tables):
         folder.mkdir(parents=True)
     for name in ("A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "gone.csv"):
         (old / name).write_text("old", encoding="utf-8")
     (tables / "table1.csv").write_text("new", encoding="utf-8")
-    write_json(old / "metrics.json", {"benchmark.x": 2.0, "leakage.y": 0.1, "cnn.z": 0.9})
-    reference.write_reference(tmp_path / "run", {"cnn.z": 1.0}, [])
+    reference.copy_study(tmp_path / "run", old, keep=tuple(reference.APPENDICES))
     kept = {path.name for path in old.iterdir()}
     assert kept == {
         "A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv",
-        "metrics.json",
     }  # fmt: skip
-    assert read_json(old / "metrics.json") == {"cnn.z": 1.0}
+    reference.copy_study(tmp_path / "run", old, keep=())
+    assert {path.name for path in old.iterdir()} == {"gpu.md", "table1.csv"}
 
 
 def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, monkeypatch):

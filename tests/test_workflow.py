@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import nbformat
 import psutil
@@ -114,11 +115,14 @@ while not Path("go").exists():
 """
 TOY = """
 import sys
+from pathlib import Path
+from cag_utils.workflow import code_digest
 rule all:
     input: "done.txt"
 rule step:
     output: "part.txt", "done.txt"
     log: "out.ipynb"
+    params: code=code_digest(Path("n.ipynb"))
     shell: "touch part.txt; {sys.executable:q} -m cag_utils.workflow notebook --log-level WARNING "
         "--no-progress-bar n.ipynb {log:q}; touch done.txt"
 """
@@ -143,11 +147,11 @@ def toy(tmp_path):
 def begin(folder, *command):
     env = os.environ | {"PYTHONPATH": str(root())}
     return subprocess.Popen(
-        [*WORKFLOW, *command], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+        [*WORKFLOW, *command], cwd=folder, env=env, text=True, stdout=PIPE, stderr=PIPE
     )
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came"
@@ -174,22 +178,27 @@ def test_a_killed_study_leaves_nobody_writing_and_goes_on_by_the_same_command(to
     written = [toy / "kernel.txt", toy / "worker.txt"]
     wait_for(lambda: all(path.exists() for path in written))
     second = begin(toy, *command)
-    refusal = second.communicate(timeout=60)[1].strip()
+    refusal = second.communicate(timeout=180)[1].strip()
     assert second.returncode == 1 and len(refusal.splitlines()) == 1
     assert f"(process {first.pid})" in refusal and "already running" in refusal
     assert first.poll() is None
     dry = begin(toy, *command, "--dry-run")
-    assert dry.communicate(timeout=60) and dry.returncode == 0
+    assert dry.communicate(timeout=180) and dry.returncode == 0
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert_silent(*written)
     assert list((toy / ".snakemake" / "locks").glob("*.lock"))  # a dead one's
     (toy / "go").touch()
     again = begin(toy, *command)
-    said = again.communicate(timeout=120)[1]
+    said = again.communicate(timeout=180)[1]
     assert again.returncode == 0, said
     assert "without encryption" not in said
     assert (toy / "done.txt").exists() and not list(toy.parent.rglob("pwned"))
+    shutil.copy(toy / "out.ipynb", toy / "n.ipynb")  # as somebody runs and saves it
+    assert "Nothing to be done" in begin(toy, *command).communicate(timeout=180)[1]
+    notebook(toy / "n.ipynb", BEAT, "1 + 1")
+    stale = begin(toy, *command, "--dry-run")
+    assert "Params have changed" in stale.communicate(timeout=180)[0]
 
 
 def test_orphans_that_nobody_watched_end_when_the_study_starts_again(toy):
@@ -200,7 +209,7 @@ def test_orphans_that_nobody_watched_end_when_the_study_starts_again(toy):
     other = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=elsewhere)
     (toy / "go").touch()
     try:
-        assert begin(toy, "study", "--cores", "1").wait(timeout=120) == 0
+        assert begin(toy, "study", "--cores", "1").wait(timeout=180) == 0
         assert orphan.wait(timeout=5) == -signal.SIGKILL and other.poll() is None
     finally:
         other.kill()
@@ -216,7 +225,7 @@ def test_a_snakemake_started_by_hand_keeps_its_lock(toy):
     try:
         wait_for((toy / "part.txt").exists)
         second = begin(toy, "study", "--cores", "1")
-        assert f"(process {plain.pid})" in second.communicate(timeout=60)[1]
+        assert f"(process {plain.pid})" in second.communicate(timeout=180)[1]
         assert second.returncode == 1 and list((toy / ".snakemake" / "locks").glob("*.lock"))
     finally:
         plain.kill()
@@ -263,7 +272,9 @@ def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
         words = subprocess.run(
             ["bash", "-c", told], capture_output=True, text=True, cwd=tmp_path, check=True
         )
-        assert repr(str(folder)) in words.stdout
+        options = ast.literal_eval(words.stdout)[6:]
+        assert ["-r", "out_root", str(folder)] in [options[i : i + 3] for i in (0, 3)]
+        assert len(options) % 3 == 0 and set(options[::3]) <= {"-p", "-r"}
     assert any(str(sheet) in shlex.split(line) for line in shell)
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
 
@@ -271,3 +282,44 @@ def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
 def test_braces_in_a_path_are_refused(tmp_path):
     done = dry_run(root(), f"out_root={tmp_path}/a{{b}}")
     assert done.returncode == 1 and "no braces in the path" in done.stdout + done.stderr
+
+
+# --- make ---
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make in a spiteful folder, with a Python that prints its arguments and fails at `ruff`."""
+    folder = tmp_path / SPITEFUL
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$@"; echo\n[ "$2" != ruff ]\n', encoding="utf-8")
+    python.chmod(0o755)
+    shutil.copy(root() / "Makefile", folder)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):  # oldest first
+        (folder / name).touch()
+
+    def run(*words, **more):
+        env = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "OUT_ROOT", "CONFIG")}
+        command = ["make", "--silent", *words]
+        return subprocess.run(
+            command, cwd=folder, env=env | more, capture_output=True, text=True, check=False
+        )
+
+    yield run
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_make_test_runs_every_lane_and_fails_at_the_end(make):
+    done = make("test")
+    lanes = ["ruff", "not notebook and not appendix", "notebook and not appendix"]
+    assert done.returncode != 0
+    assert all(lane in done.stdout for lane in lanes)
+
+
+def test_make_hands_paths_on_as_they_are(make):
+    assert "<profile=phantom><out_root=outputs>" in make("study").stdout
+    spiteful = make("study", OUT_ROOT=SPITEFUL, PROFILE="smoke", CONFIG=f"scores_ja={SPITEFUL}")
+    wanted = f"<profile=smoke><out_root={SPITEFUL}><scores_ja={SPITEFUL}>"
+    assert wanted in spiteful.stdout
+    assert "<out_root=/a $(touch pwned)>" in make("study", "OUT_ROOT=/a $$(touch pwned)").stdout
