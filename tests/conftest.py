@@ -30,13 +30,19 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
 
     def find(name: str, make: Callable[[Path], object]) -> Path:
-        folder, made = base / name, base / f"{name}.made"
+        folder, ended = base / name, base / f"{name}.ended"  # empty, or why it failed
         base.mkdir(exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not made.exists():
-                folder.mkdir(exist_ok=True)
-                make(folder)
-                made.touch()
+            if not ended.exists():
+                folder.mkdir()
+                try:
+                    make(folder)
+                except Exception as error:
+                    ended.write_text(f"{name} could not be made: {error}", encoding="utf-8")
+                    raise
+                ended.touch()
+        if problem := ended.read_text(encoding="utf-8"):
+            pytest.fail(problem)  # once is enough
         return folder
 
     return find
