@@ -49,12 +49,14 @@ def room_sizes(package: Path = PACKAGE) -> dict[str, int]:
         package: Folder of the package; the tests lie beside it.
 
     Returns:
-        `rooms.<room>.lines` and `rooms.<room>.files`; `all` is the package, `tests` the tests.
+        `rooms.<room>.lines` and `rooms.<room>.files`; `all` is the package, `tests` the tests. An
+        empty `__init__` is no file to read.
     """
     sizes: dict[str, int] = {}
     for folder in (package, package.parent / "tests"):
         for path in sorted(folder.rglob("*.py")):
-            lines = len(path.read_text(encoding="utf-8").splitlines())
+            if not (lines := len(path.read_text(encoding="utf-8").splitlines())):
+                continue
             for room in {room_of(path, package), "all"} if folder == package else {"tests"}:
                 for unit, more in (("lines", lines), ("files", 1)):
                     key = f"rooms.{room}.{unit}"
