@@ -147,7 +147,7 @@ SOUND = {
     "phantom/anatomy/tree.py": "from cag_utils.segments import Segment",
     "phantom/__main__.py": "from cag_utils.scores import rubric",
     "making/tower.py": "import cag_utils.vlm.sft",
-    "audits/leakage.py": "",
+    "audits/leakage.py": "gain = 1",
 }
 
 
