@@ -39,10 +39,10 @@ test-unit: .venv/installed  ## run the tests that execute no notebook
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix"
 
 test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "notebook and not appendix"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "notebook and not appendix"
 
 test-appendices: .venv/installed  ## run the appendices under the smoke profile
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m appendix
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m appendix
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab --ContentsManager.pre_save_hook=cag_utils.workflow.forget_kernel \
@@ -52,9 +52,10 @@ lint: .venv/installed  ## check style
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: .venv/installed  ## mend style
+format: .venv/installed  ## mend style, and draw the README's picture of the rooms anew
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(PY) -m cag_utils.rooms
 
 reference: .venv/installed  ## run the phantom study from nothing on two cores; refresh outputs/reference/ and the README
 	$(PY) -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations bench_predict"

@@ -23,6 +23,7 @@ from cag_utils import yardstick
 from cag_utils.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
+from cag_utils.rooms import room_sizes, update_picture
 from cag_utils.study import (
     BY_WORKFLOW,
     data_dir,
@@ -98,7 +99,9 @@ def main(study_only: bool = False) -> None:
     shutil.rmtree(outputs, ignore_errors=True)
     command = [sys.executable, "-m", "cag_utils.workflow", "study", "--cores", str(CORES)]
     metrics = measured_run([*command, "--config", f"profile={PROFILE}"])
-    metrics |= headline_figures(outputs, profile.finetune.backbones) | count_lines()
+    metrics |= headline_figures(outputs, profile.finetune.backbones) | room_sizes(
+        root() / "cag_utils"
+    )
     if study_only:
         earlier = read_json(folder / "metrics.json")
         metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
@@ -169,26 +172,6 @@ def measured_run(command: list[str]) -> dict[str, float]:
     figures |= {"yardsticks": round(seconds / figures["yardstick"])}
     figures |= {f"yardstick_{name}": value for name, value in stick.items()}
     return {f"study.{name}": value for name, value in figures.items()}
-
-
-def count_lines() -> dict[str, int]:
-    """Return the lines and files of Python of each room of the package, and of the tests.
-
-    Returns:
-        `rooms.<room>.lines` and `rooms.<room>.files`; a room is a folder of `cag_utils`, `top` what
-        lies beside them, `all` the package, `tests` the tests.
-    """
-    counts: dict[str, int] = {}
-    for package in ("cag_utils", "tests"):
-        folder = root() / package
-        for path in folder.rglob("*.py"):
-            room = parts[0] if len(parts := path.relative_to(folder).parts) > 1 else "top"
-            lines = len(path.read_text(encoding="utf-8").splitlines())
-            for name in {"tests"} if package == "tests" else {room, "all"}:
-                for unit, more in (("lines", lines), ("files", 1)):
-                    key = f"rooms.{name}.{unit}"
-                    counts[key] = counts.get(key, 0) + more
-    return counts
 
 
 def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
@@ -330,3 +313,4 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
     given = parser.parse_args()
     refresh_parts(given.only) if given.only else main(given.study_only)
+    update_picture(root() / "README.md")

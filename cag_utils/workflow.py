@@ -74,20 +74,25 @@ def _read_code(path: Path) -> tuple[str, set[Path]]:
             dumped.append(cell)
             continue
         dumped.append(ast.dump(tree))
-        files |= _imports(tree)
+        files |= imported_files(tree)
     return "\n".join(dumped), files
 
 
-def _imports(tree: ast.Module) -> set[Path]:
-    """Files of the package that one source imports, anywhere in it."""
+def imported_files(tree: ast.Module, package: Path = PACKAGE) -> set[Path]:
+    """Return the package's files that one source imports, anywhere in it.
+
+    Args:
+        tree: The parsed source.
+        package: Folder of the package.
+    """
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = (name.split(".")[1:] for name in names if name.split(".")[0] == PACKAGE.name)
-    candidates = (PACKAGE.joinpath(*parts).with_suffix(".py") for parts in ours if parts)
+    ours = (name.split(".")[1:] for name in names if name.split(".")[0] == package.name)
+    candidates = (package.joinpath(*parts).with_suffix(".py") for parts in ours if parts)
     return {path for path in candidates if path.is_file()}
 
 

@@ -9,13 +9,15 @@ from tests.running import execute, run_study
 pytestmark = pytest.mark.appendix
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory):
-    """As much of a study as the appendices read."""
-    out = tmp_path_factory.mktemp("cases")
-    done = run_study(out, f"{out}/smoke/05_generate_reports/en/generations.csv")
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+@pytest.fixture(scope="session")
+def cases(once):
+    """As much of a study as the appendices read; each writes into a folder of its own."""
+
+    def run(out):
+        done = run_study(out, f"{out}/smoke/05_generate_reports/en/generations.csv")
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return once("cases", run)
 
 
 @pytest.mark.parametrize(

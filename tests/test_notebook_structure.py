@@ -1,5 +1,7 @@
 import ast
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -79,3 +81,25 @@ def test_is_a_walkthrough_of_readable_size(notebook):
 def test_leaves_the_machine_alone(notebook):
     text = "\n".join(c.source for c in code_cells(notebook))
     assert not [word for word in FORBIDDEN if word in text]
+
+
+@pytest.mark.parametrize(
+    "line, match",
+    [
+        ("profil = 'smoke'", "unknown parameter 'profil' \\(did you mean 'profile'"),
+        ("seed = 'one'", "seed should be int"),
+        ("profile = 'phantm'", "did you mean 'phantom'"),
+    ],
+)
+def test_a_mistyped_parameter_stops_it_at_once(path, notebook, monkeypatch, tmp_path, line, match):
+    """The cells down to `open_run`, as papermill runs them: with a cell of parameters put in."""
+    imports, parameters, checked = (cell.source for cell in code_cells(notebook)[:3])
+    given = f"# Parameters\n{line}\nout_root = {str(tmp_path)!r}\n"
+    module = ModuleType("opened")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look
+    vars(module)["In"] = ["", imports, parameters, given]
+    for source in (imports, parameters, given):
+        exec(source, vars(module))
+    with pytest.raises(ValueError, match=match):
+        exec(checked, vars(module))
+    assert not any(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_server.services.contents.filemanager import FileContentsManager
 
 from cag_utils.study import root
-from cag_utils.workflow import PACKAGE, TAG, code_digest, notebook_sources
+from cag_utils.workflow import PACKAGE, TAG, code_digest, imported_files, notebook_sources
 
 WORKFLOW = [sys.executable, "-m", "cag_utils.workflow"]
 SPITEFUL = 'a "b" c\'d ($(touch pwned))'
@@ -41,9 +41,19 @@ def test_imports_are_followed_into_the_package(tmp_path):
 
 
 def test_modules_of_the_phantom_and_plain_imports_count_too(tmp_path):
-    sources = ["from cag_utils.phantom import patients", "def f():\n    import cag_utils.report"]
+    sources = ["from cag_utils.phantom import cohort", "def f():\n    import cag_utils.report"]
     found = notebook_sources(notebook(tmp_path / "n.ipynb", *sources))
-    assert {PACKAGE / "phantom" / "patients.py", PACKAGE / "report.py"} <= set(found)
+    assert {PACKAGE / "phantom" / "cohort.py", PACKAGE / "report.py"} <= set(found)
+
+
+def test_modules_of_rooms_within_rooms_count_too(tmp_path):
+    package = tmp_path / "cag_utils"
+    for name in ("a/b/c.py", "a/b/d.py", "a/b.txt", "e.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    source = "from cag_utils.a.b import c\nfrom cag_utils.a.b.d import x\nimport cag_utils.e as z"
+    wanted = {package / "a" / "b" / "c.py", package / "a" / "b" / "d.py", package / "e.py"}
+    assert imported_files(ast.parse(source), package) == wanted
 
 
 def test_a_notebook_without_the_package_depends_on_itself_alone(tmp_path):
