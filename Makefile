@@ -1,9 +1,11 @@
 # Everything a person types. Each target sets itself up first; nothing is installed twice.
 PYTHON ?= python3
-PROFILE ?= phantom
-CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
-BIN := .venv/bin
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --config profile=$(PROFILE)
+CORES ?= $(shell "$(PYTHON)" -c "import os; print(os.cpu_count())")
+# Tools are called as modules: a script's first line breaks where the repository's path has blanks.
+PY := .venv/bin/python
+STUDY = $(PY) -m cag_utils.workflow study --cores "$(CORES)"
+# Read by the shell, not by make: what a path holds is never run.
+WITH = --config profile="$${PROFILE:-phantom}" out_root="$${OUT_ROOT:-outputs}" $${CONFIG:+"$$CONFIG"}
 
 # The hub is never asked for anything by the default profile.
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -11,51 +13,59 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test lab lint format reference twins lock clean
+.PHONY: help setup study test test-unit test-notebooks test-appendices lab lint format reference twins lock clean
 
 help:  ## list the targets
-	@echo "make <target> [PROFILE=smoke|phantom|paper] [CORES=n] [PYTHON=python3.12]"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@echo "make <target> [PROFILE=smoke|phantom|paper] [OUT_ROOT=folder] [CORES=n] [PYTHON=python3.12] [CONFIG=key=value]"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 setup: .venv/installed  ## make .venv and install the locked packages
 
 .venv/installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; ok = (3, 11) <= v <= (3, 13); \
+	@"$(PYTHON)" -c "import sys; v = sys.version_info[:2]; ok = (3, 11) <= v <= (3, 13); \
 	    sys.exit(None if ok else 'Python 3.11 to 3.13 is needed, found %d.%d: make PYTHON=python3.12 ...' % v)"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	"$(PYTHON)" -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-study: .venv/installed  ## run every notebook that is not up to date; tables and figures land in outputs/
-	$(SNAKEMAKE)
+study: .venv/installed  ## run every notebook that is not up to date, or go on after a kill; tables and figures land in outputs/
+	$(STUDY) $(WITH)
 
-test: .venv/installed  ## run the tests, notebooks included
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not notebook"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebook
+test: .venv/installed  ## run the tests, notebooks included; all lanes, also when one has failed
+	$(MAKE) --keep-going --jobs=1 lint test-unit test-notebooks
+
+test-unit: .venv/installed  ## run the tests that execute no notebook
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix"
+
+test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "notebook and not appendix"
+
+test-appendices: .venv/installed  ## run the appendices under the smoke profile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m appendix
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+	$(PY) -m jupyterlab --ContentsManager.pre_save_hook=cag_utils.workflow.forget_kernel \
+	    --LabApp.default_url=/lab/tree/notebooks
 
 lint: .venv/installed  ## check style
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
-format: .venv/installed  ## mend style
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+format: .venv/installed  ## mend style, and draw the README's picture of the rooms anew
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m cag_utils.rooms
 
 reference: .venv/installed  ## run the phantom study from nothing on two cores; refresh outputs/reference/ and the README
-	$(BIN)/python -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations bench_predict"
+	$(PY) -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations bench_predict"
 
 twins: .venv/installed  ## pretrain the tiny twins again (hours on a CPU) and ship their weights
-	$(SNAKEMAKE) twins
+	$(STUDY) twins $(WITH)
 
 lock: .venv/installed  ## resolve requirements.lock anew from pyproject.toml
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:  ## remove runs and caches; keeps .venv, data/ and outputs/reference/

@@ -1,23 +1,30 @@
 # The study as a workflow: what is up to date is not run again, and steps that do not depend on
 # each other run in parallel within the cores given. `make study` calls it; so can you:
-#   snakemake --cores 2 --config profile=phantom
-# Each step is one notebook run by papermill. The executed notebook is the step's log, so a failed
-# step names it, with the error in its last cell.
+#   python -m cag_utils.workflow study --cores 2 --config profile=phantom
+# which is snakemake, and goes on where a killed one stopped. Each step is one notebook. The executed
+# notebook is the step's log, so a failed step names it, with the error in its last cell.
+import os
+import shlex
 import sys
 
-from cag_utils.settings import FOLDER, load_profile
-from cag_utils.study import root, under_root
-from cag_utils.workflow import notebook_sources
+from cag_utils.profiles import load_profile
+from cag_utils.study import BY_WORKFLOW, root, under_root
+from cag_utils.workflow import code_digest
 
 PROFILE = load_profile(config.get("profile", "phantom"))
-OUT_ROOT = under_root(config.get("out_root", "outputs"))
-OUT = f"{OUT_ROOT}/{PROFILE.name}"
+OUT_ROOT = under_root(str(config.get("out_root", "outputs")))
+SHEETS = {name: str(config.get(f"scores_{name}", "")) for name in PROFILE.finetune.languages}
+SEND_OWN_IMAGES = str(config.get("send_own_images", False)) == "True"
 BACKBONES, LANGUAGES = PROFILE.finetune.backbones, PROFILE.finetune.languages
+OUT = f"{OUT_ROOT}/{PROFILE.name}"
+if set("{}") & set(OUT):  # papermill and snakemake read braces as parameters
+    raise ValueError(f"no braces in the path of the outputs, please: {OUT}")
 
+# Snakemake fills this in, each value quoted for the shell by `:q`.
 RUN = (
-    f"OMP_NUM_THREADS={{threads}} {sys.executable} -m papermill "
-    "--no-progress-bar --log-level ERROR {input.sources[0]} {log} "
-    f"-p profile {PROFILE.name} -p out_root {OUT_ROOT}"
+    "{BY_WORKFLOW}=1 OMP_NUM_THREADS={threads} {sys.executable:q} -m cag_utils.workflow notebook "
+    "--no-progress-bar --log-level ERROR {params.notebook:q} {log:q} "
+    "-r profile {PROFILE.name:q} -r out_root {OUT_ROOT:q}"
 )
 
 
@@ -27,10 +34,14 @@ wildcard_constraints:
     language="|".join(LANGUAGES),
 
 
-def sources(stem):
-    """The notebook, the modules behind it, and the profile."""
+def code(stem):
+    """The notebook, and what makes its results stale: its code's digest, the profile's values."""
     notebook = root() / "notebooks" / f"{stem}.ipynb"
-    return [*map(str, notebook_sources(notebook)), str(FOLDER / f"{PROFILE.name}.yaml")]
+    return {
+        "notebook": str(notebook),
+        "code": code_digest(notebook),
+        "profile": PROFILE.model_dump_json(),
+    }
 
 
 def weights(*names):
@@ -45,13 +56,13 @@ rule all:
 
 
 rule sampling:
-    input:
-        sources=sources("00_frame_sampling"),
     output:
         f"{OUT}/00_frame_sampling/{{cohort}}/frames.csv",
         f"{OUT}/00_frame_sampling/{{cohort}}/metrics.json",
     log:
         f"{OUT}/00_frame_sampling/{{cohort}}/00_frame_sampling.ipynb",
+    params:
+        **code("00_frame_sampling"),
     shell:
         RUN + " -p cohort {wildcards.cohort} -p n_workers {threads}"
 
@@ -59,7 +70,6 @@ rule sampling:
 rule train_cnn:
     input:
         f"{OUT}/00_frame_sampling/cnn/frames.csv",
-        sources=sources("01_train_cnn"),
         weights=weights("convnext_twin", "keyframe_cnn"),
     output:
         f"{OUT}/01_train_cnn/six_class/best.safetensors",
@@ -69,6 +79,8 @@ rule train_cnn:
     log:
         f"{OUT}/01_train_cnn/six_class/01_train_cnn.ipynb",
     threads: workflow.cores
+    params:
+        **code("01_train_cnn"),
     shell:
         RUN
 
@@ -79,11 +91,12 @@ rule confusion_matrices:
         f"{OUT}/01_train_cnn/six_class/best.safetensors",
         f"{OUT}/01_train_cnn/six_class/predictions_test.csv",
         f"{OUT}/01_train_cnn/six_class/predictions_val.csv",
-        sources=sources("02_confusion_matrices"),
     output:
         f"{OUT}/02_confusion_matrices/six_class/metrics.json",
     log:
         f"{OUT}/02_confusion_matrices/six_class/02_confusion_matrices.ipynb",
+    params:
+        **code("02_confusion_matrices"),
     shell:
         RUN
 
@@ -92,12 +105,13 @@ rule build_corpus:
     input:
         f"{OUT}/00_frame_sampling/corpus/frames.csv",
         f"{OUT}/01_train_cnn/six_class/best.safetensors",
-        sources=sources("03_build_corpus"),
     output:
         f"{OUT}/03_build_corpus/all/pairs.csv",
         f"{OUT}/03_build_corpus/all/metrics.json",
     log:
         f"{OUT}/03_build_corpus/all/03_build_corpus.ipynb",
+    params:
+        **code("03_build_corpus"),
     shell:
         RUN
 
@@ -105,12 +119,13 @@ rule build_corpus:
 rule finetune:
     input:
         f"{OUT}/03_build_corpus/all/pairs.csv",
-        sources=sources("04_finetune"),
         weights=weights("gemma3", "paligemma2", "conceptclip"),
     output:
         f"{OUT}/04_finetune/{{backbone}}_{{language}}/metrics.json",
     log:
         f"{OUT}/04_finetune/{{backbone}}_{{language}}/04_finetune.ipynb",
+    params:
+        **code("04_finetune"),
     shell:
         RUN + " -p backbone {wildcards.backbone} -p language {wildcards.language}"
 
@@ -118,26 +133,30 @@ rule finetune:
 rule generate:
     input:
         expand(f"{OUT}/04_finetune/{{backbone}}_{{{{language}}}}/metrics.json", backbone=BACKBONES),
-        sources=sources("05_generate_reports"),
     output:
         f"{OUT}/05_generate_reports/{{language}}/generations.csv",
         f"{OUT}/05_generate_reports/{{language}}/metrics.json",
     log:
         f"{OUT}/05_generate_reports/{{language}}/05_generate_reports.ipynb",
+    params:
+        **code("05_generate_reports"),
+        send_own_images=SEND_OWN_IMAGES,
+        endpoint=os.environ.get("OPENAI_BASE_URL", ""),
     shell:
-        RUN + " -p language {wildcards.language}"
+        RUN + " -p language {wildcards.language} -p send_own_images {params.send_own_images}"
 
 
 rule vlscore:
     input:
         f"{OUT}/05_generate_reports/{{language}}/generations.csv",
-        sources=sources("06_vlscore"),
         weights=weights("siglip2", "medclip", "conceptclip"),
     output:
         f"{OUT}/06_vlscore/{{language}}/scores.csv",
         f"{OUT}/06_vlscore/{{language}}/metrics.json",
     log:
         f"{OUT}/06_vlscore/{{language}}/06_vlscore.ipynb",
+    params:
+        **code("06_vlscore"),
     shell:
         RUN + " -p language {wildcards.language}"
 
@@ -145,14 +164,19 @@ rule vlscore:
 rule physician_scores:
     input:
         f"{OUT}/05_generate_reports/{{language}}/generations.csv",
-        sources=sources("07_physician_scores"),
+        lambda wildcards: [under_root(path) for path in [SHEETS[wildcards.language]] if path],
     output:
         f"{OUT}/07_physician_scores/{{language}}/scores.csv",
         f"{OUT}/07_physician_scores/{{language}}/metrics.json",
     log:
         f"{OUT}/07_physician_scores/{{language}}/07_physician_scores.ipynb",
+    params:
+        **code("07_physician_scores"),
+        sheet=lambda wildcards: SHEETS[wildcards.language] and (
+            "-r scores " + shlex.quote(SHEETS[wildcards.language])
+        ),
     shell:
-        RUN + " -p language {wildcards.language}"
+        RUN + " -p language {wildcards.language} {params.sheet}"
 
 
 rule paper_tables:
@@ -160,12 +184,13 @@ rule paper_tables:
         f"{OUT}/02_confusion_matrices/six_class/metrics.json",
         f"{OUT}/06_vlscore/en/metrics.json",
         expand(f"{OUT}/07_physician_scores/{{language}}/metrics.json", language=LANGUAGES),
-        sources=sources("08_paper_tables"),
     output:
         f"{OUT}/08_paper_tables/all/report.html",
         f"{OUT}/08_paper_tables/all/metrics.json",
     log:
         f"{OUT}/08_paper_tables/all/08_paper_tables.ipynb",
+    params:
+        **code("08_paper_tables"),
     shell:
         RUN
 
@@ -179,13 +204,13 @@ rule twins:
 
 
 rule pretrain_twins:
-    input:
-        sources=sources("A4_pretrain_twins"),
     output:
         f"{OUT}/A4_pretrain_twins/all/metrics.json",
     log:
         f"{OUT}/A4_pretrain_twins/all/A4_pretrain_twins.ipynb",
     threads: workflow.cores
+    params:
+        **code("A4_pretrain_twins"),
     shell:
         RUN + " -p ship True"
 
@@ -193,24 +218,25 @@ rule pretrain_twins:
 rule pretrain_embedders:
     input:
         f"{OUT}/A4_pretrain_twins/all/metrics.json",
-        sources=sources("A5_pretrain_embedders"),
     output:
         f"{OUT}/A5_pretrain_embedders/all/metrics.json",
     log:
         f"{OUT}/A5_pretrain_embedders/all/A5_pretrain_embedders.ipynb",
     threads: workflow.cores
+    params:
+        **code("A5_pretrain_embedders"),
     shell:
         RUN + " -p ship True"
 
 
 rule pretrain_cnn:
-    input:
-        sources=sources("A2_pretrain_cnn"),
     output:
         f"{OUT}/A2_pretrain_cnn/all/metrics.json",
     log:
         f"{OUT}/A2_pretrain_cnn/all/A2_pretrain_cnn.ipynb",
     threads: workflow.cores
+    params:
+        **code("A2_pretrain_cnn"),
     shell:
         RUN + " -p ship True"
 
@@ -219,13 +245,14 @@ rule pretrain_cnn:
 rule leakage:
     input:
         f"{OUT}/00_frame_sampling/cnn/frames.csv",
-        sources=sources("A3_leakage"),
         weights=weights("convnext_twin"),
     output:
         f"{OUT}/A3_leakage/all/metrics.json",
     log:
         f"{OUT}/A3_leakage/all/A3_leakage.ipynb",
     threads: workflow.cores
+    params:
+        **code("A3_leakage"),
     shell:
         RUN
 
@@ -235,12 +262,13 @@ rule ablations:
     input:
         f"{OUT}/03_build_corpus/all/pairs.csv",
         f"{OUT}/05_generate_reports/en/generations.csv",
-        sources=sources("A6_ablations"),
         weights=weights("gemma3", "conceptclip"),
     output:
         f"{OUT}/A6_ablations/conceptclip_gemma3_en/metrics.json",
     log:
         f"{OUT}/A6_ablations/conceptclip_gemma3_en/A6_ablations.ipynb",
     threads: workflow.cores
+    params:
+        **code("A6_ablations"),
     shell:
         RUN

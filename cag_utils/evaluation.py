@@ -12,10 +12,10 @@ from scipy.optimize import minimize_scalar
 
 from cag_utils.cine_dicom import name_view
 from cag_utils.cine_stills import fit_picture, flat_patches, open_field, read_still
-from cag_utils.corpus import choose_key_frames
-from cag_utils.deident import study_id
+from cag_utils.identity import study_id
 from cag_utils.labels import MERGES, SIX_CLASSES, decide
-from cag_utils.settings import Stats
+from cag_utils.pairs import choose_key_frames
+from cag_utils.profiles import Stats
 from cag_utils.stats import UNDEFINED, Estimate, cluster_bootstrap, mean_interval
 
 WORK_PX = 256  # darkening is measured on this square, so that it does not depend on the matrix

@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin
 
-from cag_utils.corpus import prompt
+from cag_utils.pairs import prompt
 from cag_utils.params import check_choice
 
 LANGUAGES = ("en", "ja")

@@ -9,7 +9,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cag_utils.backbones import SIZES, get_backbone
 from cag_utils.params import check_choice
-from cag_utils.settings import Finetune
+from cag_utils.profiles import Finetune
 from cag_utils.study import read_json, write_json
 
 

@@ -23,7 +23,7 @@ from cag_utils.checkpoints import load_model, probabilities
 from cag_utils.evaluation import class_f1s
 from cag_utils.labels import LATERALITY, MERGES, SIX_CLASSES, decide
 from cag_utils.networks import FrameSet, autocast, build_model, pick_device, prepare
-from cag_utils.settings import Cnn, Stats
+from cag_utils.profiles import Cnn, Stats
 from cag_utils.splits import split_counts, split_groups
 from cag_utils.stats import Estimate, cluster_bootstrap
 from cag_utils.training import train_cnn

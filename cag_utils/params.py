@@ -2,14 +2,19 @@
 
 import ast
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Self
 
 
 @dataclass(frozen=True)
 class Params:
-    """Base class: one field per notebook parameter, each str, int, float or bool."""
+    """Base class: one field per notebook parameter, each str, int, float or bool.
+
+    A field's default is the parameters cell's value, so that an edited cell is told from it.
+    """
 
     @classmethod
     def read(cls, namespace: Mapping[str, object]) -> Self:
@@ -40,6 +45,30 @@ class Params:
         if problems:
             raise ValueError("bad notebook parameters: " + "; ".join(problems))
         return cls(**{name: kind(namespace[name]) for name, kind in kinds.items()})
+
+    def changes(self, but: Collection[str]) -> list[str]:
+        """Return what differs from the defaults, fit for a folder's name.
+
+        Args:
+            but: Fields to leave out.
+
+        Returns:
+            In the fields' order, `epochs3` for a number, `scratch` for a switch turned on,
+            `split_by_video` for a text (of a path its last part).
+        """
+        words = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in but or value == f.default:
+                continue
+            text = f"_{slugify(value)}" if isinstance(value, str) else f"{value:g}"
+            words.append(f.name + ("" if value is True else text))
+        return words
+
+
+def slugify(path: str) -> str:
+    """Return a path's last part fit for a run's folder: letters, digits, `_` and `-` alone."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).expanduser().resolve().name) or "none"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,21 +5,33 @@
 
 import argparse
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import psutil
 
-from cag_utils.appendices import APPENDICES, copy_appendix, run_appendix
-from cag_utils.readme_results import update_readme
+from cag_utils import yardstick
+from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
-from cag_utils.settings import load_profile
-from cag_utils.study import data_dir, provenance, read_json, root, under_root, write_json
+from cag_utils.rooms import room_sizes, update_picture
+from cag_utils.study import (
+    BY_WORKFLOW,
+    data_dir,
+    provenance,
+    read_json,
+    root,
+    under_root,
+    write_json,
+)
 
 PROFILE = "phantom"
 CORES = 2
@@ -36,28 +48,69 @@ BENCHMARKS = "benchmarks"
 BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
 
 
+class Appendix(NamedTuple):
+    """A notebook beside the study, and what of it is kept.
+
+    Attributes:
+        run: Its folder's name below `outputs/<profile>/<notebook>/`.
+        files: Stems of the tables and figures.
+        wanted: First letters of the metrics.
+        stem: Put before the metrics' names.
+    """
+
+    run: str
+    files: tuple[str, ...]
+    wanted: tuple[str, ...]
+    stem: str = ""
+
+
+APPENDICES = {
+    "A1_phantom": Appendix(
+        "all",
+        ("table_stills", "table_cines", "figure_realism", "figure_temporal", "figure_transfer"),
+        ("realism.", "transfer."),
+    ),
+    "A3_leakage": Appendix(
+        "all",
+        ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
+        ("inflation_", "share_near_duplicate_"),
+        "leakage.",
+    ),
+    "A6_ablations": Appendix(
+        "conceptclip_gemma3_en",
+        ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
+        ("projector_first.", "longer.", "told.", "right.", "named_"),
+        "ablation.",
+    ),
+}
+
+
 def main(study_only: bool = False) -> None:
     """Run the study, measure, collect, write.
 
     Args:
         study_only: Leave appendices and benchmarks, half of the time, as they are in the reference.
     """
+    facts = provenance()  # before a tracked file is written, or the commit would say "dirty"
     profile = load_profile(PROFILE)
-    outputs = under_root("outputs") / PROFILE
+    outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
     shutil.rmtree(data_dir(profile), ignore_errors=True)
     shutil.rmtree(outputs, ignore_errors=True)
-    minutes, peak_gb = measured_run(
-        [sys.executable, "-m", "snakemake", "--cores", str(CORES), "--config", f"profile={PROFILE}"]
+    command = [sys.executable, "-m", "cag_utils.workflow", "study", "--cores", str(CORES)]
+    metrics = measured_run([*command, "--config", f"profile={PROFILE}"])
+    metrics |= headline_figures(outputs, profile.finetune.backbones) | room_sizes(
+        root() / "cag_utils"
     )
-    metrics = {"study.minutes": round(minutes, 2), "study.peak_gb": round(peak_gb, 2)}
-    metrics |= headline_figures(outputs, profile.finetune.backbones)
     if study_only:
-        metrics |= earlier_figures(under_root("outputs") / "reference")
-    else:
+        earlier = read_json(folder / "metrics.json")
+        metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
+    copy_study(outputs, folder, keep=tuple(APPENDICES) if study_only else ())
+    if not study_only:
         for appendix in APPENDICES:
-            metrics |= run_appendix(appendix, outputs)
+            metrics |= run_appendix(appendix, outputs, folder)
         metrics |= benchmarks(root() / "tests" / "benchmarks")
-    write_reference(outputs, metrics, [] if study_only else list(APPENDICES))
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "provenance.json", facts | {"profile": PROFILE, "cores": CORES})
     update_readme(root() / "README.md", metrics)
 
 
@@ -72,42 +125,35 @@ def refresh_parts(names: Sequence[str]) -> None:
         subprocess.CalledProcessError: A notebook or a benchmark failed, e.g. as the study was not
             run.
     """
+    commit = provenance()["commit"]
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
-    metrics = read_json(folder / "metrics.json")
+    metrics, facts = (read_json(folder / f"{n}.json") for n in ("metrics", "provenance"))
     for name in names:
-        if name == BENCHMARKS:
-            found, old = benchmarks(root() / "tests" / "benchmarks"), ("benchmark.",)
-        elif name not in APPENDICES:
-            found, old = benchmarks(root() / "tests" / "benchmarks", name), ()
-        else:
-            found, stem = run_appendix(name, outputs), APPENDICES[name].stem
+        if name in APPENDICES:
+            found, stem = run_appendix(name, outputs, folder), APPENDICES[name].stem
             old = tuple(stem + first for first in APPENDICES[name].wanted)
-            copy_appendix(name, outputs, folder)
+        else:
+            every = name == BENCHMARKS
+            found = benchmarks(root() / "tests" / "benchmarks", "bench_*" if every else name)
+            old = ("benchmark.",) if every else ()
         metrics = {k: v for k, v in metrics.items() if not k.startswith(old)} | found
+        facts[f"commit of {name}"] = commit
     write_json(folder / "metrics.json", metrics)
+    write_json(folder / "provenance.json", facts)
     update_readme(root() / "README.md", metrics)
 
 
-def earlier_figures(folder: Path) -> dict[str, float]:
-    """Return what appendices and benchmarks left in an earlier reference run.
-
-    Args:
-        folder: `outputs/reference/`.
-    """
-    found = read_json(folder / "metrics.json")
-    return {key: value for key, value in found.items() if key.startswith(BESIDE_THE_STUDY)}
-
-
-def measured_run(command: list[str]) -> tuple[float, float]:
+def measured_run(command: list[str]) -> dict[str, float]:
     """Run a command and watch the memory of all its processes.
 
     Args:
         command: Program and arguments, run in the repository.
 
     Returns:
-        Minutes, and the peak over time of the processes' summed memory in GB. Memory shared
-        between processes counts once (proportional set size; resident size where the system
-        does not tell).
+        `study.minutes`; `study.peak_gb`, the peak over time of the processes' summed memory (memory
+        shared between processes counts once: proportional set size; resident size where the system
+        does not tell); `study.yardstick`, seconds of a core as `yardstick.measure`, and what it is
+        made of; and `study.yardsticks`, the run's time as a multiple of it.
 
     Raises:
         RuntimeError: The command failed.
@@ -119,7 +165,12 @@ def measured_run(command: list[str]) -> tuple[float, float]:
         time.sleep(1)
     if process.returncode != 0:
         raise RuntimeError(f"the study failed with exit code {process.returncode}; see its log")
-    return (time.monotonic() - began) / 60, peak / 1e9
+    seconds, stick = time.monotonic() - began, yardstick.measure()
+    figures = {"minutes": round(seconds / 60, 2), "peak_gb": round(peak / 1e9, 2)}
+    figures |= {"yardstick": stick.pop("seconds")}
+    figures |= {"yardsticks": round(seconds / figures["yardstick"])}
+    figures |= {f"yardstick_{name}": value for name, value in stick.items()}
+    return {f"study.{name}": value for name, value in figures.items()}
 
 
 def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
@@ -142,11 +193,14 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
     seconds = pd.read_csv(outputs / "01_train_cnn" / "six_class" / "history.csv")["seconds"].sum()
     figures["cnn.training_minutes"] = round(seconds / 60, 4)  # seconds, in a smoke run
     figures["corpus.pairs"] = read_json(outputs / "03_build_corpus/all/metrics.json")["pairs"]
-    for path in sorted((outputs / "07_physician_scores").glob("*/metrics.json")):
+    # two letters: a language; experiments have longer names
+    for path in sorted((outputs / "07_physician_scores").glob("??/metrics.json")):
         scores, language = read_json(path), path.parent.name
-        for backbone in backbones:
-            figures |= _finetune_figures(scores, backbone, f"finetune.{backbone}.{language}")
-    for path in sorted((outputs / "06_vlscore").glob("*/metrics.json")):
+        for backbone, (model, base) in product(backbones, (("lora", ""), ("base", "base_"))):
+            for name, end in product(TUNING_FIGURES, ("", "_low", "_high")):
+                if (value := scores.get(f"{backbone}_{model}.{name}{end}")) is not None:
+                    figures[f"finetune.{backbone}.{language}.{base}{name}{end}"] = value
+    for path in sorted((outputs / "06_vlscore").glob("??/metrics.json")):
         for key, value in read_json(path).items():
             model, _, rest = key.partition(".")
             if model in MODEL_NAMES and rest.endswith((".mean", ".sd", ".area_mean")):
@@ -154,18 +208,10 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
     return figures
 
 
-def _finetune_figures(scores: dict, backbone: str, stem: str) -> dict[str, float]:
-    figures = {}
-    for model, prefix in ((f"{backbone}_lora", ""), (f"{backbone}_base", "base_")):
-        for name in TUNING_FIGURES:
-            for end in ("", "_low", "_high"):
-                if (value := scores.get(f"{model}.{name}{end}")) is not None:
-                    figures[f"{stem}.{prefix}{name}{end}"] = value
-    return figures
-
-
 def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """Run benchmarks and return their figures as `benchmark.<name>`.
+
+    Beside those of each file stands `benchmark.<file>.yardstick`, in seconds (`yardstick.measure`).
 
     Args:
         folder: Holds `bench_*.py`; each prints one JSON object as its last line.
@@ -176,34 +222,116 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """
     figures = {}
     for path in sorted(folder.glob(f"{wanted}.py")):
+        figures[f"{path.stem}.yardstick"] = yardstick.measure()["seconds"]
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
         figures |= json.loads(done.stdout.strip().splitlines()[-1])
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def write_reference(outputs: Path, metrics: dict[str, float], appendices: list[str]) -> None:
-    """Copy the small tables and figures, and write `metrics.json` and `provenance.json`.
+def copy_study(outputs: Path, folder: Path, keep: tuple[str, ...]) -> None:
+    """Replace the reference's tables and figures by those of notebook 08.
 
     Args:
         outputs: `outputs/<profile>/` of a finished study.
-        metrics: All headline figures.
-        appendices: Those of `APPENDICES` that were run again; the others' files stay.
+        folder: `outputs/reference/`, made if need be.
+        keep: First letters of files that stay, beside `gpu.md`.
     """
-    folder = under_root("outputs") / "reference"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*"):
-        kept = old.name == "gpu.md" or old.name.startswith(
-            tuple(name for name in APPENDICES if name not in appendices)
-        )
-        if old.suffix in {".csv", ".md", ".tex", ".png"} and not kept:
+    for old in folder.iterdir():
+        if old.suffix in {".csv", ".md", ".tex", ".png"} and not old.name.startswith(
+            ("gpu.md", *keep)
+        ):
             old.unlink()
     for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
             shutil.copyfile(path, folder / path.name)
-    for name in appendices:
-        copy_appendix(name, outputs, folder)
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "provenance.json", provenance() | {"profile": PROFILE, "cores": CORES})
+
+
+def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
+    """Run an appendix, copy its tables and figures, and return its headline figures.
+
+    Args:
+        name: One of `APPENDICES`.
+        outputs: `outputs/<profile>/`.
+        folder: `outputs/reference/`; a copy carries the appendix's name.
+
+    Returns:
+        Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
+        none where the real pictures' folder is absent); of A3 what a leaking split adds to the F1s
+        and the shares of near duplicates (`leakage.*`); of A6 what holds the twins back
+        (`ablation.*`).
+
+    Raises:
+        subprocess.CalledProcessError: The notebook failed.
+    """
+    appendix, notebook = APPENDICES[name], root() / "notebooks" / f"{name}.ipynb"
+    run = outputs / name / appendix.run
+    run.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook)]
+    command += [str(run / notebook.name), "-p", "profile", outputs.name]
+    subprocess.run(command, cwd=root(), env=os.environ | {BY_WORKFLOW: "1"}, check=True)
+    for path in sorted(run.iterdir()):
+        if path.stem in appendix.files and path.suffix in {".md", ".png"}:
+            shutil.copyfile(path, folder / f"{name}_{path.name}")
+    found = read_json(run / "metrics.json")
+    return {appendix.stem + k: v for k, v in found.items() if k.startswith(appendix.wanted)}
+
+
+def update_readme(path: Path, metrics: dict[str, float]) -> None:
+    """Replace what stands between the README's result markers.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    text = path.read_text(encoding="utf-8")
+    pattern = r"(<!-- results: make reference -->\n).*?(<!-- end of results -->)"
+    if not re.search(pattern, text, flags=re.S):
+        raise ValueError(f"{path} has no result markers")
+    table = results_table(metrics)
+    path.write_text(
+        re.sub(pattern, lambda m: m[1] + table + m[2], text, flags=re.S), encoding="utf-8"
+    )
+
+
+def results_table(metrics: dict[str, float]) -> str:
+    """Return the README's results as Markdown, each beside the paper's figure where there is one.
+
+    Args:
+        metrics: As in `outputs/reference/metrics.json`.
+    """
+
+    def cell(key: str) -> str:
+        value = f"{metrics[key]:.3f}"
+        if f"{key}_low" in metrics:
+            value += f" ({metrics[f'{key}_low']:.3f} to {metrics[f'{key}_high']:.3f})"
+        return value
+
+    rows = ["| figure | phantom, this study | paper, real patients |", "|---|---|---|"]
+    printed = {"laterality_f1": 0.959, "three_class_f1": 0.925, "six_class_f1": 0.766}
+    for name, paper in printed.items():
+        rows.append(f"| CNN {name.replace('_', ' ')} | {cell(f'cnn.{name}')} | {paper} |")
+    measures = {
+        "lesions_named": "lesions whose segment is named",
+        "grades_near": "lesions named, grade within a step",
+        "overall_mean": "rubric, 0 to 10",
+    }
+    for measure, words in measures.items():
+        for key in sorted(metrics):
+            if not (found := re.fullmatch(rf"finetune\.(\w+)\.(\w+)\.{measure}", key)):
+                continue
+            model, base = MODEL_NAMES[f"{found[1]}_lora"], key.replace(measure, f"base_{measure}")
+            untuned = cell(base) if base in metrics else "not run"
+            rows.append(f"| {model}, {found[2]}: {words}, tuned | {cell(key)} | – |")
+            rows.append(f"| {model}, {found[2]}: {words}, untuned | {untuned} | – |")
+    if "transfer.laterality_macro_f1" in metrics:
+        seen = {k.removeprefix("transfer."): v for k, v in metrics.items()}
+        name = f"side of {seen['n_stills']:.0f} real stills, network of phantoms: macro F1"
+        exact = f"{seen['accuracy_low']:.2f} to {seen['accuracy_high']:.2f}"
+        right = f"{seen['n_right']:.0f} right, exact interval {exact}"
+        rows.append(f"| {name} | {seen['laterality_macro_f1']:.3f} ({right}) | – |")
+    cost = f"{metrics['study.minutes']:.1f} min, {metrics['study.peak_gb']:.1f} GB"
+    rows.append(f"| whole study, two cores | {cost} | – |")
+    return "\n".join(rows) + "\n"
 
 
 def _tree_bytes(process: psutil.Process) -> int:
@@ -225,3 +353,4 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
     given = parser.parse_args()
     refresh_parts(given.only) if given.only else main(given.study_only)
+    update_picture(root() / "README.md")

@@ -15,7 +15,7 @@ from scipy.signal import find_peaks
 from tqdm import tqdm
 
 from cag_utils.cine_dicom import Cine, NotACine, Rejected, iter_frames, read_header, scan
-from cag_utils.deident import pseudonym
+from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
 
 FRAME_COLUMNS = [

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from cag_utils.entities import Entities, read_entities
+from cag_utils.profiles import Stats
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.rubric import ERRORS, score, truth_entities
-from cag_utils.settings import Stats
 from cag_utils.stats import Estimate, mean_interval, paired_difference
 
 RUBRIC = "rubric"  # the "reader" of a score that a program gave

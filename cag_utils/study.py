@@ -8,6 +8,7 @@ import platform
 import random
 import re
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -18,10 +19,26 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from cag_utils.settings import Profile, load_profile
+from cag_utils.params import Params
+from cag_utils.profiles import Profile, load_profile
 
 RECORDED = ("numpy", "pandas", "pydicom", "scikit-learn", "timm", "torch", "transformers", "trl")
 KEY_BYTES = 32
+BY_WORKFLOW = "CAG_WORKFLOW"  # set in the environment of a notebook that the workflow runs
+
+# What the study calls each notebook's run; `all` where it makes one alone.
+RUN_NAMES = {
+    "00_frame_sampling": "{cohort}",
+    "01_train_cnn": "six_class",
+    "02_confusion_matrices": "{cnn_run}",
+    "04_finetune": "{backbone}_{language}",
+    "05_generate_reports": "{language}",
+    "06_vlscore": "{language}",
+    "07_physician_scores": "{language}",
+    "A6_ablations": "{backbone}_{language}",
+}
+# Parameters that change no result: where, how fast, and what else is done with it.
+NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images"}
 
 
 def root() -> Path:
@@ -129,15 +146,23 @@ class Run:
             FileNotFoundError: It is not there; the message names the command that makes it.
             ValueError: The path belongs to this notebook or a later one.
         """
-        maker = Path(path).parts[0]
+        maker, run_name, *_ = Path(path).parts
         if maker[:2] >= self.notebook[:2] and self.notebook[0].isdigit():
             raise ValueError(f"{self.notebook} may not read {path}: only lower-numbered outputs")
         found = self.outputs / path
         if not found.exists():
+            given = {"profile": self.profile.name}
+            if self.outputs.parent != under_root("outputs"):
+                given["out_root"] = shlex.quote(str(self.outputs.parent))
+            before = f"OUT_ROOT={given['out_root']} " if "out_root" in given else ""
+            pattern = re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", RUN_NAMES.get(maker, "all"))
+            if told := re.fullmatch(pattern, run_name):
+                given |= told.groupdict()
+            options = " ".join(f"-p {name} {value}" for name, value in given.items())
             raise FileNotFoundError(
-                f"{found} is missing. Make it with:  make study PROFILE={self.profile.name}\n"
-                f"or alone with:  papermill notebooks/{maker}.ipynb out.ipynb "
-                f"-p profile {self.profile.name}"
+                f"{found} is missing. Make it with:  "
+                f"{before}make study PROFILE={self.profile.name}\n"
+                f"or alone with:  papermill notebooks/{maker}.ipynb out.ipynb {options}"
             )
         return found
 
@@ -160,21 +185,22 @@ class Run:
         if bad:
             raise ValueError(f"metrics must be flat numbers, strings or None, got {bad}")
         write_json(self.dir / "metrics.json", plain)
-        write_json(self.dir / "provenance.json", provenance() | self._cost())
+        facts = {"profile": self.profile.name, "seed": self.seed}
+        facts["seconds"] = round(time.monotonic() - self.started, 1)
+        write_json(self.dir / "provenance.json", provenance() | facts)
         return plain
 
-    def _cost(self) -> dict:
-        seconds = time.monotonic() - self.started
-        return {"profile": self.profile.name, "seed": self.seed, "seconds": round(seconds, 1)}
 
-
-def open_run(params, notebook: str, slug: str) -> Run:
+def open_run(params: Params, notebook: str) -> Run:
     """Start a notebook: check the profile, make the run's folder, seed, set the theme, say so.
+
+    The study's own run carries a plain name (`RUN_NAMES`). A run by hand with other parameters
+    than the notebook declares adds them to its name, and one with the same parameters does not
+    write over a run that the workflow has made: nobody's experiment makes the study stale.
 
     Args:
         params: The notebook's checked parameters; needs `profile`, `out_root` and `seed`.
         notebook: The notebook's stem.
-        slug: What tells this run from others of the same notebook, e.g. `gemma3_en`.
 
     Returns:
         The run. Versions, commit and device are printed.
@@ -182,12 +208,19 @@ def open_run(params, notebook: str, slug: str) -> Run:
     import seaborn as sns
 
     profile = load_profile(params.profile)
-    folder = under_root(params.out_root) / profile.name / notebook / slug
+    name = RUN_NAMES.get(notebook, "all").format_map(vars(params))
+    folder = under_root(params.out_root) / profile.name / notebook
+    if BY_WORKFLOW not in os.environ:
+        told = re.findall(r"{(\w+)}", RUN_NAMES.get(notebook, "all"))
+        name = "_".join([name, *params.changes({*told, *NEUTRAL})])
+        if (folder / name / f"{notebook}.ipynb").exists():  # executed by the workflow: its log
+            name += "_by_hand"
+    folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(params.seed)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     facts = provenance()
-    print(f"{notebook} [{slug}] · profile {profile.name} · seed {params.seed}")  # noqa: T201
+    print(f"{notebook} [{name}] · profile {profile.name} · seed {params.seed}")  # noqa: T201
     print(f"commit {facts['commit']} · {facts['device']} · python {facts['python']}")  # noqa: T201
     return Run(notebook, folder, profile, params.seed)
 
@@ -214,11 +247,6 @@ def provenance() -> dict[str, str | float]:
 def keyed_hash(value: str, key: bytes, digits: int = 12) -> str:
     """Return the first hex digits of HMAC-SHA256, the study's one pseudonym function."""
     return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:digits]
-
-
-def slugify(path: str) -> str:
-    """Return a folder's name fit for a run's folder: letters, digits, `_` and `-` alone."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).expanduser().resolve().name) or "data"
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -15,7 +15,7 @@ from cag_utils.checkpoints import probabilities
 from cag_utils.labels import SIX_CLASSES, f1_scores
 from cag_utils.networks import FrameSet, autocast, build_model, prepare
 from cag_utils.processes import Team
-from cag_utils.settings import Cnn
+from cag_utils.profiles import Cnn
 
 CLIP_NORM = 1.0  # not given in the paper; keeps the twin's high learning rate from diverging
 EVALUATION_BATCH = 128  # memory only, no influence on the result

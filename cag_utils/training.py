@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cag_utils.checkpoints import save_model
 from cag_utils.networks import FrameSet
 from cag_utils.processes import Team, count_processes, join_team, launch, read_job
-from cag_utils.settings import Cnn
+from cag_utils.profiles import Cnn
 from cag_utils.trainer import Trainer
 
 NOT_DECISIVE = {"n_workers"}  # settings that change nothing but the speed

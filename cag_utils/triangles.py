@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, estimate_cell
-from cag_utils.settings import Stats, Vlscore
 from cag_utils.stats import mean_interval
 from cag_utils.vlscore import control_scores, score_cases, what_moves_it
 

@@ -1,17 +1,30 @@
-"""What a notebook depends on: the package's modules it imports, and theirs."""
+"""The study as a workflow: what a step's code is, how it runs, and how it outlives being killed.
+
+`python -m cag_utils.workflow study ARGS` is snakemake with a lock that dies with its process;
+`python -m cag_utils.workflow notebook IN OUT ARGS` is papermill with an encrypted kernel.
+"""
 
 import ast
+import contextlib
+import functools
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+from filelock import FileLock, Timeout
+
 PACKAGE = Path(__file__).parent
+TAG = "CAG_STUDY_PROCESS"  # in the environment of all that a study starts: which one, and where
 
 
 def notebook_sources(notebook: Path) -> list[Path]:
     """Return the notebook and every module of the package that it reaches by import.
-
-    Snakemake compares these with a step's outputs: a step is stale when code behind it changed,
-    and only then.
 
     Args:
         notebook: Path of an .ipynb.
@@ -19,26 +32,212 @@ def notebook_sources(notebook: Path) -> list[Path]:
     Returns:
         The notebook first, then modules in name order.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     found: set[Path] = set()
-    pending = _imports("\n".join(code))
+    pending = _read_code(notebook)[1]
     while pending:
         path = pending.pop()
         if path not in found:
             found.add(path)
-            pending |= _imports(path.read_text(encoding="utf-8"))
+            pending |= _read_code(path)[1]
     return [notebook, *sorted(found)]
 
 
-def _imports(source: str) -> set[Path]:
-    """Files of the package that one source text imports, anywhere in it."""
+def code_digest(notebook: Path) -> str:
+    """Return a hash of the code that a notebook runs: its cells', and that of modules it reaches.
+
+    Snakemake keeps it with a step's outputs: a step is stale when code behind it changed, and only
+    then. Prose, outputs, metadata, comments, layout and file times do not count, so neither does
+    opening a notebook in JupyterLab, or another branch and back.
+
+    Args:
+        notebook: Path of an .ipynb.
+    """
+    total = hashlib.sha256()
+    for path in notebook_sources(notebook):
+        total.update(f"{path.name}\n{_read_code(path)[0]}\n".encode())
+    return total.hexdigest()
+
+
+@functools.cache
+def _read_code(path: Path) -> tuple[str, set[Path]]:
+    """The code of a module or notebook without comments, and the package's files it imports."""
+    text = path.read_text(encoding="utf-8")
+    cells = [text]
+    if path.suffix == ".ipynb":
+        code = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        cells = ["".join(cell["source"]) for cell in code]
+    dumped, files = [], set()
+    for cell in cells:
+        try:
+            tree = ast.parse(cell)
+        except SyntaxError:  # a magic, or a cell that somebody is writing: it counts as it stands
+            dumped.append(cell)
+            continue
+        dumped.append(ast.dump(tree))
+        files |= imported_files(tree)
+    return "\n".join(dumped), files
+
+
+def imported_files(tree: ast.Module, package: Path = PACKAGE) -> set[Path]:
+    """Return the package's files that one source imports, anywhere in it.
+
+    Args:
+        tree: The parsed source.
+        package: Folder of the package.
+    """
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = (name.split(".")[1:] for name in names if name.split(".")[0] == PACKAGE.name)
-    candidates = (PACKAGE.joinpath(*parts).with_suffix(".py") for parts in ours if parts)
+    ours = (name.split(".")[1:] for name in names if name.split(".")[0] == package.name)
+    candidates = (package.joinpath(*parts).with_suffix(".py") for parts in ours if parts)
     return {path for path in candidates if path.is_file()}
+
+
+def run_study(arguments: list[str]) -> None:
+    """Run snakemake; go on where an earlier one was killed, and leave no process behind.
+
+    The lock is the kernel's (flock): it ends with the process that holds it, however that dies.
+    Whoever holds it knows that snakemake's own lock files are a dead one's, and that processes
+    tagged with this folder have lost their study. A watcher kills those as soon as it is left.
+
+    Args:
+        arguments: Snakemake's.
+
+    Raises:
+        SystemExit: Always; with one line that names the process if another study runs here.
+    """
+    from snakemake.cli import get_argument_parser
+    from snakemake.cli import main as snakemake
+
+    given, _ = get_argument_parser().parse_known_args(arguments)
+    arguments = ["--rerun-incomplete", *arguments]
+    if given.dryrun:
+        snakemake(arguments)
+    folder = Path(given.directory or ".").resolve()
+    state = folder / ".snakemake"
+    state.mkdir(parents=True, exist_ok=True)
+    lock, pid = FileLock(state / "study.lock"), state / "study.pid"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _refuse(folder, pid.read_text(encoding="utf-8") if pid.exists() else "starting")
+    pid.write_text(f"{os.getpid()}", encoding="utf-8")
+    end_processes(lambda tag: tag.partition(" ")[2] == str(folder))
+    if left := [path for path in (state / "locks").glob("*.lock") if path.is_file()]:
+        if (other := _plain_snakemake(folder)) is not None:
+            _refuse(folder, other)
+        for path in left:
+            path.unlink()
+    tag = f"{uuid.uuid4().hex} {folder}"
+    watch = [sys.executable, "-m", "cag_utils.workflow", "watch", tag]
+    # it reads until this process, the pipe's only writer, is gone; Ctrl-C does not reach it
+    watcher = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[TAG] = tag
+    try:
+        snakemake(arguments)
+    finally:
+        watcher.communicate()
+
+
+def _refuse(folder: Path, process: int | str) -> None:
+    sys.exit(
+        f"A study is already running in {folder} (process {process}): wait for it, or end it with "
+        f"`kill {process}` and give the command again."
+    )
+
+
+def _plain_snakemake(folder: Path) -> int | None:
+    """Process number of a snakemake in this folder that was not started here."""
+    for process in psutil.process_iter():
+        try:
+            words = [Path(word).name for word in process.cmdline()[:3]]
+            if "snakemake" in words and Path(process.cwd()) == folder:
+                return process.pid
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it ended between listing and asking, or is somebody else's
+    return None
+
+
+def end_processes(is_meant: Callable[[str], bool]) -> list[int]:
+    """Kill processes that a study started, told by the tag in their environment.
+
+    A kernel runs in a session of its own and its workers in theirs, so no process group holds
+    them all; what they inherit does.
+
+    Args:
+        is_meant: Of a tag, whether its processes are to end.
+
+    Returns:
+        Their process numbers.
+    """
+    ended: list[int] = []
+    for _ in range(6):  # one of them may have started another meanwhile
+        found = [x for x in psutil.process_iter() if x.pid != os.getpid() and is_meant(_tag(x))]
+        if not found:
+            break
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        ended += [process.pid for process in found]
+        psutil.wait_procs(found, timeout=10)
+    return ended
+
+
+def _tag(process: psutil.Process) -> str:
+    try:
+        return process.environ().get(TAG, "")
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""  # gone, or not ours
+
+
+def run_notebook(arguments: list[str]) -> None:
+    """Run papermill's command line with CurveZMQ between it and the kernel.
+
+    A kernel that talks plain TCP says so on every start.
+
+    Args:
+        arguments: Papermill's.
+
+    Raises:
+        SystemExit: Always, as papermill does.
+    """
+    import zmq
+    from papermill.cli import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
+
+    class Encrypted(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
+            policy = "auto" if zmq.has("curve") else "disabled"  # a zmq built without libsodium
+            safe = Config(KernelManager={"transport_encryption": policy})
+            return super().execute_managed_notebook(nb_man, kernel_name, config=safe, **settings)
+
+    papermill_engines.register(None, Encrypted)
+    papermill(arguments, prog_name="papermill")
+
+
+def forget_kernel(model: dict, **_) -> None:
+    """Keep what JupyterLab notes about the running kernel out of a notebook that it saves.
+
+    JupyterLab writes the kernel's exact version into every notebook that is opened, which git would
+    show as a change. `make lab` hands this to the server (`ContentsManager.pre_save_hook`).
+
+    Args:
+        model: The server's model of a file; changed in place.
+    """
+    if model["type"] == "notebook":
+        model["content"]["metadata"].pop("language_info", None)
+
+
+def _watch(arguments: list[str]) -> None:
+    sys.stdin.buffer.read()
+    end_processes(lambda tag: tag == arguments[0])
+
+
+if __name__ == "__main__":
+    known = {"study": run_study, "notebook": run_notebook, "watch": _watch}
+    known.get("".join(sys.argv[1:2]), lambda _: sys.exit(__doc__))(sys.argv[2:])

@@ -9,7 +9,7 @@ from cag_utils import backbones
 from cag_utils.backbones import load_backbone
 from cag_utils.examples import read_examples
 from cag_utils.jobs import Job, make_job
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.sft_data import plain_collator, to_dataset
 from tests.vlm_world import write_pairs, write_twins
 

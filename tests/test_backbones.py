@@ -38,7 +38,7 @@ from cag_utils.checkpoint_hub import (
     resolved_commit,
 )
 from cag_utils.examples import encode_prompts
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from tests.vlm_world import timm_twin, write_twins
 

@@ -15,7 +15,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cag_utils import backbones
 from cag_utils.adapters import lora_config, save_merged
 from cag_utils.backbones import load_backbone
-from cag_utils.corpus import prompt
 from cag_utils.decoding import (
     Decoding,
     count_tokens,
@@ -25,6 +24,7 @@ from cag_utils.decoding import (
 )
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
+from cag_utils.pairs import prompt
 from cag_utils.phantom.captions import random_scene
 from cag_utils.twins import make_processor
 from cag_utils.vllm_engine import prompt_ids

@@ -8,11 +8,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from cag_utils import evaluation
-from cag_utils.corpus import choose_key_frames
-from cag_utils.deident import study_id
+from cag_utils.identity import study_id
 from cag_utils.labels import MERGES, SIX_CLASSES
+from cag_utils.pairs import choose_key_frames
 from cag_utils.predict import describe
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 
 STATS = Stats(n_resamples=200, level=0.95)
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.corpus import prompt
 from cag_utils.entities import read_entities
-from cag_utils.exam_texts import read_reports
+from cag_utils.pairs import prompt, read_reports
 from cag_utils.phantom import phrases, workup_phrases
 from cag_utils.phantom.clinic import WORDS_HIGH, WORDS_LOW, draw_record, write_report
 from cag_utils.phantom.hospital_notes import write_sentences

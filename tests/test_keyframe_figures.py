@@ -6,7 +6,7 @@ import pytest
 from cag_utils import keyframe_figures as figures
 from cag_utils.evaluation import pick_firsts, reliability
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.settings import Stats
+from cag_utils.profiles import Stats
 from tests.test_evaluation import CINES, make_seen
 
 

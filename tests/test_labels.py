@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score
 
-from cag_utils.deident import pseudonym
+from cag_utils.identity import pseudonym
 from cag_utils.labels import (
     LATERALITY,
     SIX,

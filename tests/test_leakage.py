@@ -38,8 +38,8 @@ from cag_utils.leakage import (
     tabulate_f1,
 )
 from cag_utils.networks import FrameSet
+from cag_utils.profiles import Stats, load_profile
 from cag_utils.report import paper_table
-from cag_utils.settings import Stats, load_profile
 
 
 def cohort(n_videos, n_frames=6, seed=0):

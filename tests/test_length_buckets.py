@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.corpus import prompt
 from cag_utils.length_buckets import LengthBuckets, padding_share
+from cag_utils.pairs import prompt
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings, write_report
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.sft_data import to_cases

@@ -16,7 +16,7 @@ from cag_utils.networks import (
     read_frame_set,
     read_pictures,
 )
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 
 CNN = load_profile("smoke").cnn.model_copy(update={"image_px": 32, "batch_size": 8})
 CPU = torch.device("cpu")

@@ -1,5 +1,7 @@
 import ast
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -30,7 +32,7 @@ def test_the_study_is_complete():
 def test_is_valid_and_committed_without_outputs(notebook):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert "widgets" not in notebook.metadata
+    assert set(notebook.metadata) == {"kernelspec"}
     assert all(not c.outputs and c.execution_count is None for c in code_cells(notebook))
 
 
@@ -54,17 +56,16 @@ def test_parameters_are_annotated_literals_and_nothing_is_derived(notebook):
     code = code_cells(notebook)
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1 and tagged[0] is code[1]
-    names = set()
+    declared = {}
     for line in ast.parse(tagged[0].source).body:
-        assert isinstance(line, ast.AnnAssign) and line.annotation.id in {
-            "str",
-            "int",
-            "float",
-            "bool",
-        }
-        ast.literal_eval(line.value)
-        names.add(line.target.id)
-    assert {"profile", "out_root", "seed"} <= names
+        assert isinstance(line, ast.AnnAssign)
+        assert line.annotation.id in {"str", "int", "float", "bool"}
+        declared[line.target.id] = (line.annotation.id, ast.literal_eval(line.value))
+    assert {"profile", "out_root", "seed"} <= set(declared)
+    [checked] = [x for x in ast.parse(code[2].source).body if isinstance(x, ast.ClassDef)]
+    fields = [x for x in checked.body if isinstance(x, ast.AnnAssign)]
+    # a run is named after what differs from these, also when somebody edits the cell
+    assert declared == {x.target.id: (x.annotation.id, ast.literal_eval(x.value)) for x in fields}
     assert all("#" in line for line in tagged[0].source.splitlines() if ":" in line)
     assert ".read(globals())" in code[2].source and "open_run(" in code[2].source
 
@@ -80,3 +81,25 @@ def test_is_a_walkthrough_of_readable_size(notebook):
 def test_leaves_the_machine_alone(notebook):
     text = "\n".join(c.source for c in code_cells(notebook))
     assert not [word for word in FORBIDDEN if word in text]
+
+
+@pytest.mark.parametrize(
+    "line, match",
+    [
+        ("profil = 'smoke'", "unknown parameter 'profil' \\(did you mean 'profile'"),
+        ("seed = 'one'", "seed should be int"),
+        ("profile = 'phantm'", "did you mean 'phantom'"),
+    ],
+)
+def test_a_mistyped_parameter_stops_it_at_once(path, notebook, monkeypatch, tmp_path, line, match):
+    """The cells down to `open_run`, as papermill runs them: with a cell of parameters put in."""
+    imports, parameters, checked = (cell.source for cell in code_cells(notebook)[:3])
+    given = f"# Parameters\n{line}\nout_root = {str(tmp_path)!r}\n"
+    module = ModuleType("opened")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look
+    vars(module)["In"] = ["", imports, parameters, given]
+    for source in (imports, parameters, given):
+        exec(source, vars(module))
+    with pytest.raises(ValueError, match=match):
+        exec(checked, vars(module))
+    assert not any(tmp_path.iterdir())

@@ -1,8 +1,6 @@
 """Every notebook, executed under the smoke profile, the way a person would run it."""
 
-import os
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
 
@@ -12,29 +10,12 @@ import papermill as pm
 import pytest
 from nbclient import NotebookClient
 
+from cag_utils.profiles import load_profile
 from cag_utils.reference import headline_figures
-from cag_utils.settings import load_profile
-from cag_utils.study import read_json, root
+from cag_utils.study import read_json
+from tests.running import NOTEBOOKS, execute, run_study
 
-pytestmark = pytest.mark.notebook  # one after another: the study itself uses both cores
-NOTEBOOKS = root() / "notebooks"
-
-
-def snakemake(out: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile")]
-    command += ["--directory", str(out), "--cores", "2", *more]
-    command += ["--config", "profile=smoke", f"out_root={out}"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """The whole study, run once."""
-    out = tmp_path_factory.mktemp("study")
-    done = snakemake(out)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+pytestmark = pytest.mark.notebook
 
 
 def test_the_whole_study_leaves_every_notebooks_metrics(study):
@@ -81,7 +62,7 @@ def test_notebook_02_measures_calibration_groups_maps_and_picks(study):
 
 
 def test_a_second_run_does_nothing_and_soon(study):
-    done = snakemake(study)
+    done = run_study(study)
     assert done.returncode == 0 and "Nothing to be done" in done.stderr
 
 
@@ -92,32 +73,25 @@ def test_no_identity_lands_in_the_outputs(study):
             assert "PHANTOM-" not in text and "1.2.826" not in text and ".dcm" not in text, path
 
 
-def execute(stem: str, tmp_path: Path, **params) -> dict:
-    """Run one notebook through papermill from a foreign folder; return its metrics."""
-    settings = {"out_root": str(tmp_path), "profile": "smoke"} | params
-    source, out = NOTEBOOKS / f"{stem}.ipynb", tmp_path / "out.ipynb"
-    pm.execute_notebook(source, out, settings, cwd=tmp_path, progress_bar=False)
-    [found] = (tmp_path / "smoke" / stem).rglob("metrics.json")
-    return read_json(found)
+def test_the_same_seed_gives_the_same_metrics_from_jupyterlabs_kernel_folder(study, tmp_path):
+    notebook = nbformat.read(NOTEBOOKS / "00_frame_sampling.ipynb", as_version=4)
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += f"\nprofile, out_root = 'smoke', {str(tmp_path)!r}"
+    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    [again] = (tmp_path / "smoke" / "00_frame_sampling").iterdir()
+    first = study / "smoke" / "00_frame_sampling" / "cnn"
+    assert read_json(again / "metrics.json") == read_json(first / "metrics.json")
+    assert (again / "frames.csv").read_bytes() == (first / "frames.csv").read_bytes()
 
 
-def test_the_same_seed_gives_the_same_metrics(study, tmp_path):
-    first = read_json(study / "smoke" / "00_frame_sampling" / "cnn" / "metrics.json")
-    assert execute("00_frame_sampling", tmp_path) == first
-
-
-def test_a_finished_study_lets_a_single_notebook_run_alone(study):
-    before = read_json(study / "smoke" / "04_finetune" / "gemma3_en" / "metrics.json")
-    assert execute_in(study, "04_finetune", "gemma3_en", backbone="gemma3") == before
-
-
-def execute_in(study: Path, stem: str, slug: str, **params) -> dict:
-    """Run one notebook over a finished study."""
-    settings = {"out_root": str(study), "profile": "smoke"} | params
-    pm.execute_notebook(
-        NOTEBOOKS / f"{stem}.ipynb", study / "again.ipynb", settings, cwd=study, progress_bar=False
-    )
-    return read_json(study / "smoke" / stem / slug / "metrics.json")
+def test_a_finished_study_lets_a_single_notebook_run_alone_and_stays_as_it_is(study, tmp_path):
+    out = Path(shutil.copytree(study, tmp_path / "study"))
+    run = out / "smoke" / "04_finetune" / "gemma3_en"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    metrics = read_json(run / "metrics.json")
+    assert execute("04_finetune", out, backbone="gemma3") == metrics
+    assert (run.parent / "gemma3_en_by_hand" / "metrics.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_before_the_study_it_fails_within_seconds_and_names_the_command(tmp_path):
@@ -127,25 +101,9 @@ def test_before_the_study_it_fails_within_seconds_and_names_the_command(tmp_path
     assert time.monotonic() - began < 120  # a hang, not a speed, is what this guards against
 
 
-@pytest.mark.parametrize(
-    "params, match",
-    [
-        ({"backbon": "gemma3"}, "did you mean 'backbone'"),
-        ({"backbone": "gema3"}, "did you mean 'gemma3'"),
-        ({"profile": "phantm"}, "did you mean 'phantom'"),
-    ],
-)
-def test_a_mistyped_parameter_stops_the_run(params, match, tmp_path):
-    with pytest.raises(pm.PapermillExecutionError, match=match):
-        execute("04_finetune", tmp_path, **params)
-
-
-def test_runs_from_jupyterlabs_kernel_folder(tmp_path):
-    notebook = nbformat.read(NOTEBOOKS / "00_frame_sampling.ipynb", as_version=4)
-    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    cell.source += f"\nprofile, out_root = 'smoke', {str(tmp_path)!r}"
-    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    assert (tmp_path / "smoke" / "00_frame_sampling" / "cnn" / "frames.csv").exists()
+def test_a_mistyped_parameter_stops_the_run(tmp_path):
+    with pytest.raises(pm.PapermillExecutionError, match="did you mean 'backbone'"):
+        execute("04_finetune", tmp_path, backbon="gemma3")
 
 
 @pytest.mark.realdata
@@ -158,38 +116,3 @@ def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
     n_files = sum(path.is_file() for path in real_data.rglob("*"))
     assert len(rejected) == n_files - 1 and rejected["reason"].notna().all()
     assert metrics
-
-
-@pytest.mark.parametrize(
-    "stem", ["A1_phantom", "A2_pretrain_cnn", "A4_pretrain_twins", "A5_pretrain_embedders"]
-)
-def test_the_appendices_run(stem, tmp_path):
-    assert execute(stem, tmp_path)
-
-
-def test_the_ablations_run_over_the_studys_cases(study):
-    slug = "conceptclip_gemma3_en"
-    metrics = execute_in(study, "A6_ablations", slug)
-    folder = study / "smoke" / "A6_ablations" / slug
-    variants = pd.read_csv(folder / "table_variants.csv").set_index("variant")
-    assert list(variants.index) == ["as in 04", "projector first", "longer", "told"]
-    assert variants["overall_gain"].isna().tolist() == [True, False, False, False]
-    assert metrics["longer.overall_gain"] == variants.loc["longer", "overall_gain"]
-    jobs = [read_json(path) for path in sorted(folder.glob("*/job.json"))]
-    steps = [job["settings"]["warmup_projector_steps"] for job in jobs]
-    assert steps == [0, 2, 0]  # the longer one, the projector first, told
-    told, plain = (pd.read_csv(x) for x in (jobs[2]["pairs"], jobs[0]["pairs"]))
-    added = [a.removeprefix(b) for a, b in zip(told["report_en"], plain["report_en"], strict=True)]
-    assert all(line.startswith("\n") and not any(c.isdigit() for c in line) for line in added)
-    assert (told["findings_en"] == plain["findings_en"]).all()
-
-
-def test_the_leakage_audit_runs_over_the_studys_frames(study):
-    metrics = execute_in(study, "A3_leakage", "epochs0_n_repeats1", epochs=0, n_repeats=1)
-    folder = study / "smoke" / "A3_leakage" / "epochs0_n_repeats1"
-    fair = pd.read_csv(folder / "crossover.csv").set_index(["f1_name", "arm"])
-    assert set(fair.index.get_level_values("arm")) == {"patient", "video", "frame"}
-    assert len(set(fair["frames"])) == 1  # the same test frames in every arm
-    assert metrics["inflation_six_class_f1"] == fair.loc[("six_class_f1", "video"), "gain"]
-    assert metrics["paper_test_cases_also_in_train"] == 48
-    assert not list(folder.rglob("*.safetensors"))

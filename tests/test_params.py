@@ -64,3 +64,26 @@ def test_suggestions_only_name_what_exists(name, known):
         with pytest.raises(ValueError, match="unknown thing"):
             check_choice("thing", name, known)
     assert any(k in did_you_mean(name, known) for k in known)
+
+
+@dataclass(frozen=True)
+class Experiment(Params):
+    profile: str = "phantom"
+    epochs: int = 5
+    rate: float = 0.0
+    scratch: bool = False
+    scores: str = ""
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({}, []),
+        ({"profile": "smoke"}, []),
+        ({"epochs": 3, "rate": 1e-4}, ["epochs3", "rate0.0001"]),
+        ({"scratch": True}, ["scratch"]),
+        ({"scores": "../a b/sheet (1).csv"}, ["scores_sheet_1_csv"]),
+    ],
+)
+def test_what_differs_from_the_defaults_names_a_run(change, words):
+    assert Experiment(**change).changes({"profile"}) == words

@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,12 @@ from cag_utils.segments import artery_of, laterality_of
 
 def tree(seed, laterality, dominance="right", **more):
     return grow_tree(np.random.default_rng(seed), laterality, dominance, **more)
+
+
+@cache
+def hearts(laterality):
+    """The trees of forty hearts."""
+    return [tree(seed, laterality) for seed in range(40)]
 
 
 def test_polar_coordinates_by_hand():
@@ -53,8 +61,7 @@ def test_dominance_decides_who_supplies_the_posterior_descending_artery():
 )
 def test_proximal_calibres_lie_in_the_published_range(laterality, vessel, mean_mm, sd_mm):
     found = []
-    for seed in range(40):
-        grown = tree(seed, laterality)
+    for grown in hearts(laterality):
         own = np.flatnonzero(grown.branch == grown.names.index(vessel))
         found.append(2 * np.median(grown.radius[own[: len(own) // 6]]))
     assert abs(np.mean(found) - mean_mm) < 0.5 * sd_mm

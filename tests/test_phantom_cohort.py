@@ -15,22 +15,14 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
 from cag_utils.labels import SIX_CLASSES, read_frame_labels
-from cag_utils.phantom.__main__ import main
 from cag_utils.phantom.carm import CArm
-from cag_utils.phantom.cohort import (
-    CohortSettings,
-    cohort_settings,
-    ensure_phantom,
-    make_cohort,
-    still,
-)
+from cag_utils.phantom.cohort import CohortSettings, make_cohort, still
 from cag_utils.phantom.exam import exam_tables, shoot_exam
 from cag_utils.phantom.grading import label
 from cag_utils.phantom.lesions import KIND_SHARES
 from cag_utils.phantom.shot import CINE_SHARES, KINDS, draw_kind
 from cag_utils.phantom.xadicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset
 from cag_utils.segments import GRADES, artery_of, laterality_of
-from cag_utils.settings import load_profile
 
 TINY = CohortSettings("corpus", 7, 2, 2, 6, 8, size_px=128)
 UID = re.compile(r"2\.25\.(0|[1-9]\d*)")
@@ -418,41 +410,6 @@ def test_a_wanted_lesion_is_the_one_shown(segment):
 def test_bad_stills_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         still(size_px=64, **arguments)
-
-
-# --- profiles ---
-
-
-def test_profile_numbers_reach_the_cohorts():
-    profile = load_profile("smoke")
-    doubled = profile.model_copy(update={"data": profile.data.model_copy(update={"scale": 2.0})})
-    got = cohort_settings(doubled, "corpus")
-    assert got.n_patients == 2 * profile.data.corpus_patients
-    assert got.cines_per_patient == profile.data.corpus_cines
-    assert (got.size_px, got.seed) == (profile.data.size_px, profile.data.seed)
-
-
-def test_a_profile_with_own_data_has_no_phantom():
-    with pytest.raises(ValueError, match="reads its own data"):
-        cohort_settings(load_profile("paper"), "cnn")
-
-
-def test_ensure_phantom_makes_both_cohorts(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    profile = load_profile("smoke")
-    small = dict(cnn_patients=1, corpus_patients=1, cnn_cines=1, corpus_cines=1, frames_low=4,
-                 frames_high=4, size_px=64)  # fmt: skip
-    tiny = profile.model_copy(update={"data": profile.data.model_copy(update=small)})
-    folder = ensure_phantom(tiny, n_workers=1)
-    assert folder.is_relative_to(tmp_path)
-    assert (folder / "cnn" / "finished.json").exists()
-    assert (folder / "corpus" / "findings.csv").exists()
-
-
-def test_the_command_refuses_a_profile_without_phantom(capsys):
-    with pytest.raises(SystemExit):
-        main(["--profile", "paper"])
-    assert "own data" in capsys.readouterr().err
 
 
 def test_a_still_knows_the_lumen_along_its_vessels():

@@ -1,9 +1,12 @@
 """What `make reference` prints into the README."""
 
+import subprocess
+import sys
+
 import pytest
 
-from cag_utils import appendices, reference
-from cag_utils.readme_results import results_table, update_readme
+from cag_utils import reference, yardstick
+from cag_utils.reference import results_table, update_readme
 from cag_utils.study import read_json, write_json
 
 FIGURES = {
@@ -45,24 +48,20 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
         update_readme(page, FIGURES)
 
 
-def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
-    monkeypatch.setattr(reference, "provenance", dict)
+def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path):
     old, tables = tmp_path / "outputs" / "reference", tmp_path / "run" / "08_paper_tables" / "all"
     for folder in (old, tables):
         folder.mkdir(parents=True)
     for name in ("A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "gone.csv"):
         (old / name).write_text("old", encoding="utf-8")
     (tables / "table1.csv").write_text("new", encoding="utf-8")
-    write_json(old / "metrics.json", {"benchmark.x": 2.0, "leakage.y": 0.1, "cnn.z": 0.9})
-    assert reference.earlier_figures(old) == {"benchmark.x": 2.0, "leakage.y": 0.1}
-    reference.write_reference(tmp_path / "run", {"cnn.z": 1.0}, [])
+    reference.copy_study(tmp_path / "run", old, keep=tuple(reference.APPENDICES))
     kept = {path.name for path in old.iterdir()}
     assert kept == {
         "A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv",
-        "metrics.json", "provenance.json",
     }  # fmt: skip
-    assert read_json(old / "metrics.json") == {"cnn.z": 1.0}
+    reference.copy_study(tmp_path / "run", old, keep=())
+    assert {path.name for path in old.iterdir()} == {"gpu.md", "table1.csv"}
 
 
 def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, monkeypatch):
@@ -73,23 +72,29 @@ def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, m
         made.mkdir(parents=True)
     old = {"cnn.z": 0.9, "ablation.longer.overall": 1.0, "ablation.named_gone": 2.0}
     write_json(folder / "metrics.json", old)
+    write_json(folder / "provenance.json", {"commit": "first"})
     write_json(run / "metrics.json", {"longer.overall": 3.0, "backbone": "gemma3"})
     for name in ("table_variants.md", "table_variants.csv", "other.md"):
         (run / name).write_text("new", encoding="utf-8")
-    monkeypatch.setattr(appendices.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(reference, "provenance", lambda: {"commit": "second"})
+    monkeypatch.setattr(reference.subprocess, "run", lambda *_, **__: None)
     printed = []
     monkeypatch.setattr(reference, "update_readme", lambda page, found: printed.append(found))
     reference.refresh_parts(["A6_ablations"])
     found = {"cnn.z": 0.9, "ablation.longer.overall": 3.0}
     assert read_json(folder / "metrics.json") == found and printed == [found]
     kept = {path.name for path in folder.iterdir()}
-    assert kept == {"metrics.json", "A6_ablations_table_variants.md"}
+    assert kept == {"metrics.json", "provenance.json", "A6_ablations_table_variants.md"}
+    facts = {"commit": "first", "commit of A6_ablations": "second"}
+    assert read_json(folder / "provenance.json") == facts
 
 
 def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
     (tmp_path / "outputs" / "reference").mkdir(parents=True)
     path = tmp_path / "outputs" / "reference" / "metrics.json"
+    write_json(path.with_name("provenance.json"), {})
+    monkeypatch.setattr(reference.yardstick, "measure", lambda: {"seconds": 0.5})
     write_json(path, {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 1.0})
     scripts = tmp_path / "tests" / "benchmarks"
     scripts.mkdir(parents=True)
@@ -98,7 +103,53 @@ def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "root", lambda: tmp_path)
     monkeypatch.setattr(reference, "update_readme", lambda page, found: None)
     reference.refresh_parts(["bench_kept"])
-    one = {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 2.0}
-    assert read_json(path) == one
+    kept = {"cnn.z": 0.9, "benchmark.kept_name": 2.0, "benchmark.bench_kept.yardstick": 0.5}
+    assert read_json(path) == kept | {"benchmark.gone": 1.0}
     reference.refresh_parts(["benchmarks"])
-    assert read_json(path) == {"cnn.z": 0.9, "benchmark.kept_name": 2.0, "benchmark.other": 3.0}
+    other = {"benchmark.other": 3.0, "benchmark.bench_other.yardstick": 0.5}
+    assert read_json(path) == kept | other
+
+
+def test_the_commit_is_noted_before_a_tracked_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    page, folder = tmp_path / "README.md", tmp_path / "outputs" / "reference"
+    page.write_text("<!-- results: make reference -->\n<!-- end of results -->\n")
+    for made in (folder, tmp_path / "outputs" / "phantom" / "08_paper_tables" / "all"):
+        made.mkdir(parents=True)
+    write_json(folder / "metrics.json", {"benchmark.x": 2.0, "leakage.y": 0.1, "cnn.z": 0.9})
+    room = tmp_path / "cag_utils" / "phantom" / "anatomy"
+    room.mkdir(parents=True)
+    (room / "tree.py").write_text("a = 1\nb = 2\n")
+    (tmp_path / "cag_utils" / "study.py").write_text("a = 1\n")
+    for words in ("init -q", "add .", "-c user.name=x -c user.email=x commit -qm x"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(reference.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(reference, "measured_run", lambda command: {"study.minutes": 1.0})
+    monkeypatch.setattr(reference, "headline_figures", lambda *_: FIGURES)
+    reference.main(study_only=True)
+    assert "dirty" not in read_json(folder / "provenance.json")["commit"]
+    assert reference.provenance()["commit"].endswith("-dirty")
+    found = read_json(folder / "metrics.json")
+    assert found["benchmark.x"] == 2.0 and found["leakage.y"] == 0.1 and "cnn.z" not in found
+    rooms = {"top.lines": 1, "top.files": 1, "phantom.lines": 2, "phantom.files": 1}
+    rooms |= {"all.lines": 3, "all.files": 2}
+    assert {k: v for k, v in found.items() if k.startswith("rooms.")} == {
+        f"rooms.{k}": v for k, v in rooms.items()
+    }
+
+
+def test_a_run_is_measured_in_minutes_and_in_yardsticks(monkeypatch):
+    monkeypatch.setattr(reference.yardstick, "measure", lambda: {"numpy": 0.1, "seconds": 0.01})
+    found = reference.measured_run([sys.executable, "-c", "import time; time.sleep(2)"])
+    assert 200 <= found["study.yardsticks"] < 12000 and found["study.yardstick"] == 0.01
+    assert found["study.yardstick_numpy"] == 0.1 and found["study.minutes"] > 0.03
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        reference.measured_run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_the_yardstick_times_three_kinds_of_work():
+    found = yardstick.measure()
+    assert set(found) == {"numpy", "numba", "decoding", "seconds"}
+    parts = [value for name, value in found.items() if name != "seconds"]
+    assert all(0.01 < value < 60 for value in parts)
+    assert found["seconds"] == pytest.approx(sum(parts), abs=1e-3)

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.signal import argrelextrema
 
 from cag_utils import sampling
-from cag_utils.deident import save_links
+from cag_utils.identity import save_links
+from cag_utils.profiles import load_profile, profile_names
 from cag_utils.sampling import (
     FRAME_COLUMNS,
     frame_statistics,
@@ -18,7 +19,6 @@ from cag_utils.sampling import (
     pick_extrema,
     sample_folder,
 )
-from cag_utils.settings import load_profile, profile_names
 from tests.test_cine_dicom import write_cine
 
 levels = st.integers(-50, 50).map(float)

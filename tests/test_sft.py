@@ -21,7 +21,7 @@ from cag_utils.backbones import load_backbone
 from cag_utils.examples import encode_prompts, open_picture, read_examples
 from cag_utils.jobs import Job, last_checkpoint, make_job, start_folder
 from cag_utils.parity import probe, reload_difference
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.sft import make_trainer, run_job
 from cag_utils.sft_config import training_config
 from cag_utils.sft_data import to_dataset

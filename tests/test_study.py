@@ -1,5 +1,6 @@
 import hashlib
 import hmac
+import shlex
 import stat
 from dataclasses import dataclass
 
@@ -7,24 +8,52 @@ import numpy as np
 import pytest
 
 from cag_utils import study
-from cag_utils.settings import load_profile
+from cag_utils.params import Params
+from cag_utils.profiles import load_profile
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Params):
     profile: str = "smoke"
     out_root: str = "outputs"
-    seed: int = 3
+    seed: int = 0
+    backbone: str = "gemma3"
+    language: str = "en"
+    epochs: float = 0.0
+    n_workers: int = 2
 
 
 @pytest.fixture
-def run(tmp_path):
-    return study.open_run(Demo(out_root=str(tmp_path)), "04_finetune", "gemma3_en")
+def demo(tmp_path, monkeypatch):
+    monkeypatch.delenv(study.BY_WORKFLOW, raising=False)
+    return lambda **given: study.open_run(
+        Demo(**{"out_root": f"{tmp_path}/my runs"} | given), "04_finetune"
+    )
 
 
-def test_a_run_lands_in_its_own_folder(run, tmp_path, capsys):
-    assert run.dir == tmp_path / "smoke" / "04_finetune" / "gemma3_en" and run.dir.is_dir()
-    assert run.outputs == tmp_path / "smoke"
+@pytest.fixture
+def run(demo):
+    return demo(seed=3)
+
+
+def test_a_run_lands_in_its_own_folder(demo, tmp_path):
+    run = demo(language="ja", n_workers=7)
+    assert run.dir == tmp_path / "my runs/smoke/04_finetune/gemma3_ja" and run.dir.is_dir()
+    assert run.outputs == tmp_path / "my runs" / "smoke"
+
+
+def test_an_experiment_is_named_after_what_differs(demo, monkeypatch):
+    assert demo(epochs=1.0, seed=4).dir.name == "gemma3_en_seed4_epochs1"
+    monkeypatch.setenv(study.BY_WORKFLOW, "1")  # an edited cell is the study itself there
+    assert demo(epochs=1.0).dir.name == "gemma3_en"
+
+
+def test_nobody_writes_by_hand_over_a_run_that_the_workflow_made(demo, monkeypatch):
+    first = demo()
+    (first.dir / "04_finetune.ipynb").touch()  # the executed notebook, the workflow's log
+    assert demo().dir.name == "gemma3_en_by_hand" and demo(seed=1).dir.name == "gemma3_en_seed1"
+    monkeypatch.setenv(study.BY_WORKFLOW, "1")
+    assert demo().dir == first.dir
 
 
 def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monkeypatch):
@@ -36,10 +65,31 @@ def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monke
     assert study.under_root("outputs") == tmp_path.resolve() / "outputs"
 
 
-def test_a_missing_input_names_the_command_that_makes_it(run):
-    with pytest.raises(FileNotFoundError, match="make study PROFILE=smoke") as error:
-        run.need("03_build_corpus/all/pairs.csv")
-    assert "papermill notebooks/03_build_corpus.ipynb" in str(error.value)
+@pytest.mark.parametrize(
+    "notebook, path, told",
+    [
+        ("04_finetune", "03_build_corpus/all/pairs.csv", {}),
+        ("05_generate_reports", "04_finetune/conceptclip_gemma3_ja/job.json",
+         {"backbone": "conceptclip_gemma3", "language": "ja"}),
+        ("03_build_corpus", "00_frame_sampling/corpus/frames.csv", {"cohort": "corpus"}),
+        ("08_paper_tables", "06_vlscore/en/metrics.json", {"language": "en"}),
+        ("02_confusion_matrices", "01_train_cnn/six_class_epochs3/splits.csv", {}),
+    ],
+)  # fmt: skip
+def test_a_missing_input_names_the_command_that_makes_it(notebook, path, told, tmp_path):
+    params = Demo(out_root=f"{tmp_path}/my $(runs)")
+    run = study.Run(
+        notebook, tmp_path / "my $(runs)/smoke" / notebook / "x", load_profile("smoke"), 0
+    )
+    with pytest.raises(FileNotFoundError) as error:
+        run.need(path)
+    alone, study_line = [shlex.split(x.split(":  ")[1]) for x in str(error.value).splitlines()][
+        ::-1
+    ]
+    assert study_line == [f"OUT_ROOT={params.out_root}", "make", "study", "PROFILE=smoke"]
+    assert alone[:3] == ["papermill", f"notebooks/{path.split('/')[0]}.ipynb", "out.ipynb"]
+    given = dict(zip(alone[4::3], alone[5::3], strict=True))
+    assert given == {"profile": "smoke", "out_root": params.out_root} | told
 
 
 def test_a_present_input_is_returned(run):

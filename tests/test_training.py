@@ -23,7 +23,7 @@ from cag_utils.augmentation import AugmentedFrames, BatchLoader, augment, epoch_
 from cag_utils.checkpoints import load_model
 from cag_utils.networks import FrameSet
 from cag_utils.processes import Team, count_processes, join_team, launch
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
 from cag_utils.trainer import Trainer, mix, moving_average, rate_factor
 from cag_utils.training import train_cnn

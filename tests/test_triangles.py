@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, paper_table
-from cag_utils.settings import Stats, Vlscore
 from cag_utils.triangles import (
     embed,
     join_cases,

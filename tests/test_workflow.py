@@ -1,11 +1,34 @@
-import nbformat
+"""What a step depends on, and what is left of a study that dies: killed and broken on purpose."""
 
-from cag_utils.workflow import PACKAGE, notebook_sources
+import ast
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import nbformat
+import psutil
+import pytest
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_server.services.contents.filemanager import FileContentsManager
+
+from cag_utils.study import root
+from cag_utils.workflow import PACKAGE, TAG, code_digest, imported_files, notebook_sources
+
+WORKFLOW = [sys.executable, "-m", "cag_utils.workflow"]
+SPITEFUL = 'a "b" c\'d ($(touch pwned))'
 
 
 def notebook(path, *sources):
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), path)
     return path
 
 
@@ -13,16 +36,290 @@ def test_imports_are_followed_into_the_package(tmp_path):
     path = notebook(tmp_path / "n.ipynb", "import os\nfrom cag_utils.study import open_run")
     found = notebook_sources(path)
     assert found[0] == path
-    assert {PACKAGE / f"{name}.py" for name in ("study", "settings", "params")} <= set(found)
+    assert {PACKAGE / f"{name}.py" for name in ("study", "profiles", "params")} <= set(found)
     assert PACKAGE / "report.py" not in found
 
 
 def test_modules_of_the_phantom_and_plain_imports_count_too(tmp_path):
-    sources = ["from cag_utils.phantom import clinic", "def f():\n    import cag_utils.report"]
+    sources = ["from cag_utils.phantom import cohort", "def f():\n    import cag_utils.report"]
     found = notebook_sources(notebook(tmp_path / "n.ipynb", *sources))
-    assert {PACKAGE / "phantom" / "clinic.py", PACKAGE / "report.py"} <= set(found)
+    assert {PACKAGE / "phantom" / "cohort.py", PACKAGE / "report.py"} <= set(found)
+
+
+def test_modules_of_rooms_within_rooms_count_too(tmp_path):
+    package = tmp_path / "cag_utils"
+    for name in ("a/b/c.py", "a/b/d.py", "a/b.txt", "e.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    source = "from cag_utils.a.b import c\nfrom cag_utils.a.b.d import x\nimport cag_utils.e as z"
+    wanted = {package / "a" / "b" / "c.py", package / "a" / "b" / "d.py", package / "e.py"}
+    assert imported_files(ast.parse(source), package) == wanted
 
 
 def test_a_notebook_without_the_package_depends_on_itself_alone(tmp_path):
-    path = notebook(tmp_path / "n.ipynb", "import numpy")
+    path = notebook(tmp_path / "n.ipynb", "import numpy", "%matplotlib inline", "half a cell (")
     assert notebook_sources(path) == [path]
+
+
+def test_code_makes_a_step_stale_and_nothing_else(tmp_path):
+    def digest(name, *sources):
+        return code_digest(notebook(tmp_path / name, *sources))
+
+    (tmp_path / "x").mkdir()
+    first = digest("n.ipynb", "a = 1", "b = a + 1")
+    assert digest("x/n.ipynb", "a = 1  # why", "b = (a +\n     1)") == first
+    others = [("a = 2", "b = a + 1"), ("a = 1", "b = a + 1", "%time a"), ("a = 1\nb = a + 1",)]
+    (tmp_path / "y").mkdir()
+    found = {code_digest(notebook(tmp_path / "y" / f"{i}.ipynb", *x)) for i, x in enumerate(others)}
+    assert len(found | {first}) == 4
+
+
+@pytest.mark.parametrize(
+    "page", sorted((root() / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_a_notebook_that_jupyterlab_opened_and_saved_has_the_same_bytes(page, tmp_path):
+    shutil.copy(page, tmp_path)
+    [hook] = re.findall(r"ContentsManager.pre_save_hook=(\S+)", (root() / "Makefile").read_text())
+    server = FileContentsManager(root_dir=str(tmp_path), pre_save_hook=hook)
+    model = server.get(page.name)
+    kernel = get_kernel_dict()
+    spec = {"name": "python3"} | {key: kernel[key] for key in ("display_name", "language")}
+    model["content"]["metadata"]["kernelspec"] = spec
+    model["content"]["metadata"]["language_info"] = {"name": "python", "version": "3.13.9"}
+    server.save(model, page.name)
+    assert (tmp_path / page.name).read_bytes() == page.read_bytes()
+    for cell in (x for x in model["content"]["cells"] if x["cell_type"] == "code"):  # and ran it
+        text = {"name": "stdout", "output_type": "stream", "text": "1\n"}
+        cell |= {"execution_count": 7, "outputs": [text]}
+    server.save(model, page.name)
+    assert (tmp_path / page.name).read_bytes() != page.read_bytes()
+    assert code_digest(tmp_path / page.name) == code_digest(page)
+
+
+# --- killed ---
+
+BEAT = """
+import subprocess, sys, time
+from pathlib import Path
+def beat(name):
+    with Path(name).open("a") as file:
+        file.write(".")
+    time.sleep(0.05)
+"""
+ENDLESS = f"""
+code = {BEAT!r} + "\\nwhile True: beat('worker.txt')"
+if not Path("go").exists():
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+while not Path("go").exists():
+    beat("kernel.txt")
+"""
+TOY = """
+import sys
+from pathlib import Path
+from cag_utils.workflow import code_digest
+rule all:
+    input: "done.txt"
+rule step:
+    output: "part.txt", "done.txt"
+    log: "out.ipynb"
+    params: code=code_digest(Path("n.ipynb"))
+    shell: "touch part.txt; {sys.executable:q} -m cag_utils.workflow notebook --log-level WARNING "
+        "--no-progress-bar n.ipynb {log:q}; touch done.txt"
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A study of one endless notebook that has a worker in a session of its own."""
+    folder = tmp_path / SPITEFUL
+    folder.mkdir()
+    notebook(folder / "n.ipynb", BEAT, ENDLESS)
+    (folder / "Snakefile").write_text(TOY, encoding="utf-8")
+    yield folder
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in (process.environ().get(TAG, ""), process.cwd()):
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+def begin(folder, *command):
+    env = os.environ | {"PYTHONPATH": str(root())}
+    return subprocess.Popen(
+        [*WORKFLOW, *command], cwd=folder, env=env, text=True, stdout=PIPE, stderr=PIPE
+    )
+
+
+def wait_for(condition, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+def assert_silent(*paths):
+    """What wrote into these files has stopped."""
+
+    def sizes():
+        return [path.stat().st_size for path in paths]
+
+    def quiet():
+        before = sizes()
+        time.sleep(0.5)
+        return sizes() == before
+
+    wait_for(quiet, 20)
+
+
+def test_a_killed_study_leaves_nobody_writing_and_goes_on_by_the_same_command(toy):
+    command = ["study", "--cores", "1"]
+    first = begin(toy, *command)
+    written = [toy / "kernel.txt", toy / "worker.txt"]
+    wait_for(lambda: all(path.exists() for path in written))
+    second = begin(toy, *command)
+    refusal = second.communicate(timeout=180)[1].strip()
+    assert second.returncode == 1 and len(refusal.splitlines()) == 1
+    assert f"(process {first.pid})" in refusal and "already running" in refusal
+    assert first.poll() is None
+    dry = begin(toy, *command, "--dry-run")
+    assert dry.communicate(timeout=180) and dry.returncode == 0
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert_silent(*written)
+    assert list((toy / ".snakemake" / "locks").glob("*.lock"))  # a dead one's
+    (toy / "go").touch()
+    again = begin(toy, *command)
+    said = again.communicate(timeout=180)[1]
+    assert again.returncode == 0, said
+    assert "without encryption" not in said
+    assert (toy / "done.txt").exists() and not list(toy.parent.rglob("pwned"))
+    shutil.copy(toy / "out.ipynb", toy / "n.ipynb")  # as somebody runs and saves it
+    assert "Nothing to be done" in begin(toy, *command).communicate(timeout=180)[1]
+    notebook(toy / "n.ipynb", BEAT, "1 + 1")
+    stale = begin(toy, *command, "--dry-run")
+    assert "Params have changed" in stale.communicate(timeout=180)[0]
+
+
+def test_orphans_that_nobody_watched_end_when_the_study_starts_again(toy):
+    code = BEAT + "\nwhile True: beat('worker.txt')"
+    env = os.environ | {TAG: f"0 {toy.resolve()}"}
+    orphan = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=env)
+    elsewhere = os.environ | {TAG: f"0 /x {toy.resolve()}"}
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=elsewhere)
+    (toy / "go").touch()
+    try:
+        assert begin(toy, "study", "--cores", "1").wait(timeout=180) == 0
+        assert orphan.wait(timeout=5) == -signal.SIGKILL and other.poll() is None
+    finally:
+        other.kill()
+
+
+def test_a_snakemake_started_by_hand_keeps_its_lock(toy):
+    plain = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "1"],
+        cwd=toy,
+        env=os.environ | {"PYTHONPATH": str(root())},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for((toy / "part.txt").exists)
+        second = begin(toy, "study", "--cores", "1")
+        assert f"(process {plain.pid})" in second.communicate(timeout=180)[1]
+        assert second.returncode == 1 and list((toy / ".snakemake" / "locks").glob("*.lock"))
+    finally:
+        plain.kill()
+
+
+def test_a_kernel_ends_with_the_papermill_that_started_it(toy):
+    alone = begin(toy, "notebook", "--no-progress-bar", "n.ipynb", "out.ipynb")
+    wait_for((toy / "kernel.txt").exists)
+    alone.send_signal(signal.SIGKILL)
+    alone.wait()
+    assert_silent(toy / "kernel.txt")
+
+
+# --- the real Snakefile ---
+
+
+def dry_run(repository, *config):
+    command = [*WORKFLOW, "study", "--cores", "1", "--dry-run", "--printshellcmds"]
+    return subprocess.run(
+        [*command, "--config", "profile=smoke", *config],
+        cwd=repository,
+        env=os.environ | {"PYTHONPATH": str(root())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
+    folder = tmp_path / SPITEFUL
+    repository = folder / "repository"
+    repository.mkdir(parents=True)
+    (repository / "notebooks").symlink_to(root() / "notebooks")
+    shutil.copy(root() / "Snakefile", repository)
+    sheet = folder / "sheet ($(touch pwned)).csv"
+    sheet.touch()
+    done = dry_run(repository, f"out_root={folder}", f"scores_ja={sheet}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shell = re.findall(r"Shell command: (.* notebook .*)", done.stdout + done.stderr)
+    assert len(shell) == 17
+    show = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[1:])'"
+    for line in shell:
+        told = line.replace(f"{shlex.quote(sys.executable)} -m cag_utils.workflow", show)
+        words = subprocess.run(
+            ["bash", "-c", told], capture_output=True, text=True, cwd=tmp_path, check=True
+        )
+        options = ast.literal_eval(words.stdout)[6:]
+        assert ["-r", "out_root", str(folder)] in [options[i : i + 3] for i in (0, 3)]
+        assert len(options) % 3 == 0 and set(options[::3]) <= {"-p", "-r"}
+    assert any(str(sheet) in shlex.split(line) for line in shell)
+    assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+
+
+def test_braces_in_a_path_are_refused(tmp_path):
+    done = dry_run(root(), f"out_root={tmp_path}/a{{b}}")
+    assert done.returncode == 1 and "no braces in the path" in done.stdout + done.stderr
+
+
+# --- make ---
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make in a spiteful folder, with a Python that prints its arguments and fails at `ruff`."""
+    folder = tmp_path / SPITEFUL
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$@"; echo\n[ "$2" != ruff ]\n', encoding="utf-8")
+    python.chmod(0o755)
+    shutil.copy(root() / "Makefile", folder)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):  # oldest first
+        (folder / name).touch()
+
+    def run(*words, **more):
+        env = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "OUT_ROOT", "CONFIG")}
+        command = ["make", "--silent", *words]
+        return subprocess.run(
+            command, cwd=folder, env=env | more, capture_output=True, text=True, check=False
+        )
+
+    yield run
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_make_test_runs_every_lane_and_fails_at_the_end(make):
+    done = make("test")
+    lanes = ["ruff", "not notebook and not appendix", "notebook and not appendix"]
+    assert done.returncode != 0
+    assert all(lane in done.stdout for lane in lanes)
+
+
+def test_make_hands_paths_on_as_they_are(make):
+    assert "<profile=phantom><out_root=outputs>" in make("study").stdout
+    spiteful = make("study", OUT_ROOT=SPITEFUL, PROFILE="smoke", CONFIG=f"scores_ja={SPITEFUL}")
+    wanted = f"<profile=smoke><out_root={SPITEFUL}><scores_ja={SPITEFUL}>"
+    assert wanted in spiteful.stdout
+    assert "<out_root=/a $(touch pwned)>" in make("study", "OUT_ROOT=/a $$(touch pwned)").stdout

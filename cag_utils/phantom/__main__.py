@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from cag_utils.phantom.cohort import ensure_phantom
-from cag_utils.settings import load_profile
+from cag_utils.cohorts import ensure_phantom
+from cag_utils.profiles import load_profile
 
 
 def main(arguments: list[str] | None = None) -> int:

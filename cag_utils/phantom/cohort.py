@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,14 +12,11 @@ from tqdm import tqdm
 
 from cag_utils.phantom.exam import CohortSettings, exam_tables, shoot_exam
 from cag_utils.phantom.stills import Still, still
-from cag_utils.settings import Profile
-from cag_utils.study import data_dir
 
-__all__ = ["CohortSettings", "Still", "cohort_settings", "ensure_phantom", "make_cohort", "still"]
+__all__ = ["CohortSettings", "Still", "make_cohort", "still"]
 
 VERSION = 7  # raise it whenever the same settings give other pictures or tables
 MARKER = "finished.json"
-COHORTS = ("cnn", "corpus")
 
 
 def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> Path:
@@ -143,50 +139,3 @@ def _write_json(path: Path, content) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(json.dumps(content, ensure_ascii=False).encode())
     part.replace(path)
-
-
-def cohort_settings(profile: Profile, name: str) -> CohortSettings:
-    """Return the settings of one of a profile's two cohorts.
-
-    Args:
-        profile: Its `data` section counts patients, cines and frames; `scale` multiplies patients.
-        name: cnn or corpus.
-
-    Raises:
-        ValueError: The profile reads own data, or a number breaks its rule.
-    """
-    data = profile.data
-    if data.source != "phantom":
-        raise ValueError(f"profile {profile.name!r} reads its own data from {data.folder!r}")
-    patients = {"cnn": data.cnn_patients, "corpus": data.corpus_patients}
-    cines = {"cnn": data.cnn_cines, "corpus": data.corpus_cines}
-    return CohortSettings(
-        name=name,
-        seed=data.seed,
-        n_patients=max(1, round(patients[name] * data.scale)),
-        cines_per_patient=cines[name],
-        frames_low=data.frames_low,
-        frames_high=data.frames_high,
-        size_px=data.size_px,
-    )
-
-
-def ensure_phantom(profile: Profile, n_workers: int = 2, cohorts: Sequence[str] = COHORTS) -> Path:
-    """Make the cohorts of a phantom profile that are missing.
-
-    Args:
-        profile: A profile whose data source is the phantom.
-        n_workers: Processes.
-        cohorts: Which ones; two notebooks that need one each can then run side by side.
-
-    Returns:
-        The folder that holds `cnn/` and `corpus/`.
-
-    Raises:
-        ValueError: The profile reads own data.
-    """
-    wanted = [cohort_settings(profile, name) for name in cohorts]
-    folder = data_dir(profile)
-    for settings in wanted:
-        make_cohort(folder / settings.name, settings, n_workers)
-    return folder

@@ -27,12 +27,12 @@ from transformers import AutoModelForImageTextToText
 
 from cag_utils import backbones
 from cag_utils.backbones import load_backbone, quiet_libraries
-from cag_utils.corpus import prompt
 from cag_utils.decoding import length_batches, padding_share, prompt_lengths
 from cag_utils.examples import encode_prompts, open_picture
 from cag_utils.generate import generate_answers
+from cag_utils.pairs import prompt
 from cag_utils.phantom.captions import random_scene
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.twins import KINDS, build_twin
 
 N_CASES, BATCH_SIZE, ROUNDS = 32, 16, 3

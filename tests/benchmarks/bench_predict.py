@@ -21,7 +21,7 @@ from cag_utils.phantom.carm import CArm
 from cag_utils.phantom.cohort import still
 from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.predict import predict_files
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 
 N_DRAWN, N_PICTURES = 12, 384
 IMAGE_PX = load_profile("phantom").cnn.image_px  # what the shipped network reads

@@ -48,8 +48,8 @@ from cag_utils.jobs import Job, make_job
 from cag_utils.length_buckets import LengthBuckets, padding_share
 from cag_utils.phantom.clinic import decide_plan, draw_record, write_findings, write_report
 from cag_utils.phantom.cohort import still
+from cag_utils.profiles import load_profile
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
-from cag_utils.settings import load_profile
 from cag_utils.sft_config import training_config
 from cag_utils.sft_data import PaliGemmaCollator, to_dataset
 from cag_utils.tower_features import accept_features

@@ -38,7 +38,7 @@ from cag_utils.labels import SIX_CLASSES
 from cag_utils.networks import autocast, network, pick_device, read_frame_set
 from cag_utils.phantom.cohort import still
 from cag_utils.processes import join_team
-from cag_utils.settings import load_profile
+from cag_utils.profiles import load_profile
 from cag_utils.trainer import CLIP_NORM, Trainer
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform

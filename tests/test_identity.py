@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.deident import PREFIXES, pseudonym, save_links
-from cag_utils.settings import load_profile
+from cag_utils.identity import PREFIXES, pseudonym, save_links
+from cag_utils.profiles import load_profile
 from cag_utils.study import keyed_hash, pseudonym_key
 from tests.test_cine_dicom import write_cine
 from tests.test_sampling import pulsing

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cag_utils.settings import FOLDER, load_profile, parse_profile, profile_names
+from cag_utils.profiles import FOLDER, load_profile, parse_profile, profile_names
 
 PHANTOM = (FOLDER / "phantom.yaml").read_text(encoding="utf-8")
 

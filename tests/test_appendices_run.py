@@ -1,0 +1,55 @@
+"""The appendices under the smoke profile: a lane of its own, `make test-appendices`."""
+
+import pandas as pd
+import pytest
+
+from cag_utils.study import read_json
+from tests.running import execute, run_study
+
+pytestmark = pytest.mark.appendix
+
+
+@pytest.fixture(scope="session")
+def cases(once):
+    """As much of a study as the appendices read; each writes into a folder of its own."""
+
+    def run(out):
+        done = run_study(out, f"{out}/smoke/05_generate_reports/en/generations.csv")
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return once("cases", run)
+
+
+@pytest.mark.parametrize(
+    "stem", ["A1_phantom", "A2_pretrain_cnn", "A4_pretrain_twins", "A5_pretrain_embedders"]
+)
+def test_the_appendices_run(stem, tmp_path):
+    assert execute(stem, tmp_path)
+
+
+def test_the_ablations_run_over_the_studys_cases(cases):
+    slug = "conceptclip_gemma3_en"
+    metrics = execute("A6_ablations", cases)
+    folder = cases / "smoke" / "A6_ablations" / slug
+    variants = pd.read_csv(folder / "table_variants.csv").set_index("variant")
+    assert list(variants.index) == ["as in 04", "projector first", "longer", "told"]
+    assert variants["overall_gain"].isna().tolist() == [True, False, False, False]
+    assert metrics["longer.overall_gain"] == variants.loc["longer", "overall_gain"]
+    jobs = [read_json(path) for path in sorted(folder.glob("*/job.json"))]
+    steps = [job["settings"]["warmup_projector_steps"] for job in jobs]
+    assert steps == [0, 2, 0]  # the longer one, the projector first, told
+    told, plain = (pd.read_csv(x) for x in (jobs[2]["pairs"], jobs[0]["pairs"]))
+    added = [a.removeprefix(b) for a, b in zip(told["report_en"], plain["report_en"], strict=True)]
+    assert all(line.startswith("\n") and not any(c.isdigit() for c in line) for line in added)
+    assert (told["findings_en"] == plain["findings_en"]).all()
+
+
+def test_the_leakage_audit_runs_over_the_studys_frames(cases):
+    metrics = execute("A3_leakage", cases, epochs=0, n_repeats=1)
+    folder = cases / "smoke" / "A3_leakage" / "all_epochs0_n_repeats1"
+    fair = pd.read_csv(folder / "crossover.csv").set_index(["f1_name", "arm"])
+    assert set(fair.index.get_level_values("arm")) == {"patient", "video", "frame"}
+    assert len(set(fair["frames"])) == 1  # the same test frames in every arm
+    assert metrics["inflation_six_class_f1"] == fair.loc[("six_class_f1", "video"), "gain"]
+    assert metrics["paper_test_cases_also_in_train"] == 48
+    assert not list(folder.rglob("*.safetensors"))

@@ -1,0 +1,208 @@
+"""The shape of the package: which room may use which, one name one meaning, how large it is."""
+
+import ast
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from cag_utils.rooms import (
+    CLOSE,
+    OPEN,
+    TOP,
+    draw_rooms,
+    read_imports,
+    room_arrows,
+    room_of,
+    room_sizes,
+    update_picture,
+)
+from cag_utils.workflow import PACKAGE, notebook_sources
+from tests.conftest import ROOT
+
+STUDY = {TOP, "cines", "keyframes", "corpus", "vlm", "scores", "paper"}
+BESIDE = {"making", "audits"}  # how the shipped weights were made, and the appendices' questions
+BELOW_THE_PHANTOM = {"segments.py", "params.py"}
+COMMAND = "phantom/__main__.py"  # `python -m cag_utils.phantom`: the study's door to the phantom
+
+
+def forbidden_arrows(package):
+    """Imports of a study room, or of the phantom, that point the wrong way, as `from -> to`."""
+    wrong = []
+    for path, imported in read_imports(package).items():
+        room, name = room_of(path, package), path.relative_to(package).as_posix()
+        for other in sorted(imported):
+            target, to = room_of(other, package), other.relative_to(package).as_posix()
+            beside = room in STUDY | {"phantom"} and target in BESIDE
+            out = room == "phantom" and target != "phantom" and to not in BELOW_THE_PHANTOM
+            if beside or (out and name != COMMAND):
+                wrong.append(f"{name} -> {to}")
+    return wrong
+
+
+def circle(arrows):
+    """One circle of the arrows, from and to the same place; empty if there is none."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return [str(place) for place in error.args[1]]
+    return []
+
+
+def shared_names(package):
+    """Public functions and classes that two modules define, with the modules."""
+    homes = defaultdict(list)
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                homes[node.name].append(path.relative_to(package).as_posix())
+    mains = {"main"}  # each command has one
+    return {n: at for n, at in homes.items() if len(at) > 1 and n[0] != "_" and n not in mains}
+
+
+def full_inits(package):
+    """`__init__` files that hold anything: imports through them would hide from the workflow."""
+    inits = package.rglob("__init__.py")
+    return [x.relative_to(package).as_posix() for x in inits if x.read_text(encoding="utf-8")]
+
+
+def shadowed(package):
+    """Modules beside a package of the same name: Python would take the package."""
+    return [
+        path.relative_to(package).as_posix()
+        for path in sorted(package.rglob("*.py"))
+        if (path.with_suffix("") / "__init__.py").exists()
+    ]
+
+
+def count_lines(paths):
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def test_no_study_room_uses_what_stands_beside_it_and_the_phantom_could_leave():
+    assert forbidden_arrows(PACKAGE) == []
+
+
+def test_no_modules_and_no_rooms_import_in_a_circle():
+    assert circle(read_imports(PACKAGE)) == []
+    rooms = {room: others - {TOP} for room, others in room_arrows(PACKAGE).items() if room != TOP}
+    assert circle(rooms) == []
+
+
+def test_a_public_name_has_one_meaning():
+    assert shared_names(PACKAGE) == {}
+
+
+def test_inits_are_empty_and_no_package_hides_a_module():
+    assert full_inits(PACKAGE) == [] and shadowed(PACKAGE) == []
+
+
+def test_every_room_says_what_it_is_for():
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {TOP}
+    assert STUDY - {TOP} | BESIDE | {"phantom"} <= rooms
+    for room in rooms:
+        text = (PACKAGE / room / "README.md").read_text(encoding="utf-8")
+        assert text.startswith("# ") and "otebook" in text, room
+
+
+def test_the_house_stays_small():
+    sizes = room_sizes()
+    assert sizes["rooms.all.files"] <= 95 and sizes["rooms.all.lines"] <= 18_500
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if "benchmarks" not in path.parts]
+    assert count_lines(tests) <= 11_000
+    notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    reached = {path for notebook in notebooks for path in notebook_sources(notebook)[1:]}
+    assert len(notebooks) == 9 and len(reached) <= 55
+
+
+def test_the_readmes_picture_of_the_rooms_is_of_today():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert OPEN + draw_rooms() + CLOSE in text, "run: python -m cag_utils.rooms"
+
+
+# Small packages made up, so that each check is seen to fail.
+
+
+@pytest.fixture
+def house(tmp_path):
+    """Make a package of the given texts: `house({"vlm/sft.py": "x = 1"})`."""
+
+    def build(files: dict[str, str]) -> Path:
+        for name, text in files.items():
+            path = tmp_path / "cag_utils" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return tmp_path / "cag_utils"
+
+    return build
+
+
+SOUND = {
+    "__init__.py": "",
+    "params.py": "",
+    "segments.py": "class Segment: ...",
+    "vlm/sft.py": "from cag_utils.params import x",
+    "scores/rubric.py": "from cag_utils.vlm import sft\nfrom cag_utils import segments",
+    "phantom/anatomy/tree.py": "from cag_utils.segments import Segment",
+    "phantom/__main__.py": "from cag_utils.scores import rubric",
+    "making/tower.py": "import cag_utils.vlm.sft",
+    "audits/leakage.py": "",
+}
+
+
+def test_a_sound_house_passes(house):
+    package = house(SOUND)
+    assert forbidden_arrows(package) == full_inits(package) == shadowed(package) == []
+    assert shared_names(package) == {} and circle(read_imports(package)) == []
+
+
+@pytest.mark.parametrize(
+    "name, text, wrong",
+    [
+        ("vlm/sft.py", "def f():\n    from cag_utils.making import tower", "making/tower.py"),
+        ("params.py", "import cag_utils.audits.leakage", "audits/leakage.py"),
+        ("phantom/anatomy/tree.py", "from cag_utils.making.tower import x", "making/tower.py"),
+        ("phantom/anatomy/tree.py", "from cag_utils.vlm.sft import x", "vlm/sft.py"),
+    ],
+)
+def test_an_arrow_the_wrong_way_is_seen(house, name, text, wrong):
+    assert forbidden_arrows(house(SOUND | {name: text})) == [f"{name} -> {wrong}"]
+
+
+def test_circles_of_modules_and_of_rooms_are_seen(house):
+    package = house(SOUND | {"vlm/sft.py": "from cag_utils.scores import rubric"})
+    found = circle(read_imports(package))
+    assert {Path(place).name for place in found} == {"sft.py", "rubric.py"}
+    # Two files each way: no module imports itself, but the rooms do.
+    package = house(SOUND | {"vlm/lora.py": "from cag_utils.scores import rubric"})
+    (package / "vlm" / "sft.py").write_text("", encoding="utf-8")
+    assert circle(read_imports(package)) == []
+    assert set(circle(room_arrows(package))) == {"vlm", "scores"}
+
+
+def test_a_second_meaning_of_a_name_is_seen(house):
+    package = house(SOUND | {"vlm/lora.py": "def Segment(): ...", "vlm/sft.py": "def _own(): ..."})
+    assert shared_names(package) == {"Segment": ["segments.py", "vlm/lora.py"]}
+
+
+def test_a_full_init_and_a_hidden_module_are_seen(house):
+    package = house(SOUND | {"params/__init__.py": "", "vlm/__init__.py": "from x import y"})
+    assert full_inits(package) == ["vlm/__init__.py"] and shadowed(package) == ["params.py"]
+
+
+def test_sizes_and_picture_count_what_is_there(house, tmp_path):
+    package = house(SOUND | {"vlm/lora.py": "a = 1\nb = 2\n"})
+    sizes = room_sizes(package)
+    assert sizes["rooms.vlm.files"] == 2 and sizes["rooms.vlm.lines"] == 3
+    assert sizes["rooms.top.files"] == sizes["rooms.top.lines"] == 1  # the others are empty
+    drawn = draw_rooms(package)
+    assert "    scores --> vlm\n" in drawn and "--> top" not in drawn and "vlm --> " not in drawn
+    assert 'vlm["vlm<br>2 files, 0.0k lines"]' in drawn
+    readme = tmp_path / "README.md"
+    with pytest.raises(ValueError, match="no markers of the rooms"):
+        readme.write_text("# House\n", encoding="utf-8")
+        update_picture(readme, package)
+    readme.write_text(f"# House\n{OPEN}old\n{CLOSE}\nend\n", encoding="utf-8")
+    update_picture(readme, package)
+    assert readme.read_text(encoding="utf-8") == f"# House\n{OPEN}{drawn}{CLOSE}\nend\n"
