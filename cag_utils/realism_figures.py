@@ -19,12 +19,11 @@ from cag_utils.cine_stills import flat_patches, open_field
 from cag_utils.phantom.backdrop import draw_backdrop
 from cag_utils.phantom.carm import VIEWS, aim, draw_carm
 from cag_utils.phantom.pose import Pose
-from cag_utils.phantom.realism import noise_power
-from cag_utils.phantom.realism_cine import fill_curve, mean_curve
 from cag_utils.phantom.shot import Shot
 from cag_utils.phantom.subject import Subject
 from cag_utils.phantom.tree import Tree
 from cag_utils.phantom.xray import expose
+from cag_utils.realism import fill_curve, mean_curve, noise_power
 from cag_utils.segments import AHA_SEGMENTS
 from cag_utils.study import root, under_root
 

@@ -8,21 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
-from cag_utils.phantom.realism import (
+from cag_utils.phantom.stills import still
+from cag_utils.realism import (
     compare_measures,
-    grey_distance,
-    measure_picture,
-    noise_power,
-)
-from cag_utils.phantom.realism_cine import (
+    dark_lines,
     difference_noise,
     fill_curve,
     filling,
+    grey_distance,
     mean_curve,
     measure_cine,
+    measure_picture,
+    noise_power,
 )
-from cag_utils.phantom.realism_lines import dark_lines
-from cag_utils.phantom.stills import still
 
 SIZE = 256
 OPEN = np.ones((SIZE, SIZE), bool)
