@@ -112,7 +112,7 @@ class Finetune(Section):
     warmup_projector_steps: int = Field(ge=0)  # first the projector learns alone; 0: never
     eval_cases: int = Field(ge=0)  # validation cases answered after each epoch; 0: loss alone
     patience: int = Field(ge=0)  # epochs without a better validation loss before it stops; 0: never
-    quantise: Literal["none", "4bit"]  # 4bit: QLoRA, on CUDA with bitsandbytes
+    quantise: Literal["none", "4bit"]  # 4bit: QLoRA, on CUDA with bitsandbytes; not run here
 
     @model_validator(mode="after")
     def _names_are_tuned(self):

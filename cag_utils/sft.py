@@ -29,6 +29,7 @@ from transformers import (
     TrainerState,
 )
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
@@ -37,7 +38,6 @@ from cag_utils.entities import Entities, read_entities
 from cag_utils.examples import read_examples
 from cag_utils.generate import generate_answers
 from cag_utils.jobs import Job, base_name, last_checkpoint, seal, start_folder
-from cag_utils.length_buckets import LengthBuckets
 from cag_utils.loading import load_backbone
 from cag_utils.lora import (
     lora_config,
@@ -230,6 +230,28 @@ def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "epoch", *SCORES])
 
 
+class EpochGroups(LengthGroupedSampler):
+    """transformers' batches of like length, in an order that seed and epoch alone decide.
+
+    As it comes (`train_sampling_strategy="group_by_length"`) the sampler draws from torch's global
+    generator, which differs between processes once they have dropped out different numbers.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; the Trainer calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the cases' indices."""
+        self.generator = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
+        yield from super().__iter__()
+
+
 class CaseTrainer(SFTTrainer):
     """Trains on `sft_data.to_cases`, batched by length; scores answers after each evaluation."""
 
@@ -256,7 +278,7 @@ class CaseTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         data = self.train_dataset if train_dataset is None else train_dataset
-        return LengthBuckets(data["length"], self.args.train_batch_size, self.args.data_seed)
+        return EpochGroups(data["length"], self.args.train_batch_size, self.args.data_seed)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Measure the loss, then let the first process score answers and log them."""

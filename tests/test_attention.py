@@ -1,7 +1,6 @@
 """Fused attention for PaliGemma without caps: the same logits, and only where it may."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
@@ -63,11 +62,3 @@ def test_a_saved_model_names_no_attention_of_ours(tmp_path):
     assert FUSED not in (tmp_path / "config.json").read_text()
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert again.config.get_text_config()._attn_implementation == "eager"
-
-
-@pytest.mark.parametrize("name", ["paligemma2", "gemma3"])
-def test_it_may_be_called_twice(name):
-    model, _ = load_backbone(name, "tiny", "cpu")
-    before = model.config.get_text_config()._attn_implementation
-    assert not fuse_attention(model)
-    assert model.config.get_text_config()._attn_implementation == before

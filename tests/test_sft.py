@@ -95,30 +95,6 @@ def test_only_the_answer_is_scored(world, name):
     assert set(last) <= set(ends)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
-def test_no_answer_token_is_seen_before_its_turn(world, name):
-    model, processor, batch = batch_of(name, world, n=1)
-    batch.pop("labels")
-    at = int(batch["attention_mask"][0].sum()) - 4  # inside the answer, before its end
-    changed = {k: v.clone() for k, v in batch.items()}
-    changed["input_ids"][0, at] = 300 + (int(batch["input_ids"][0, at]) == 300)
-    with torch.no_grad():
-        moved = (model(**batch).logits - model(**changed).logits).abs().amax(-1)[0]
-    assert (moved[:at] <= 1e-6).all() and moved[at] > 1e-6
-
-
-def test_the_prefix_of_paligemma_and_the_picture_of_gemma_are_bidirectional(world):
-    for name in ("gemma3", "paligemma2"):
-        model, _, batch = batch_of(name, world, n=1)
-        batch.pop("labels")
-        grey = {**batch, "pixel_values": batch["pixel_values"].clone()}
-        grey["pixel_values"][:, :, -40:] += 1.0  # the lower edge of the picture: its last tokens
-        with torch.no_grad():
-            moved = (model(**batch).logits - model(**grey).logits).abs().amax(-1)[0]
-        first = int((batch["input_ids"][0] == model.config.image_token_index).nonzero()[0])
-        assert moved[first] > 1e-6, name  # the first image token knows the last
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_training_and_generation_see_the_same_prompt(world, name):
     _, processor, batch = batch_of(name, world, n=1)
@@ -266,12 +242,6 @@ def test_scoring_answers_only_changes_neither_loss_nor_gradients(world, tmp_path
     assert one == pytest.approx(two, rel=1e-5) and len(first) == len(second) > 50
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
-
-
-def test_max_steps_caps_a_run(world, tmp_path):
-    trainer = make_trainer(job_for(world, tmp_path, max_steps=1))
-    trainer.train()
-    assert trainer.state.global_step == 1
 
 
 @pytest.mark.parametrize(

@@ -251,15 +251,16 @@ def _watcher(weights_folder):
 import os, sys
 if "RANK" in os.environ and "cag_utils.sft" in " ".join(sys.orig_argv):
     from pathlib import Path
-    from cag_utils import loading, sft
+    from trl import SFTConfig
+    from cag_utils import loading
     loading.WEIGHTS = Path({str(weights_folder)!r})
-    share = sft.share_of_batch
-    def noted(batch_size, n):
-        each = share(batch_size, n)
+    start = SFTConfig.__init__
+    def noted(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        each = self.per_device_train_batch_size
         name = f"rank{{os.environ['RANK']}}_of{{os.environ['WORLD_SIZE']}}_batch{{each}}"
         (Path(__file__).parent / name).touch()
-        return each
-    sft.share_of_batch = noted
+    SFTConfig.__init__ = noted
 """
 
 

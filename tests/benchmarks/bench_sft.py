@@ -45,7 +45,6 @@ from trl import SFTTrainer
 from cag_utils import loading, sft
 from cag_utils.examples import read_examples
 from cag_utils.jobs import Job, make_job
-from cag_utils.length_buckets import LengthBuckets, padding_share
 from cag_utils.loading import load_backbone
 from cag_utils.lora import lora_config, raise_trained_to_float32
 from cag_utils.phantom.findings import decide_plan, write_findings
@@ -185,19 +184,6 @@ def compare(pairs: Path, folder: Path, backbone: str) -> dict[str, float]:
     }
 
 
-def padding(pairs: Path, folder: Path) -> dict[str, float]:
-    """Padding's share of the tokens, ours and in an order of chance."""
-    with ours_made_quiet():
-        trainer = sft.make_trainer(job_of(pairs, folder, "gemma3"))
-    lengths, size = np.array(trainer.train_dataset["length"]), trainer.args.train_batch_size
-    order = list(LengthBuckets(lengths, size, seed=0))
-    chance = np.random.default_rng(0).permutation(lengths)
-    return {
-        "sft_padding_share": round(padding_share(lengths[order].tolist(), size), 4),
-        "sft_padding_share_by_chance": round(padding_share(chance.tolist(), size), 4),
-    }
-
-
 def real_config() -> Gemma3Config:
     """Return Gemma3-4B's published sizes."""
     return Gemma3Config(
@@ -274,7 +260,6 @@ def main(n_cases: int = 48) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = write_corpus(folder / "outputs" / "bench", n_cases)
-        found |= padding(pairs, folder / "padding")
         for backbone in ("gemma3", "paligemma2"):
             found |= compare(pairs, folder, backbone)
     if torch.cuda.is_available():
