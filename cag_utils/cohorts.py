@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cag_utils.phantom.cohort import make_cohort
-from cag_utils.phantom.exam import CohortSettings
+from cag_utils.phantom.cohort import CohortSettings, make_cohort
 from cag_utils.profiles import Profile
 from cag_utils.study import data_dir
 

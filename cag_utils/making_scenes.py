@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from cag_utils.cine_stills import fit_picture
 from cag_utils.labels import SIX_CLASSES
-from cag_utils.phantom.cohort import VERSION
-from cag_utils.phantom.exam import LESION_SHARES
+from cag_utils.phantom.cohort import LESION_SHARES, VERSION
 from cag_utils.phantom.pose import Pose, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_kind, draw_shot

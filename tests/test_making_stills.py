@@ -15,7 +15,7 @@ from cag_utils.making_stills import (
 )
 from cag_utils.making_tower import move
 from cag_utils.making_twins import IMAGE_PX, PATCH_PX
-from cag_utils.phantom.exam import STREAMS
+from cag_utils.phantom.cohort import STREAMS
 from cag_utils.phantom.stills import STREAM
 from cag_utils.segments import segments_of
 from tests.making_world import toy_stills

@@ -16,8 +16,7 @@ from pydicom.pixels import get_decoder
 
 from cag_utils.labels import SIX_CLASSES, read_frame_labels
 from cag_utils.phantom.carm import CArm
-from cag_utils.phantom.cohort import make_cohort
-from cag_utils.phantom.exam import CohortSettings, exam_tables, shoot_exam
+from cag_utils.phantom.cohort import CohortSettings, exam_tables, make_cohort, shoot_exam
 from cag_utils.phantom.labels import label
 from cag_utils.phantom.lesions import KIND_SHARES
 from cag_utils.phantom.render import film

@@ -17,12 +17,11 @@ from cag_utils.phantom.labels import (
     simulate_labels,
 )
 from cag_utils.phantom.lesions import Lesion
-from cag_utils.phantom.pose import inside_shutters, pose_tree
+from cag_utils.phantom.pose import foreshortening, inside_shutters, overlap, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.phantom.tree import Tree
-from cag_utils.phantom.visibility import foreshortening, overlap
 
 EXACT = NoiseModel("none", 0.0, 0.0, 0.0, 0.0)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cag_utils.phantom.cohort import make_cohort
-from cag_utils.phantom.exam import CohortSettings
+from cag_utils.phantom.cohort import CohortSettings
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import draw_shot
 from cag_utils.phantom.stills import still

@@ -20,11 +20,10 @@ from cag_utils.phantom.motion import beat, breathing, contract, contraction, pan
 from cag_utils.phantom.pose import inside_shutters, pose_tree
 from cag_utils.phantom.render import film
 from cag_utils.phantom.shot import KINDS, draw_shot
-from cag_utils.phantom.spectrum import TABLE_SIZE, TABLE_STEP
 from cag_utils.phantom.splat import draw_discs, draw_tubes, link_steps
 from cag_utils.phantom.subject import draw_subject
 from cag_utils.phantom.tree import TWIG_ORDER
-from cag_utils.phantom.xray import subject_contrast
+from cag_utils.phantom.xray import TABLE_SIZE, TABLE_STEP, subject_contrast
 
 LEFT, HEAD, FRONT = np.eye(3)
 

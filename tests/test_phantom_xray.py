@@ -12,15 +12,17 @@ from cag_utils.phantom.carm import aim, draw_carm
 from cag_utils.phantom.catheter import draw_catheter, follow_ostium, ostium_mm
 from cag_utils.phantom.look import FIELDS, Display, draw_look, shutter_field, wedge_depth
 from cag_utils.phantom.solids import box_chords, ellipsoid_spans
-from cag_utils.phantom.spectrum import (
+from cag_utils.phantom.xray import (
     TABLE_SIZE,
     TABLE_STEP,
+    compose,
     contrast_per_mm,
     detected_spectrum,
     effective_kev,
+    expose,
+    noise_texture,
     transmission_table,
 )
-from cag_utils.phantom.xray import compose, expose, noise_texture
 
 
 def rng(seed=0):

@@ -20,8 +20,7 @@ from cag_utils.cine_dicom import iter_frames
 from cag_utils.cine_stills import fit_picture, read_still
 from cag_utils.labels import SIX_CLASSES
 from cag_utils.network import build_model, load_model, prepare, probabilities, save_model
-from cag_utils.phantom.cohort import make_cohort
-from cag_utils.phantom.exam import CohortSettings
+from cag_utils.phantom.cohort import CohortSettings, make_cohort
 from cag_utils.predict import (
     DEFAULT_MODEL,
     describe,

@@ -37,7 +37,7 @@ class FrameTruth:
             the light), 0 or more; what lies outside the shutters counts as none.
         in_field: (t,) share of the open main tree inside the shutters.
         blur_mm: (t,) median movement of the main tree within one X-ray pulse.
-        foreshortening: (t,) of the worst lesion of 50 % or more, 0 to 1; see `visibility`.
+        foreshortening: (t,) of the worst lesion of 50 % or more, 0 to 1; see `pose`.
         overlap: (t,) share of the main tree covered by another of its vessels, 0 to 1.
         standard_view: Whether the view is a standard one.
         seen: (t, n) bool, which of the tree's points are visible and inside the shutters; the rule
