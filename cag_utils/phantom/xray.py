@@ -327,11 +327,6 @@ def detected_spectrum(kvp: float, copper_mm: float, water_mm: float) -> np.ndarr
     return weights / weights.sum()
 
 
-def effective_kev(weights: np.ndarray) -> float:
-    """Return the mean energy of a spectrum from `detected_spectrum`, keV."""
-    return float(weights @ _ENERGIES)
-
-
 def contrast_per_mm(weights: np.ndarray, iodine_g_ml: float = IODINE_G_ML) -> float:
     """Return the attenuation of a thin layer of undiluted contrast, per mm, above blood's.
 
