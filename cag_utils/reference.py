@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 
 from cag_utils import yardstick
-from cag_utils.claims import headline_table
+from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
 from cag_utils.rooms import room_sizes, update_picture

@@ -22,6 +22,8 @@ import psutil
 from cag_utils.params import Params
 from cag_utils.profiles import Profile, load_profile
 
+PACKAGE = Path(__file__).parent  # holds weights, profiles, templates, the paper's numbers
+
 RECORDED = ("numpy", "pandas", "pydicom", "scikit-learn", "timm", "torch", "transformers", "trl")
 KEY_BYTES = 32
 BY_WORKFLOW = "CAG_WORKFLOW"  # set in the environment of a notebook that the workflow runs
@@ -50,7 +52,7 @@ def root() -> Path:
     Returns:
         `$CAG_ROOT` if set, else the folder that holds `cag_utils/`.
     """
-    return Path(os.environ.get("CAG_ROOT") or Path(__file__).parents[1]).resolve()
+    return Path(os.environ.get("CAG_ROOT") or PACKAGE.parent).resolve()
 
 
 def under_root(path: str | Path) -> Path:

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 from cag_utils import hub
-from cag_utils.embedders import EMBEDDERS
 from cag_utils.hub import (
     Checkpoint,
     check_access,
@@ -25,6 +24,7 @@ from cag_utils.hub import (
     read_state,
     resolved_commit,
 )
+from cag_utils.scores.embedders import EMBEDDERS
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 LICENCE = "https://huggingface.co/nobody/nothing"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cag_utils.identity import PREFIXES, pseudonym, save_links
 from cag_utils.profiles import load_profile
 from cag_utils.study import keyed_hash, pseudonym_key
-from tests.test_cine_dicom import write_cine
-from tests.test_sampling import pulsing
+from tests.cines.test_dicom import write_cine
+from tests.cines.test_sampling import pulsing
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "00_frame_sampling.ipynb"
 

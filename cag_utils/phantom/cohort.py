@@ -1,4 +1,4 @@
-"""Cohorts on disk: patients, their cines and notes, drawn in parallel, resumed patient by patient."""
+"""Cohorts on disk: patients, their cines and notes, in parallel, resumed patient by patient."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from cag_utils.phantom.atlas import LATERALITIES
-from cag_utils.phantom.findings import decide_plan, write_findings
-from cag_utils.phantom.hardware import draw_hardware
-from cag_utils.phantom.hospital_notes import write_report
+from cag_utils.phantom.anatomy.atlas import LATERALITIES
+from cag_utils.phantom.clinic.findings import decide_plan, write_findings
+from cag_utils.phantom.clinic.notes import write_report
+from cag_utils.phantom.clinic.patients import Record, draw_record
+from cag_utils.phantom.dicom import Identity, make_uid, write_xa, xa_dataset
+from cag_utils.phantom.imaging.hardware import draw_hardware
+from cag_utils.phantom.imaging.render import film
+from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
 from cag_utils.phantom.labels import NOISE_MODELS, FrameTruth, simulate_labels
-from cag_utils.phantom.patients import Record, draw_record
-from cag_utils.phantom.render import film
-from cag_utils.phantom.shot import draw_kind, draw_shot
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
-from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.segments import laterality_of
 
 VERSION = 8  # raise it whenever the same settings give other pictures or tables

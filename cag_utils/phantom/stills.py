@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cag_utils.phantom.atlas import LATERALITIES
-from cag_utils.phantom.contrast import NEVER, arrival_s
+from cag_utils.phantom.anatomy.atlas import LATERALITIES
+from cag_utils.phantom.anatomy.lesions import Lesion
+from cag_utils.phantom.anatomy.tree import Tree
+from cag_utils.phantom.imaging.contrast import NEVER, arrival_s
+from cag_utils.phantom.imaging.pose import Pose, inside_shutters, pose_tree
+from cag_utils.phantom.imaging.render import film
+from cag_utils.phantom.imaging.shot import Shot, draw_shot
 from cag_utils.phantom.labels import FrameTruth
-from cag_utils.phantom.lesions import Lesion
-from cag_utils.phantom.pose import Pose, inside_shutters, pose_tree
-from cag_utils.phantom.render import film
-from cag_utils.phantom.shot import Shot, draw_shot
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
-from cag_utils.phantom.tree import Tree
 from cag_utils.segments import check_lesion, laterality_of
 
 # The cohorts use streams 1 and 2, so no still or scene shows a patient of theirs.

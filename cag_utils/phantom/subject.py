@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.phantom.anatomy import grow_tree
-from cag_utils.phantom.atlas import DOMINANCE_SHARES, DOMINANCES, FEMALE_SCALE
-from cag_utils.phantom.backdrop import Body, draw_body
-from cag_utils.phantom.hardware import Hardware, draw_hardware
-from cag_utils.phantom.lesions import Lesion, draw_lesions, narrow
+from cag_utils.phantom.anatomy.atlas import DOMINANCE_SHARES, DOMINANCES, FEMALE_SCALE
+from cag_utils.phantom.anatomy.growth import grow_tree
+from cag_utils.phantom.anatomy.lesions import Lesion, draw_lesions, narrow
+from cag_utils.phantom.anatomy.tree import Tree
+from cag_utils.phantom.imaging.chest import Body, draw_body
+from cag_utils.phantom.imaging.hardware import Hardware, draw_hardware
 from cag_utils.phantom.streams import Streams
-from cag_utils.phantom.tree import Tree
 from cag_utils.segments import laterality_of
 
 # Spread of the heart's lie about the left, head and front axes, degrees: upright in the slender,

@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from cag_utils import loading
-from cag_utils.examples import encode_prompts, open_picture
-from cag_utils.generate import generate_answers
-from cag_utils.loading import load_backbone, quiet_libraries
-from cag_utils.making_captions import random_scene
-from cag_utils.making_twins import TWINS, build_twin
-from cag_utils.pairs import prompt
+from cag_utils.corpus.examples import encode_prompts, open_picture
+from cag_utils.corpus.pairs import prompt
+from cag_utils.making.captions import random_scene
+from cag_utils.making.twins import TWINS, build_twin
 from cag_utils.profiles import load_profile
+from cag_utils.vlm import loading
+from cag_utils.vlm.generate import generate_answers
+from cag_utils.vlm.loading import load_backbone, quiet_libraries
 
 N_CASES, BATCH_SIZE, ROUNDS = 32, 16, 3
 STEP = 4  # every fourth case is answered one by one too

@@ -12,18 +12,18 @@ import time
 import cv2
 import numpy as np
 
-from cag_utils.phantom import render
-from cag_utils.phantom.backdrop import draw_backdrop
-from cag_utils.phantom.instruments import Instruments
-from cag_utils.phantom.look import Display
-from cag_utils.phantom.pose import pose_tree
-from cag_utils.phantom.render import film
-from cag_utils.phantom.shot import draw_shot
-from cag_utils.phantom.splat import SMALLEST_PX, draw_discs
+from cag_utils.phantom.dicom import encode_jpeg
+from cag_utils.phantom.imaging import render
+from cag_utils.phantom.imaging.chest import draw_backdrop
+from cag_utils.phantom.imaging.detector import expose
+from cag_utils.phantom.imaging.display import Display
+from cag_utils.phantom.imaging.instruments import Instruments
+from cag_utils.phantom.imaging.pose import pose_tree
+from cag_utils.phantom.imaging.render import film
+from cag_utils.phantom.imaging.shot import draw_shot
+from cag_utils.phantom.imaging.splat import SMALLEST_PX, draw_discs
 from cag_utils.phantom.stills import still
 from cag_utils.phantom.subject import diseased_tree, draw_subject
-from cag_utils.phantom.xadicom import encode_jpeg
-from cag_utils.phantom.xray import expose
 
 
 def splat_numpy(image, u, v, radius_px, weight):

@@ -14,12 +14,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cag_utils.labels import SIX_CLASSES
-from cag_utils.network import autocast, build_model, load_model, pick_device, prepare, save_model
-from cag_utils.phantom.carm import CArm
+from cag_utils.keyframes.labels import SIX_CLASSES
+from cag_utils.keyframes.network import (
+    autocast,
+    build_model,
+    load_model,
+    pick_device,
+    prepare,
+    save_model,
+)
+from cag_utils.keyframes.predict import predict_files
+from cag_utils.phantom.dicom import Identity, make_uid, write_xa, xa_dataset
+from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.stills import still
-from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
-from cag_utils.predict import predict_files
 from cag_utils.profiles import load_profile
 
 N_DRAWN, N_PICTURES = 12, 384

@@ -14,11 +14,11 @@ from time import process_time
 import cv2
 import numpy as np
 
-from cag_utils.cine_dicom import iter_frames
-from cag_utils.phantom.carm import CArm
+from cag_utils.cines.dicom import iter_frames
+from cag_utils.cines.sampling import frame_statistics, pick_extrema, sample_folder
+from cag_utils.phantom.dicom import Identity, make_uid, write_xa, xa_dataset
+from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.stills import still
-from cag_utils.phantom.xadicom import Identity, make_uid, write_xa, xa_dataset
-from cag_utils.sampling import frame_statistics, pick_extrema, sample_folder
 
 N_DRAWN, N_FRAMES = 8, 64
 

@@ -34,12 +34,12 @@ from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import dispatch_clip_grad
 
-from cag_utils.fitting import CLIP_NORM, fit, join_processes
-from cag_utils.labels import SIX_CLASSES
-from cag_utils.network import autocast, build_model, network, pick_device, read_frame_set
+from cag_utils.keyframes.fitting import CLIP_NORM, fit, join_processes
+from cag_utils.keyframes.labels import SIX_CLASSES
+from cag_utils.keyframes.network import autocast, build_model, network, pick_device, read_frame_set
+from cag_utils.keyframes.training import frame_batches, frame_loss
 from cag_utils.phantom.stills import still
 from cag_utils.profiles import load_profile
-from cag_utils.training import frame_batches, frame_loss
 
 RAND_AUGMENT = "rand-m10-n1-p1.0-mstd101-inc1"  # one operation, strength uniform
 N_DRAWN, ROUNDS = 12, 5

@@ -6,7 +6,7 @@ import timeit
 
 import numpy as np
 
-from cag_utils.vlscore import triangle_area
+from cag_utils.scores.vlscore import triangle_area
 
 N, D = 2000, 1152  # cases x models of a study, and the width of SigLIP2
 

@@ -1,0 +1,702 @@
+"""What a split that leaks adds to an F1, for notebook A3. Four parts.
+
+Exams on both sides of a split, ours and the paper's; near-duplicate frames; trainings that differ
+in nothing but what they know of the patients they are tested on; their F1s compared.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
+from torch import Tensor
+
+from cag_utils.keyframes.evaluation import class_f1s
+from cag_utils.keyframes.labels import LATERALITY, MERGES, SIX_CLASSES, decide
+from cag_utils.keyframes.network import (
+    FrameSet,
+    autocast,
+    build_model,
+    load_model,
+    pick_device,
+    prepare,
+    probabilities,
+)
+from cag_utils.keyframes.training import train_cnn
+from cag_utils.profiles import Cnn, Stats
+from cag_utils.splits import split_counts, split_groups
+from cag_utils.stats import Estimate, cluster_bootstrap
+
+KIN_IDS = ("patient_id", "video_id")
+RELATIONS = ("same video", "same patient, other video", "one other patient", "any other patient")
+COMPONENTS = 64  # of an embedding after whitening; choice: more are noise with few thousand frames
+TESTED_SHARE = 0.4  # of a patient's videos; choice: a video split leaves more siblings in train
+PREDICT_BATCH = 128  # memory only, no influence on the result
+IDS = ["patient_id", "video_id", "frame", "label"]
+
+
+def least_shared_cases(cases: Mapping[str, int], n_exams: int) -> dict[str, int]:
+    """Return how many of each split's exams must also be in train, knowing only the counts.
+
+    Two sets of exams drawn from `n_exams` share at least the sum of their sizes less `n_exams`.
+
+    Args:
+        cases: Split name to number of exams, with the key "train".
+        n_exams: Exams there are in all.
+
+    Returns:
+        Split name to the least number of shared exams.
+
+    Raises:
+        ValueError: A split has more exams than there are.
+    """
+    if max(cases.values()) > n_exams:
+        raise ValueError(f"a split of {max(cases.values())} exams out of {n_exams}")
+    shared = {name: max(0, cases["train"] + n - n_exams) for name, n in cases.items()}
+    return shared | {"train": cases["train"]}
+
+
+def tabulate_cases(
+    frames: pd.DataFrame,
+    splits: Mapping[str, pd.Series],
+    paper_cases: Mapping[str, int],
+    paper_exams: int,
+) -> pd.DataFrame:
+    """Put the exams that cross our splits beside those that must cross the paper's.
+
+    Args:
+        frames: exam_id, one row a frame.
+        splits: What was kept together (patient, video, frame) to train, val or test a row.
+        paper_cases: Cases of the paper's train, val and test.
+        paper_exams: Exams the paper had in all.
+
+    Returns:
+        One row a split by one rule: split by, split, cases, also in train. The paper's last
+        column is the least that its counts allow.
+    """
+    least = least_shared_cases(paper_cases, paper_exams)
+    rule = "video (paper; at least)"
+    rows = [(rule, name, paper_cases[name], shared) for name, shared in least.items()]
+    for by, split in splits.items():
+        exams = frames.groupby(split)["exam_id"].agg(set)
+        for name in ("train", "val", "test"):
+            rows.append((by, name, len(exams[name]), len(exams[name] & exams["train"])))
+    return pd.DataFrame(rows, columns=["split by", "split", "cases", "also in train"])
+
+
+def split_rows(frames: pd.DataFrame, by: str, cnn: Cnn, seed: int) -> pd.Series:
+    """Split as notebook 01 does, or frame by frame.
+
+    Args:
+        frames: patient_id, video_id, frame.
+        by: Kept together: "patient", "video" or "frame".
+        cnn: Its validation and test shares.
+        seed: Of the split.
+
+    Returns:
+        train, val or test a row; same index.
+
+    Raises:
+        ValueError: As `splits.split_groups`.
+    """
+    frame = frames["video_id"] + "/" + frames["frame"].astype(str)
+    groups = frame if by == "frame" else frames[f"{by}_id"]
+    shares = {"train": 1 - cnn.val_share - cnn.test_share, "val": cnn.val_share}
+    return groups.map(split_groups(groups, shares | {"test": cnn.test_share}, seed))
+
+
+def hash_frames(pictures: Tensor) -> np.ndarray:
+    """Compute a 64-bit perceptual hash a frame: the signs of its lowest cosine frequencies.
+
+    It sees the backdrop, the shutters and the view; a vessel is too thin for it.
+
+    Args:
+        pictures: (n, 1, px, px) uint8.
+
+    Returns:
+        (n, 64) bool.
+
+    Source:
+        Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010; computed
+        by the library imagehash.
+    """
+    hashes = [imagehash.phash(Image.fromarray(grey[0])).hash.ravel() for grey in pictures.numpy()]
+    return np.array(hashes, bool).reshape(-1, 64)
+
+
+@torch.inference_mode()
+def embed_frames(pictures: Tensor, name: str, batch_size: int = 128) -> np.ndarray:
+    """Compute the pooled features of a network that was not trained on these frames.
+
+    The network is the trunk that trainings start from: one trained in the comparison would have
+    seen some of the frames and not others, and its features could tell them apart for that reason.
+    A few directions (side, view, contrast) carry most of such features' variance and would hide all
+    else, so the features are whitened: each principal component counts alike.
+
+    Args:
+        pictures: (n, 1, px, px) uint8.
+        name: See `networks.network`; its published weights are used.
+        batch_size: Pictures at a time, memory only.
+
+    Returns:
+        (n, d) float32, rows of length 1; d is 64, or a tenth of n (at least 2) if that is less.
+
+    Raises:
+        ValueError: Fewer than two pictures.
+
+    Source:
+        Whitening for retrieval: Jegou and Chum, ECCV 2012.
+    """
+    if len(pictures) < 2:
+        raise ValueError(f"{len(pictures)} pictures: nothing to compare")
+    device = pick_device()
+    model = build_model(name, pretrained=True).to(device).eval()
+    rows = []
+    for batch in pictures.split(batch_size):
+        with autocast(device):
+            features = model.forward_features(prepare(batch.to(device), name))
+            pooled = model.forward_head(features, pre_logits=True)
+        rows.append(pooled.float().flatten(1).cpu())
+    pooled = torch.cat(rows).numpy().astype(np.float64)
+    n_components = min(COMPONENTS, max(2, len(pooled) // 10), *pooled.shape)
+    whitened = PCA(n_components, whiten=True, svd_solver="full").fit_transform(pooled)
+    return normalize(whitened).astype(np.float32)
+
+
+def find_nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find each query's nearest reference.
+
+    Args:
+        queries: (n, d), bool for hashes, float for embeddings.
+        references: (m, d), likewise, m >= 1.
+
+    Returns:
+        Distances (n,), of hashes in bits that differ, of embeddings one less their cosine; and row
+        numbers (n,) of the references.
+
+    Raises:
+        ValueError: There is no reference.
+    """
+    metric, unit = _metric(references)
+    if not len(references):
+        raise ValueError("no frames to compare with: the other split is empty")
+    model = NearestNeighbors(n_neighbors=1, algorithm="brute", metric=metric).fit(references)
+    distance, index = model.kneighbors(queries)
+    return distance[:, 0] * unit, index[:, 0]
+
+
+def nearest_by_relation(features: np.ndarray, frames: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Find how near each frame's nearest relative of each kind is.
+
+    The nearest of a hundred is nearer than the nearest of ten, whoever they are. So the fair
+    counterpart of *same patient, other video* is *one other patient*: each patient gets another
+    one at random, who leaves out one video as well.
+
+    Args:
+        features: (n, d), see `find_nearest`.
+        frames: n rows with patient_id and video_id.
+        seed: Of the choice of the one other patient.
+
+    Returns:
+        n rows, columns `RELATIONS`, distances as `find_nearest` gives them; missing where a frame
+        has no such relative. Same index as `frames`.
+
+    Raises:
+        ValueError: Lengths differ, or an id column is missing.
+    """
+    metric, unit = _metric(features)
+    if missing := set(KIN_IDS) - set(frames.columns):
+        raise ValueError(f"frames lack {sorted(missing)}: who is related to whom?")
+    if len(features) != len(frames):
+        raise ValueError(f"{len(features)} rows of features for {len(frames)} frames")
+    patient, video = (pd.factorize(frames[column])[0] for column in KIN_IDS)
+    ring = np.random.default_rng(seed).permutation(patient.max() + 1)
+    partner = np.empty_like(ring)
+    partner[ring] = np.roll(ring, 1)
+    first = pd.Series(video).groupby(patient).transform("min").to_numpy() == video
+
+    def nearest(block: np.ndarray, start: int) -> np.ndarray:
+        rows = np.arange(start, start + len(block))
+        kin = patient[rows][:, None] == patient
+        twin = video[rows][:, None] == video
+        self_ = rows[:, None] == np.arange(len(patient))
+        one = (partner[patient[rows]][:, None] == patient) & ~first & ~kin
+        masks = (twin & ~self_, kin & ~twin, one, ~kin)
+        return np.stack([np.where(mask, block, np.inf).min(1) for mask in masks], axis=1)
+
+    blocks = pairwise_distances_chunked(features, metric=metric, reduce_func=nearest)
+    table = np.concatenate(list(blocks)) * unit
+    table[np.isinf(table)] = np.nan
+    return pd.DataFrame(table, columns=list(RELATIONS), index=frames.index)
+
+
+def chance_threshold(strangers: np.ndarray, rate: float) -> float:
+    """Return how near a frame must be to count as a near duplicate.
+
+    The null is the distance to the *nearest* frame of any other patient, not to a random one:
+    among thousands of candidates some stranger is always nearer than the first percentile of all
+    pairs. Frames strictly below the threshold are then at most `rate` of all frames if nobody
+    but strangers is searched; fewer, if fewer strangers are searched.
+
+    Args:
+        strangers: (n,) distances to the nearest frame of another patient; missing ones are left
+            out.
+        rate: Share of frames that may be near duplicates by chance, in (0, 1).
+
+    Returns:
+        The threshold: a pair is a near duplicate if its distance is below it.
+
+    Raises:
+        ValueError: `rate` is out of range or there is no distance.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"rate must lie between 0 and 1, got {rate}")
+    known = np.asarray(strangers, float)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        raise ValueError("no distances between patients: one patient has no stranger")
+    return float(np.quantile(known, rate, method="lower"))
+
+
+def describe_relations(kin: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """Sum up how near relatives are.
+
+    Args:
+        kin: Of `nearest_by_relation`.
+        limit: Of `chance_threshold`.
+
+    Returns:
+        One row a relation: nearest (its name), frames (that have such a relative), median
+        distance, limit, share near (of those frames, in [0, 1]).
+    """
+    rows = []
+    for relation, distance in kin.items():
+        known = distance.dropna()
+        row = {"nearest": relation, "frames": len(known), "median distance": known.median()}
+        rows.append(row | {"limit": limit, "share near": (known < limit).mean()})
+    return pd.DataFrame(rows)
+
+
+def find_twins(
+    features: np.ndarray,
+    split: pd.Series,
+    limit: float,
+    within: pd.Series | None = None,
+) -> pd.DataFrame:
+    """Find the nearest training frame of each test frame.
+
+    Args:
+        features: (n, d), see `find_nearest`.
+        split: (n,) train, val or test.
+        limit: Of `chance_threshold`.
+        within: (n,) group of each frame, such as the patient, to search no training frames but
+            those of the same group; test frames of a group without any are left out.
+
+    Returns:
+        One row a test frame: row and twin (row numbers of the test frame and of the nearest
+        training frame), distance, near (whether below the limit).
+
+    Raises:
+        ValueError: No test frame has a training frame to be compared with.
+    """
+    group = np.zeros(len(split), int) if within is None else pd.factorize(within)[0]
+    train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
+    parts = []
+    for one in np.intersect1d(group[train], group[test]):
+        mine, theirs = test[group[test] == one], train[group[train] == one]
+        distance, index = find_nearest(features[mine], features[theirs])
+        parts.append(pd.DataFrame({"row": mine, "twin": theirs[index], "distance": distance}))
+    if not parts:
+        raise ValueError("no test frame has a training frame to be compared with")
+    table = pd.concat(parts).sort_values("row", ignore_index=True)
+    return table.assign(near=table["distance"] < limit)
+
+
+def _metric(features: np.ndarray) -> tuple[str, int]:
+    """Scikit-learn's metric and what to multiply it by: its Hamming distance is a share of bits."""
+    return ("hamming", features.shape[1]) if features.dtype == bool else ("cosine", 1)
+
+
+class Training(NamedTuple):
+    """One network of the crossover. All arrays hold row numbers of the frames table.
+
+    Attributes:
+        name: Folder name, e.g. `repeat0_fold1_a_video`.
+        repeat: Which deal of the patients, from 0.
+        train: Frames it learns from.
+        val: Frames of patients who are in no other part, which pick the checkpoint.
+        test: Test frames by arm. "patient": nothing of the patient is in `train`; "video": other
+            videos of the patient are; "frame": other frames of the same videos are.
+    """
+
+    name: str
+    repeat: int
+    train: np.ndarray
+    val: np.ndarray
+    test: dict[str, np.ndarray]
+
+
+def plan_splits(splits: Mapping[str, pd.Series]) -> list[Training]:
+    """Plan one training a split, each tested on its own test frames.
+
+    Args:
+        splits: Name to train, val or test a row.
+
+    Returns:
+        Trainings whose only arm has the split's name.
+    """
+    plan = []
+    for name, split in splits.items():
+        train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
+        plan.append(Training(f"by_{name}", 0, train, val, {name: test}))
+    return plan
+
+
+def plan_crossover(
+    frames: pd.DataFrame, n_folds: int, val_share: float, seed: int, repeat: int = 0
+) -> list[Training]:
+    """Plan trainings that differ only in what they know of the test patients.
+
+    Validation patients are set apart. The others are dealt into `n_folds` pairs of groups, a and
+    b, and each patient's videos into *tested* and *lent*. Of a tested video every other frame is
+    tested, the rest are *spare*. In each fold four networks learn from all patients of the other
+    folds, and in addition from equally many frames:
+
+    - lent by a, or lent by b: tested on a and on b, once with and once without the leak of a split
+      by video;
+    - spare of a, or spare of b, filled up with lent ones: tested on the same group, with the leak
+      of a split by frame.
+
+    So each test frame is answered in three ways, by networks that saw as many frames of as many
+    patients. Patients with a single video have nothing to lend: they only ever train.
+
+    Args:
+        frames: patient_id, video_id, frame, label; row numbers count from 0 whatever the index.
+        n_folds: Pairs of groups, 2 or more.
+        val_share: Share of the patients set apart for validation.
+        seed: Of the deal; `repeat` is added.
+        repeat: Number of this deal.
+
+    Returns:
+        4 * `n_folds` trainings.
+
+    Raises:
+        ValueError: `n_folds` is below 2, too few patients have two videos, or too few videos two
+            frames.
+    """
+    if n_folds < 2:
+        raise ValueError(f"n_folds must be 2 or more, got {n_folds}: one fold trains on no others")
+    seed += repeat
+    role = _deal_patients(frames, n_folds, val_share, seed)
+    part = _deal_frames(frames, seed)
+    val = np.flatnonzero(role == "val")
+    rng, plan = np.random.default_rng(seed), []
+    for fold in range(n_folds):
+        groups = {side: role == f"{fold}{side}" for side in "ab"}
+        others = np.flatnonzero((role != "val") & ~groups["a"] & ~groups["b"])
+        parts = {
+            (name, side): rng.permutation(np.flatnonzero(own & (part == name)))
+            for name in ("tested", "lent", "spare")
+            for side, own in groups.items()
+        }
+        extra, tested = _share_out(frames, parts)
+        for (side, arm), rows in extra.items():
+            other = "b" if side == "a" else "a"
+            test = {arm: tested[side]} | ({"patient": tested[other]} if arm == "video" else {})
+            name = f"repeat{repeat}_fold{fold}_{side}_{arm}"
+            train = np.sort(np.concatenate([others, rows]))
+            plan.append(Training(name, repeat, train, val, test))
+    return plan
+
+
+def _share_out(
+    frames: pd.DataFrame, parts: dict[tuple[str, str], np.ndarray]
+) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
+    """Return what each side and arm adds to train, equally many frames, and each side's test."""
+    n_extra = min(len(parts["lent", side]) for side in "ab")
+    extra, tested = {}, {}
+    for side in "ab":
+        lent, near = parts["lent", side][:n_extra], parts["spare", side][:n_extra]
+        extra[side, "video"] = lent
+        extra[side, "frame"] = np.concatenate([near, lent[: n_extra - len(near)]])
+        tested[side] = _keep_known(frames, parts["tested", side], lent, near)
+    return extra, tested
+
+
+def _keep_known(
+    frames: pd.DataFrame, tested: np.ndarray, lent: np.ndarray, spare: np.ndarray
+) -> np.ndarray:
+    """Keep test frames whose patient did lend and whose video did spare a frame.
+
+    A video with a single frame, or a patient whose few lent frames were not drawn, would be as
+    unknown in the leaky arms as in the other.
+    """
+    patient, video = (frames[column].to_numpy() for column in ("patient_id", "video_id"))
+    known = np.isin(patient[tested], patient[lent]) & np.isin(video[tested], video[spare])
+    if not known.any():
+        raise ValueError("no test frame is left: too few frames a video, or too few patients")
+    return np.sort(tested[known])
+
+
+def _deal_patients(frames: pd.DataFrame, n_folds: int, val_share: float, seed: int) -> np.ndarray:
+    """Return each row's role: "val", a fold and side such as "0a", or "rest"."""
+    n_videos = frames.groupby("patient_id")["video_id"].nunique()
+    n_val = split_counts(len(n_videos), {"rest": 1 - val_share, "val": val_share})["val"]
+    order = np.random.default_rng(seed).permutation(n_videos.index)
+    lenders = [patient for patient in order[n_val:] if n_videos[patient] > 1]
+    names = [f"{fold}{side}" for fold in range(n_folds) for side in "ab"]
+    if len(lenders) < len(names):
+        raise ValueError(
+            f"{len(lenders)} patients outside validation have two videos or more, and {n_folds} "
+            f"folds need {len(names)}; add patients or lower n_folds"
+        )
+    strata = {patient: f"{n_videos[patient]:06d}" for patient in lenders}
+    groups = split_groups(lenders, dict.fromkeys(names, 1 / len(names)), seed, strata)
+    roles = dict.fromkeys(order[:n_val], "val") | groups
+    return frames["patient_id"].map(roles).fillna("rest").to_numpy(str)
+
+
+def _deal_frames(frames: pd.DataFrame, seed: int) -> np.ndarray:
+    """Return each row's part: tested and spare take turns in tested videos, the rest is lent.
+
+    A patient's videos are dealt left and right alike; a lone video is lent.
+    """
+    side = frames["label"].map(LATERALITY)
+    of_video = side.groupby(frames["video_id"]).agg(lambda labels: labels.mode()[0])
+    shares = {"lent": 1 - TESTED_SHARE, "tested": TESTED_SHARE}
+    dealt: dict[str, str] = {}
+    for _, videos in frames.groupby("patient_id")["video_id"]:
+        strata = {video: of_video[video] for video in videos.unique()}
+        if len(strata) > 1:
+            dealt |= split_groups(strata, shares, seed, strata)
+    part = frames["video_id"].map(dealt).fillna("lent").to_numpy(object)
+    turn = frames.groupby("video_id")["frame"].rank().to_numpy() % 2
+    return np.where((part == "tested") & (turn == 0), "spare", part)
+
+
+def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFrame:
+    """Count what each training holds, and check that no leak is there but the one meant.
+
+    Args:
+        plan: Of `plan_crossover`.
+        frames: The table it was planned on.
+
+    Returns:
+        One row a training: training, train frames, train patients, val frames, and for each arm
+        the number of test frames.
+
+    Raises:
+        ValueError: A tested frame is in train, a tested patient is in val, or a network knows
+            more or less of the tested patients than its arm says.
+    """
+    rows = []
+    for t in plan:
+        train, val = frames.iloc[t.train], frames.iloc[t.val]
+        for arm, test in ((arm, frames.iloc[rows]) for arm, rows in t.test.items()):
+            known = {k: test[k].isin(train[k]) for k in ("patient_id", "video_id")}
+            meant = known["patient_id"].all() if arm != "patient" else not known["patient_id"].any()
+            wrong = {"video": known["video_id"].any(), "frame": not known["video_id"].all()}
+            if not meant or wrong.get(arm) or test["patient_id"].isin(val["patient_id"]).any():
+                raise ValueError(f"{t.name}: what it knows of its test patients is not {arm!r}")
+            if len(np.intersect1d(t.test[arm], t.train)):
+                raise ValueError(f"{t.name} trains on frames that it is tested on")
+        row = {"training": t.name, "train frames": len(train)}
+        row |= {"train patients": train["patient_id"].nunique(), "val frames": len(val)}
+        rows.append(row | {f"tested: {arm}": len(test) for arm, test in t.test.items()})
+    return pd.DataFrame(rows)
+
+
+def flag_twins(plan: Sequence[Training], features: np.ndarray, limit: float) -> pd.DataFrame:
+    """Say of each test frame and arm whether its network saw a near duplicate.
+
+    Args:
+        plan: Of `plan_crossover`.
+        features: (n, d), see `find_nearest`.
+        limit: Of `chance_threshold`.
+
+    Returns:
+        One row a deal, arm and test frame: repeat, arm, row, near.
+    """
+    parts = []
+    for t in plan:
+        for arm, rows in t.test.items():
+            distance, _ = find_nearest(features[rows], features[t.train])
+            flags = {"repeat": t.repeat, "arm": arm, "row": rows, "near": distance < limit}
+            parts.append(pd.DataFrame(flags))
+    return pd.concat(parts, ignore_index=True)
+
+
+def run_trainings(
+    plan: Sequence[Training],
+    frames: pd.DataFrame,
+    data: FrameSet,
+    cnn: Cnn,
+    folder: Path,
+    seed: int,
+    epochs: int,
+) -> pd.DataFrame:
+    """Train every network of a plan and collect the answers to each test frame.
+
+    Args:
+        plan: Of `plan_splits`, or of `plan_crossover`, one deal or more.
+        frames: The table of the plan: patient_id, video_id, frame, label.
+        data: Its pictures and classes, in the same order.
+        cnn: Settings.
+        folder: A folder a training is made in it.
+        seed: Initial weights, order, augmentation; the number of the deal is added.
+        epochs: Passes over the training frames.
+
+    Returns:
+        One row an arm, deal and test frame: patient_id, video_id, frame, label, row (number in
+        `frames`), for each of `MERGES` the class decided for, arm, repeat. Each test frame of a
+        crossover's deal has one row in each of the arms "patient", "video" and "frame".
+
+    Raises:
+        ValueError: A part of a training has no frames.
+    """
+    parts = []
+    for training in plan:
+        test = np.concatenate(list(training.test.values()))
+        own, repeat = folder / training.name, training.repeat
+        said = _fit_predict(data, training, test, cnn, own, seed + repeat, epochs)
+        arm = np.repeat(list(training.test), [len(part) for part in training.test.values()])
+        parts.append(said.assign(arm=arm, repeat=repeat))
+    answers = pd.concat(parts).rename_axis("row").reset_index()
+    return pd.concat([frames[IDS].iloc[answers["row"]].reset_index(drop=True), answers], axis=1)
+
+
+def _fit_predict(
+    data: FrameSet, t: Training, test: np.ndarray, cnn: Cnn, folder: Path, seed: int, epochs: int
+) -> pd.DataFrame:
+    """Train one network and return its classes, for each of `MERGES`, of the test rows.
+
+    Its weights are removed: an audit makes a dozen of them, and only the answers count.
+    """
+    rows = {"train": t.train, "val": t.val, "test": test}
+    if empty := [name for name, own in rows.items() if not len(own)]:
+        raise ValueError(f"no frames in {empty}: label more patients or change the shares")
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {k: FrameSet(data.pictures[rows[k]], data.targets[rows[k]]) for k in ("train", "val")}
+    train_cnn(sets, cnn, folder, seed, epochs)
+    device = pick_device()
+    model, facts = load_model(folder, device)
+    pictures = data.pictures[test]
+    found = probabilities(model, facts["model"], pictures, PREDICT_BATCH, device, facts)
+    for name in ("best.safetensors", "model.json"):
+        (folder / name).unlink()
+    p = pd.DataFrame(np.concatenate(list(found)), columns=list(SIX_CLASSES))
+    return pd.DataFrame({name: decide(p, merge) for name, merge in MERGES.items()}, test)
+
+
+def estimate_f1(
+    answers: pd.DataFrame, name: str, stats: Stats, seed: int, less: pd.DataFrame | None = None
+) -> Estimate:
+    """Estimate a weighted F1, or by how much it lies above another, with a bootstrap over patients.
+
+    Patients are drawn once for both: a drawn patient brings the answers of both sides. On the
+    same test frames that is a paired comparison. On two test sets that share some patients it
+    keeps what they share.
+
+    Args:
+        answers: patient_id, label and the column `name`, one row a frame.
+        name: One of `MERGES`.
+        stats: Number of resamples and level.
+        seed: Of the resampling.
+        less: Answers like the first, whose F1 is taken off; None for nothing.
+
+    Returns:
+        The F1, or the gain, and its interval. It covers the choice of test patients, not the chance
+        in a training.
+
+    Raises:
+        ValueError: As `stats.cluster_bootstrap`.
+    """
+    sides = [answers] if less is None else [answers, less]
+    number = {label: i for i, label in enumerate(dict.fromkeys(MERGES[name].values()))}
+    rows = pd.concat(sides, keys=range(len(sides)), names=["side"])
+    true, said = rows["label"].map(MERGES[name]).map(number), rows[name].map(number)
+    cells = np.zeros((len(rows), len(sides), len(number), len(number)))
+    side = rows.index.get_level_values("side")
+    cells[np.arange(len(rows)), side, true.to_numpy(int), said.to_numpy(int)] = 1
+
+    def gain(sums: np.ndarray) -> np.ndarray:
+        f1s = class_f1s(sums)[..., -1]
+        return f1s[..., 0] - f1s[..., 1:].sum(-1)
+
+    groups, n = rows["patient_id"], stats.n_resamples
+    return cluster_bootstrap(groups, cells, gain, n, seed, stats.level)[0]
+
+
+def tabulate_f1(answers: pd.DataFrame, base: str, stats: Stats, seed: int) -> pd.DataFrame:
+    """Put the three F1s of each arm beside their gains over one arm.
+
+    Args:
+        answers: Of `run_trainings`.
+        base: The arm that the others are compared with.
+        stats: Number of resamples and level.
+        seed: Of the resampling.
+
+    Returns:
+        One row an F1 and arm: f1_name, arm, f1, low, high, gain, gain_low, gain_high (0 for the
+        base itself), frames, patients.
+
+    Raises:
+        ValueError: No answers of the base.
+    """
+    names = list(answers["arm"].unique())
+    if base not in names:
+        raise ValueError(f"no answers of {base!r} to compare with; there are {sorted(names)}")
+    names.sort(key=lambda arm: arm != base)  # stable: the base first, the others as they come
+    arms = {arm: answers[answers["arm"] == arm] for arm in names}
+    rows = []
+    for name in MERGES:
+        for arm, own in arms.items():
+            f1 = estimate_f1(own, name, stats, seed)
+            gain = estimate_f1(own, name, stats, seed, less=arms[base])
+            numbers = dict(zip(("f1", "low", "high"), f1, strict=True))
+            numbers |= dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
+            sizes = {"frames": len(own), "patients": own["patient_id"].nunique()}
+            rows.append({"f1_name": name, "arm": arm} | numbers | sizes)
+    return pd.DataFrame(rows)
+
+
+def tabulate_by_twin(
+    answers: pd.DataFrame, twins: pd.DataFrame, base: str, stats: Stats, seed: int
+) -> pd.DataFrame:
+    """Put the gains of frames with and without a near duplicate in train side by side.
+
+    Args:
+        answers: Of `run_trainings` over `plan_crossover`.
+        twins: Of `flag_twins`.
+        base: The arm without a leak.
+        stats: Number of resamples and level.
+        seed: Of the resampling.
+
+    Returns:
+        Rows of `tabulate_f1` for the other arms, with the columns near_duplicate ("yes", "no";
+        only one of them if all frames are of one kind) and base_f1, the F1 of the same frames in
+        the base arm.
+
+    Raises:
+        ValueError: A frame of the answers has no flag.
+    """
+    parts = []
+    for arm in sorted(set(answers["arm"]) - {base}):
+        flags = twins[twins["arm"] == arm].set_index(["repeat", "row"])["near"]
+        both = answers[answers["arm"].isin([base, arm])].join(flags, on=["repeat", "row"])
+        if both["near"].isna().any():
+            raise ValueError(f"{both['near'].isna().sum()} answers have no flag in arm {arm!r}")
+        for near, rows in both.groupby("near"):
+            table = tabulate_f1(rows, base, stats, seed)
+            base_f1 = table[table["arm"] == base].set_index("f1_name")["f1"]
+            gains = table[table["arm"] == arm].assign(near_duplicate="yes" if near else "no")
+            parts.append(gains.assign(base_f1=gains["f1_name"].map(base_f1)))
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,123 @@
+"""Cases as a model reads them: picture, prompt and expected answer, and how they become tensors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin
+
+from cag_utils.corpus.pairs import prompt
+from cag_utils.params import check_choice
+
+LANGUAGES = ("en", "ja")
+SPLITS = ("train", "val", "test")
+
+
+def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.DataFrame:
+    """Read notebook 03's pairs as prompts and answers in one language.
+
+    Args:
+        pairs: Path of `pairs.csv`.
+        language: en or ja.
+        outputs: The folder its `png` paths are relative to, `outputs/<profile>/`.
+
+    Returns:
+        One row a case, sorted by `case_id`: case_id, split, laterality, image (absolute path),
+        report, prompt, answer.
+
+    Raises:
+        ValueError: Unknown language or split, an empty report or answer.
+        FileNotFoundError: A picture is missing.
+    """
+    check_choice("language", language, LANGUAGES)
+    table = pd.read_csv(pairs, dtype={"patient_id": str}, keep_default_na=False)
+    table = table.sort_values("case_id", kind="stable").reset_index(drop=True)
+    for split in sorted(set(table["split"])):
+        check_choice("split", split, SPLITS)
+    made = pd.DataFrame(
+        {
+            "case_id": table["case_id"],
+            "split": table["split"],
+            "laterality": table["laterality"],
+            "image": [str(Path(outputs) / png) for png in table["png"]],
+            "report": table[f"report_{language}"],
+            "answer": table[f"findings_{language}"],
+        }
+    )
+    for column in ("report", "answer"):
+        if (bare := made[column].str.strip() == "").any():
+            raise ValueError(f"{pairs}: case {made['case_id'][bare].iloc[0]} has an empty {column}")
+    if lost := [path for path in made["image"] if not Path(path).is_file()]:
+        raise FileNotFoundError(f"{lost[0]} and {len(lost) - 1} more pictures of {pairs} are gone")
+    made["prompt"] = [
+        prompt(side, report, language)
+        for side, report in zip(made["laterality"], made["report"], strict=True)
+    ]
+    return made
+
+
+def picture_side(processor: ProcessorMixin) -> int:
+    """Return the side, in pixels, of the square picture a processor makes."""
+    return int(processor.image_processor.size["height"])
+
+
+def open_picture(path: str | Path, processor: ProcessorMixin) -> Image.Image:
+    """Open a frame as RGB, shrunk to what the model reads; never enlarged.
+
+    Training reads each frame in every epoch, so a 512 px frame for a 224 px model is shrunk once.
+    Training and generation open pictures here, so both see the same pixels.
+
+    Args:
+        path: PNG of one frame, grey or colour.
+        processor: Supplies the side and the resampling filter.
+    """
+    with Image.open(path) as found:
+        picture = found.convert("RGB")
+    side = picture_side(processor)
+    if min(picture.size) > side:
+        picture = picture.resize((side, side), processor.image_processor.resample)
+    return picture
+
+
+def prompt_style(processor: ProcessorMixin) -> str:
+    """Return how prompts are written, chat or prefix.
+
+    That is the registry's word (`Backbone.prompt`), left on the processor by `load_backbone`. One
+    that was loaded otherwise, from a folder of merged weights, is known by its class.
+    """
+    told = "prefix" if isinstance(processor, PaliGemmaProcessor) else "chat"
+    return getattr(processor, "prompt_style", told)
+
+
+def encode_prompts(
+    processor: ProcessorMixin, pictures: Sequence[Image.Image], prompts: Sequence[str]
+) -> BatchFeature:
+    """Turn pictures and prompts into a batch that is ready for `generate`.
+
+    In `chat` style the prompt goes through the template; in `prefix` style it stands after the
+    image tokens, and the processor's labels are dropped.
+
+    Args:
+        processor: Of a backbone.
+        pictures: One a prompt.
+        prompts: Texts.
+
+    Returns:
+        Padded on the left, so every prompt ends where its answer begins.
+    """
+    tensors = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    if prompt_style(processor) == "prefix":
+        texts = [f"<image>{text}" for text in prompts]
+        batch = processor(images=[[p] for p in pictures], text=texts, **tensors)
+        batch.pop("labels")
+        return batch
+    turns = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        for text in prompts
+    ]
+    texts = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    # the template has written <bos> already
+    return processor(
+        images=[[p] for p in pictures], text=texts, add_special_tokens=False, **tensors
+    )

@@ -1,0 +1,327 @@
+"""Caption pretraining: a language model learns to read a frozen tower, in generic words.
+
+The tower's features are computed once. Every step writes fresh questions and answers about them,
+in both languages, so no caption is seen twice and the model must look at the picture.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from cag_utils.cines.dicom import name_view
+from cag_utils.keyframes.fitting import fit
+from cag_utils.keyframes.network import autocast, pick_device
+from cag_utils.making.captions import GRADE_WORDS, KINDS, LANGUAGES, Scene, write_caption
+from cag_utils.making.stills import Stills
+from cag_utils.making.tower import muon_and_adamw, to_pixels
+from cag_utils.making.twins import POOLED_TOKENS
+from cag_utils.phantom.clinic.findings import decide_plan
+from cag_utils.phantom.clinic.notes import write_report
+from cag_utils.phantom.clinic.patients import draw_record
+from cag_utils.segments import AHA_SEGMENTS
+
+LEARNING_RATE = 2e-3  # peak of AdamW's
+
+
+def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
+    """Give a still a patient: a history that fits its lesions, and the plan they lead to."""
+    lesions = stills.lesions(index)
+    record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
+    return Scene(
+        laterality=stills.laterality(index),
+        lesions=tuple(lesions),
+        view=name_view(*stills.angles[index]),
+        report=write_report(rng, record),
+        plan=decide_plan(record, lesions),
+        seen=stills.seen(index),
+    )
+
+
+@torch.no_grad()
+def encode_stills(tower: torch.nn.Module, stills: Stills, batch_size: int = 64) -> torch.Tensor:
+    """Return the tower's tokens of every still: (N, P, width) float16.
+
+    Args:
+        tower: A SiglipVisionModel.
+        stills: The pictures.
+        batch_size: Pictures a pass.
+    """
+    device = pick_device()
+    tower.to(device).eval()
+    rows = []
+    for start in range(0, len(stills), batch_size):
+        with autocast(device):
+            pixels = to_pixels(stills.images[start : start + batch_size]).to(device)
+            rows.append(tower(pixel_values=pixels).last_hidden_state.half().cpu())
+    tower.cpu()
+    return torch.cat(rows)
+
+
+def caption_loss(model, batch: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+    """Return the weighted next-token loss of a batch, from cached tower features.
+
+    Args:
+        model: A twin.
+        batch: From `collate`.
+        features: (B, P, width) the tower's tokens.
+    """
+    inputs = {k: v for k, v in batch.items() if k != "weight"}
+    seen = model.model.multi_modal_projector(features)
+    image = BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=seen)
+    hidden = model.model(**inputs, mm_encoder_outputs={"image": image}).last_hidden_state
+    weight = batch["weight"][:, 1:]
+    asked = weight > 0  # the vocabulary is wide: only the positions that count are scored
+    wanted = batch["input_ids"][:, 1:][asked]
+    words = _hold_unwritten(model.lm_head.weight, wanted)
+    logits = functional.linear(hidden[:, :-1][asked], words).float()
+    loss = functional.cross_entropy(logits, wanted, reduction="none")
+    return (loss * weight[asked]).sum() / weight.sum()
+
+
+def _hold_unwritten(words: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Let the loss move the output rows of those words alone that the batch writes.
+
+    Every other word is pushed away a little at every step, all of them in one direction, and AdamW
+    makes large steps of little pushes: soon they are one bundle of words that can never be written
+    again, by no LoRA either. Held, they stay apart, and the model learns to avoid them instead.
+    """
+    written = torch.zeros(len(words), 1, dtype=torch.bool, device=words.device)
+    written[wanted] = True
+    return torch.where(written, words, words.detach())
+
+
+def train_captions(
+    model,
+    processor,
+    stills: Stills,
+    features: torch.Tensor,
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 16,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> list[dict]:
+    """Train projector and language model on generic captions, in place; the tower stays as it is.
+
+    Args:
+        model: A twin whose tower made `features`.
+        processor: Its processor.
+        stills: Training pictures.
+        features: From `encode_stills`.
+        steps: Optimiser steps.
+        seed: Order of pictures, patients and wording.
+        batch_size: Captions a step.
+        kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the
+            model learns to look in a third of the time.
+
+    Returns:
+        One row (step, loss) a step.
+    """
+    rng = np.random.default_rng(seed)
+    device = pick_device()
+    model.to(device)
+    model.set_attn_implementation("eager")
+    model.model.vision_tower.requires_grad_(False)
+    shares = np.array([KINDS[kind] for kind in kinds])
+
+    def batches(epoch: int):
+        for _ in range(steps):
+            index = rng.integers(len(stills), size=batch_size)
+            drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
+            scenes = [draw_scene(rng, stills, i) for i in index]
+            pairs = [
+                write_caption(rng, scene, LANGUAGES[int(rng.integers(2))], str(kind))
+                for scene, kind in zip(scenes, drawn, strict=True)
+            ]
+            yield 1, (pairs, features[index])
+
+    def loss(pairs: list[tuple[str, str]], seen: torch.Tensor) -> dict[str, torch.Tensor]:
+        batch = {k: v.to(device) for k, v in collate(processor, pairs).items()}
+        # A text of sixty words to copy counts more than a segment's name, not twenty times as much.
+        batch["weight"] = batch["weight"] / batch["weight"].sum(1, keepdim=True).sqrt()
+        with autocast(device):
+            return {"loss": caption_loss(model, batch, seen.to(device, torch.float32))}
+
+    optimisers = muon_and_adamw(model.model.language_model.layers, model, LEARNING_RATE)
+    done = fit(model, batches, loss, optimisers, steps, name="captions")
+    model.cpu().eval().requires_grad_(True)
+    return done.steps
+
+
+PROMPT_WEIGHT = 0.2  # Gemma3 also learns to continue its prompt, so that it knows reports by heart
+
+
+def is_gemma3(processor) -> bool:
+    """Return whether a processor is Gemma3's, else PaliGemma's."""
+    return "Gemma3" in type(processor).__name__
+
+
+def prompt_ids(processor, question: str) -> list[int]:
+    """Return a question's token ids, image tokens included, exactly as its processor writes them.
+
+    Args:
+        processor: A twin's processor.
+        question: The user's text.
+    """
+    tok = processor.tokenizer
+    if is_gemma3(processor):
+        image = f"{tok.boi_token}{tok.image_token * POOLED_TOKENS}{tok.eoi_token}"
+        text = (
+            f"{tok.bos_token}<start_of_turn>user\n\n\n{image}\n\n{question.strip()}<end_of_turn>\n"
+            "<start_of_turn>model\n"
+        )
+    else:
+        images = tok.image_token * processor.image_processor.image_seq_length
+        text = f"{images}{tok.bos_token}{question.strip()}\n"
+    return tok(text, add_special_tokens=False).input_ids
+
+
+def answer_ids(processor, answer: str) -> list[int]:
+    """Return an answer's token ids with the token that ends it."""
+    end = "<end_of_turn>\n" if is_gemma3(processor) else processor.tokenizer.eos_token
+    return processor.tokenizer(answer + end, add_special_tokens=False).input_ids
+
+
+def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """Turn questions and answers into a right-padded batch.
+
+    Args:
+        processor: A twin's processor.
+        pairs: (question, answer).
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids` (as the model class wants them: image tokens
+        for Gemma3, the answer for PaliGemma) and `weight`, each (B, T); `weight` is what the loss
+        of predicting each token counts.
+    """
+    tok = processor.tokenizer
+    rows = [(prompt_ids(processor, q), answer_ids(processor, a)) for q, a in pairs]
+    shape = (len(rows), max(len(q) + len(a) for q, a in rows))
+    ids = torch.full(shape, tok.pad_token_id)
+    mask, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for i, (question, answer) in enumerate(rows):
+        n = len(question) + len(answer)
+        ids[i, :n] = torch.tensor(question + answer)
+        mask[i, :n] = 1
+        is_answer[i, len(question) : n] = 1
+    weight = is_answer.float()
+    if not is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
+        return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_answer, weight=weight)
+    is_image = (ids == tok.image_token_id).long()
+    after_image = is_image.flip(1).cumsum(1).flip(1) == 0
+    weight += PROMPT_WEIGHT * (mask.bool() & after_image & (is_answer == 0))
+    return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_image, weight=weight)
+
+
+NAMES = {name: s.number for s in AHA_SEGMENTS.values() for name in (s.name_en, s.name_ja)}
+PERCENTS = {word: percent for percent, words in GRADE_WORDS.items() for word in words.values()}
+LIST_ENTRY = re.compile(f"({'|'.join(NAMES)})(?:: |：)({'|'.join(PERCENTS)})")
+
+
+@torch.no_grad()
+def answer(
+    model, processor, questions: Sequence[str], images: np.ndarray, max_new_tokens: int = 48
+) -> list[str]:
+    """Answer one question about each picture, greedily.
+
+    Args:
+        model: A twin.
+        processor: Its processor.
+        questions: One a picture.
+        images: (N, S, S) uint8.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        The answers.
+    """
+    tok = processor.tokenizer
+    rows = [prompt_ids(processor, q) for q in questions]
+    batch = tok.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+    ids = batch["input_ids"]
+    kinds = (ids == tok.image_token_id).long() if is_gemma3(processor) else torch.zeros_like(ids)
+    out = model.generate(
+        **batch,
+        token_type_ids=kinds,
+        pixel_values=to_pixels(images),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )[:, ids.shape[1] :]
+    return tok.batch_decode(out, skip_special_tokens=True)
+
+
+def score_captions(
+    model, processor, stills: Stills, language: str, batch_size: int = 50
+) -> dict[str, float]:
+    """Ask a twin to list the lesions of held-out stills and compare with the truth.
+
+    Args:
+        model: A twin.
+        processor: Its processor.
+        stills: Held-out pictures.
+        language: en or ja.
+        batch_size: Pictures a pass.
+
+    Returns:
+        Shares, 0 to 1: `laterality` (side of the named arteries, or of the description when none is
+        named), `segment` (pictures with a lesion of which the first listed is a true one), `grade`
+        (of those, the exact grade), `list_exact` (all pictures: the very list), `healthy`.
+    """
+    question = {"en": "List every lesion.", "ja": "病変をすべて挙げてください。"}
+    side = {"en": "Which coronary artery is this?", "ja": "これはどちらの冠動脈ですか？"}
+    lists, sides = [], []
+    for start in range(0, len(stills), batch_size):
+        part = stills.images[start : start + batch_size]
+        lists += answer(model, processor, [question[language]] * len(part), part)
+        sides += answer(model, processor, [side[language]] * len(part), part, 16)
+    truth = [{x["segment"]: x["percent"] for x in stills.lesions(i)} for i in range(len(stills))]
+    pairs = list(zip(truth, map(read_list, lists), strict=True))
+    first = [(t, next(iter((f or {}).items()), (0, 0))) for t, f in pairs if t]
+    exact = [t[segment] == percent for t, (segment, percent) in first if segment in t]
+    well = [f == {} for t, f in pairs if not t]
+    named = [stills.laterality(i) in text for i, text in enumerate(sides)]
+    return {
+        "laterality": float(np.mean(named)),
+        "segment": float(np.mean([segment in t for t, (segment, _) in first])),
+        "grade": float(np.mean(exact)) if exact else 0.0,
+        "list_exact": float(np.mean([t == f for t, f in pairs])),
+        "healthy": float(np.mean(well)) if well else float("nan"),
+    }
+
+
+def score_blind_guess(stills: Stills) -> float:
+    """Return the `segment` score of always naming the commonest narrowed segment of the side.
+
+    Whoever scores no better has seen the side and nothing of the lesion.
+
+    Args:
+        stills: Pictures; at least one with a lesion.
+
+    Returns:
+        Share of the pictures with a lesion, 0 to 1.
+
+    Raises:
+        ValueError: No picture has a lesion.
+    """
+    narrowed = stills.grades > 0
+    if not narrowed.any():
+        raise ValueError("no still has a lesion: there is nothing to guess")
+    hits = sum(narrowed[stills.lca == side].sum(0).max() for side in (True, False))
+    return float(hits / narrowed.any(1).sum())
+
+
+def read_list(text: str) -> dict[int, int] | None:
+    """Read a twin's list of lesions in its own generic words.
+
+    Args:
+        text: E.g. `proximal LAD: severe, mid LCX: mild.`, or `none.`, or the Japanese of either.
+
+    Returns:
+        Segment to percent; empty for none; None if the text is neither (it then counts as wrong).
+    """
+    found = re.findall(LIST_ENTRY, text)
+    if not found and text.strip() not in ("none.", "なし。"):
+        return None
+    return {NAMES[name]: PERCENTS[grade] for name, grade in found}

@@ -1,0 +1,201 @@
+"""Metal in the picture: sternal wires, leads, electrodes, guide wires, stents."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cag_utils.phantom.anatomy.curves import resample
+from cag_utils.phantom.anatomy.tree import Tree
+from cag_utils.phantom.streams import Streams
+
+# Attenuation per mm at about 60 keV (NIST): steel about 1, platinum 5 and more; wound and coated
+# wires hold less metal than their outline (choice).
+STEEL_PER_MM, COIL_PER_MM, CABLE_PER_MM, STENT_PER_MM = 0.9, 2.0, 0.25, 0.28
+GUIDE_WIRE_MM = 0.18  # radius of a 0.014 inch wire
+TIP_MM = 30.0  # radiopaque coil at a guide wire's end
+STENT_WALL_MM = 0.1
+STEP_MM = 1.0
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a patient carries.
+
+    Attributes:
+        sternal_wires: Loops that close the breast bone after open surgery.
+        leads: Pacemaker or defibrillator leads.
+        electrodes: ECG electrodes with cables on the skin.
+        stents: Old stents, that many in each side's tree.
+        seed: Of where it lies, so that every cine of a patient shows it in the same place.
+    """
+
+    sternal_wires: int = 0
+    leads: int = 0
+    electrodes: int = 0
+    stents: int = 0
+    seed: int = 0
+
+    @property
+    def streams(self) -> Streams:
+        """Streams that are the same in every cine, one a device."""
+        return Streams((self.seed,))
+
+
+@dataclass(frozen=True)
+class Strand:
+    """One wire.
+
+    Attributes:
+        points: (n, 3) mm at end-diastole.
+        radius_mm: Of the wire.
+        per_mm: Attenuation.
+        hold: (n,) how far each point follows the heart, 0 to 1.
+    """
+
+    points: np.ndarray
+    radius_mm: float
+    per_mm: float
+    hold: np.ndarray
+
+
+def draw_hardware(
+    rng: np.random.Generator, surgery: bool | None = None, stented: bool | None = None
+) -> Hardware:
+    """Draw what a patient carries.
+
+    Args:
+        rng: Generator.
+        surgery: Whether the breast bone was ever opened; None draws it (6 %).
+        stented: Whether there is an old stent; None draws it (15 %).
+
+    Returns:
+        The hardware. Frequencies: choice.
+    """
+    chance = rng.random(4)
+    surgery = chance[0] < 0.06 if surgery is None else surgery
+    stented = chance[1] < 0.15 if stented is None else stented
+    return Hardware(
+        sternal_wires=int(rng.integers(4, 8)) * int(surgery),
+        leads=int(rng.integers(1, 3)) * int(chance[2] < 0.06),
+        electrodes=int(rng.integers(1, 4)) * int(chance[3] < 0.18),
+        stents=int(rng.integers(1, 3)) * int(stented),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def fixed_strands(hardware: Hardware, scale: float) -> list[Strand]:
+    """Draw the wires that move with the chest alone.
+
+    Args:
+        hardware: What the patient carries.
+        scale: Of the chest.
+
+    Returns:
+        Sternal loops with their twisted knots, cables and electrodes.
+    """
+    wires, pads, own = hardware.sternal_wires, hardware.electrodes, hardware.streams
+    return [
+        *(_sternal_loop(own("sternal wire", i), i, scale) for i in range(wires)),
+        *(strand for i in range(pads) for strand in _electrode(own("electrode", i), scale)),
+    ]
+
+
+def _sternal_loop(rng, level: int, scale: float) -> Strand:
+    """A loop around the breast bone, 20 mm below the last one, ends twisted in front."""
+    turn = np.linspace(0.15, 2 * np.pi - 0.15, 24)
+    size = rng.uniform(9, 14), rng.uniform(3, 7), rng.uniform(5, 8)
+    loop = np.stack(
+        [
+            size[0] * np.sin(turn),
+            size[1] * np.sin(turn + rng.normal(0, 0.4)),
+            size[2] * np.cos(turn),
+        ],
+        axis=1,
+    )
+    knot = loop[-1] + np.cumsum(rng.normal([0, 1, 0], [0.8, 0.6, 0.3], (5, 3)), axis=0)
+    where = np.array([-16, 40 - 20 * level, 92 * scale]) + rng.normal(0, [1.5, 2.5, 1])
+    return _strand(np.vstack([loop, knot]) + where, rng.uniform(0.35, 0.5), STEEL_PER_MM)
+
+
+def _electrode(rng, scale: float) -> list[Strand]:
+    """A cable over the skin of the chest and the disc it ends in."""
+    start = np.array(
+        [rng.uniform(-120, 120), rng.uniform(-120, 60), rng.choice([-125, 108]) * scale]
+    )
+    away = rng.normal(0, [1.0, 0.7, 0.0])
+    away = away / np.sqrt((away**2).sum())
+    along = np.linspace(0, 260, 9)[:, None]
+    bend = np.cumsum(rng.normal(0, [7, 7, 0.5], (9, 3)), axis=0)
+    cable = _strand(start + away * along + bend, rng.uniform(0.35, 0.8), CABLE_PER_MM)
+    spiral = np.linspace(0, 6 * np.pi, 40)[:, None]
+    disc = start + spiral / 3.5 * np.hstack([np.cos(spiral), np.sin(spiral), 0 * spiral])
+    return [cable, _strand(disc, 1.0, 0.35 * CABLE_PER_MM)]
+
+
+def lead_strands(hardware: Hardware) -> list[Strand]:
+    """Draw pacemaker leads, from the upper vein into the right heart; the tip beats with it."""
+    strands = []
+    for number in range(hardware.leads):
+        rng = hardware.streams("lead", number)
+        vein = np.array(
+            [[60, 150, 20], [20, 120, 0], [-32, 95, -5], [-46, 40, -8], [-50, 0, -2]], float
+        )
+        ventricle = [[-40, -45, 18], [-5, -72, 40], [22, -80, 58]]
+        atrium = [[-46, -25, 8], [-38, -20, 26], [-36, -4, 30]]
+        knots = np.vstack([vein, atrium if number else ventricle]) + rng.normal(0, 4, (8, 3))
+        strand = _strand(knots, rng.uniform(0.7, 1.0), 0.35 * STEEL_PER_MM)
+        hold = np.clip((np.arange(len(strand.points)) / len(strand.points) - 0.55) / 0.3, 0, 1)
+        strands.append(Strand(strand.points, strand.radius_mm, strand.per_mm, hold))
+    return strands
+
+
+def _strand(knots: np.ndarray, radius_mm: float, per_mm: float) -> Strand:
+    """A smooth wire through knots that the heart does not move."""
+    points = resample(np.ascontiguousarray(knots, float), np.zeros(len(knots)), STEP_MM)[0]
+    return Strand(points, float(radius_mm), per_mm, np.zeros(len(points)))
+
+
+def guide_wire(rng: np.random.Generator, tree: Tree) -> np.ndarray:
+    """Choose a guide wire's way down a main vessel.
+
+    Args:
+        rng: Generator.
+        tree: The tree.
+
+    Returns:
+        (k,) indices of centreline points from the ostium on, before any total occlusion.
+    """
+    mains = [b for b, name in enumerate(tree.names) if name in ("LAD", "LCX", "RCA")]
+    branch = int(rng.choice(mains))
+    way = np.flatnonzero(tree.branch == branch)
+    if tree.attached[branch] >= 0:
+        stem = np.flatnonzero(tree.branch == tree.branch[tree.attached[branch]])
+        way = np.r_[stem[stem <= tree.attached[branch]], way]
+    way = way[tree.open[way]]
+    return way[: max(8, int(len(way) * rng.uniform(0.6, 0.95)))]
+
+
+def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
+    """Choose where old stents lie.
+
+    Args:
+        hardware: Says how many at most; one that would not fit is left out.
+        tree: The tree.
+
+    Returns:
+        For each stent the indices of its centreline points, 12 to 30 mm of a main vessel.
+    """
+    mains = [b for b, name in enumerate(tree.names) if name in ("LAD", "LCX", "RCA")]
+    pieces = []
+    for number in range(hardware.stents):
+        rng = hardware.streams("stent", tree.laterality, number)
+        way = np.flatnonzero(tree.branch == int(rng.choice(mains)))
+        way = way[tree.radius[way] > 0.9]
+        length, share = rng.uniform(12, 30), rng.uniform(0.05, 0.6)
+        if not len(way):
+            continue
+        inside = tree.path_mm[way] - tree.path_mm[way[int(share * len(way))]]
+        piece = way[(inside >= 0) & (inside <= length)]
+        if len(piece) >= 6:
+            pieces.append(piece)
+    return pieces

@@ -1,0 +1,212 @@
+"""Where a tree is in every frame of a cine, and what of it the frame shows."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cag_utils.phantom.anatomy.tree import DIGITS, Tree
+from cag_utils.phantom.imaging.display import shutter_field
+from cag_utils.phantom.imaging.motion import beat, breathing, contraction
+from cag_utils.phantom.imaging.shot import Shot
+from cag_utils.phantom.labels import VISIBLE, FrameTruth
+
+PIXEL_DIGITS = 5  # positions are rounded, so that a last bit decides nothing about a frame
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where everything is in each of t frames.
+
+    Attributes:
+        points: (t, n, 3) centreline, mm.
+        u: (t, n) columns at the start of the pulse, pixels.
+        v: (t, n) rows.
+        scale: (t, n) pixels per mm.
+        du: (t, n) movement within the pulse, pixels.
+        dv: (t, n) likewise, rows.
+        state: (t,) contraction, 0 to 1.
+        breath_mm: (t, 3) shift with breathing.
+        clock_s: (t,) seconds of flow since the injection.
+    """
+
+    points: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    scale: np.ndarray
+    du: np.ndarray
+    dv: np.ndarray
+    state: np.ndarray
+    breath_mm: np.ndarray
+    clock_s: np.ndarray
+
+
+def pose_tree(tree: Tree, shot: Shot) -> Pose:
+    """Move a tree through a cine and project it.
+
+    Args:
+        tree: End-diastolic tree.
+        shot: The cine's settings.
+
+    Returns:
+        Positions in every frame.
+    """
+    state = contraction(shot.time_s, shot.rr_s, shot.phase)
+    later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
+    breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
+    points = beat(tree.points, np.concatenate([state, later]))
+    points = np.round(points + np.concatenate([breath, breath])[:, None], DIGITS)
+    (u, after_u), (v, after_v), (scale, _) = (
+        np.split(np.round(w, PIXEL_DIGITS), 2) for w in shot.arm.project(points)
+    )
+    return Pose(
+        points=points[: len(state)],
+        u=np.round(u + shot.pan_px[:, :1], PIXEL_DIGITS),
+        v=np.round(v + shot.pan_px[:, 1:], PIXEL_DIGITS),
+        scale=scale,
+        du=after_u - u,
+        dv=after_v - v,
+        state=state,
+        breath_mm=breath,
+        clock_s=np.round(shot.injection.clock(shot.time_s, shot.rr_s, shot.phase), DIGITS),
+    )
+
+
+def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return which picture positions lie in the picture and in the open field.
+
+    Args:
+        shot: Its look has the shutters' edges and the field's shape.
+        u: (...) columns, pixels.
+        v: (...) rows.
+
+    Returns:
+        (...) bool: half of the light or more gets there.
+    """
+    size = shot.arm.size_px
+    inside = (u > 0) & (u < size - 1) & (v > 0) & (v < size - 1)
+    light = shutter_field(replace(shot.look, shutter_grey=0.0), size)
+    row, column = (np.clip(np.rint(w), 0, size - 1).astype(int) for w in (v, u))
+    return inside & (light[row, column] >= 0.5)
+
+
+def frame_truth(tree: Tree, shot: Shot, pose: Pose, contrast: np.ndarray) -> FrameTruth:
+    """Measure what each frame shows; shares are weighted by calibre.
+
+    Args:
+        tree: The tree; points behind a total occlusion do not count, as nothing reaches them along
+            the vessel.
+        shot: The cine's settings.
+        pose: Positions in every frame.
+        contrast: (t, n) subject contrast at every point, as the renderer measures it.
+
+    Returns:
+        The truth of every frame.
+    """
+    weight = np.where(tree.main & tree.open, tree.radius, 0.0)
+    weight = weight / weight.sum()
+    inside = inside_shutters(shot, pose.u, pose.v)
+    moved = np.hypot(pose.du, pose.dv)[:, tree.main]
+    seen = (contrast >= VISIBLE) & inside
+    return FrameTruth(
+        opacified=(seen * weight).sum(1),
+        contrast=(contrast * inside * weight).sum(1),
+        in_field=(inside * weight).sum(1),
+        blur_mm=np.median(moved, axis=1) * shot.arm.isocentre_pixel_mm,
+        foreshortening=foreshortening(tree, pose.points, pose.u, pose.v, pose.scale),
+        overlap=overlap(tree, pose.u, pose.v, pose.scale, inside),
+        standard_view=shot.standard,
+        seen=seen,
+    )
+
+
+TIGHT = 50  # percent; milder lesions do not count, as no reader would look for another view
+NEAR_MM = 8.0  # neighbourhood of a lesion, each way along the vessel
+# Choice: overlap is looked for every 3 mm of vessels wider than 1 mm, in at most 8 frames (it
+# changes slowly over a beat), between pieces at least 10 mm apart in space.
+STRIDE_MM, WIDE_MM, FRAMES, APART_MM = 3.0, 1.0, 8, 10.0
+
+
+def foreshortening(tree: Tree, points: np.ndarray, u: np.ndarray, v: np.ndarray,
+                   scale: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Return how much shorter than they are the lesions' pieces of vessel look.
+
+    Args:
+        tree: The tree of n points; its lesions of 50 % and more count.
+        points: (t, n, 3) mm.
+        u: (t, n) columns, pixels.
+        v: (t, n) rows.
+        scale: (t, n) pixels per mm.
+
+    Returns:
+        (t,) 1 - projected over true length within 8 mm of the lesion, of the worst one: 0 seen
+        from the side, 1 end on; 0 without such lesions.
+    """
+    worst = np.zeros(len(points))
+    for lesion in tree.lesions:
+        if lesion.percent < TIGHT:
+            continue
+        own = tree.branch == tree.branch[lesion.index]
+        near = own & (np.abs(tree.path_mm - tree.path_mm[lesion.index]) <= NEAR_MM)
+        at = np.flatnonzero(near)
+        true = np.linalg.norm(np.diff(points[:, at], axis=1), axis=2).sum(1)
+        middle = 0.5 * (scale[:, at[1:]] + scale[:, at[:-1]])
+        seen = (np.hypot(np.diff(u[:, at]), np.diff(v[:, at])) / middle).sum(1)
+        worst = np.maximum(worst, 1 - seen / true)
+    return worst
+
+
+def overlap(tree: Tree, u: np.ndarray, v: np.ndarray, scale: np.ndarray, inside: np.ndarray,
+            wanted: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """Return which share of the main tree another of its vessels covers.
+
+    Two pieces of vessel cover each other where their outlines meet in the picture although they
+    lie 10 mm or more apart in space, so that neighbours at a fork do not count.
+
+    Args:
+        tree: The tree of n points.
+        u: (t, n) columns, pixels.
+        v: (t, n) rows.
+        scale: (t, n) pixels per mm.
+        inside: (t, n) bool, in the open field; only such points count.
+        wanted: Frames to look at; None looks at up to 8 and interpolates between them.
+
+    Returns:
+        (t,) share by calibre, 0 to 1; 0 where nothing is in the field.
+    """
+    count = len(u)
+    if wanted is None:
+        wanted = np.unique(np.linspace(0, count - 1, min(count, FRAMES)).astype(int))
+    at = _sample(tree)
+    if len(at) < 2:
+        return np.zeros(count)
+    gap = _pairwise(*tree.points[at].T)
+    one, other = np.nonzero(np.triu(gap >= APART_MM**2))
+    found = [_share(tree.radius[at], *(w[t, at] for w in (u, v, scale, inside)), one, other)
+             for t in wanted]  # fmt: skip
+    return np.interp(np.arange(count), wanted, found)
+
+
+def _sample(tree: Tree) -> np.ndarray:
+    """Points of wide open main vessels, one about every 3 mm."""
+    wide = tree.main & tree.open & (2 * tree.radius >= WIDE_MM)
+    cell = np.floor(tree.path_mm / STRIDE_MM)
+    first = np.r_[True, (np.diff(cell) != 0) | (np.diff(tree.branch) != 0)]
+    return np.flatnonzero(wide & first)
+
+
+def _pairwise(*columns: np.ndarray) -> np.ndarray:
+    """Squared distances between all points, (k, k)."""
+    return sum((w[:, None] - w[None]) ** 2 for w in columns)
+
+
+def _share(radius, u, v, scale, inside, one, other) -> float:
+    """Share of one frame, given the pairs that can cover each other."""
+    weight = radius * inside
+    if not weight.sum():
+        return 0.0
+    wide = radius * scale
+    squared = (u[one] - u[other]) ** 2 + (v[one] - v[other]) ** 2
+    meet = (squared < (wide[one] + wide[other]) ** 2) & inside[one] & inside[other]
+    covered = np.zeros(len(radius), bool)
+    covered[one[meet]] = covered[other[meet]] = True
+    return float((weight * covered).sum() / weight.sum())

@@ -1,0 +1,376 @@
+"""The embedders behind VLScore: pictures and texts to vectors, whichever network is loaded.
+
+An embedder is one entry of `EMBEDDERS`; whatever differs between two of them is said there.
+`load_embedder("medclip", "real")` and `load_embedder("medclip", "tiny")` differ in where weights
+come from, and everything after that is the same code. ConceptCLIP and MedCLIP read English only,
+and all three cut long texts without a word: ask `Embedder.truncated`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerBase,
+    SwinConfig,
+)
+
+from cag_utils.hub import (
+    CONCEPTCLIP,
+    Checkpoint,
+    check_access,
+    fetch_weights,
+    read_safetensors,
+    read_state,
+)
+from cag_utils.params import check_choice
+from cag_utils.scores.two_towers import (
+    CONCEPTCLIP_TINY_PX,
+    SIGLIP2_TINY_PX,
+    ConceptClip,
+    MedClip,
+    load_published,
+)
+from cag_utils.shipped import check_phantom
+from cag_utils.study import read_json, under_root
+
+SIZES = ("tiny", "real")
+WEIGHTS = Path(str(files("cag_utils"))) / "weights"
+MEDCLIP_FOLDER = "data/checkpoints/medclip"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One embedder's preprocessing; bicubic throughout.
+
+    Attributes:
+        side: Of the square the network reads, pixels.
+        mean: Subtracted from levels in 0 to 1, the same for the three channels.
+        sd: Divides what is left.
+        pad: Whether a picture is padded to a black square of at least `side`; else it is squashed.
+        grey: Whether colours are dropped first; the three channels are then equal.
+    """
+
+    side: int
+    mean: float = 0.5
+    sd: float = 0.5
+    pad: bool = False
+    grey: bool = False
+
+    def fit(self, picture: Image.Image | np.ndarray) -> Image.Image:
+        """Return the picture as `side` x `side` RGB.
+
+        Args:
+            picture: A PIL image, or a (H, W) or (H, W, 3) uint8 array.
+
+        Raises:
+            ValueError: An array is not uint8, or of another shape.
+        """
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+                raise ValueError(
+                    "a picture is (H, W) or (H, W, 3) uint8, got "
+                    f"{picture.shape} {picture.dtype}: window it to 0..255 first"
+                )
+            picture = Image.fromarray(picture)
+        picture = picture.convert("L") if self.grey else picture.convert("RGB")
+        if self.pad:
+            picture = self._padded(picture)
+        size = (self.side, self.side)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        return picture.convert("RGB")
+
+    def _padded(self, picture: Image.Image) -> Image.Image:
+        width, height = picture.size
+        side = max(self.side, width, height)  # MedCLIP pads what is small, it does not enlarge
+        square = Image.new(picture.mode, (side, side))
+        square.paste(picture, ((side - width) // 2, (side - height) // 2))
+        return square
+
+    def tensor(self, fitted: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
+        """Turn fitted pictures into (n, 3, side, side) float32 network input.
+
+        Args:
+            fitted: What `fit` returned, or (side, side[, 3]) uint8 arrays of the same.
+        """
+        levels = np.stack([np.asarray(x) for x in fitted])
+        pixels = (torch.from_numpy(levels).float() / 255 - self.mean) / self.sd
+        if pixels.ndim == 3:
+            return pixels[:, None].expand(-1, 3, -1, -1)
+        return pixels.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Towers:
+    """A loaded network: what is left to differ between embedders.
+
+    Attributes:
+        image: (B, 3, S, S) pixels to (B, d).
+        text: (B, L) ids and their (B, L) mask to (B, d).
+        tokenizer: Of the text tower.
+        clean: Applied to a text before its tokens are counted.
+        module: The network itself, for training and for moving between devices.
+    """
+
+    image: Callable[[torch.Tensor], torch.Tensor]
+    text: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    module: torch.nn.Module
+    clean: Callable[[str], str] = str.strip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One embedder of the registry.
+
+    Attributes:
+        title: Its name in tables and figures; where the paper has it, as in the paper's Table 3.
+        load: The checkpoint, and its twin's folder or None for the published one, to towers.
+        checkpoint: What is asked of the hub: repository, revision, licence, twin, and what makes
+            it available.
+        context: Tokens of text, special ones included.
+        pixels: Preprocessing, by size.
+        languages: What its text tower was trained on.
+        loss: What its authors trained it with: InfoNCE or SigLIP's pairwise one.
+        fixed_length: Whether every text is padded to `context`.
+    """
+
+    title: str
+    load: Callable[[Checkpoint, Path | None], Towers]
+    checkpoint: Checkpoint
+    context: int
+    pixels: dict[str, Pixels]
+    languages: tuple[str, ...]
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    fixed_length: bool = False
+
+
+def _load_siglip2(checkpoint: Checkpoint, twin: Path | None) -> Towers:
+    name = f"local-dir:{twin}" if twin else checkpoint.repo.removeprefix("timm/")
+    model = open_clip.create_model(name, pretrained=None if twin else "webli")
+    tokenizer = open_clip.get_tokenizer(name)
+    text = lambda ids, mask: model.encode_text(ids)  # noqa: E731 - SigLIP attends to its padding
+    return Towers(model.encode_image, text, tokenizer.tokenizer, model, tokenizer.clean_fn)
+
+
+def _load_medclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
+    folder = twin or under_root(MEDCLIP_FOLDER)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing.\n{checkpoint.way_out}")
+    state = read_state(folder)
+    if twin:
+        found = read_json(twin / "config.json")
+        model = MedClip(SwinConfig(**found["vision"]), BertConfig(**found["text"]), found["dim"])
+        tokenizer = AutoTokenizer.from_pretrained(twin)
+    else:
+        model = MedClip()
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.repo, revision=checkpoint.revision)
+    load_published(model, state)
+    return Towers(model.encode_image, model.encode_text, tokenizer, model)
+
+
+def _load_conceptclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
+    if twin:
+        found = read_json(twin / "config.json")
+        model = ConceptClip(found["tower"], BertConfig(**found["text"]))
+        load_published(model, read_safetensors(twin))
+        tokenizer = AutoTokenizer.from_pretrained(twin)
+    else:
+        repo, revision = checkpoint.repo, checkpoint.revision
+        state = read_safetensors(fetch_weights(repo, revision))
+        model = load_published(ConceptClip(), state)
+        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
+    unit = partial(functional.normalize, dim=-1)
+    return Towers(
+        lambda pixels: unit(model.encode_image(pixels)[0]),
+        lambda ids, mask: unit(model.encode_text(ids)[0]),  # it masks padding by its id
+        tokenizer,
+        model,
+    )
+
+
+EMBEDDERS: dict[str, Entry] = {
+    "siglip2": Entry(
+        "SigLIP2-so400m",
+        _load_siglip2,
+        Checkpoint(
+            "timm/ViT-SO400M-14-SigLIP2-378",
+            "main",
+            "https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378",
+            "siglip2",
+            licence="Apache-2.0",
+            download_gb=4.6,
+            command="hf download timm/ViT-SO400M-14-SigLIP2-378   (4.6 GB, once)",
+        ),
+        context=64,
+        pixels={"real": Pixels(378), "tiny": Pixels(SIGLIP2_TINY_PX)},
+        languages=("en", "ja"),
+        loss="sigmoid",
+        fixed_length=True,  # it pools the last position
+    ),
+    "medclip": Entry(
+        "MedCLIP",
+        _load_medclip,
+        Checkpoint(
+            "emilyalsentzer/Bio_ClinicalBERT",  # the tokenizer; the weights are no repository's
+            "main",
+            "https://github.com/RyanWangZf/MedCLIP",
+            "medclip",
+            licence="none stated; the tokenizer's is MIT",
+            command=(
+                "curl -LO https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip && "
+                f"unzip medclip-vit-pretrained.zip -d {MEDCLIP_FOLDER} && "
+                "hf download emilyalsentzer/Bio_ClinicalBERT"
+            ),
+        ),
+        context=77,
+        # mean and SD are its package's own (medclip/constants.py)
+        pixels=dict.fromkeys(SIZES, Pixels(224, 0.58628, 0.27950, pad=True, grey=True)),
+        languages=("en",),
+    ),
+    "conceptclip": Entry(
+        "ConceptCLIP",
+        _load_conceptclip,
+        CONCEPTCLIP,
+        context=77,
+        pixels={"real": Pixels(384), "tiny": Pixels(CONCEPTCLIP_TINY_PX)},
+        languages=("en",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A loaded embedder.
+
+    Attributes:
+        name: Its key in `EMBEDDERS`.
+        size: tiny or real.
+        entry: Its registry entry.
+        towers: Its network.
+        device: Where it runs.
+    """
+
+    name: str
+    size: str
+    entry: Entry
+    towers: Towers
+    device: str
+
+    @property
+    def pixels(self) -> Pixels:
+        """How it looks at a picture."""
+        return self.entry.pixels[self.size]
+
+    @torch.inference_mode()
+    def images(
+        self, pictures: Sequence[Image.Image | np.ndarray], batch_size: int = 32
+    ) -> np.ndarray:
+        """Embed pictures, one at a time or many: the vectors are the same.
+
+        Args:
+            pictures: PIL images or uint8 arrays, any size, grey or colour.
+            batch_size: Pictures a pass.
+
+        Returns:
+            (n, d) float64, as the network gives them: unit vectors for MedCLIP and ConceptCLIP.
+
+        Raises:
+            ValueError: No picture, or one that is not uint8.
+        """
+        if not len(pictures):
+            raise ValueError("no pictures to embed")
+        vectors = []
+        for start in range(0, len(pictures), batch_size):
+            fitted = [self.pixels.fit(x) for x in pictures[start : start + batch_size]]
+            vectors.append(self.towers.image(self.pixels.tensor(fitted).to(self.device)))
+        return torch.cat(vectors).double().cpu().numpy()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Embed texts; what exceeds the context is cut, see `truncated`.
+
+        Args:
+            texts: Any number, at least one.
+            batch_size: Texts a pass.
+
+        Returns:
+            (n, d) float64.
+
+        Raises:
+            ValueError: No text, or an empty one: nothing was said that could be close to anything.
+        """
+        cleaned = [self.towers.clean(text) for text in texts]
+        if not cleaned or not all(text.strip() for text in texts):
+            raise ValueError("an empty text has no embedding: leave it out and count it")
+        vectors = []
+        for start in range(0, len(cleaned), batch_size):
+            batch = self.tokens(cleaned[start : start + batch_size])
+            vectors.append(self.towers.text(*(part.to(self.device) for part in batch)))
+        return torch.cat(vectors).double().cpu().numpy()
+
+    def tokens(self, cleaned: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask, (n, L) long each, of cleaned texts."""
+        batch = self.towers.tokenizer(
+            cleaned,
+            padding="max_length" if self.entry.fixed_length else "longest",
+            truncation=True,
+            max_length=self.entry.context,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        return batch["input_ids"], batch["attention_mask"]
+
+    def truncated(self, texts: Sequence[str]) -> np.ndarray:
+        """Tell which texts are longer than the context and lose their end.
+
+        Returns:
+            (n,) bool.
+        """
+        cleaned = [self.towers.clean(text) for text in texts]
+        counts = [len(self.towers.tokenizer(x, truncation=False)["input_ids"]) for x in cleaned]
+        return np.array(counts, dtype=int) > self.entry.context
+
+
+def load_embedder(
+    name: str, size: str = "tiny", device: str | None = None, twins: Path = WEIGHTS
+) -> Embedder:
+    """Load an embedder in evaluation mode.
+
+    Args:
+        name: A key of `EMBEDDERS`.
+        size: `real` for the published checkpoint, `tiny` for its twin.
+        device: A torch device; the GPU if there is one, else the CPU.
+        twins: Folder that holds the tiny twins' folders; the shipped ones by default.
+
+    Raises:
+        ValueError: Unknown name or size.
+        PermissionError: The checkpoint is gated and this machine has no access.
+        ConnectionError: The checkpoint is neither on this machine nor reachable.
+        FileNotFoundError: MedCLIP's weights were not downloaded, or a twin's folder is missing.
+    """
+    entry = EMBEDDERS[check_choice("embedder", name, EMBEDDERS)]
+    check_choice("size", size, SIZES)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    twin = None if size == "real" else check_phantom(twins / entry.checkpoint.twin)
+    if twin is None:
+        check_access(entry.checkpoint)
+    elif not twin.is_dir():
+        raise FileNotFoundError(
+            f"the tiny twin is missing from {twin}: it ships with the repository, "
+            "so restore it with  git checkout -- cag_utils/weights"
+        )
+    towers = entry.load(entry.checkpoint, twin)
+    towers.module.to(device).eval()
+    return Embedder(name, size, entry, towers, device)

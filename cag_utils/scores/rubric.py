@@ -1,0 +1,275 @@
+"""The rubric: a program that marks a report by the paper's five error criteria.
+
+It compares entities (`cag_utils.scores.entities`) of the output with those of the truth. It is not
+a physician and does not imitate one; where a table is filled by it, the table says "rubric".
+
+A criterion is one row of `CRITERIA`: its points add up to the overall score, scaled to 0 to 10:
+
+| criterion | points | rule |
+|---|---|---|
+| laterality | 2 | the text names the right side, and only that |
+| vessel | 3 | 1 if the diseased arteries are right, plus 2 x Jaccard index of the AHA numbers |
+| treatment | 2 | the plan is the true plan |
+| logical | 1 | nothing in the text contradicts itself |
+| stenosis | 2 | 2 if the worst grade is right; 1 if off by one AHA step, not an error; else 0 |
+
+A criterion whose truth is unknown is left out and the rest scaled to 10. A text from which neither
+a stenosis, nor its absence, nor a plan can be read scores 0 with all errors. The points are the
+study's own: the paper gives none.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from cag_utils.params import check_choice
+from cag_utils.scores.entities import Entities, Stenosis, to_grade
+from cag_utils.scores.lexicon import PLANS
+from cag_utils.segments import AHA_SEGMENTS, LATERALITIES, artery_of, check_lesion, laterality_of
+
+STEPS = (0, 25, 50, 75, 90, 99, 100)
+# worst stated AHA grade -> plans that do not contradict it. Anything goes with `context`.
+FITTING_PLANS = {
+    0: {"none", "medical"},
+    25: {"none", "medical"},
+    50: {"none", "medical", "functional"},
+    75: {"medical", "functional", "pci", "heart_team"},
+    90: {"functional", "pci", "emergency_pci", "heart_team"},
+    99: {"pci", "emergency_pci", "heart_team"},
+    100: {"cto", "pci", "emergency_pci", "heart_team"},
+}
+MAIN_STEM_PLANS = {"functional", "pci", "emergency_pci", "heart_team"}  # left main >= 50 %
+INTERVENTIONS = {"pci", "emergency_pci", "cto", "heart_team"}
+
+
+def truth_entities(laterality: str, lesions: Iterable[Mapping], plan: str) -> Entities:
+    """Return the entities of a known truth, as `read_entities` reads them from perfect findings.
+
+    Args:
+        laterality: LCA or RCA.
+        lesions: `{segment, percent}` of that side.
+        plan: Plan key.
+
+    Raises:
+        ValueError: Unknown laterality or plan, or a malformed lesion.
+    """
+    check_choice("laterality", laterality, LATERALITIES)
+    check_choice("plan", plan, PLANS)
+    checked = sorted((check_lesion(x) for x in lesions), key=lambda x: (x["segment"], x["percent"]))
+    stenoses = tuple(Stenosis(x["artery"], x["segment"], x["percent"]) for x in checked)
+    cleared = frozenset() if stenoses else frozenset({laterality})
+    return Entities(frozenset({laterality}), stenoses, cleared, (plan,))
+
+
+def score(output: Entities, truth: Entities) -> dict[str, float | None]:
+    """Mark one output.
+
+    Args:
+        output: What the model's text states.
+        truth: What is so.
+
+    Returns:
+        `overall` (0 to 10), the errors of `CRITERIA`, `segment_match`, `laterality_match` and
+        `unparseable` (0 or 1), and of the truth's lesions `lesions_named`, the share whose segment
+        is named, and `grades_near`, of those with a grade the share that is named with one at most
+        one AHA step off; None without such a lesion. A criterion whose truth is unknown (own
+        findings in which no side, stenosis or plan can be read) is None, never 0.
+    """
+    errors = {name: criterion.wrong(output, truth) for name, criterion in CRITERIA.items()}
+    if output.unparseable:
+        errors = {name: None if error is None else True for name, error in errors.items()}
+    errors = {name: None if error is None else int(error) for name, error in errors.items()}
+    side_error = errors["laterality_error"]
+    return {
+        "overall": 0.0 if output.unparseable else _overall(errors, output, truth),
+        **errors,
+        "segment_match": int(_segments_match(output, truth)) if _says_where(truth) else None,
+        "laterality_match": None if side_error is None else 1 - side_error,
+        "unparseable": int(output.unparseable),
+    } | _lesion_shares(output, truth)
+
+
+def contradictions(entities: Entities) -> frozenset[str]:
+    """Return what in a text contradicts itself.
+
+    Five kinds: an artery that does not own the segment number; two grades for one segment; stenoses
+    on both sides of one picture; a significant stenosis where the text denies any; and a plan that
+    does not fit the worst grade stated, or excludes another plan stated.
+
+    Args:
+        entities: What the text states.
+
+    Returns:
+        One short phrase each; empty when the text is consistent.
+    """
+    found = {f"{s.artery} #{s.segment}" for s in entities.stenoses if _wrong_artery(s)}
+    graded = {(s.segment, s.percent) for s in entities.stenoses if s.segment and s.percent}
+    numbers = [segment for segment, _ in graded]
+    found |= {f"two grades for #{n}" for n in numbers if numbers.count(n) > 1}
+    if len({_side(s) for s in entities.stenoses} - {None}) > 1:
+        found.add("stenoses on both sides")
+    found |= {
+        f"{s.percent}% where stenosis is denied"
+        for s in entities.stenoses
+        if _significant(s) and entities.cleared & {"all", _side(s), s.artery, f"#{s.segment}"}
+    }
+    return frozenset(found | _plan_conflicts(entities))
+
+
+def _overall(errors: Mapping[str, int | None], output: Entities, truth: Entities) -> float:
+    known = [(CRITERIA[name], error) for name, error in errors.items() if error is not None]
+    earned = sum(criterion.earned(output, truth, bool(error)) for criterion, error in known)
+    return round(10 * earned / sum(criterion.points for criterion, _ in known), 2)
+
+
+def _side_wrong(output: Entities, truth: Entities) -> bool | None:
+    return None if truth.laterality is None else output.laterality != truth.laterality
+
+
+def _vessel_wrong(output: Entities, truth: Entities) -> bool | None:
+    if not _says_where(truth):
+        return None
+    misplaced = any(_wrong_artery(s) for s in set(output.stenoses) - set(truth.stenoses))
+    return misplaced or not _segments_match(output, truth)
+
+
+def _plan_wrong(output: Entities, truth: Entities) -> bool | None:
+    return None if truth.plan is None else output.plan != truth.plan
+
+
+def _illogical(output: Entities, truth: Entities) -> bool:
+    """What the truth itself says so (serial lesions of one segment) is no contradiction."""
+    return bool(contradictions(output) - contradictions(truth))
+
+
+def _grade_wrong(output: Entities, truth: Entities) -> bool | None:
+    """Wrong number of significant stenoses, or a worst grade more than one AHA step away."""
+    if truth.worst_percent is None:
+        return None
+    ungraded = any(s.percent is None for s in set(output.stenoses) - set(truth.stenoses))
+    if output.worst_percent is None or ungraded:
+        return True
+    counts = [sum(map(_significant, e.stenoses)) for e in (output, truth)]
+    return counts[0] != counts[1] or _grades_apart(output.worst_percent, truth.worst_percent) > 1
+
+
+def _grade_points(output: Entities, truth: Entities, wrong: bool) -> float:
+    if wrong:
+        return 0.0
+    return 1.0 if _grades_apart(output.worst_percent, truth.worst_percent) else 2.0
+
+
+def _vessel_points(output: Entities, truth: Entities, wrong: bool) -> float:
+    """Here alone errors earn something: 1 for the arteries, up to 2 for shared numbers."""
+    if not wrong or not truth.stenoses or not output.stenoses:
+        return 0.0 if wrong else 3.0
+    arteries = {s.artery for s in output.stenoses} == {s.artery for s in truth.stenoses}
+    union = output.segments | truth.segments
+    shared = len(output.segments & truth.segments) / len(union) if union else 0.0
+    return arteries + 2.0 * shared
+
+
+def _says_where(truth: Entities) -> bool:
+    return bool(truth.stenoses or truth.cleared)
+
+
+def _segments_match(output: Entities, truth: Entities) -> bool:
+    """Same AHA numbers, and numbers wherever the truth has them; absence for a clean picture."""
+    if not truth.stenoses:
+        return output.no_stenosis
+    there, here = ({s.segment or s.artery for s in e.stenoses} for e in (output, truth))
+    return there == here
+
+
+def _lesion_shares(output: Entities, truth: Entities) -> dict[str, float | None]:
+    """Of the lesions that the truth places in a segment: how many are named, and graded well."""
+    true = [s for s in truth.stenoses if s.segment]
+    if not true:
+        return {"lesions_named": None, "grades_near": None}
+    graded = [s for s in true if s.percent is not None]
+    numbers = output.segments
+    near = [s for s in graded if any(_near(x, s) for x in output.stenoses)]
+    return {
+        "lesions_named": sum(s.segment in numbers for s in true) / len(true),
+        "grades_near": len(near) / len(graded) if graded else None,
+    }
+
+
+def _near(said: Stenosis, true: Stenosis) -> bool:
+    """Whether it is the same segment, with a grade at most one AHA step off."""
+    if said.segment != true.segment or not said.percent:
+        return False
+    return _grades_apart(said.percent, true.percent) <= 1
+
+
+def _grades_apart(one: int, other: int) -> int:
+    return abs(STEPS.index(to_grade(one)) - STEPS.index(to_grade(other)))
+
+
+def _plan_conflicts(entities: Entities) -> set[str]:
+    plans = set(entities.plans) - {"context"}
+    excluding = plans & INTERVENTIONS
+    found = {f"none against {plan}" for plan in excluding} if "none" in plans else set()
+    worst = entities.worst_percent
+    if entities.plan in (None, "context") or worst is None:
+        return found
+    fitting = FITTING_PLANS[to_grade(worst)]
+    if any(_main_stem(s) and _significant(s) for s in entities.stenoses):
+        fitting = MAIN_STEM_PLANS | ({"cto"} if worst == 100 else set())
+    elif worst < 50 and not entities.stenoses and entities.cleared - {"all", *LATERALITIES}:
+        return found  # only some vessels are called clean; the rest may well need a plan
+    return found | (set() if entities.plan in fitting else {f"{entities.plan} for {worst}%"})
+
+
+def _significant(stenosis: Stenosis) -> bool:
+    """At least 75 %, or 50 % in the left main (the usual Japanese threshold)."""
+    grade = to_grade(stenosis.percent or 0)
+    return grade >= 75 or (grade >= 50 and _main_stem(stenosis))
+
+
+def _main_stem(stenosis: Stenosis) -> bool:
+    return stenosis.artery == "LM" or stenosis.segment == 5
+
+
+def _wrong_artery(stenosis: Stenosis) -> bool:
+    known = stenosis.artery is not None and stenosis.segment in AHA_SEGMENTS
+    return known and artery_of(stenosis.segment) != stenosis.artery
+
+
+def _side(stenosis: Stenosis) -> str | None:
+    if stenosis.segment in AHA_SEGMENTS:
+        return laterality_of(stenosis.segment)
+    return {None: None, "RCA": "RCA"}.get(stenosis.artery, "LCA")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One error that a reader may tick, and what being without it is worth.
+
+    Attributes:
+        word: What figures and claims call it.
+        points: Its weight in the overall score.
+        wrong: Output and truth to whether the error is there; None where the truth does not say.
+        partial: Output, truth and whether the error is there to the points earned, 0 to `points`;
+            None is all or nothing.
+    """
+
+    word: str
+    points: float
+    wrong: Callable[[Entities, Entities], bool | None]
+    partial: Callable[[Entities, Entities, bool], float] | None = None
+
+    def earned(self, output: Entities, truth: Entities, wrong: bool) -> float:
+        """Return the points that an output earns."""
+        if self.partial:
+            return self.partial(output, truth, wrong)
+        return 0.0 if wrong else float(self.points)
+
+
+# By the name of its column: on a reader's sheet, in every table here and in the paper's Table 4.
+CRITERIA: dict[str, Criterion] = {
+    "laterality_error": Criterion("laterality", 2, _side_wrong),
+    "vessel_error": Criterion("vessel", 3, _vessel_wrong, _vessel_points),
+    "treatment_error": Criterion("treatment", 2, _plan_wrong),
+    "logical_error": Criterion("logical", 1, _illogical),
+    "stenosis_error": Criterion("stenosis", 2, _grade_wrong, _grade_points),
+}

@@ -1,0 +1,271 @@
+"""Answers of tuned and untuned models: prompted, timed, and every one kept."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from cag_utils.corpus.examples import encode_prompts, open_picture, picture_side
+from cag_utils.params import check_choice
+from cag_utils.vlm.data import FeatureStore, core_of, project
+
+STATUSES = ("ok", "empty", "refusal")
+COLUMNS = (
+    "case_id",
+    "model",
+    "language",
+    "prompt",
+    "output",
+    "seconds",
+    "n_tokens",
+    "status",
+    "ground_truth",
+)
+SHOT_WORDS = {
+    "en": ("Examples of the answer, from other patients:", "Report: ", "Answer: "),
+    "ja": ("他の患者の回答例：", "レポート：", "回答："),
+}
+# The first is PaliGemma2's, as the paper quotes it (4.3).
+REFUSALS = (
+    r"\bas an? (base |large )?(vlm|vision|ai|language model|assistant)",
+    r"\bnot (been )?trained to\b",
+    r"\b(i('m| am)|we('re| are)) (sorry|afraid|unable|not able|not allowed|not qualified)\b",
+    r"^\W*(sorry|apologies)\b",
+    r"\bi (can('t|not| not)|won't|will not|must decline)\b",
+    r"申し訳(あり|ござい)ません",
+    r"(お?答え|回答|対応|診断|判断|お手伝い)(する)?(こと)?(は|が)?(いた|致)?(し)?(でき|出来|しかね)(ません|かね|ない)",
+)
+REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
+FINDING = re.compile(r"#\s*\d+|\d+\s*[%％]")
+
+
+def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> np.ndarray:
+    """Count the tokens of each prompt's text: (N,) int; a picture costs every case the same."""
+    if not prompts:
+        return np.zeros(0, int)
+    return np.array([len(ids) for ids in processor.tokenizer(list(prompts))["input_ids"]])
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
+    """Sort cases by length and cut them into batches.
+
+    A batch is padded to its longest prompt, so full batches of neighbours in length waste least.
+    The longest come first: what does not fit into memory fails at once.
+
+    Args:
+        lengths: (N,) tokens of each prompt.
+        batch_size: Most cases of a batch.
+
+    Returns:
+        Row numbers of each batch; every row once, equal lengths in their order.
+    """
+    order = np.argsort(-np.asarray(lengths, int), kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the ids that end an answer or fill the space after it."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return [i for i in [*ends, config.pad_token_id] if i is not None]
+
+
+def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
+    """Count the tokens of each answer up to its end.
+
+    Args:
+        made: (cases, tokens) ids.
+        ends: Ids of end and padding.
+    """
+    ended = torch.isin(made, torch.tensor(list(ends)))
+    return [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
+
+
+def answer_status(output: str) -> str:
+    """Say whether a model answered.
+
+    The rule: nothing but white space and punctuation is `empty`. A text with a phrase of refusal
+    is a `refusal`, unless it names a segment (#11) or a grade (75%): then the model answered, with
+    an apology. All else is `ok`, right or wrong.
+
+    Args:
+        output: What the model wrote.
+
+    Returns:
+        ok, empty or refusal.
+    """
+    if not re.search(r"\w", output):
+        return "empty"
+    if REFUSAL.search(output.replace("’", "'")) and not FINDING.search(output):
+        return "refusal"
+    return "ok"
+
+
+def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Draw the examples that untuned models are shown; sides take turns.
+
+    Args:
+        examples: From `examples.read_examples`; only the train split is drawn from.
+        n_shots: How many.
+        rng: Generator.
+
+    Returns:
+        `n_shots` rows, LCA and RCA in turn as far as both exist.
+
+    Raises:
+        ValueError: The train split is smaller than that.
+    """
+    train = examples[examples["split"] == "train"]
+    if len(train) < n_shots:
+        raise ValueError(f"{n_shots} shots need as many training cases, there are {len(train)}")
+    shuffled = train.iloc[rng.permutation(len(train))]
+    turn = shuffled.groupby("laterality").cumcount()
+    order = turn.to_numpy() * 2 + (shuffled["laterality"] == "RCA").to_numpy()
+    return shuffled.iloc[np.argsort(order, kind="stable")[:n_shots]]
+
+
+def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
+    """Put examples of report and answer before a prompt.
+
+    The shots are text only: PaliGemma was pretrained on one picture a prompt, and all untuned
+    models, o4-mini too, should get the same words. They show the format, not how pictures look.
+
+    Args:
+        prompt: The dataset's prompt of one case.
+        shots: Columns report, answer; none leaves the prompt as it is.
+        language: en or ja.
+
+    Raises:
+        ValueError: Unknown language.
+    """
+    check_choice("language", language, SHOT_WORDS)
+    if shots.empty:
+        return prompt
+    lead, report, answer = SHOT_WORDS[language]
+    blocks = [
+        f"{report}{row.report}\n{answer}{row.answer}" for row in shots.itertuples(index=False)
+    ]
+    return "\n\n".join([lead, *blocks, prompt])
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[str],
+    prompts: Sequence[str],
+    batch_size: int,
+    max_new_tokens: int,
+    label: str = "generating",
+    features: str | Path = "",
+) -> pd.DataFrame:
+    """Let a model answer greedily, with `model.generate` and its key-value cache.
+
+    Cases are sorted by the length of their prompt before they are cut into batches, so that short
+    prompts are not padded to long ones. A batch ends with its longest answer.
+
+    Args:
+        model: Tuned or not, in evaluation mode.
+        processor: Its processor.
+        images: Paths of frames.
+        prompts: One a frame.
+        batch_size: Most cases at a time; it changes the speed, not the answers (in float32;
+            bfloat16 may break a near tie the other way).
+        max_new_tokens: Longest answer.
+        label: Of the progress bar; empty shows none.
+        features: Folder of tower features (`data.FeatureStore`): models that share a tower
+            compute a picture once. Empty runs the tower for each case.
+
+    Returns:
+        One row a case, in the order given: output, seconds (a batch's time shared out evenly),
+        n_tokens (without padding and end of text).
+
+    Raises:
+        ValueError: Not one prompt a frame, or a size below 1.
+    """
+    if min(batch_size, max_new_tokens) < 1:
+        raise ValueError(
+            f"batch_size and max_new_tokens must be >= 1, got {batch_size} and {max_new_tokens}"
+        )
+    if len(images) != len(prompts):
+        raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
+    store = FeatureStore(features, model, processor) if features else None
+    if store:
+        store.fill(images)
+    answers: list[tuple] = [()] * len(prompts)
+    batches = length_batches(prompt_lengths(processor, prompts), batch_size)
+    for rows in tqdm(batches, desc=label, mininterval=30, disable=not label):
+        began = time.perf_counter()
+        some = [images[i] for i in rows], [prompts[i] for i in rows]
+        texts, counts = _answer_batch(model, processor, *some, max_new_tokens, store)
+        each = (time.perf_counter() - began) / len(rows)
+        for i, text, count in zip(rows, texts, counts, strict=True):
+            answers[i] = (text.strip(), each, count)
+    return pd.DataFrame(answers, columns=["output", "seconds", "n_tokens"])
+
+
+def generation_table(
+    examples: pd.DataFrame, prompts: Sequence[str], answers: pd.DataFrame, model: str, language: str
+) -> pd.DataFrame:
+    """Put answers into the table that the later notebooks read.
+
+    Args:
+        examples: One row a case, in the order of the answers.
+        prompts: What the model was given.
+        answers: From `generate_answers` or `endpoint.ask`; a `status` it brings is kept.
+        model: Its key, e.g. `gemma3_lora`.
+        language: en or ja.
+
+    Returns:
+        Columns `COLUMNS`; no case is dropped.
+
+    Raises:
+        ValueError: Not one answer a case.
+    """
+    if not len(examples) == len(prompts) == len(answers):
+        raise ValueError(
+            f"{model}: {len(examples)} cases, {len(prompts)} prompts and {len(answers)} answers"
+        )
+    statuses = [answer_status(text) for text in answers["output"]]
+    if "status" in answers:
+        statuses = answers["status"].where(answers["status"] != "", statuses).tolist()
+    return pd.DataFrame(
+        {
+            "case_id": examples["case_id"].to_numpy(),
+            "model": model,
+            "language": language,
+            "prompt": list(prompts),
+            "output": answers["output"].to_numpy(),
+            "seconds": answers["seconds"].to_numpy(),
+            "n_tokens": answers["n_tokens"].to_numpy(),
+            "status": statuses,
+            "ground_truth": examples["answer"].to_numpy(),
+        }
+    )[list(COLUMNS)]
+
+
+def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
+    """Count answers, empty outputs and refusals of each model; cases add up."""
+    counts = pd.crosstab(generations["model"], generations["status"])
+    counts = counts.reindex(columns=list(STATUSES), fill_value=0)
+    return counts.assign(cases=counts.sum(axis=1)).reset_index().rename_axis(columns=None)
+
+
+@torch.inference_mode()
+def _answer_batch(model, processor, images, prompts, max_new_tokens: int, store) -> tuple:
+    blank = Image.new("RGB", (picture_side(processor),) * 2)  # stands in for what was seen before
+    pictures = [blank if store else open_picture(path, processor) for path in images]
+    batch = encode_prompts(processor, pictures, prompts).to(model.device)
+    if store:
+        del batch["pixel_values"]
+        batch |= project(core_of(model), store.read(images).to(model.device))
+    made = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, do_sample=False)
+    made = made[:, batch["input_ids"].shape[1] :].cpu()
+    texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
+    return texts, count_tokens(made, end_tokens(model))

@@ -1,0 +1,388 @@
+"""Checks before anything heavy: access, disk, memory and number format, in seconds."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+
+from cag_utils.backbones import LANGUAGE_MODEL_ONLY, get_backbone
+from cag_utils.hub import Checkpoint, is_here, resolved_commit
+from cag_utils.vlm.loading import find_sources, locate, quantisation
+from cag_utils.vlm.lora import PROJECTOR
+
+GB = 1e9
+MARGIN = 1.2  # a choice: fragments, kernels' scratch space
+CONTEXT_GB = 0.6  # a choice: what CUDA and its libraries take before the first tensor
+# QLoRA (Dettmers et al. 2023): 4 bits, and 0.127 bits of doubly quantised constants
+PACKED_BYTES = (4 + 0.127) / 8
+TRAINED_BYTES = 16  # float32: the weight, its gradient, and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers of one transformer.
+
+    Attributes:
+        layers: How many.
+        width: Of the hidden state.
+        inner: Width of the feed-forward part.
+        kv_width: Key heads times their width, what a cached token costs; 0 where nothing is cached.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    kv_width: int = 0
+
+    def kept(self, tokens: int, checkpointing: bool) -> int:
+        """Return how many numbers one forward pass keeps for the backward pass.
+
+        A layer keeps about 8 vectors of its width and 4 of its inner width a token. With gradient
+        checkpointing each layer keeps its input alone, and one layer at a time is computed again.
+
+        Args:
+            tokens: Of one case.
+            checkpointing: Whether layers are computed again.
+        """
+        layer = 8 * self.width + 4 * self.inner
+        per_token = self.layers * (self.width if checkpointing else layer)
+        return tokens * (per_token + (layer if checkpointing else 0))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The sizes that memory depends on.
+
+    Attributes:
+        parameters: All of them, tied ones once.
+        packable: Those in the language model's linear layers, which 4-bit loading packs.
+        adapter_sides: Inputs plus outputs of all matrices that LoRA adapts: times the rank, this
+            is the number of LoRA's parameters.
+        projector: Parameters of the projector, trained in full.
+        language: Its layers.
+        tower: Its layers.
+        patches: Of one picture.
+        image_tokens: Of one picture.
+    """
+
+    parameters: int
+    packable: int
+    adapter_sides: int
+    projector: int
+    language: Stack
+    tower: Stack
+    patches: int
+    image_tokens: int
+
+
+def footprint(
+    config: PreTrainedConfig, image_tokens: int = 0, targets: str = LANGUAGE_MODEL_ONLY
+) -> Footprint:
+    """Count what memory depends on, from a configuration alone; no weight is made.
+
+    Args:
+        config: Of Gemma3 or PaliGemma.
+        image_tokens: Of a tower that will be swapped in; 0 takes the configuration's.
+        targets: Regular expression of the modules that get LoRA.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    adapted = [m.weight.shape for n, m in model.named_modules() if re.fullmatch(targets, n)]
+    text, vision = config.text_config, config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return Footprint(
+        parameters=sum(p.numel() for p in model.parameters()),
+        packable=sum(rows * columns for rows, columns in adapted),
+        adapter_sides=sum(rows + columns for rows, columns in adapted),
+        projector=sum(p.numel() for n, p in model.named_parameters() if PROJECTOR in n),
+        language=Stack(
+            text.num_hidden_layers,
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_key_value_heads * text.head_dim,
+        ),
+        tower=Stack(vision.num_hidden_layers, vision.hidden_size, vision.intermediate_size),
+        patches=patches,
+        image_tokens=image_tokens or getattr(config, "mm_tokens_per_image", patches),
+    )
+
+
+def weights_gb(size: Footprint, bytes_each: int, quantise: str = "none") -> float:
+    """Return what the weights take, GB: all in one type, or the language model packed to 4 bits."""
+    packed = size.packable if quantise == "4bit" else 0
+    return (packed * PACKED_BYTES + (size.parameters - packed) * bytes_each) / GB
+
+
+def training_gb(
+    size: Footprint,
+    bytes_each: int,
+    rank: int,
+    batch_size: int,
+    text_tokens: int,
+    quantise: str = "none",
+    checkpointing: bool = True,
+) -> float:
+    """Return what LoRA training of one process takes, GB.
+
+    (weights + 16 bytes a trained parameter + batch size x what a case keeps) x margin. No term for
+    logits: TRL scores the answer's tokens alone, in pieces.
+
+    Args:
+        size: Of the model.
+        bytes_each: Of one number: 2 in bfloat16, 4 in float32.
+        rank: Of LoRA.
+        batch_size: Cases a process and step.
+        text_tokens: Prompt and answer of one case, its picture not counted.
+        quantise: none or 4bit.
+        checkpointing: Whether layers are computed again in the backward pass.
+    """
+    trained = (rank * size.adapter_sides + size.projector) * TRAINED_BYTES / GB
+    tokens = size.image_tokens + text_tokens
+    case = size.language.kept(tokens, checkpointing) + size.tower.kept(size.patches, checkpointing)
+    acts = batch_size * case * bytes_each / GB
+    return (weights_gb(size, bytes_each, quantise) + trained + acts) * MARGIN
+
+
+def generation_gb(
+    size: Footprint,
+    bytes_each: int,
+    batch_size: int,
+    text_tokens: int,
+    quantise: str = "none",
+) -> float:
+    """Return what answering takes, GB: (weights + cache + one layer at work) x margin.
+
+    A token's keys and values are kept in every layer; windowed layers are counted in full.
+
+    Args:
+        size: Of the model.
+        bytes_each: Of one number.
+        batch_size: Cases at a time.
+        text_tokens: Prompt and longest answer of one case.
+        quantise: none or 4bit.
+    """
+    tokens = size.image_tokens + text_tokens
+    language = size.language
+    cache = 2 * language.layers * language.kv_width * tokens
+    work = max(
+        stack.kept(n, False) // stack.layers
+        for stack, n in ((language, tokens), (size.tower, size.patches))
+    )
+    acts = batch_size * (cache + work) * bytes_each / GB
+    return (weights_gb(size, bytes_each, quantise) + acts) * MARGIN
+
+
+FIXES = {
+    "free disk": "free some, or set HF_HOME to a folder on a larger disk",
+    "GPU memory": "a smaller batch_size, quantise 4bit, a larger GPU, or  -p size tiny",
+    "memory": "a smaller batch_size, a machine with more memory or a GPU, or  -p size tiny",
+    "bfloat16": "a GPU of compute capability 8.0 or more (A100, L4, RTX 30), or  -p size tiny",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is.
+
+    Attributes:
+        device: cuda or cpu.
+        name: Of the GPU, or CPU.
+        memory_gb: Free on the smallest GPU, or in the machine, GB of 1e9 bytes.
+        disk_gb: Free where the hub's cache is.
+        bfloat16: Whether the GPU computes in it; True on a CPU, which is not asked to.
+    """
+
+    device: str
+    name: str
+    memory_gb: float
+    disk_gb: float
+    bfloat16: bool
+
+
+def read_machine(device: str | None = None) -> Machine:
+    """Measure this machine.
+
+    Args:
+        device: cuda or cpu; the GPU if there is one, else the CPU, if None.
+    """
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(p for p in (cache, *cache.parents) if p.exists())
+    disk = shutil.disk_usage(there).free / GB
+    device = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
+    if device == "cpu":
+        return Machine("cpu", "CPU", psutil.virtual_memory().available / GB, disk, True)
+    gpus = range(torch.cuda.device_count())
+    free = min(torch.cuda.mem_get_info(i)[0] for i in gpus) / GB
+    fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Machine(device, torch.cuda.get_device_name(), free, disk, fast)
+
+
+def check_rows(
+    machine: Machine, download_gb: float, memory_gb: float, dtype: str
+) -> list[dict[str, object]]:
+    """Compare what is needed with what there is.
+
+    Args:
+        machine: What there is.
+        download_gb: Still to be fetched.
+        memory_gb: Needed on each GPU, or in the machine, without what CUDA itself takes.
+        dtype: Wanted on a GPU.
+
+    Returns:
+        Rows of check, needed, present, ok.
+    """
+    gpu = machine.device != "cpu"
+    needed = memory_gb + (CONTEXT_GB if gpu else 0)
+    wanted = dtype if gpu else "float32 on a CPU"
+    present = ("yes" if machine.bfloat16 else "no") if gpu else "not needed"
+    return [
+        _row("free disk", f"{download_gb:.1f} GB", f"{machine.disk_gb:.1f} GB",
+             machine.disk_gb >= download_gb),
+        _row("GPU memory" if gpu else "memory", f"{needed:.1f} GB",
+             f"{machine.memory_gb:.1f} GB ({machine.name})", machine.memory_gb >= needed),
+        _row("bfloat16", wanted, present,
+             machine.bfloat16 or not gpu or dtype != "bfloat16"),
+    ]  # fmt: skip
+
+
+def raise_failed(table: pd.DataFrame) -> None:
+    """Stop a run that cannot end well.
+
+    Raises:
+        RuntimeError: Names every check that failed, and what helps.
+    """
+    failed = table[~table["ok"]]
+    if failed.empty:
+        return
+    lines = [
+        f"- {row.check}: needs {row.needed}, there is {row.present}. Try: {FIXES[row.check]}"
+        for row in failed.itertuples()
+    ]
+    raise RuntimeError("this machine cannot run it:\n" + "\n".join(lines))
+
+
+def preflight(
+    name: str,
+    size: str = "tiny",
+    *,
+    train: bool = True,
+    batch_size: int = 1,
+    text_tokens: int = 768,
+    rank: int = 0,
+    checkpoint: str = "",
+    tower_checkpoint: str = "",
+    quantise: str = "none",
+    device: str | None = None,
+    machine: Machine | None = None,
+) -> pd.DataFrame:
+    """Check in seconds what would otherwise fail after an hour; downloads a configuration at most.
+
+    Args:
+        name: A key of `backbones.BACKBONES`.
+        size: tiny or real. A twin passes the same checks.
+        train: Whether it will be tuned, or only answer.
+        batch_size: Cases a process at a time.
+        text_tokens: Prompt and answer of one case, about; its picture is added.
+        rank: Of LoRA; 0 takes the registry's.
+        checkpoint: As `load_backbone`.
+        tower_checkpoint: As `load_backbone`.
+        quantise: As `load_backbone`.
+        device: As `load_backbone`.
+        machine: What there is; measured if None.
+
+    Returns:
+        One row a check: check, needed, present, ok (all True).
+
+    Raises:
+        ValueError: As `find_sources` and `quantisation`.
+        PermissionError: A gated checkpoint; the message has the licence's address and the command
+            to log in.
+        ConnectionError: A checkpoint is neither in the cache nor reachable.
+        FileNotFoundError: A folder is missing.
+        RuntimeError: Disk, memory or number format do not do; names all that failed, with help.
+    """
+    machine = machine or read_machine(device)
+    quantisation(quantise, machine.device)
+    model, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    sources = [model, *([tower] if tower else [])]
+    rows = [_access_row(source, size) for source in sources]
+    entry = get_backbone(name)
+    config = AutoConfig.from_pretrained(**locate(model, size))
+    swapped = entry.image_tokens if tower and size == "real" else 0
+    needs = footprint(config, swapped, entry.lora_targets)
+    each = 2 if machine.device != "cpu" and entry.dtype == "bfloat16" else 4
+    memory = generation_gb(needs, each, batch_size, text_tokens, quantise)
+    if train:
+        again = size == "real"  # as training sets gradient checkpointing
+        rank = rank or entry.lora_rank
+        memory = training_gb(needs, each, rank, batch_size, text_tokens, quantise, again)
+    missing = [s for s in sources if size == "real" and not is_here(s)]
+    download = sum(_download_gb(source, needs) for source in missing)
+    table = pd.DataFrame([*rows, *check_rows(machine, download, memory, entry.dtype)])
+    raise_failed(table)
+    return table
+
+
+def sources_table(
+    name: str, size: str = "tiny", checkpoint: str = "", tower_checkpoint: str = ""
+) -> pd.DataFrame:
+    """Say what exactly was loaded, for the run's record; call it after `load_backbone`.
+
+    Args:
+        name: A key of `backbones.BACKBONES`.
+        size: tiny or real.
+        checkpoint: As `load_backbone`.
+        tower_checkpoint: As `load_backbone`.
+
+    Returns:
+        part (model, image tower), source (a repository, or a folder's name without its path),
+        revision, commit (or `sha256:` of a folder), licence.
+
+    Raises:
+        FileNotFoundError: It was not loaded yet.
+    """
+    model, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    rows = []
+    for part, source in (("model", model), ("image tower", tower)):
+        if source is None:
+            continue
+        found = locate(source, size)
+        where = found["pretrained_model_name_or_path"]
+        local = size == "tiny" or source.folder
+        rows.append(
+            {
+                "part": part,
+                "source": Path(where).name if local else where,
+                "revision": found.get("revision", ""),
+                "commit": resolved_commit(where, source.revision),
+                "licence": "the study's own" if size == "tiny" else source.licence,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _row(check: str, needed: str, present: str, ok: bool) -> dict[str, object]:
+    return {"check": check, "needed": needed, "present": present, "ok": bool(ok)}
+
+
+def _access_row(source: Checkpoint, size: str) -> dict[str, object]:
+    """Ask for access, which raises if there is none."""
+    locate(source, size)
+    if size == "tiny":
+        return _row(f"access: {source.twin} (twin)", "a folder", "shipped", True)
+    if source.folder:
+        return _row(f"access: {source.folder.name}", "a folder", "there", True)
+    needed = "licence and login" if source.gated else "the hub or its cache"
+    return _row(f"access: {source.repo}", needed, "in the cache" if is_here(source) else "granted",
+                True)  # fmt: skip
+
+
+def _download_gb(source: Checkpoint, needs: Footprint) -> float:
+    """Return the registry's size, or for any other repository its parameters in bfloat16."""
+    return source.download_gb or 2 * needs.parameters / GB

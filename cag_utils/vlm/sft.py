@@ -1,0 +1,549 @@
+"""Supervised fine-tuning through TRL: LoRA on the language model, and the projector.
+
+A `Job` holds everything a run depends on, and is written beside its results as `job.json`. The
+same job runs in a notebook's process or on several GPUs (`accelerate launch --module
+cag_utils.vlm.sft job.json`), and goes on from its last checkpoint if it was stopped.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+import trl.trainer.utils as trl_utils
+from safetensors.torch import save_file
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainerState,
+)
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTConfig, SFTTrainer
+
+from cag_utils.backbones import get_backbone
+from cag_utils.corpus.examples import read_examples
+from cag_utils.scores.entities import Entities, read_entities
+from cag_utils.scores.rubric import score
+from cag_utils.scores.scorecard import truth_of
+from cag_utils.study import PACKAGE, read_json
+from cag_utils.vlm.data import CaseCollator, FeatureStore, accept_features, to_cases
+from cag_utils.vlm.generate import generate_answers
+from cag_utils.vlm.jobs import Job, base_name, last_checkpoint, seal, start_folder
+from cag_utils.vlm.loading import load_backbone
+from cag_utils.vlm.lora import (
+    lora_config,
+    lora_optimiser,
+    probe,
+    raise_trained_to_float32,
+    save_adapter,
+    trainable_table,
+)
+
+
+class Progress(TrainerCallback):
+    """One plain progress bar, refreshed every half minute: a notebook stays readable."""
+
+    def __init__(self, label: str):
+        self.label = label
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar at the step a resumed run starts from."""
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.label,
+            mininterval=30,
+            disable=hidden,
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Count one optimiser step."""
+        self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
+        self.bar.close()
+
+
+class ProjectorFirst(TrainerCallback):
+    """Trains the projector alone for the first steps; what is frozen depends on the step alone.
+
+    A replaced tower speaks another language than the projector knows; until that is learnt, LoRA
+    would learn to make do with noise.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        """Freeze LoRA before the step that ends the head start, thaw it after."""
+        for name, values in model.named_parameters():
+            if "lora_" in name:
+                values.requires_grad_(state.global_step >= self.steps)
+
+
+class Seal(TrainerCallback):
+    """Makes a checkpoint count when all processes have written their parts of it."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal it, on the first process."""
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+class RunLog(TensorBoardCallback):
+    """TensorBoard's log in a folder of our choice: the library takes one from the environment."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.logging_dir = str(folder)
+
+
+LONGEST = {"tiny": 96, "real": 256}  # tokens of an answer; the phantom's are shorter
+SCORES = ("segment", "grade", "laterality", "plan", "overall")
+
+
+class AnswerScorer:
+    """Lets a model in training answer, and marks the answers.
+
+    The loss says how surprising the true words are; it hardly moves when the segment is wrong and
+    all else is right. These scores do.
+    """
+
+    def __init__(self, job: Job, processor: ProcessorMixin):
+        """Choose the cases: validation, evenly spread, always the same.
+
+        Args:
+            job: Its settings say how many.
+            processor: Of the backbone.
+        """
+        examples = read_examples(job.pairs, job.language, job.outputs)
+        val = examples[examples["split"] == "val"]
+        self.n_cases = min(job.finetune.eval_cases, len(val))
+        self.cases = val.iloc[[i * len(val) // self.n_cases for i in range(self.n_cases)]]
+        pairs = pd.read_csv(job.pairs).set_index("case_id")
+        self.truths = [truth_of(pairs.loc[c], job.language) for c in self.cases["case_id"]]
+        self.job, self.processor = job, processor
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        """Return the mean of each of `SCORES` over the cases whose truth is known.
+
+        Args:
+            model: The model as it is now; left in the mode it was in.
+        """
+        was_training = model.training
+        model.eval()
+        s, longest = self.job.finetune, LONGEST[self.job.size]
+        cases = list(self.cases["image"]), list(self.cases["prompt"])
+        features = self.job.features if s.cache_features else ""
+        size = 2 * s.batch_size  # no gradients: as for the loss
+        answers = generate_answers(
+            model, self.processor, *cases, size, longest, label="", features=features
+        )
+        model.train(was_training)
+        read = [read_entities(text, self.job.language) for text in answers["output"]]
+        marks = pd.DataFrame(map(mark, read, self.truths), columns=list(SCORES), dtype=float)
+        return marks.mean().dropna().to_dict()
+
+
+def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
+    """Mark one answer.
+
+    Args:
+        output: What it states.
+        truth: What is so.
+
+    Returns:
+        `segment` (the very AHA numbers), `laterality`, `plan`: 0 or 1; `grade`: share of the true
+        lesions that are named with a grade at most one AHA step off; `overall`: the rubric's 0 to
+        10. None where the truth is unknown, and for `grade` where there is no lesion.
+    """
+    found = score(output, truth)
+    plan_error = found["treatment_error"]
+    return {
+        "segment": found["segment_match"],
+        "grade": found["grades_near"],
+        "laterality": found["laterality_match"],
+        "plan": None if plan_error is None else 1 - plan_error,
+        "overall": found["overall"],
+    }
+
+
+PREFIX = "eval_answers_"  # of the scores in the Trainer's log
+
+
+def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
+    """Turn the Trainer's log into one row a measurement.
+
+    Args:
+        log: `trainer.state.log_history`.
+
+    Returns:
+        step, epoch, split (train or val), loss (mean over answer tokens), learning_rate (train
+        rows only). Step 0 is the untouched base on val.
+    """
+    rows = [
+        {
+            "step": entry["step"],
+            "epoch": entry["epoch"],
+            "split": "train" if "loss" in entry else "val",
+            "loss": entry.get("loss", entry.get("eval_loss")),
+            "learning_rate": entry.get("learning_rate"),
+        }
+        for entry in log
+        if "loss" in entry or "eval_loss" in entry
+    ]
+    return pd.DataFrame(rows, columns=["step", "epoch", "split", "loss", "learning_rate"])
+
+
+def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
+    """Turn the Trainer's log into one row an evaluation by generation.
+
+    Args:
+        log: `trainer.state.log_history`.
+
+    Returns:
+        step, epoch, and `answer_scores.SCORES`: segment, grade, laterality and plan (shares, 0 to
+        1), overall (0 to 10); missing where no truth is known. Empty if no answers were scored.
+    """
+    rows = [
+        {"step": entry["step"], "epoch": entry["epoch"]}
+        | {name: entry.get(PREFIX + name) for name in SCORES}
+        for entry in log
+        if any(key.startswith(PREFIX) for key in entry)
+    ]
+    return pd.DataFrame(rows, columns=["step", "epoch", *SCORES])
+
+
+class EpochGroups(LengthGroupedSampler):
+    """transformers' batches of like length, in an order that seed and epoch alone decide.
+
+    As it comes (`train_sampling_strategy="group_by_length"`) the sampler draws from torch's global
+    generator, which differs between processes once they have dropped out different numbers.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; the Trainer calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the cases' indices."""
+        self.generator = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
+        yield from super().__iter__()
+
+
+class CaseTrainer(SFTTrainer):
+    """Trains on `data.to_cases`, batched by length; scores answers after each evaluation."""
+
+    def __init__(
+        self,
+        *args,
+        scorer: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
+        **kwargs,
+    ):
+        """Keep the scorer; all else is `SFTTrainer`'s.
+
+        Args:
+            *args: As `SFTTrainer`.
+            scorer: Given the model, returns numbers for the log; none for the loss alone.
+            **kwargs: As `SFTTrainer`.
+        """
+        super().__init__(*args, **kwargs)
+        self.scorer = scorer
+
+    def train(self, *args, **kwargs):
+        """Train, scoring the answers' tokens alone."""
+        with answers_scored_only():
+            return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return EpochGroups(data["length"], self.args.train_batch_size, self.args.data_seed)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Measure the loss, then let the first process score answers and log them."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.scorer is not None and self.is_world_process_zero():
+            scores = self.scorer(self.model)
+            self.log({PREFIX + name: value for name, value in scores.items()})
+        return metrics
+
+
+@contextmanager
+def answers_scored_only() -> Iterator[None]:
+    """Let TRL score the answer's tokens alone on a CPU too, as it does on a GPU.
+
+    Off a GPU, TRL 1.16 computes the loss of every token and then drops the prompt's, nine tokens
+    in ten. The loss and the gradients are the same; a PaliGemma twin trains 1.7 times as fast.
+    The switch is a private name: if a release renames it, training is slower and nothing else.
+    """
+    kept = getattr(trl_utils, "_use_triton", None)
+    if kept is not None:
+        trl_utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        if kept is not None:
+            trl_utils._use_triton = kept
+
+
+LOG_POINTS = 40  # points of a training curve
+
+
+def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
+    """Translate a job into TRL's terms; every default that bites is set by name.
+
+    Args:
+        job: The run. Its batch size is that of all processes together: each takes its share.
+        n_train: Training cases; sets how often the loss is logged.
+        bfloat16: Mixed precision; unasked, TRL would choose it on a CPU too.
+
+    Raises:
+        ValueError: The processes cannot share a batch evenly.
+    """
+    s = job.finetune
+    each = share_of_batch(s.batch_size, int(os.environ.get("WORLD_SIZE", 1)))
+    updates = max(1, round(n_train * s.epochs / (s.batch_size * s.accumulation)))
+    updates = s.max_steps if s.max_steps > 0 else updates
+    return SFTConfig(
+        output_dir=str(job.path / "checkpoints"),
+        max_length=None,  # TRL's 1024 can cut image tokens, and all that is to be learnt
+        remove_unused_columns=False,  # the collator opens the pictures
+        num_train_epochs=s.epochs,
+        max_steps=s.max_steps,
+        per_device_train_batch_size=each,
+        per_device_eval_batch_size=2 * each,
+        gradient_accumulation_steps=s.accumulation,
+        optim="adamw_torch",
+        learning_rate=s.learning_rate,
+        lr_scheduler_type=s.schedule,
+        warmup_steps=round(s.warmup_share * updates),
+        weight_decay=s.weight_decay,
+        bf16=bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=job.size == "real",
+        logging_steps=max(1, updates // LOG_POINTS),
+        logging_first_step=True,
+        eval_strategy="epoch",
+        eval_on_start=last_checkpoint(job) is None,  # a resumed run has measured its start
+        save_strategy="epoch",
+        save_total_limit=2,  # while one is written, or if it is damaged, there is another
+        load_best_model_at_end=s.patience > 0,
+        restore_callback_states_from_checkpoint=s.patience > 0,  # how often it has been patient
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to="none",  # ours is added by name, with a folder of its own
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=job.seed,
+        data_seed=job.seed,
+    )
+
+
+def share_of_batch(batch_size: int, n_processes: int) -> int:
+    """Return the cases one process takes, so that all together take one batch.
+
+    Raises:
+        ValueError: It does not divide.
+    """
+    if batch_size % n_processes:
+        raise ValueError(
+            f"finetune.batch_size {batch_size} cannot be shared by {n_processes} processes: choose "
+            "a multiple, and a smaller finetune.accumulation for the same number of cases a step"
+        )
+    return batch_size // n_processes
+
+
+FSDP = PACKAGE / "templates" / "fsdp.yaml"
+PLAIN_PARALLEL = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+PLAIN_PARALLEL += ["--dynamo_backend", "no"]
+FOLLOW = "--end-with-parent"
+
+
+def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTrainer:
+    """Load the base, put a fresh adapter on it, and hand both to TRL with the data.
+
+    Args:
+        job: The run.
+        callbacks: Added to the run's own.
+
+    Raises:
+        ValueError: 4-bit weights are asked for and cannot be had, or as `training_config`.
+    """
+    s = job.finetune
+    where = {"quantise": s.quantise} | job.source
+    model, processor = load_backbone(job.backbone, job.size, own_device(), **where)
+    examples = read_examples(job.pairs, job.language, job.outputs)
+    train, val = (to_cases(examples[examples["split"] == x], processor) for x in ("train", "val"))
+    config = training_config(job, len(train), model.dtype == torch.bfloat16)
+    store = None
+    if s.cache_features:
+        store = fill_store(job, model, processor, [*train["image"], *val["image"]], config)
+    targets = get_backbone(job.backbone).lora_targets
+    trainer = CaseTrainer(
+        model=model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=val.sort("length"),
+        processing_class=processor,
+        data_collator=CaseCollator(processor, store),
+        peft_config=lora_config(job.lora.rank, job.lora.alpha, s.dropout, targets),
+        callbacks=[*own_callbacks(job), *callbacks],
+        scorer=AnswerScorer(job, processor) if s.eval_cases else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    raise_trained_to_float32(trainer.model)
+    accept_features(trainer.model)
+    if s.projector_rate:  # else the Trainer makes its own
+        rates = s.learning_rate, s.projector_rate, s.weight_decay
+        trainer.optimizer = lora_optimiser(trainer.model, *rates)
+    return trainer
+
+
+def own_device() -> str:
+    """Return where this process computes: under a launcher its own GPU, else the first, or CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def own_callbacks(job: Job) -> list[TrainerCallback]:
+    """Return what every run of these settings has beside it."""
+    made = [Progress(f"{job.backbone} {job.language}"), RunLog(job.path / "tensorboard"), Seal()]
+    if job.finetune.warmup_projector_steps:
+        made.append(ProjectorFirst(job.finetune.warmup_projector_steps))
+    if job.finetune.patience:
+        made.append(EarlyStoppingCallback(job.finetune.patience))
+    return made
+
+
+def fill_store(
+    job: Job,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[str],
+    config: SFTConfig,
+) -> FeatureStore:
+    """Compute the tower's tokens that are not on disk yet, each process a share of them."""
+    store = FeatureStore(job.features, model, processor)
+    store.fill(images[config.process_index :: config.world_size])
+    config.distributed_state.wait_for_everyone()
+    store.fill(images)  # the others' shares are there now
+    return store
+
+
+def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
+    """Run a job in this process, or this process's share of it under a launcher.
+
+    Goes on from the last checkpoint when the folder holds one of the very same job.
+
+    Args:
+        job: The run.
+        callbacks: For tests.
+
+    Returns:
+        The adapter's folder. Beside it lie `history.csv`, `eval_history.csv` (scores of answers),
+        `trainable.csv`, `probe.safetensors` and `tensorboard/`.
+    """
+    trainer = make_trainer(job, callbacks)
+    go_on(trainer, last_checkpoint(job), job.finetune.patience)
+    adapter = job.path / "adapter"
+    if trainer.is_world_process_zero():
+        log = trainer.state.log_history
+        trainable_table(trainer.model).to_csv(job.path / "trainable.csv", index=False)
+        loss_history(log).to_csv(job.path / "history.csv", index=False)
+        answer_history(log).to_csv(job.path / "eval_history.csv", index=False)
+        save_adapter(trainer.model, adapter, base_name(job))
+        # without the mixed-precision wrapper, which a reloaded model will not have
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+        save_file(probe(job, model, trainer.processing_class), job.path / "probe.safetensors")
+        shutil.rmtree(job.path / "checkpoints")  # done: a rerun starts afresh
+    return adapter
+
+
+def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
+    """Train, from a checkpoint if there is one, unless patience had run out when it was written.
+
+    Args:
+        trainer: From `make_trainer`.
+        checkpoint: Folder, or None for the beginning.
+        patience: The setting; 0 for none.
+    """
+    if checkpoint and patience:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        counted = state.stateful_callbacks["EarlyStoppingCallback"]["attributes"]
+        if counted["early_stopping_patience_counter"] >= patience:
+            trainer.state = state
+            trainer._load_best_model()
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") -> Path:
+    """Run a job here, or on several processes through accelerate; returns the adapter's folder.
+
+    Several processes take one batch together, so the settings mean the same on any number of GPUs.
+    A checkpoint that does not fit one GPU is sharded: `accelerate_config=FSDP`, the committed
+    settings of `cag_utils/templates/fsdp.yaml`, which also says how to start it by hand.
+
+    Args:
+        job: The run.
+        processes: One a GPU. More than one starts `accelerate launch`, because TRL refuses to drive
+            several GPUs from a notebook's single process. Run so far with twins on two CPU
+            processes, not on GPUs.
+        accelerate_config: Accelerate's YAML; plain data parallelism if empty.
+
+    Raises:
+        ValueError: The processes cannot share a batch evenly.
+        RuntimeError: A process of several failed; its own message is above.
+    """
+    share_of_batch(job.finetune.batch_size, processes)
+    start_folder(job)
+    if processes == 1:
+        return train(job)
+    # accelerate 1.15's `--cpu` runs one process, whatever is asked; the job itself chooses gloo
+    how = ["--config_file", str(accelerate_config)] if accelerate_config else PLAIN_PARALLEL
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes"]
+    command += [str(processes), "--main_process_port", "0", "--module", "cag_utils.vlm.sft"]
+    # the pipe stays open for as long as this process lives; see `end_with_parent`
+    with subprocess.Popen(
+        [*command, str(job.path / "job.json"), FOLLOW], stdin=subprocess.PIPE
+    ) as started:
+        code = started.wait()
+    if code:
+        raise RuntimeError(f"training on {processes} processes failed; see the output above")
+    return job.path / "adapter"
+
+
+def end_with_parent() -> None:
+    """End this process when the one that launched it ends, also after a kill.
+
+    An orphan would train on, and be a second writer in the folder of a rerun.
+    """
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    if FOLLOW in sys.argv:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    train(Job(**read_json(Path(sys.argv[1]))))

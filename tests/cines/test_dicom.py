@@ -1,0 +1,396 @@
+import math
+import os
+import tempfile
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.processing import apply_windowing
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+    XRay3DAngiographicImageStorage,
+    XRayAngiographicImageStorage,
+)
+
+from cag_utils.cines.dicom import (
+    NotACine,
+    frame_time_ms,
+    iter_frames,
+    read_header,
+    scan,
+    spacing_at_isocentre_mm,
+    to_eight_bits,
+)
+
+RAMP = np.arange(4 * 6 * 8, dtype=np.uint8).reshape(4, 6, 8)
+
+
+def write_cine(path: Path, pixels=RAMP, bits=8, video="1.2.3.4", **changes) -> Path:
+    """A small uncompressed XA cine; `changes` set or (None) remove attributes."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = XRayAngiographicImageStorage
+    dataset.SOPInstanceUID = video
+    dataset.StudyInstanceUID = "1.2.3"
+    dataset.PatientID = "P1"
+    dataset.Modality = "XA"
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = 8 * pixels.itemsize
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.PixelRepresentation = int(np.issubdtype(pixels.dtype, np.signedinteger))
+    dataset.PixelData = pixels.tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, value in changes.items():
+            delattr(dataset, name) if value is None else setattr(dataset, name, value)
+        dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_eight_bit_frames_come_back_untouched(tmp_path):
+    path = write_cine(tmp_path / "a", WindowCenter=10, WindowWidth=5)
+    np.testing.assert_array_equal(np.stack(list(iter_frames(path))), RAMP)
+    np.testing.assert_array_equal(np.stack(list(iter_frames(path, [1, 3]))), RAMP[[1, 3]])
+    assert list(iter_frames(path, [])) == []
+
+
+def test_header_facts_in_their_units(tmp_path):
+    facts = {
+        "FrameTime": 66.5,
+        "PositionerPrimaryAngle": -30,
+        "PositionerSecondaryAngle": 25,
+        "ImagerPixelSpacing": [0.3, 0.3],
+        "DistanceSourceToDetector": 1200,
+        "DistanceSourceToPatient": 800,
+    }
+    cine = read_header(write_cine(tmp_path / "a", **facts))
+    assert (cine.patient, cine.exam, cine.video, cine.n_frames) == ("P1", "1.2.3", "1.2.3.4", 4)
+    assert cine.spacing_mm == pytest.approx(0.2)  # 0.3 / (1200 / 800)
+    assert (cine.frame_time_ms, cine.primary_angle_deg) == (66.5, -30)
+    assert read_header(write_cine(tmp_path / "b", PatientID="")).patient == "1.2.3"  # the exam's
+
+
+def test_a_broken_optional_fact_costs_the_fact_not_the_cine(tmp_path):
+    path = write_cine(tmp_path / "a", PositionerPrimaryAngle=123456, FrameTime=66.5)
+    path.write_bytes(path.read_bytes().replace(b"123456", b"oblique"[:6]))
+    cine = read_header(path)
+    assert np.isnan(cine.primary_angle_deg) and cine.frame_time_ms == 66.5
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"SOPClassUID": CTImageStorage, "Modality": "CT"}, "not XA: modality CT"),
+        ({"SOPClassUID": CTImageStorage, "Modality": "Taro Y"}, "not XA: modality unknown"),
+        ({"SOPClassUID": XRay3DAngiographicImageStorage}, "a 3-D reconstruction"),
+        ({"SamplesPerPixel": 3}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+        ({"NumberOfFrames": 1}, "single frame"),
+        ({"NumberOfFrames": None}, "single frame"),
+        ({"Rows": None}, r"broken header \(AttributeError\)"),
+        ({"StudyInstanceUID": ""}, "no SOP or study instance UID"),
+    ],
+)
+def test_a_file_that_is_no_cine_says_why(tmp_path, changes, reason):
+    with pytest.raises(NotACine, match=reason):
+        read_header(write_cine(tmp_path / "a", **changes))
+
+
+def test_broken_pixels_are_found_when_decoding(tmp_path):
+    whole = write_cine(tmp_path / "a").read_bytes()
+    (tmp_path / "short").write_bytes(whole[:-100])
+    with pytest.raises(NotACine, match="broken pixel data at frame"):
+        list(iter_frames(tmp_path / "short"))
+    with pytest.raises(NotACine, match="no pixel data"):
+        next(iter_frames(write_cine(tmp_path / "b", PixelData=None)))
+    with pytest.raises(NotACine, match="broken pixel data at frame 0"):  # a wrong syntax
+        list(iter_frames(encapsulated(tmp_path / "c", JPEG2000Lossless)))
+
+
+def encapsulated(path: Path, syntax: str, frame: bytes = b"not a codestream") -> Path:
+    dataset = pydicom.dcmread(write_cine(path))
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame] * 4)
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, implicit_vr=False, little_endian=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    "syntax, name",
+    [("1.2.840.10008.1.2.4.102", "MPEG-4 AVC"), ("1.3.46.670589.33.1.4.1", "unknown or private")],
+)
+def test_an_unsupported_transfer_syntax_is_named(tmp_path, syntax, name):
+    with pytest.raises(NotACine, match=f"unsupported transfer syntax: {name}"):
+        read_header(encapsulated(tmp_path / "a", syntax))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, DeflatedExplicitVRLittleEndian])
+def test_lossless_packings_come_back_untouched(tmp_path, syntax):
+    dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
+    if syntax == RLELossless:
+        dataset.compress(RLELossless)
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "b")
+    assert read_header(tmp_path / "b").n_frames == 4
+    np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "b"))), RAMP)
+    np.testing.assert_array_equal(next(iter_frames(tmp_path / "b", [3])), RAMP[3])
+
+
+def test_memory_does_not_grow_with_the_length_of_a_cine(tmp_path):
+    path = write_cine(tmp_path / "a", np.zeros((60, 128, 128), np.uint8))
+    sum(1 for _ in iter_frames(path))  # imports and caches count once
+    tracemalloc.start()
+    for _ in iter_frames(path):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 15 * 128 * 128  # of 60 frames
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_never_raises_anything_else(data):
+    with tempfile.TemporaryDirectory() as folder:
+        content = bytearray(write_cine(Path(folder) / "a").read_bytes())
+        for at in data.draw(st.lists(st.integers(128, len(content) - 1), max_size=8)):
+            content[at] = data.draw(st.integers(0, 255))
+        path = Path(folder) / "b"
+        path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+        try:
+            read_header(path)
+            assert all(frame.dtype == np.uint8 for frame in iter_frames(path))
+        except NotACine as problem:
+            assert problem.reason
+
+
+def test_every_file_is_a_cine_or_rejected_with_a_reason(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write_cine(tmp_path / "deep" / "er" / "IM0001")
+    write_cine(tmp_path / "twin.dcm")
+    write_cine(tmp_path / "other.dcm", video="1.2.3.5")
+    (tmp_path / ".hidden").write_bytes(b"x")
+    (tmp_path / "empty").touch()
+    (tmp_path / "note.txt").write_text("not an image " * 50, encoding="utf-8")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    cines, rejected = scan(tmp_path)
+    reasons = {found.path.name: found.reason for found in rejected}
+    assert [c.path.name for c in cines] == ["IM0001", "other.dcm"]
+    assert "duplicate" in reasons["twin.dcm"] and reasons["empty"] == "empty file"
+    assert reasons["note.txt"] == reasons[".hidden"] == "not a DICOM file"
+    assert reasons["dangling"] == "unreadable file: No such file or directory"
+    assert reasons["loop"] == "link to a folder, not followed"
+    with pytest.raises(NotADirectoryError, match="not a folder"):
+        scan(tmp_path / "nowhere")
+    n_files = sum(path.is_symlink() or not path.is_dir() for path in tmp_path.rglob("*"))
+    assert len(cines) + len(rejected) == n_files
+    assert cines[0].copies == (tmp_path / "twin.dcm",)
+
+
+def test_what_is_no_plain_file_is_rejected_and_never_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    _, rejected = scan(tmp_path)
+    assert [found.reason for found in rejected] == [
+        "not a regular file",
+        "unreadable file: Too many levels of symbolic links",
+    ]
+
+
+def test_a_closed_folder_is_listed_not_skipped(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    write_cine(tmp_path / "closed" / "a.dcm")
+    write_cine(tmp_path / "b.dcm")
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    cines, rejected = scan(tmp_path)
+    assert [cine.path.name for cine in cines] == ["b.dcm"]
+    assert [(r.path.name, r.reason) for r in rejected] == [
+        ("closed", "closed folder: Permission denied")
+    ]
+
+
+def test_a_dicomdir_is_an_index_not_a_cine(tmp_path):
+    dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
+    dataset.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    dataset.save_as(tmp_path / "DICOMDIR")
+    with pytest.raises(NotACine, match="DICOMDIR"):
+        read_header(tmp_path / "DICOMDIR")
+
+
+def test_reasons_quote_neither_the_header_nor_a_path(tmp_path, recwarn):
+    folder = tmp_path / "YAMADA TARO JIRO"
+    folder.mkdir()
+    (folder / "gone").symlink_to(folder / "nowhere at all")
+    path = write_cine(folder / "a", Rows=77)
+    path.write_bytes(path.read_bytes().replace(b"1.2.3.4\0", b"HANAKO-7"))  # an invalid UID
+    bad = write_cine(folder / "b", video="1.2.5", NumberOfFrames=1234)
+    bad.write_bytes(bad.read_bytes().replace(b"1234", b"TARO"))
+    cines, rejected = scan(folder)
+    assert len(cines) == 1 and len(rejected) == 2 and not recwarn.list
+    text = " ".join(found.reason for found in rejected)
+    assert not [word for word in ("YAMADA", "TARO", "JIRO", "nowhere") if word in text]
+    assert "TARO" in " ".join(found.detail for found in rejected)
+
+
+@pytest.mark.realdata
+def test_the_real_cine_reads(real_data):
+    cines, rejected = scan(real_data)
+    [cine] = cines
+    assert (cine.n_frames, cine.rows, cine.columns) == (75, 512, 512)
+    assert cine.frame_time_ms == pytest.approx(66.67, abs=0.01)
+    assert (cine.primary_angle_deg, cine.secondary_angle_deg) == (40.1, 27.0)
+    frame = next(iter_frames(cine.path, [40]))
+    assert frame.shape == (512, 512) and 20 < frame.mean() < 230
+    assert {found.reason for found in rejected} == {"not a DICOM file"}
+
+
+EIGHT = np.array([[0, 100, 200, 255]], np.uint8)
+TWELVE = np.array([[0, 1024, 2048, 4095]], np.uint16)
+
+
+def header(bits=8, **facts):
+    dataset = Dataset()
+    dataset.BitsStored, dataset.PhotometricInterpretation = bits, "MONOCHROME2"
+    for name, value in facts.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def lut(values, bits=8, first=0):
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [len(values), first, bits], list(values)
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
+    return {"ModalityLUTSequence": [item]}
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    "facts", [{}, *({"RescaleSlope": slope, "RescaleIntercept": 0} for slope in (1, 0.5))]
+)
+def test_eight_bits_are_kept_whatever_the_window(kind, facts):
+    window = {"WindowCenter": 100, "WindowWidth": 10}
+    got = to_eight_bits(EIGHT.astype(kind), header(**window, **facts))
+    assert got.dtype == np.uint8 and got.tolist() == EIGHT.tolist()
+
+
+SQUARES = lut([x * x // 255 for x in range(256)])
+WINDOW = {"WindowCenter": 1024.5, "WindowWidth": 1025}  # LINEAR: 512.0 black, 1536.0 white
+
+
+def rescaled(slope, intercept, **facts):
+    return {"RescaleSlope": slope, "RescaleIntercept": intercept, **facts}
+
+
+@pytest.mark.parametrize(
+    "stored, bits, facts, want",
+    [
+        (EIGHT, 8, {"PhotometricInterpretation": "MONOCHROME1"}, [255, 155, 55, 0]),
+        (TWELVE, 12, {}, [0, 64, 128, 255]),  # without a window the full range: 255 x / 4095
+        (TWELVE, 12, WINDOW, [0, 128, 255, 255]),
+        (TWELVE, 12, {"WindowCenter": [1024.5, 5], "WindowWidth": [1025, 2]}, [0, 128, 255, 255]),
+        # the full range moves with the values, so a rescale alone changes no picture
+        (TWELVE, 12, rescaled(1, -1024), [0, 64, 128, 255]),
+        (TWELVE, 12, rescaled(0.25, 0), [0, 64, 128, 255]),
+        (TWELVE, 12, rescaled(0.25, 77), [0, 64, 128, 255]),
+        (TWELVE, 12, rescaled(-1, 4095), [255, 191, 127, 0]),  # dark becomes bright
+        # a window counts in rescaled values: -512 black, 512 white
+        (TWELVE, 12, rescaled(1, -1024, WindowCenter=0.5, WindowWidth=1025), [0, 128, 255, 255]),
+        (np.array([[-2048, 0, 2047]], np.int16), 12, {"PixelRepresentation": 1}, [0, 128, 255]),
+        # a modality LUT is for linear pixels only, and may widen the values: 257 x / 65535 * 255
+        (EIGHT, 8, {"PixelIntensityRelationship": "LIN", **SQUARES}, [0, 39, 156, 255]),
+        (EIGHT, 8, {"PixelIntensityRelationship": "LOG", **SQUARES}, [0, 100, 200, 255]),
+        (EIGHT, 8, {"PixelIntensityRelationship": "DISP", **SQUARES}, [0, 100, 200, 255]),
+        (EIGHT, 8, lut([257 * x for x in range(256)], bits=16), [0, 100, 200, 255]),
+    ],
+)
+def test_grey_levels_worked_by_hand(stored, bits, facts, want):
+    assert to_eight_bits(stored, header(bits, **facts)).tolist() == [want]
+
+
+@pytest.mark.parametrize(
+    "facts, match",
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 3}, "maps every pixel to one value"),
+        ({"WindowCenter": 10, "WindowWidth": 0}, "Window Width"),
+    ],
+)
+def test_what_breaks_the_standard_is_refused(facts, match):
+    with pytest.raises(ValueError, match=match):
+        to_eight_bits(TWELVE, header(12, **facts))
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.uint16, (3, 5), elements=st.integers(0, 4095)),
+    st.integers(0, 4095),
+    st.integers(2, 4095),
+)
+def test_windows_agree_with_pydicom_and_keep_the_order(levels, center, width):
+    facts = header(12, WindowCenter=center, WindowWidth=width, PixelRepresentation=0)
+    got = to_eight_bits(levels, facts)
+    np.testing.assert_allclose(got, apply_windowing(levels, facts) * 255 / 4095, atol=0.5001)
+    order = np.argsort(levels, axis=None)
+    assert (np.diff(got.ravel()[order].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "facts, want",
+    [
+        ({"FrameTime": 66.5, "CineRate": 30}, 66.5),
+        ({"FrameTimeVector": [0, 60, 70, 80]}, 70),
+        ({"FrameTime": 0, "FrameTimeVector": [0], "CineRate": 15}, 1000 / 15),
+        ({"RecommendedDisplayFrameRate": 10}, 100),
+    ],
+)
+def test_frame_time_has_four_sources_in_order(facts, want):
+    assert frame_time_ms(header(**facts)) == pytest.approx(want)
+
+
+def test_spacing_is_that_of_the_detector_over_the_magnification():
+    spacing = {"ImagerPixelSpacing": [0.3, 0.3]}
+    distances = {"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800}
+    assert spacing_at_isocentre_mm(header(**spacing, **distances)) == pytest.approx(0.2)
+    factor = {"EstimatedRadiographicMagnificationFactor": 1.2}
+    got = spacing_at_isocentre_mm(header(**spacing, **distances, **factor))
+    assert got == pytest.approx(0.25)  # the header's own factor comes first
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"ImagerPixelSpacing": [0.3, 0.3]},
+        {"ImagerPixelSpacing": [0.3, 0.3], "DistanceSourceToPatient": 0},
+        {"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800},
+        {"ImagerPixelSpacing": [0, 0], "EstimatedRadiographicMagnificationFactor": 1.2},
+        {"CineRate": ""},
+    ],
+)
+def test_what_cannot_be_known_is_nan(facts):
+    assert math.isnan(spacing_at_isocentre_mm(header(**facts)))
+    assert math.isnan(frame_time_ms(header(**facts)))

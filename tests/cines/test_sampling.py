@@ -1,0 +1,279 @@
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.signal import argrelextrema
+
+from cag_utils.cines import sampling
+from cag_utils.cines.sampling import (
+    FRAME_COLUMNS,
+    frame_statistics,
+    local_extrema,
+    pick_extrema,
+    sample_folder,
+)
+from cag_utils.identity import save_links
+from cag_utils.profiles import load_profile, profile_names
+from tests.cines.test_dicom import write_cine
+
+levels = st.integers(-50, 50).map(float)
+curves = hnp.arrays(np.float64, st.integers(0, 60), elements=levels)
+pairs = st.integers(0, 60).flatmap(
+    lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=levels)] * 2)
+)
+
+
+def test_statistics_worked_by_hand():
+    frames = [np.array([[0, 2], [4, 6]], np.uint8), np.full((2, 2), 9, np.uint8)]
+    mean, variance = frame_statistics(iter(frames))
+    assert mean.tolist() == [3, 9] and variance.tolist() == pytest.approx([5, 0])  # (9+1+1+9) / 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))))
+def test_statistics_agree_with_numpy(frames):
+    mean, variance = frame_statistics(frames)
+    np.testing.assert_allclose(mean, frames.mean((1, 2)))
+    np.testing.assert_allclose(variance, frames.var((1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "curve, found",
+    [
+        ([0, 2, 1, 3, 0], [(1, "max"), (2, "min"), (3, "max")]),
+        # a plateau counts once, at its middle, the earlier of two
+        ([0, 5, 5, 5, 0], [(2, "max")]),
+        ([0, 5, 5, 5, 5, 0], [(2, "max")]),
+        ([3, 1, 1, 4], [(1, "min")]),
+        # ends, steps and flat curves are no extrema
+        *(
+            (curve, [])
+            for curve in ([], [1], [1, 2], [1, 2, 3], [3, 3, 3], [1, 2, 2, 3], [2, 2, 1])
+        ),
+    ],
+)
+def test_extrema_worked_by_hand(curve, found):
+    table = local_extrema(np.array(curve, dtype=float))
+    assert list(zip(table["frame"], table["kind"], strict=True)) == found
+
+
+def test_prominence_is_in_units_of_the_spread():
+    curve = np.array([0.0, 4.0, 3.0, 4.5, 0.0])
+    table = local_extrema(curve).set_index("frame")["prominence"] * curve.std()
+    assert table[1] == pytest.approx(1.0) and table[3] == pytest.approx(4.5)
+
+
+RIPPLE = [0, 1, 2, 3, 2.5, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "mean, variance, gap, frames, reasons",
+    [
+        # the most prominent wins: 2 and 6 are flickers close to the dip at 4
+        ([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], range(12), 5, [4, 9], ["mean_min"] * 2),
+        ([0, 1, 0, 1, 0], [0] * 5, 2, [1, 3], ["mean_max"] * 2),
+        ([0, 1, 0, 1, 0], [0] * 5, 3, [1], ["mean_max"]),  # of two equals the earlier
+        ([1, 0, 1], [0, 1, 0], 5, [1], ["mean_min+variance_max"]),
+        # a ripple's maximum and minimum are equally prominent: picks have a direction in time
+        (RIPPLE, [0] * 9, 5, [3], ["mean_max"]),
+        (RIPPLE[::-1], [0] * 9, 5, [4], ["mean_min"]),
+    ],
+)
+def test_picks_worked_by_hand(mean, variance, gap, frames, reasons):
+    picks = pick_extrema(np.array(mean, float), np.array(variance, float), gap)
+    assert (picks["frame"].tolist(), picks["reason"].tolist()) == (frames, reasons)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs, st.integers(1, 8))
+def test_picks_are_extrema_in_order_and_apart(pair, gap):
+    picks = pick_extrema(*pair, min_gap=gap)
+    frames = picks["frame"].to_numpy()
+    assert (np.diff(frames) >= gap).all()
+    known = set(local_extrema(pair[0])["frame"]) | set(local_extrema(pair[1])["frame"])
+    assert set(frames) <= known
+    near = [any(abs(f - k) < gap for f in frames) for k in known]
+    assert all(near)  # nothing that could still be taken was left
+    # neither grey scale and offset nor swapping black and white (MONOCHROME1) changes a pick
+    for mean, variance in ((4 * pair[0] + 8, 16 * pair[1]), (255 - pair[0], pair[1])):
+        assert pick_extrema(mean, variance, gap)["frame"].tolist() == frames.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-99, 99), unique=True, max_size=40))
+def test_played_backwards_the_extrema_are_the_same_where_nothing_is_flat(values):
+    ahead = local_extrema(np.array(values, dtype=float))
+    back = local_extrema(np.array(values[::-1], dtype=float))
+    assert (len(values) - 1 - back["frame"][::-1]).tolist() == ahead["frame"].tolist()
+    np.testing.assert_allclose(back["prominence"][::-1], ahead["prominence"])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 30])
+def test_a_constant_or_monotone_cine_has_no_picks(n):
+    for mean, variance in ((np.zeros(n), np.zeros(n)), (np.arange(n), -np.arange(n))):
+        picks = pick_extrema(mean, variance)
+        assert picks.empty and list(picks.columns) == ["frame", "reason", "prominence"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(curves)
+def test_without_plateaus_scipy_agrees(curve):
+    curve = curve + np.arange(curve.size) * 1e-3  # no two neighbours equal
+    if (np.diff(curve) == 0).any():
+        return
+    maxima = local_extrema(curve).query("kind == 'max'")["frame"].tolist()
+    assert maxima == argrelextrema(curve, np.greater)[0].tolist()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="same cine"):
+        pick_extrema(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="min_gap must be at least 1"):
+        pick_extrema(np.zeros(3), np.zeros(3), min_gap=0)
+    with pytest.raises(ValueError, match="finite"):
+        local_extrema(np.array([0, np.nan, 0]))
+
+
+def test_a_cine_of_a_passing_bolus_is_picked_at_its_fullest_frame():
+    fill = np.exp(-0.5 * ((np.arange(60) - 30) / 8) ** 2)
+    frames = [np.full((16, 16), 150, np.uint8) for _ in range(60)]
+    for t, frame in enumerate(frames):
+        cv2.line(frame, (0, 8), (15, 8), int(150 - 100 * fill[t]), 2)
+    picks = pick_extrema(*frame_statistics(frames))
+    assert 30 in picks["frame"].tolist()
+
+
+KEY = b"secret"
+
+
+def pulsing(n=24, period=8):
+    """A cine whose mean swings once per `period` frames."""
+    level = 120 + 40 * np.sin(2 * np.pi * np.arange(n) / period)
+    return np.broadcast_to(level[:, None, None], (n, 6, 8)).astype(np.uint8)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    folder = tmp_path / "YAMADA_TARO"
+    folder.mkdir()
+    write_cine(folder / "a.dcm", pulsing(), video="1.1", PatientName="YAMADA^TARO")
+    write_cine(folder / "b.dcm", pulsing() * 0 + 7, video="1.2")
+    whole = write_cine(folder / "c.dcm", pulsing(), video="1.3").read_bytes()
+    (folder / "c.dcm").write_bytes(whole[:-50])
+    (folder / "letter.txt").write_text("Dear colleague", encoding="utf-8")
+    return folder
+
+
+def test_every_file_is_sampled_or_rejected(archive, tmp_path):
+    got = sample_folder(archive, tmp_path / "out", KEY)
+    assert len(got.videos) == 2 and len(got.rejected) == 2 and len(got.links) == 4
+    assert got.videos["n_picks"].tolist()[1] == 0  # a constant cine is listed, with no picks
+    reasons = " ".join(got.rejected["reason"])
+    assert "broken pixel data" in reasons and "not a DICOM file" in reasons
+    assert len(got.statistics) == 48
+
+
+def test_pictures_hold_the_picked_frames(archive, tmp_path):
+    frames = sample_folder(archive, tmp_path / "out", KEY, min_gap=4).frames
+    assert list(frames.columns) == FRAME_COLUMNS
+    assert frames["frame"].tolist() == [2, 6, 10, 14, 18, 22]
+    for row in frames.itertuples():
+        picture = cv2.imread(str(tmp_path / "out" / row.png), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(picture, pulsing()[row.frame])
+        assert row.mean == pytest.approx(picture.mean())
+
+
+def test_a_rule_is_added_in_one_place(archive, tmp_path, monkeypatch):
+    def first_and_last(mean, variance, min_gap):
+        return pd.DataFrame({"frame": [0, len(mean) - 1], "reason": "end"})
+
+    monkeypatch.setitem(sampling.SAMPLING_RULES, "ends", first_and_last)
+    one = sample_folder(archive, tmp_path / "one", KEY, rule="ends")
+    assert one.frames["frame"].tolist() == [0, 23] * 2 and set(one.frames["reason"]) == {"end"}
+    two = sample_folder(archive, tmp_path / "two", KEY, n_workers=2, rule="ends")
+    for a, b in zip(one, two, strict=True):  # another process gets the rule itself, not its name
+        pd.testing.assert_frame_equal(a, b)
+    with pytest.raises(ValueError, match="unknown sampling rule 'end'.*did you mean 'ends'"):
+        sample_folder(archive, tmp_path / "out", KEY, rule="end")
+
+
+def test_every_profile_names_a_rule():
+    assert all(load_profile(n).sampling.rule in sampling.SAMPLING_RULES for n in profile_names())
+
+
+def test_a_cine_too_long_to_be_held_gives_the_same(archive, tmp_path, monkeypatch):
+    held = sample_folder(archive, tmp_path / "held", KEY)
+    monkeypatch.setattr(sampling, "KEEP_BYTES", 24 * 6 * 8 - 1)
+    again = sample_folder(archive, tmp_path / "again", KEY)
+    for a, b in zip(held, again, strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    for png in held.frames["png"]:
+        assert (tmp_path / "held" / png).read_bytes() == (tmp_path / "again" / png).read_bytes()
+
+
+def test_nothing_that_names_a_patient_or_a_file_is_kept(archive, tmp_path):
+    got = sample_folder(archive, tmp_path / "out", KEY)
+    kept = "".join(t.to_csv() for t in (got.frames, got.videos, got.statistics, got.rejected))
+    kept += "".join(str(path) for path in (tmp_path / "out").rglob("*.png"))[len(str(tmp_path)) :]
+    assert not [word for word in ("YAMADA", "P1", "1.2.3", "letter", "a.dcm") if word in kept]
+    assert "letter.txt" in got.links["path"].tolist()
+
+
+def test_an_interrupted_copy_does_not_hide_a_whole_one(archive, tmp_path):
+    """c.dcm is cut short; the same instance lies whole in z.dcm."""
+    write_cine(archive / "z.dcm", pulsing(), video="1.3")
+    got = sample_folder(archive, tmp_path / "out", KEY)
+    assert len(got.videos) == 3 and len(got.rejected) == 2
+    where = got.links.set_index("path")
+    assert where["video"]["z.dcm"] == "1.3" and "broken pixel" in where["reason"]["c.dcm"]
+    assert not got.rejected["reason"].str.contains("duplicate").any()
+
+
+def test_where_no_copy_decodes_each_says_why(archive, tmp_path):
+    (archive / "z.dcm").write_bytes((archive / "c.dcm").read_bytes())
+    got = sample_folder(archive, tmp_path / "out", KEY)
+    reasons = got.links.set_index("path")["reason"]
+    assert "broken pixel" in reasons["c.dcm"] and "broken pixel" in reasons["z.dcm"]
+
+
+def test_a_second_run_leaves_no_picture_of_the_first(archive, tmp_path):
+    sample_folder(archive, tmp_path / "out", KEY, min_gap=1)
+    frames = sample_folder(archive, tmp_path / "out", KEY, min_gap=8).frames
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.png")}
+    assert found == set(frames["png"])
+
+
+def test_a_folder_without_cines_gives_tables_with_their_columns(tmp_path):
+    (tmp_path / "a.txt").write_text("x", encoding="utf-8")
+    got = sample_folder(tmp_path, tmp_path / "out", KEY)
+    assert got.frames.empty and "n_picks" in got.videos.columns and len(got.rejected) == 1
+
+
+def test_file_names_may_be_any_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path / "root"))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/\xb1\xe9.dcm", "wb") as file:  # noqa: PTH123 - bytes path
+        file.write(b"x" * 200)
+    got = sample_folder(folder, tmp_path / "out", KEY)
+    assert got.links["path"].tolist() == ["\\xb1\\xe9.dcm"]
+    assert save_links("demo", got.links).is_file()
+
+
+def test_what_stands_after_the_last_dot_is_printed_only_if_it_is_a_known_suffix(tmp_path):
+    for name in ("b.YAMADA", "a.20210210", "c.TXT", "d"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    rejected = sample_folder(tmp_path, tmp_path / "out", KEY).rejected
+    assert rejected["suffix"].tolist() == ["other", "other", ".txt", ""]
+    assert rejected["bytes"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_picture_that_cannot_be_made_stops_the_run(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling.cv2, "imencode", lambda *_: (False, None))
+    with pytest.raises(OSError, match="cannot encode"):
+        sample_folder(archive, tmp_path / "out", KEY)

@@ -1,0 +1,234 @@
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cag_utils.corpus.pairs import (
+    add_truth,
+    choose_key_frames,
+    pair,
+    prompt,
+    read_findings,
+    read_reports,
+    save_dataset,
+)
+from cag_utils.identity import pseudonym
+
+KEY = b"secret"
+VIDEOS = [pseudonym("video", f"9.{i}", KEY) for i in range(4)]
+EXAMS = [pseudonym("exam", f"8.{i}", KEY) for i in range(4)]
+
+
+def predicted():
+    rows = [
+        (0, 10, 0.9), (0, 20, 0.9), (0, 30, 0.95), (1, 5, 0.4), (1, 15, 0.1), (2, 7, 0.8),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["n", "frame", "p_LCA_better"])
+    return table.assign(
+        video_id=[VIDEOS[n] for n in table["n"]],
+        exam_id=[EXAMS[n] for n in table["n"]],
+        patient_id=[f"pt-{n}" for n in table["n"]],
+        png="x.png",
+        laterality="LCA",
+        quality="better",
+        p_RCA_better=0.05,
+    )
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_prompt_is_the_papers():
+    got = prompt("LCA", "84-year-old male.", "en")
+    assert got == (
+        "This image is a left coronary angiogram. Based on the image and the clinical report "
+        "below, provide an explanation and advice on future management.\n\n84-year-old male."
+    )
+    assert prompt("RCA", "84歳男性", "ja").startswith("この画像は右冠動脈造影です。")
+
+
+@pytest.mark.parametrize("side, language", [("LAD", "en"), ("LCA", "fr")])
+def test_the_prompt_refuses_what_it_does_not_know(side, language):
+    with pytest.raises(ValueError, match="unknown"):
+        prompt(side, "", language)
+
+
+def test_the_surest_key_frames_win_and_the_earlier_of_equals():
+    got = choose_key_frames(predicted(), per_video=2, min_confidence=0.5)
+    chosen = list(zip(got["video_id"], got["frame"], strict=True))
+    assert chosen == sorted([(VIDEOS[0], 10), (VIDEOS[0], 30), (VIDEOS[2], 7)])
+
+
+def test_confidence_is_that_of_the_frames_own_side():
+    table = predicted().head(1).assign(laterality="RCA")
+    assert choose_key_frames(table, 1, 0.0)["confidence"].tolist() == [0.05]
+
+
+def test_only_frames_predicted_better_count_unless_nothing_is_asked():
+    table = predicted().head(1).assign(quality="bad", p_LCA_better=0.3)
+    assert choose_key_frames(table, 1, 0.2).empty
+    assert len(choose_key_frames(table, 1, 0.0)) == 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.floats(0, 1))
+def test_choice_never_breaks_its_limits(per_video, least):
+    got = choose_key_frames(predicted(), per_video, least)
+    assert (got["confidence"] >= least).all()
+    assert got.groupby("video_id").size().max() <= per_video if len(got) else True
+
+
+@pytest.fixture
+def tables(tmp_path):
+    reports = "exam,report_ja,report_en\n8.0,報告0,report 0\n8.1,報告1,\n8.3,報告3,report 3\n"
+    findings = (
+        "video,frame,findings_ja,findings_en,validated_by\n"
+        "9.0,,全体,whole,phantom truth\n9.0,30,一枚,one,phantom truth\n"
+        "9.2,,他,other,phantom truth\n"
+    )
+    reports = read_reports(write(tmp_path / "reports.csv", reports), KEY)
+    return reports, read_findings(write(tmp_path / "findings.csv", findings), KEY)
+
+
+def test_pairs_join_report_and_findings_and_the_frame_comes_before_the_cine(tables):
+    pairs, unpaired = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
+    assert pairs["case_id"].tolist() == ["case-0001", "case-0002"]
+    assert pairs["frame"].tolist() == [10, 30]
+    assert pairs["findings_en"].tolist() == ["whole", "one"]
+    assert pairs["report_ja"].tolist() == ["報告0", "報告0"]
+    why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
+    assert why == {
+        EXAMS[2]: "key frames but no report",
+        EXAMS[1]: "a report but no key frame",
+        EXAMS[3]: "a report but no sampled cine: is the id right?",
+        VIDEOS[1]: "no key frame and no findings",
+        VIDEOS[2]: "findings but no report of the exam",
+    }
+
+
+def test_findings_without_a_frame_or_a_key_frame_are_listed(tables):
+    reports, findings = tables
+    chosen = choose_key_frames(predicted(), 1, 0.0)  # videos 0, 1 and 2
+    chosen = chosen[chosen["video_id"] != VIDEOS[2]]
+    strange = findings.tail(1).assign(video_id=VIDEOS[3])
+    findings = pd.concat([findings, strange])
+    _, unpaired = pair(chosen, reports, findings, predicted())
+    why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
+    assert why[VIDEOS[1]] == "key frames but no findings"
+    assert why[VIDEOS[2]] == "findings but no key frame"
+    assert why[VIDEOS[3]] == "findings but no sampled cine: is the id right?"
+
+
+def test_findings_of_a_frame_that_was_not_chosen_do_not_count_for_another(tables):
+    reports, findings = tables
+    only_one_frame = findings[findings["frame"] == 30]
+    chosen = predicted()[lambda t: t["frame"] == 20].assign(confidence=0.9)
+    pairs, unpaired = pair(chosen, reports, only_one_frame, predicted())
+    assert pairs.empty
+    assert dict(unpaired[["id", "why"]].to_numpy())[VIDEOS[0]] == "findings of other frames only"
+
+
+def test_a_findings_row_counts_whole(tables):
+    """An empty translation must not be filled from the findings of the whole cine."""
+    reports, findings = tables
+    findings = findings.assign(findings_en=findings["findings_en"].replace("one", ""))
+    chosen = choose_key_frames(predicted(), 2, 0.5)
+    pairs, _ = pair(chosen, reports, findings, predicted())
+    assert pairs.set_index("frame")["findings_en"].to_dict() == {10: "whole", 30: ""}
+
+
+def test_every_frame_and_text_is_in_a_pair_or_listed(tables):
+    chosen = choose_key_frames(predicted(), 4, 0.0)
+    pairs, unpaired = pair(chosen, *tables, predicted())
+    named = set(unpaired["id"]) | set(pairs["video_id"]) | set(pairs["exam_id"])
+    assert set(tables[0]["exam_id"]) | set(tables[1]["video_id"]) <= named
+    assert all(row.video_id in named or row.exam_id in named for row in predicted().itertuples())
+    assert unpaired["id"].is_unique
+
+
+def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
+    pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
+    lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
+    path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
+    got = add_truth(pairs, path, KEY)
+    assert got["truth_laterality"].tolist() == ["LCA", "LCA"]
+    assert '"segment": 11' in got["truth_lesions"][0]
+    stale = write(tmp_path / "u.csv", "video,laterality,lesions,plan\n9.5,LCA,[],none\n")
+    with pytest.raises(ValueError, match="lacks 1 cines"):
+        add_truth(pairs, stale, KEY)
+
+
+def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
+    pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
+    counts = save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
+    assert counts == {"train": 1, "test": 1}
+    (tmp_path / "x.png").unlink()  # the dataset holds the pictures, not their paths
+    row = datasets.load_from_disk(tmp_path / "d")["test"][0]
+    assert row["completion_ja"] == "一枚" and row["prompt_en"].endswith("report 0")
+    assert np.asarray(row["image"]).tolist() == [[77] * 8] * 8
+
+
+def test_a_frame_of_the_other_side_than_its_cine_is_no_key_frame():
+    table = predicted().head(3)  # three frames of one cine: the first alone says right
+    table.loc[0, ["laterality", "p_LCA_better", "p_RCA_better"]] = ["RCA", 0.02, 0.97]
+    got = choose_key_frames(table, per_video=3, min_confidence=0.5)
+    assert got["frame"].tolist() == [20, 30] and set(got["laterality"]) == {"LCA"}
+
+
+EXAM, VIDEO = pseudonym("exam", "8.0", KEY), pseudonym("video", "9.0", KEY)
+
+
+def test_ids_of_this_study_are_read_as_they_are(tmp_path):
+    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAM},報告\n")
+    assert read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAM]
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("exam\n8.0\n", r"reports.csv: no column \['report_ja'\]"),
+        ("exam,report_ja\n8.0,あ\nYamada,い\n", "row 3: exam 'Yamada' must be a StudyInstanceUID"),
+        ("exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's text"),
+        ("exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report already"),
+        (f"exam,report_ja\n8.0,あ\n{EXAM},い\n", "row 3: this exam has a report already"),
+        (f"exam,report_ja\n{VIDEO},あ\n", "must be a StudyInstanceUID"),
+    ],
+)
+def test_a_wrong_report_names_file_row_and_rule(tmp_path, text, match):
+    with pytest.raises(ValueError, match=match):
+        read_reports(write(tmp_path / "reports.csv", text), KEY)
+
+
+@pytest.mark.parametrize(
+    "row, match",
+    [
+        ("9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
+        ("9.0,1,あ,,", "row 2: validated_by '' must say who"),
+        ("9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings already"),
+        ("9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings already"),
+        (f"9.0,,あ,,me\n{VIDEO},,い,,me", "row 3: this frame has findings already"),
+        (f"{EXAM},1,あ,,me", "must be a SOPInstanceUID"),
+    ],
+)
+def test_wrong_findings_name_file_row_and_rule(tmp_path, row, match):
+    head = "video,frame,findings_ja,findings_en,validated_by\n"
+    with pytest.raises(ValueError, match=match):
+        read_findings(write(tmp_path / "findings.csv", head + row + "\n"), KEY)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="reports.csv is missing"):
+        read_reports(tmp_path / "reports.csv", KEY)
+
+
+def test_findings_of_a_frame_and_of_the_whole_cine_may_stand_together(tmp_path):
+    text = "video,frame,findings_ja,validated_by\n9.0,,全体,me\n9.0,12,一枚,me\n"
+    table = read_findings(write(tmp_path / "f.csv", text), KEY)
+    assert table["frame"].isna().tolist() == [True, False] and table["frame"][1] == 12
+    assert set(table["video_id"]) == {VIDEO} and table["findings_en"].tolist() == ["", ""]

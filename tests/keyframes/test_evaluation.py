@@ -1,0 +1,317 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+from cag_utils.corpus.pairs import choose_key_frames
+from cag_utils.identity import study_id
+from cag_utils.keyframes import evaluation
+from cag_utils.keyframes.labels import MERGES, SIX_CLASSES
+from cag_utils.keyframes.predict import describe
+from cag_utils.profiles import Stats
+
+STATS = Stats(n_resamples=200, level=0.95)
+
+
+def draw_answers(n=300, seed=0, classes=SIX_CLASSES):
+    rng = np.random.default_rng(seed)
+    label = rng.choice(classes, n)
+    said = np.where(rng.random(n) < 0.7, label, rng.choice(SIX_CLASSES, n))
+    table = pd.DataFrame({"patient_id": rng.integers(7, size=n).astype(str), "label": label})
+    for name, merge in MERGES.items():
+        table[name] = pd.Series(said).map(merge)
+    return table
+
+
+def test_classes_agree_with_scikit_learn():
+    answers = draw_answers()
+    table = evaluation.score_classes(answers, "six_class_f1", STATS, 0).iloc[:-1]
+    wanted = precision_recall_fscore_support(
+        answers["label"], answers["six_class_f1"], labels=SIX_CLASSES
+    )
+    for column, values in zip(("precision", "recall", "f1", "n"), wanted, strict=True):
+        assert table[column].to_numpy(float) == pytest.approx(values)
+    assert ((table["low"] <= table["f1"]) & (table["f1"] <= table["high"])).all()
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_weighted_f1_and_interval_equal_the_plain_bootstrap(name):
+    answers = draw_answers()
+    true, said, who = answers["label"].map(MERGES[name]), answers[name], answers["patient_id"]
+    rows = [np.flatnonzero(who == k) for k in sorted(set(who))]
+
+    def plain(drawn):
+        at = np.concatenate([rows[k] for k in drawn])
+        return f1_score(true.iloc[at], said.iloc[at], average="weighted")
+
+    draws = np.random.default_rng(3).integers(7, size=(40, 7))
+    low, high = np.quantile([plain(drawn) for drawn in draws], [0.025, 0.975])
+    stats = Stats(n_resamples=40, level=0.95)
+    last = evaluation.score_classes(answers, name, stats, 3).iloc[-1]
+    assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7)), low, high))
+
+
+def test_a_class_without_a_true_frame_has_no_f1():
+    answers = draw_answers(classes=SIX_CLASSES[:5])
+    table = evaluation.score_classes(answers, "six_class_f1", STATS, 0).set_index("class")
+    assert table.loc["RCA_other", ["precision", "recall", "f1", "low", "high"]].isna().all()
+    assert table.loc["RCA_other", "n"] == 0
+    assert np.isfinite(table.loc["weighted", ["f1", "low", "high"]].astype(float)).all()
+
+
+def test_unknown_labels_and_missing_patients_are_refused():
+    answers = draw_answers(20)
+    with pytest.raises(ValueError, match="must be among"):
+        evaluation.score_classes(answers.assign(label="LM_better"), "six_class_f1", STATS, 0)
+    with pytest.raises(ValueError, match="20 rows have no group"):
+        evaluation.score_classes(answers.assign(patient_id=None), "six_class_f1", STATS, 0)
+
+
+def test_groups_are_scored_like_their_rows_alone():
+    answers = draw_answers()
+    answers["view"] = np.where(np.arange(300) < 100, "LAO", "RAO")
+    answers["noise"] = evaluation.cut_thirds(pd.Series(np.arange(300.0)).where(lambda x: x > 5))
+    table = evaluation.score_groups(answers, ["view", "noise"], STATS, 2)
+    own = table[(table["group"] == "LAO") & (table["f1_name"] == "six_class_f1")].iloc[0]
+    alone = evaluation.score_classes(answers[:100], "six_class_f1", STATS, 2).iloc[-1]
+    assert (own["f1"], own["frames"]) == (alone["f1"], 100)
+    noise = table[table["by"] == "noise"].drop_duplicates("group")
+    assert noise["frames"].tolist() == [98, 98, 98]  # six missing ones are in none
+    assert noise["group"].tolist()[0] == "1: 6 to 1e+02"
+    few = evaluation.cut_thirds(pd.Series([0.0] * 8 + [1.0, 2.0]))  # of equal values fewer
+    assert few.cat.categories.tolist() == ["1: 0 to 2"] and few.notna().all()
+
+
+def write_still(path, darkness, sigma, seed=0, px=256):
+    rng = np.random.default_rng(seed)
+    picture = 150 + rng.normal(0, sigma, (px, px))
+    for at in range(60, 200, 25):
+        picture[at : at + 5, 40:216] -= darkness
+    path.write_bytes(cv2.imencode(".png", picture.clip(0, 255).astype(np.uint8))[1].tobytes())
+    return path
+
+
+def test_darkening_and_noise_are_what_was_drawn(tmp_path):
+    drawn = [(0, 2), (20, 2), (60, 2), (20, 8)]
+    paths = [write_still(tmp_path / f"{i}.png", *pair) for i, pair in enumerate(drawn)]
+    found = evaluation.measure_stills(paths)
+    assert found["noise"].iloc[0] == pytest.approx(2, rel=0.1)
+    assert found["noise"].iloc[3] == pytest.approx(8, rel=0.15)
+    assert found["darkening"].iloc[0] < 4
+    assert found["darkening"].iloc[1] == pytest.approx(20, abs=4)
+    assert found["darkening"].iloc[2] == pytest.approx(60, abs=6)
+
+
+def test_a_black_still_has_no_measures_and_a_missing_one_is_an_error(tmp_path):
+    black = write_still(tmp_path / "black.png", 200, 0)
+    cv2.imwrite(str(black), np.zeros((256, 256), np.uint8))
+    assert evaluation.measure_stills([black]).isna().all(axis=None)
+    with pytest.raises(ValueError, match="No such file"):
+        evaluation.measure_stills([tmp_path / "none.png"])
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a picture"):
+        evaluation.measure_stills([tmp_path / "text.png"])
+
+
+def test_answers_are_gathered_in_order_and_lost_frames_are_an_error():
+    columns = {f"p_{c}": [0.0, 0.0] for c in SIX_CLASSES}
+    predictions = pd.DataFrame(
+        {"patient_id": "p", "video_id": "v", "frame": [7, 3], "label": "LCA_bad"} | columns
+    )
+    predictions.loc[0, ["p_LCA_bad", "p_RCA_bad", "p_RCA_better"]] = [0.4, 0.3, 0.3]
+    predictions.loc[1, "p_LCA_other"] = 1.0
+    frames = pd.DataFrame(
+        {"patient_id": "p", "video_id": "v", "frame": [3, 7], "png": ["3.png", "7.png"]}
+    ).assign(primary_angle_deg=[30.0, np.nan], secondary_angle_deg=0.0)
+    answers = evaluation.gather_answers(predictions, frames)
+    assert answers["png"].tolist() == ["7.png", "3.png"]
+    assert answers["predicted"].tolist() == ["LCA_bad", "LCA_other"]
+    assert answers["laterality_f1"].tolist() == ["RCA", "LCA"]
+    assert answers["confidence"].tolist() == [0.4, 1.0] and answers["view"].tolist() == [
+        "unknown",
+        "LAO",
+    ]
+    with pytest.raises(ValueError, match="1 predicted frames"):
+        evaluation.gather_answers(predictions, frames[:1])
+
+
+STATS = Stats(n_resamples=200, level=0.95)
+
+
+def test_ece_by_hand():
+    # two bins of ten: (0.9, 0.9, 0.9, 0.9) 3 of 4 right: gap 0.15; (0.2) wrong: gap 0.2
+    found = evaluation.reliability(
+        [0.9] * 4 + [0.2], [1, 1, 1, 0, 0], list("aabbb"), STATS, 0, n_bins=10
+    )
+    assert found.ece.value == pytest.approx((4 * 0.15 + 1 * 0.2) / 5)
+    assert found.bins["n"].tolist() == [1, 4]
+    assert found.bins["right"].tolist() == [0.0, 0.75]
+    assert found.bins["from_confidence"].tolist() == pytest.approx([0.1, 0.8])
+    edges = evaluation.reliability([0.5, 1.0, 0.0], [1, 1, 0], list("abc"), STATS, 0, n_bins=2)
+    assert edges.bins["n"].tolist() == [2, 1]  # the upper edge belongs to a bin
+
+
+def test_bins_agree_with_scikit_learn():
+    rng = np.random.default_rng(3)
+    p = rng.random(400)
+    right = rng.random(400) < p**1.5
+    bins = evaluation.reliability(p, right, rng.integers(9, size=400).astype(str), STATS, 0).bins
+    true, said = calibration_curve(right, p, n_bins=15)
+    assert bins["right"].to_numpy() == pytest.approx(true)
+    assert bins["confidence"].to_numpy() == pytest.approx(said)
+    assert ((bins["low"] <= bins["right"]) & (bins["right"] <= bins["high"])).all()
+
+
+def test_ece_interval_equals_a_plain_bootstrap_over_patients():
+    rng = np.random.default_rng(4)
+    p, who = rng.random(60), rng.integers(5, size=60)
+    right = rng.random(60) < p
+
+    def plain(rows):
+        where = np.ceil(p[rows] * 15)
+        own = [where == k for k in np.unique(where)]
+        return sum(abs(p[rows][o].sum() - right[rows][o].sum()) for o in own) / len(rows)
+
+    draws = np.random.default_rng(7).integers(5, size=(STATS.n_resamples, 5))
+    samples = [plain(np.concatenate([np.flatnonzero(who == k) for k in d])) for d in draws]
+    value = plain(np.arange(60))
+    low, high = np.quantile(samples, [0.025, 0.975])
+    found = evaluation.reliability(p, right, who.astype(str), STATS, 7).ece
+    assert found == pytest.approx((value, min(low, value), max(high, value)))
+
+
+def test_a_calibrated_network_has_a_small_ece_and_a_boastful_one_a_large():
+    rng = np.random.default_rng(5)
+    p = rng.uniform(0.3, 1, 6000)
+    who = rng.integers(20, size=6000).astype(str)
+    fair, boast = rng.random(6000) < p, rng.random(6000) < p - 0.2
+    assert evaluation.reliability(p, fair, who, STATS, 0).ece.high < 0.05
+    assert evaluation.reliability(p, boast, who, STATS, 0).ece.low > 0.15
+
+
+@pytest.mark.parametrize(
+    ("p", "right", "who", "words"),
+    [
+        ([], [], [], "0 confidences"),
+        ([0.5], [1, 0], ["a"], "1 confidences, 2 answers"),
+        ([1.2], [1], ["a"], "between 0 and 1"),
+        ([float("nan")], [1], ["a"], "between 0 and 1"),
+        ([0.5], [1], [None], "no group"),
+    ],
+)
+def test_bad_input_is_refused(p, right, who, words):
+    with pytest.raises(ValueError, match=words):
+        evaluation.reliability(p, right, who, STATS, 0)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+@given(st.floats(0.5, 5), st.integers(0, 1000))
+def test_temperature_keeps_order_and_can_be_undone(temperature, seed):
+    p = softmax(np.random.default_rng(seed).normal(0, 1.5, (8, 6)))
+    warmed = evaluation.apply_temperature(p, temperature)
+    assert warmed.sum(1) == pytest.approx(1)
+    assert (warmed.argmax(1) == p.argmax(1)).all()
+    assert evaluation.apply_temperature(warmed, 1 / temperature) == pytest.approx(p, abs=1e-6)
+    by_hand = evaluation.apply_temperature(np.array([[0.2, 0.8]]), 2.0)[0, 1]
+    assert by_hand == pytest.approx(2 / 3)
+
+
+def test_fit_finds_the_temperature_that_spoilt_the_logits():
+    rng = np.random.default_rng(6)
+    logits = rng.normal(0, 2, (20000, 6))
+    truth = np.array([rng.choice(6, p=p) for p in softmax(logits)])
+    assert evaluation.fit_temperature(softmax(3 * logits), truth) == pytest.approx(3, rel=0.05)
+    with pytest.raises(ValueError, match="need n = n > 0"):
+        evaluation.fit_temperature(np.ones((2, 2)) / 2, np.array([0]))
+    with pytest.raises(ValueError, match="above 0"):
+        evaluation.apply_temperature(np.ones((1, 2)) / 2, 0.0)
+
+
+def test_read_temperature_with_and_without_the_file(tmp_path):
+    assert evaluation.read_temperature(tmp_path / "none.csv") is None
+    p = softmax(np.random.default_rng(1).normal(0, 2, (60, 6)))
+    truth = np.random.default_rng(2).integers(6, size=60)
+    table = pd.DataFrame(p, columns=[f"p_{c}" for c in SIX_CLASSES])
+    table.assign(label=[SIX_CLASSES[i] for i in truth]).to_csv(tmp_path / "val.csv", index=False)
+    found = evaluation.read_temperature(tmp_path / "val.csv")
+    assert found == pytest.approx(evaluation.fit_temperature(p, truth))
+
+
+def make_seen(cines, filling=None):
+    """Cines as lists of (frame, label, probability of LCA_better)."""
+    rows, table = [], []
+    for video, frames in cines.items():
+        for frame, label, p in frames:
+            rows.append((f"pt-{video}", video, frame, label, 100.0))
+            table.append([p, 1 - p, 0, 0, 0, 0])
+    seen = pd.DataFrame(rows, columns=["patient_id", "video_id", "frame", "label", "frame_time_ms"])
+    if filling is not None:
+        seen["filling"] = filling
+    return pd.concat([seen, describe(pd.DataFrame(table, columns=list(SIX_CLASSES)))], axis=1)
+
+
+CINES = {
+    "a": [(2, "LCA_other", 0.1), (10, "LCA_bad", 0.9), (16, "LCA_better", 0.6),
+          (30, "LCA_better", 0.7)],
+    "b": [(0, "LCA_better", 0.4), (9, "LCA_better", 0.3)],
+    "c": [(5, "LCA_bad", 0.8)],
+    "d": [(5, "RCA_better", 0.8), (11, "LCA_other", 0.2)],
+    "e": [(1, "LCA_other", 0.2)],
+}  # fmt: skip
+
+
+def test_picks_by_hand():
+    filling = [0, 0.3, 0.5, 0.9, 0.2, 0.2, 0.1, 0.4, 0.0, 0.0]
+    found = evaluation.pick_firsts(make_seen(CINES, filling), 0.5).set_index("video_id")
+    assert found["picked"].tolist()[0] == 10 and np.isnan(found.loc["b", "picked"])
+    assert found.loc["a", ["nearest", "best"]].tolist() == [16, 30]
+    assert found.loc["a", ["frames_to_nearest", "frames_to_best"]].tolist() == [6, 20]
+    assert found.loc["b", "best"] == 0  # equally filled: the earlier
+    assert found["is_better"].tolist() == [False, False, False, True, False]
+    assert np.isnan(found.loc["c", "frames_to_nearest"]) and found.loc["d", "frames_to_best"] == 0
+    chosen = choose_key_frames(make_seen(CINES), 1, 0.5).set_index("video_id")  # notebook 03's rule
+    assert found["picked"].dropna().to_dict() == chosen["frame"].to_dict()
+    assert evaluation.pick_firsts(make_seen(CINES), 0.0)["picked"].notna().all()
+    with pytest.raises(ValueError, match="no frames"):
+        evaluation.pick_firsts(make_seen(CINES).iloc[:0], 0.5)
+
+
+def test_without_the_phantoms_truth_there_is_a_nearest_but_no_best():
+    found = evaluation.pick_firsts(make_seen(CINES), 0.5)
+    assert found["best"].isna().all() and found["nearest"].notna().sum() == 2
+    assert evaluation.measure_distances(found)["to"].tolist() == ["nearest"]
+
+
+def test_shares_by_hand():
+    table = evaluation.summarise_picks(evaluation.pick_firsts(make_seen(CINES), 0.5), STATS, 0)
+    got = table.set_index("name")
+    assert got["cines"].tolist() == [3, 2, 2, 0, 2, 3]
+    assert got["share"].iloc[:3].tolist() == pytest.approx([1 / 3, 1 / 2, 1 / 2])
+    assert got["share"].iloc[4:].tolist() == pytest.approx([1 / 2, 1 / 3])
+    assert got["chance"].iloc[0] == pytest.approx((2 / 4 + 0 + 1 / 2) / 3)
+    assert got.iloc[3][["share", "low", "high"]].isna().all()
+    assert (table["low"].dropna() <= table["share"].dropna()).all()
+
+
+def test_distances_by_hand_in_frames_and_seconds():
+    row = evaluation.measure_distances(evaluation.pick_firsts(make_seen(CINES), 0.5)).iloc[0]
+    assert (row["cines"], row["median_frames"]) == (2, 3.0)
+    assert row["median_s"] == pytest.approx(0.3)
+    none = evaluation.measure_distances(evaluation.pick_firsts(make_seen({"e": CINES["e"]}), 0.5))
+    assert none["cines"].tolist() == [0] and none["median_frames"].isna().all()
+
+
+def test_filling_is_the_product_under_the_studys_names(tmp_path):
+    path = tmp_path / "truth_frames.csv"
+    path.write_text("video,frame,opacified,contrast\n1.2,4,0.5,0.8\n", encoding="utf-8")
+    row = evaluation.read_filling(path, b"key").iloc[0]
+    assert row["video_id"] == study_id("video", "1.2", b"key")
+    assert (row["frame"], row["filling"]) == (4, pytest.approx(0.4))

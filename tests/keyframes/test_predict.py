@@ -1,0 +1,422 @@
+"""The predict command: any picture of any size, one clear error, no half-written table."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from pydicom.uid import CTImageStorage
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cag_utils.cines.dicom import iter_frames
+from cag_utils.cines.sampling import sample_folder
+from cag_utils.cines.stills import fit_picture, read_still
+from cag_utils.keyframes import __main__ as keyframes
+from cag_utils.keyframes import predict as reading
+from cag_utils.keyframes.labels import SIX_CLASSES
+from cag_utils.keyframes.network import build_model, load_model, prepare, probabilities, save_model
+from cag_utils.keyframes.predict import (
+    DEFAULT_MODEL,
+    describe,
+    predict_files,
+    predict_frames,
+    read_pieces,
+)
+from cag_utils.phantom.cohort import CohortSettings, make_cohort
+from cag_utils.study import read_json, write_json
+from tests.cines.test_dicom import write_cine
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+P = [f"p_{name}" for name in SIX_CLASSES]
+COLUMNS = ["file", "frame", "laterality", "quality", "confidence", *P]
+SHARP = {"temperature": 0.5}  # makes answers to small pictures differ more
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    model = build_model("convnext_twin", pretrained=True)
+    save_model(model, folder, {"model": "convnext_twin", "image_px": 32, **SHARP})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A still and a cine side by side, and what must be passed over."""
+    top = tmp_path / "pictures"
+    (top / "deep" / ".hidden").mkdir(parents=True)
+    cv2.imwrite(str(top / "deep" / "still.png"), noise(40, 60))
+    write_cine(top / "cine", np.stack([noise(24, 30, seed) for seed in range(5)]))
+    for name in (".hidden.png", "deep/.hidden/x.png", "notes.txt", "table.csv", "no_suffix"):
+        (top / name).write_bytes(b"nothing to look at")
+    (top / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    return top
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def predict(place, out, *options):
+    keyframes.main(["predict", str(place), "--out", str(out), *map(str, options)])
+    return pd.read_csv(out)
+
+
+def refused(capsys, *arguments):
+    """What the command says when it gives up: one line, exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        keyframes.main(["predict", *map(str, arguments)])
+    assert stop.value.code == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x and not x.startswith("\rfiles")]
+    errors = [line for line in lines if "error: " in line]
+    assert len(errors) == 1 and "Traceback" not in "".join(lines), lines
+    return errors[0]
+
+
+class Fixed(nn.Module):
+    """Answers with the same six logits whatever it sees."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    "facts, odds",
+    [
+        (None, [2, 1, 1, 4, 1, 1]),
+        ({"temperature": 2.0}, [2**0.5, 1, 1, 2, 1, 1]),  # halved logits: roots of the odds
+        ({"rca_logit_offset": np.log(3)}, [2, 1, 1, 12, 3, 3]),
+        # the offset comes after the temperature: it is not divided
+        ({"temperature": 2.0, "rca_logit_offset": np.log(3)}, [2**0.5, 1, 1, 6, 3, 3]),
+    ],
+)
+def test_temperature_and_offset_worked_by_hand(facts, odds):
+    model = Fixed(np.log([2.0, 1, 1, 4, 1, 1]).astype(np.float32))
+    seen = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
+    [got] = probabilities(model, "convnext_twin", seen, 8, CPU, facts)
+    np.testing.assert_allclose(got, np.tile(np.array(odds) / sum(odds), (3, 1)), rtol=1e-2)
+    assert got.dtype == np.float64 and got.shape == (3, 6)
+
+
+def test_workers_answer_in_order_and_give_the_threads_back(model_dir):
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no answer")
+
+    before = torch.get_num_threads()
+    seen = torch.from_numpy(np.stack([noise(32, 32, seed) for seed in range(21)])[:, None])
+    whole, facts = load_model(model_dir, CPU)
+    with torch.inference_mode():
+        want = whole(prepare(seen, facts["model"])).double().softmax(1)
+    assert not torch.allclose(want[0], want[1:], atol=1e-3)  # else any order would do
+    rows = list(probabilities(whole, facts["model"], seen, 64, CPU))
+    assert [len(row) for row in rows] == [8, 8, 5]
+    np.testing.assert_allclose(np.concatenate(rows), want, atol=1e-5)
+    with pytest.raises(RuntimeError, match="no answer"):
+        list(probabilities(Fails(), "convnext_twin", seen, 64, CPU))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("temperature", 0), ("temperature", -1.0), ("temperature", "1"),
+        ("temperature", float("inf")), ("rca_logit_offset", float("nan")),
+        ("rca_logit_offset", None),
+    ],
+)  # fmt: skip
+def test_a_senseless_calibration_is_refused(model_dir, tmp_path, key, value):
+    copy_model(model_dir, tmp_path, **{key: value})
+    with pytest.raises(ValueError, match=rf"model\.json: {key} must be"):
+        load_model(tmp_path, CPU)
+
+
+def copy_model(model_dir, target, **changes):
+    (target / "best.safetensors").write_bytes((model_dir / "best.safetensors").read_bytes())
+    write_json(target / "model.json", read_json(model_dir / "model.json") | changes)
+
+
+def test_half_precision_weights_load_as_single(model_dir, tmp_path):
+    copy_model(model_dir, tmp_path)
+    whole = load_file(model_dir / "best.safetensors")
+    save_file({k: v.half() for k, v in whole.items()}, tmp_path / "best.safetensors")
+    model, _ = load_model(tmp_path, CPU)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, whole[name], atol=1e-3, rtol=1e-3)
+
+
+def test_a_missing_broken_or_foreign_network_is_named(model_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="01_train_cnn"):
+        load_model(tmp_path, CPU)
+    write_json(tmp_path / "model.json", {"model": "convnext_twin", "classes": ["LCA", "RCA"]})
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ValueError, match="the study needs"):
+        load_model(tmp_path, CPU)
+    copy_model(model_dir, tmp_path, model="convnext_atto")
+    with pytest.raises(ValueError, match="weights of convnext_atto: broken, or of another"):
+        load_model(tmp_path, CPU)
+    copy_model(model_dir, tmp_path)
+    data = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        load_model(tmp_path, CPU)
+    write_json(tmp_path / "model.json", {"model": "convnext_twin", "classes": list(SIX_CLASSES)})
+    with pytest.raises(ValueError, match=r"lacks \['image_px'\]"):
+        load_model(tmp_path, CPU)
+    (tmp_path / "model.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_model(tmp_path, CPU)
+
+
+def test_cines_of_all_depths_become_the_studys_grey(tmp_path):
+    deep = (noise(8, 9).astype(np.uint16) * 16)[None].repeat(3, 0)
+    deep[1] //= 2
+    cases = {
+        "mono1": write_cine(tmp_path / "mono1", PhotometricInterpretation="MONOCHROME1"),
+        "twelve": write_cine(tmp_path / "twelve.dcm", deep, bits=12),
+        "sixteen": write_cine(tmp_path / "sixteen", deep, bits=16, WindowCenter=99, WindowWidth=50),
+    }
+    for path in cases.values():
+        [piece] = read_pieces([path], 8)
+        greys = list(iter_frames(path))
+        expected = [fit_picture(grey, 8) for grey in greys]
+        assert piece.problem is None and piece.first == 0
+        np.testing.assert_array_equal(piece.squares, expected)
+        assert len({grey.tobytes() for grey in greys}) > 1
+
+
+@pytest.mark.parametrize("number", [1, None])
+def test_a_single_frame_is_a_cine_of_one(model_dir, tmp_path, number):
+    grey = noise(20, 20)
+    write_cine(tmp_path / "a", grey[None], NumberOfFrames=number)
+    cv2.imwrite(str(tmp_path / "b.png"), grey)
+    table = predict(tmp_path, tmp_path / "o.csv", "--model", model_dir)
+    assert table["frame"].tolist() == [0, 0]
+    np.testing.assert_allclose(table[P].iloc[0], table[P].iloc[1], atol=2e-6)
+
+
+def test_a_long_cine_comes_whole_and_in_order(tmp_path):
+    ramp = np.arange(100, dtype=np.uint8)[:, None, None].repeat(6, 1).repeat(8, 2)
+    path = write_cine(tmp_path / "a", ramp)
+    for n_threads in (1, 3):
+        pieces = list(read_pieces([path, path], 4, n_threads))
+        assert [piece.first for piece in pieces] == [0, 32, 64, 96] * 2
+        levels = np.concatenate([piece.squares for piece in pieces])[:, 0, 0]
+        assert levels.tolist() == list(range(100)) * 2
+
+
+def test_reading_stays_a_bounded_number_of_frames_ahead(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), noise(8, 8))
+    asked = []
+
+    def paths():
+        for i in range(10 * reading.AHEAD):
+            asked.append(i)
+            yield tmp_path / "a.png"
+
+    stream = read_pieces(paths(), 8)
+    for i in range(5):
+        next(stream)
+        assert len(asked) == reading.AHEAD + 1 + i
+    stream.close()
+
+
+def test_a_frame_from_dicom_is_predicted_as_the_studys_png_of_it(model_dir, tmp_path):
+    settings = CohortSettings("corpus", 7, 1, 2, 30, 40, size_px=128)
+    cines = make_cohort(tmp_path / "phantom", settings, n_workers=1) / "cines"
+    study = tmp_path / "study"
+    sampled = sample_folder(cines, study, b"secret")
+    direct = predict(cines, tmp_path / "direct.csv", "--model", model_dir)
+    assert len(direct) == sampled.videos["n_frames"].sum() and len(sampled.frames) >= 4
+    names = sampled.links.set_index("video_id")["path"]
+    wanted = sampled.frames.assign(file=sampled.frames["video_id"].map(names))
+    same = wanted[["file", "frame"]].merge(direct, on=["file", "frame"], validate="1:1")
+    png = predict_frames(model_dir, [study / p for p in sampled.frames["png"]])
+    np.testing.assert_allclose(same[P], png[P], atol=0.02)  # bfloat16, other batches
+    assert np.ptp(png[P].to_numpy(), axis=0).max() > 0.1  # else the above would say nothing
+    for row in wanted.itertuples():
+        [grey] = iter_frames(cines / row.file, [row.frame])
+        np.testing.assert_array_equal(read_still(study / row.png), grey)
+
+
+def test_a_folder_of_everything(model_dir, folder, tmp_path, capsys):
+    out = tmp_path / "new" / "deep" / "o.csv"
+    table = predict(folder, out, "--model", model_dir)
+    assert list(table.columns) == COLUMNS
+    assert table["file"].tolist() == ["cine"] * 5 + ["deep/still.png"]
+    assert table["frame"].tolist() == [0, 1, 2, 3, 4, 0]
+    np.testing.assert_allclose(table[P].sum(axis=1), 1, atol=1e-5)
+    n_left = (table["laterality"] == "LCA").sum()
+    summary = capsys.readouterr().out
+    assert summary.startswith(f"6 pictures: {n_left} LCA, {6 - n_left} RCA; 0 files skipped")
+    assert len(summary.splitlines()) == 1
+    assert [p.name for p in out.parent.iterdir()] == ["o.csv"]
+    alone = predict(folder / "cine", tmp_path / "cine.csv", "--model", model_dir)
+    np.testing.assert_allclose(alone[P], table.loc[:4, P], atol=0.02)
+
+
+def test_stills_of_any_size_are_predicted_as_the_notebooks_do(model_dir, tmp_path):
+    sizes = [(1, 1), (3, 200), (200, 3), (512, 512), (700, 333)]
+    paths = [tmp_path / f"{i}.{('png', 'jpg', 'JPEG')[i % 3]}" for i in range(15)]
+    for i, path in enumerate(paths):
+        Image.fromarray(noise(*sizes[i % 5], i)).save(path)
+    [table] = predict_files(model_dir, paths)
+    notebook = predict_frames(model_dir, paths)
+    pd.testing.assert_frame_equal(table[notebook.columns], notebook)
+    back = predict_frames(model_dir, paths[::-1], batch_size=1)
+    np.testing.assert_allclose(back[P].to_numpy()[::-1], notebook[P], atol=0.02)  # bfloat16
+    none = predict_frames(model_dir, [])
+    assert none.empty and list(none.columns) == list(notebook.columns)
+
+
+def test_side_is_decided_before_quality():
+    row = pd.DataFrame([[0.05, 0.4, 0.0, 0.25, 0.3, 0.0]], columns=list(SIX_CLASSES))
+    got = describe(row).iloc[0]
+    assert got[["laterality", "quality", "confidence"]].tolist() == ["RCA", "bad", 0.3]
+    assert got["p_LCA_bad"] == 0.4
+
+
+BROKEN = {
+    "fake.png": (b"not a picture", "not a picture"),
+    "empty.jpg": (b"", "empty file"),
+    "fake.dcm": (b"not DICOM at all", "not a DICOM file"),
+    "empty.dcm": (b"", "empty file"),
+    "header_only": (b"\0" * 128 + b"DICM", "broken header|unreadable DICOM|not XA"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_one_clear_error(model_dir, folder, tmp_path, capsys, name):
+    content, reason = BROKEN[name]
+    (folder / name).write_bytes(content)
+    (tmp_path / "o.csv").write_text("of an earlier run", encoding="utf-8")
+    text = refused(capsys, folder, "--out", tmp_path / "o.csv", "--model", model_dir)
+    assert name in text and any(part in text for part in reason.split("|")), text
+    assert "need a PNG or JPEG still" in text and "--skip-unreadable" in text
+    assert (tmp_path / "o.csv").read_text(encoding="utf-8") == "of an earlier run"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_error_after_rows_were_written_leaves_no_table(model_dir, folder, tmp_path, capsys):
+    write_cine(folder / "a_long_one", noise(8, 8)[None].repeat(150, 0))  # before the broken one
+    (folder / "zz.png").write_bytes(b"not a picture")
+    assert "zz.png" in refused(
+        capsys, folder, "--out", tmp_path / "new" / "o.csv", "--model", model_dir
+    )
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_skip_unreadable_goes_on_and_lists_what_it_skipped(model_dir, folder, tmp_path, capsys):
+    for name, (content, _) in BROKEN.items():
+        (folder / name).write_bytes(content)
+    write_cine(folder / "ct.dcm", SOPClassUID=CTImageStorage, Modality="CT")
+    long = write_cine(folder / "short.dcm", noise(16, 16)[None].repeat(100, 0))
+    long.write_bytes(long.read_bytes()[: -256 * 60])
+    table = predict(folder, tmp_path / "o.csv", "--model", model_dir, "--skip-unreadable")
+    counts = table["file"].value_counts()
+    assert counts.to_dict() == {"cine": 5, "deep/still.png": 1, "short.dcm": counts["short.dcm"]}
+    kept = table.loc[table["file"] == "short.dcm", "frame"]
+    assert kept.tolist() == list(range(len(kept))) and 0 < len(kept) <= 40  # those before the cut
+    said = capsys.readouterr()
+    lines = [x for x in said.err.splitlines() if x.startswith("skipped: ")]
+    [cut] = [line for line in lines if "/short.dcm: " in line]
+    assert f"broken pixel data at frame {len(kept)} " in cut  # where it broke first
+    assert len(lines) == len(BROKEN) + 2
+    for name in (*BROKEN, "ct.dcm", "short.dcm"):
+        assert sum(f"/{name}: " in line for line in lines) == 1, name
+    assert f"{len(BROKEN) + 2} files skipped" in said.out
+
+
+def test_nothing_usable_is_an_error(model_dir, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    rest = ("--out", tmp_path / "o.csv", "--model", model_dir)
+    assert "no picture in this folder" in refused(capsys, tmp_path / "empty", *rest)
+    assert "no such folder or file" in refused(capsys, tmp_path / "gone", *rest)
+    assert "not a picture" in refused(capsys, tmp_path / "notes.txt", *rest)
+    none = refused(capsys, tmp_path / "bad", *rest, "--skip-unreadable")
+    assert "none of 1 files can be read" in none and "x.png" in none
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_missing_model_and_an_impossible_table_are_errors(model_dir, folder, tmp_path, capsys):
+    gone = refused(capsys, folder, "--out", tmp_path / "o.csv", "--model", tmp_path)
+    assert "model.json is missing" in gone
+    assert "is a folder" in refused(capsys, folder, "--out", tmp_path, "--model", model_dir)
+    (tmp_path / "file").write_bytes(b"")
+    blocked = tmp_path / "file" / "o.csv"
+    assert "file" in refused(capsys, folder, "--out", blocked, "--model", model_dir)
+
+
+def test_ones_own_checkpoint_decides(model_dir, folder, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    copy_model(model_dir, own, rca_logit_offset=1e4)
+    assert set(predict(folder, tmp_path / "r.csv", "--model", own)["laterality"]) == {"RCA"}
+    copy_model(model_dir, own, rca_logit_offset=-1e4)
+    assert set(predict(folder, tmp_path / "l.csv", "--model", own)["laterality"]) == {"LCA"}
+
+
+def test_the_shipped_network_is_the_default_and_is_packaged(folder, tmp_path):
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = packaged["tool"]["setuptools"]["package-data"]["cag_utils"]
+    top = ROOT / "cag_utils"
+    assert top / "weights" / "keyframe_cnn" == DEFAULT_MODEL
+    shipped = {path for pattern in patterns for path in top.glob(pattern)}
+    assert {DEFAULT_MODEL / "best.safetensors", DEFAULT_MODEL / "model.json"} <= shipped
+    assert len(predict(folder, tmp_path / "o.csv")) == 6
+
+
+def test_help_explains_the_columns(capsys):
+    with pytest.raises(SystemExit) as stop:
+        keyframes.main(["predict", "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(word in text for word in (*COLUMNS, "--skip-unreadable", "phantom", "examples"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
+def test_a_file_name_that_is_not_utf8_is_written_readably(model_dir, tmp_path):
+    import os
+
+    name = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    name.write_bytes(cv2.imencode(".png", noise(9, 9))[1].tobytes())
+    table = predict(tmp_path, tmp_path / "o.csv", "--model", model_dir)
+    assert table["file"].tolist() == ["caf\\xe9.png"]
+
+
+@pytest.mark.realdata
+def test_a_real_cine_and_its_png_agree(real_data, model_dir, tmp_path):
+    [path] = real_data.glob("*.dcm")
+    table = predict(path, tmp_path / "o.csv", "--model", model_dir)
+    assert table["frame"].tolist() == list(range(75))
+    [grey] = iter_frames(path, [40])
+    cv2.imwrite(str(tmp_path / "40.png"), grey)
+    png = predict_frames(model_dir, [tmp_path / "40.png"])
+    np.testing.assert_allclose(table.loc[[40], P], png[P], atol=0.02)
+
+
+@pytest.mark.realdata
+def test_a_network_of_phantoms_tells_real_sides(real_data, tmp_path):
+    """Seen, never tuned on; a coin would reach 0.9 on 30 stills once in 200,000 times."""
+    table = predict(real_data, tmp_path / "o.csv", "--skip-unreadable").set_index("file")
+    known = pd.read_csv(real_data / "labels.csv").drop_duplicates("file").set_index("file")
+    stills = known[known["laterality"].notna() & known.index.str.endswith(".png")].index
+    assert len(stills) >= 30
+    right = table.loc[stills, "laterality"] == known.loc[stills, "laterality"]
+    assert right.mean() >= 0.9

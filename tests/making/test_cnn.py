@@ -1,0 +1,250 @@
+"""Pretraining of the key-frame twin: losses, randomisation, what is held out and shipped."""
+
+import math
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from cag_utils.keyframes.labels import SIX_CLASSES
+from cag_utils.keyframes.network import (
+    NETWORKS,
+    PREDICTOR_WEIGHTS,
+    build_model,
+    load_model,
+    prepare,
+)
+from cag_utils.making import cnn
+from cag_utils.making.cnn import (
+    IS_RCA,
+    assess,
+    calibrate,
+    class_loss,
+    pretrain,
+    randomise,
+    save_predictor,
+    scene_loss,
+    split_scenes,
+    teach_classes,
+)
+from cag_utils.making.scenes import Scenes
+
+
+def made_up(n_patients, frames_each=2):
+    count = n_patients * frames_each
+    patients = torch.arange(n_patients).repeat_interleave(frames_each)
+    pictures = torch.zeros(count, 1, 32, 32, dtype=torch.uint8)
+    labels = torch.zeros(count, dtype=torch.long)
+    return Scenes(pictures, torch.zeros(count, 9), labels, patients, torch.zeros(count, 2, 28, 28))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Noise with something to learn: the right side is brighter."""
+    draw, empty = torch.Generator().manual_seed(0), made_up(12)
+    is_rca = torch.arange(24) % 2
+    noise = torch.randint(0, 90, empty.pictures.shape, generator=draw)
+    targets = torch.rand(24, 9, generator=draw)
+    targets[:, 0] = is_rca
+    return replace(
+        empty,
+        pictures=(noise + 120 * is_rca[:, None, None, None] * (torch.arange(32) > 16)).byte(),
+        targets=targets,
+        labels=3 * is_rca + torch.arange(24) // 2 % 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def taught(scenes):
+    """A trunk that knows facts, its weights then, and the six-class network made of it."""
+    trunk = pretrain(scenes, epochs=1, seed=0)
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    return trunk, before, teach_classes(trunk, scenes, epochs=1, seed=0)
+
+
+def test_the_last_tenth_of_the_patients_is_held_out():
+    train, held_out = split_scenes(made_up(20))
+    assert set(held_out.patients.tolist()) == {18, 19} and len(held_out.labels) == 4
+    assert set(train.patients.tolist()) == set(range(18))
+
+
+PLAIN = torch.tensor([True])
+
+
+def test_loss_worked_by_hand():
+    outputs = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 9.0, 9.0, 9.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.0, 0.0]])
+    # side: ln 2. Smooth L1 with beta 0.1: 0.5 - 0.05, and 0.05^2 / 0.2; mean of five, times 4.
+    # nothing opacified: blur, foreshortening and overlap do not count, however wrong
+    expected = math.log(2) + 4 * (0.45 + 0.0125) / 5
+    assert scene_loss(outputs, targets, PLAIN).item() == pytest.approx(expected)
+    # half opacified they do: 0.2 - 0.05, mean of three, times 4
+    outputs = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.2]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
+    wanted = math.log(2) + 4 * 0.15 / 3
+    assert scene_loss(outputs, targets, PLAIN).item() == pytest.approx(wanted)
+
+
+def test_of_a_randomised_picture_the_side_alone_counts():
+    outputs = torch.tensor([[0.0, 9.0, 0.0, 0.0, 0.5, 9.0, 9.0, 9.0, 9.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
+    assert scene_loss(outputs, targets, ~PLAIN).item() == pytest.approx(math.log(2))
+    # beside a perfect plain one it weighs as much as that, and adds nothing but its side
+    both = torch.cat([outputs, targets]), torch.cat([targets, targets])
+    mean = (2 * math.log(2) + math.log(1 + math.exp(-1)) - math.log(2)) / 2
+    plain = torch.tensor([False, True])
+    assert scene_loss(*both, plain).item() == pytest.approx(mean)
+    # six classes: 1/2 for each of two of the left; labelled the third of the left
+    logits = torch.tensor([[0.0, 0.0, -99.0, -99.0, -99.0, -99.0]])
+    label = torch.tensor([2])
+    assert class_loss(logits, label, ~PLAIN).item() == pytest.approx(0, abs=1e-6)
+    assert class_loss(logits, label, PLAIN, 0.0).item() == pytest.approx(99 + math.log(2))
+    assert class_loss(logits, torch.tensor([0]), PLAIN, 0.0).item() == pytest.approx(math.log(2))
+
+
+class Constant(torch.nn.Module):
+    """Answers the same to every picture."""
+
+    def __init__(self, *answer):
+        super().__init__()
+        self.answer = torch.nn.Parameter(torch.tensor(answer))
+
+    def forward(self, pictures):
+        return self.answer.expand(len(pictures), -1)
+
+
+def test_errors_are_in_degrees_and_shares():
+    rows = [[1.0, 0, 0, 0, 0, 0, 0, 0, 0], [0.0, 0, 0, 0, 1, 0.5, 0, 0, 0.3]]
+    found = replace(made_up(1), targets=torch.tensor(rows))
+    got = assess(Constant(1.0, 0.2, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.1), found)
+    assert got["held_out_side_accuracy"] == 0.5
+    assert got["held_out_error_primary_angle"] == pytest.approx(9.0)  # 0.2 of 45 degrees
+    assert got["held_out_error_opacified"] == 0.5
+    # the first frame has no contrast and does not count
+    assert got["held_out_error_overlap"] == pytest.approx(0.2)
+
+
+def test_calibration_by_hand():
+    """Three right frames of four, all scores equal: the right side has to be lifted by ln 3."""
+    labels = torch.tensor([SIX_CLASSES.index(c) for c in ["LCA_bad"] + 3 * ["RCA_bad"]])
+    found = replace(made_up(2), labels=labels)
+    got = calibrate(Constant(0.0, 5.0, 0.0, 0.0, 5.0, 0.0), found, seed=0)
+    assert got["rca_logit_offset"] == pytest.approx(math.log(3), abs=0.02)
+    assert got["temperature"] > 0
+    assert IS_RCA.tolist() == [False] * 3 + [True] * 3
+    # before: a tie counts as left, so one frame of four is right: F1 0.4 and 0
+    assert got["held_out_randomised_laterality_f1"] == pytest.approx(0.2, abs=1e-4)
+    assert got["held_out_laterality_f1"] == pytest.approx(0.1, abs=1e-4)  # weighted by counts
+
+
+def test_what_is_trained_is_what_notebook_01_and_predict_start_from(taught, tmp_path, monkeypatch):
+    trunk, before, made = taught
+    for name, weight in trunk.state_dict().items():
+        torch.testing.assert_close(weight, before[name])  # the trunk itself stays as it was
+    facts = {"image_px": 32, "temperature": 1.5, "rca_logit_offset": -0.2}
+    folder = save_predictor(made, tmp_path / "new", facts)
+    predictor, read = load_model(folder, torch.device("cpu"))
+    assert facts.items() <= read.items() and read["classes"] == list(SIX_CLASSES)
+    entry = NETWORKS["convnext_twin"]
+    monkeypatch.setitem(NETWORKS, "convnext_twin", replace(entry, weights=folder))
+    start = build_model("convnext_twin", pretrained=True)
+    for name, weight in made.state_dict().items():
+        for loaded in (predictor, start):
+            torch.testing.assert_close(loaded.state_dict()[name], weight, atol=2e-3, rtol=2e-3)
+
+
+def test_a_network_that_knows_classes_keeps_its_head_and_sees_full_pictures(
+    taught, scenes, monkeypatch
+):
+    trunk, _, knows = taught
+    shrunk = []
+    monkeypatch.setattr(cnn, "_shrink", lambda pictures, px: shrunk.append(px) or pictures)
+    again = teach_classes(knows, scenes, epochs=2, seed=1, rate=1e-12)  # as good as no step
+    assert not shrunk
+    for name, weight in again.state_dict().items():
+        torch.testing.assert_close(weight, knows.state_dict()[name], atol=1e-6, rtol=1e-6)
+    teach_classes(trunk, scenes, epochs=2, seed=1)
+    assert shrunk == [cnn.COARSE_PX]
+
+
+def test_training_lowers_the_loss_and_a_finished_one_is_not_run_again(scenes, tmp_path, taught):
+    longer = pretrain(scenes, epochs=25, seed=0, checkpoint=tmp_path / "facts.pt")
+    with torch.inference_mode():
+        seen = prepare(scenes.pictures, "convnext_twin")
+        plain = torch.ones(len(scenes.labels), dtype=torch.bool)
+        networks = taught[0], longer
+        first, last = (scene_loss(m(seen), scenes.targets, plain).item() for m in networks)
+    assert last < 0.8 * first
+    with mock.patch.object(cnn, "_look", side_effect=AssertionError("a picture is drawn")):
+        again = pretrain(scenes, epochs=25, seed=0, checkpoint=tmp_path / "facts.pt")
+    assert all(torch.equal(v, longer.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_shipped_weights_are_small_and_load():
+    assert (PREDICTOR_WEIGHTS / "best.safetensors").stat().st_size < 3e6
+    torch.manual_seed(0)
+    shipped = build_model("convnext_twin", pretrained=True).state_dict()
+    fresh = build_model("convnext_twin", pretrained=False).state_dict()
+    assert not torch.equal(shipped["stem.0.weight"], fresh["stem.0.weight"])
+    assert all(np.isfinite(weight.numpy()).all() for weight in shipped.values())
+
+
+@pytest.mark.parametrize("randomised", [0.0, 1.0])
+def test_the_share_of_randomised_pictures(scenes, randomised):
+    torch.manual_seed(0)
+    plain = scenes.pictures[:12]
+    seen, unchanged = cnn._look(plain, randomised)
+    same = (seen == plain).flatten(1).all(1)
+    assert torch.equal(unchanged, same)
+    assert same.all() == (randomised == 0) and (randomised == 0 or not same.any())
+
+
+# --- domain randomisation ----------------------------------------------------------------------
+
+
+def batch(count=48, size=64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(40, 200, (count, 1, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_shape_range_and_repeatability():
+    found = randomise(batch(), torch.Generator().manual_seed(3))
+    assert found.shape == (48, 1, 64, 64) and found.dtype == torch.float32
+    assert 0 <= found.min() and found.max() <= 255 and torch.isfinite(found).all()
+    assert torch.equal(found, randomise(batch(), torch.Generator().manual_seed(3)))
+    assert not torch.equal(found, randomise(batch(), torch.Generator().manual_seed(4)))
+
+
+def test_every_picture_is_changed_on_its_own():
+    same = batch(1).expand(32, -1, -1, -1)
+    found = randomise(same, torch.Generator().manual_seed(0))
+    assert len({round(float(p.mean()), 3) for p in found}) == 32
+
+
+def test_nothing_is_ever_mirrored(monkeypatch):
+    """A bright spot left of the middle stays left of a darker one on its right."""
+    for name, still in {"SHIFT": 0.0, "TURN_DEG": 5.0, "NOISE_GREY": 0.0}.items():
+        monkeypatch.setattr(cnn, name, still)
+    pictures = torch.full((64, 1, 64, 64), 90, dtype=torch.uint8)
+    pictures[:, :, 28:36, 20:28] = 250
+    pictures[:, :, 28:36, 36:44] = 10
+    grey = cnn._warp(pictures.float(), cnn._Draw(64, torch.Generator().manual_seed(2)))
+    columns = torch.arange(64).float()
+    for one in grey[:, 0, 16:48]:
+        bright, dark = (one - 90).clamp(min=0), (90 - one).clamp(min=0)
+        dark = dark * ((one < 60) & (one > 4))  # the black border is neither
+        left = (bright.sum(0) * columns).sum() / bright.sum()
+        right = (dark.sum(0) * columns).sum() / dark.sum()
+        assert left < right
+
+
+def test_zoom_and_shift_worked_by_hand(monkeypatch):
+    """Zoom 0.5 shows the inner half twice as large."""
+    for name, value in {"ZOOM": (0.5, 0.5), "ASPECT": 0.0, "SHIFT": 0.0, "TURN_DEG": 0.0}.items():
+        monkeypatch.setattr(cnn, name, value)
+    ramp = torch.arange(64).float().expand(1, 1, 64, 64)
+    got = cnn._warp(ramp, cnn._Draw(1, torch.Generator().manual_seed(0)))
+    assert got[0, 0, 32, 0].item() == pytest.approx(15.75, abs=0.01)
+    assert got[0, 0, 32, 63].item() == pytest.approx(47.25, abs=0.01)

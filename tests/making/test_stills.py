@@ -1,0 +1,97 @@
+"""Pretraining stills: labels by hand, a cache, and nobody of the study."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cag_utils.making.scenes import STREAM as SCENES
+from cag_utils.making.stills import (
+    FIRST_HELD_OUT_SEED,
+    FIRST_SEED,
+    Stills,
+    cached_stills,
+    make_stills,
+    patch_labels,
+)
+from cag_utils.making.tower import move
+from cag_utils.making.twins import IMAGE_PX, PATCH_PX
+from cag_utils.phantom.cohort import STREAMS
+from cag_utils.phantom.stills import STREAM
+from cag_utils.segments import segments_of
+from tests.making.world import toy_stills
+
+
+def three_by_three():
+    """Two 30 px pictures of 3 x 3 patches of 10 px; the second shows one point."""
+    points = [[2, 3], [4, 8], [9, 9], [15, 5], [25, 29], [-1, 5], [30, 5], [12, 12]]
+    return Stills(
+        images=np.zeros((2, 30, 30), np.uint8),
+        grades=np.zeros((2, 15), np.uint8),
+        lca=np.array([True, True]),
+        angles=np.zeros((2, 2), np.float32),
+        counts=np.array([7, 1]),
+        points=np.array(points, np.float32),
+        segments=np.array([5, 6, 6, 6, 11, 13, 13, 9], np.uint8),
+        width_px=np.array([3, 5, 4, 2, 1, 9, 9, 6], np.float32),
+        narrowed=np.array([0, 0.2, 0.7, 0, 0.5, 1, 1, 0], np.float32),
+    )
+
+
+def test_patch_labels_by_hand():
+    found = patch_labels(three_by_three(), [0, 1], 3)
+    # two points of #6 outvote one of #5; what lies outside the picture counts nowhere
+    assert found["segment"].tolist() == [[6, 6, 0, 0, 0, 0, 0, 0, 11], [0, 0, 0, 0, 9, 0, 0, 0, 0]]
+    assert found["width_px"][0].tolist() == [5, 2, 0, 0, 0, 0, 0, 0, 1]
+    np.testing.assert_allclose(found["narrowed"][0], [0.7, 0, 0, 0, 0, 0, 0, 0, 0.5])
+    alone = patch_labels(three_by_three(), [1], 3)
+    assert np.array_equal(alone["segment"][0], found["segment"][1])
+
+
+def test_labels_move_with_the_picture():
+    down = np.array([[[1.0, 0, 0], [0, 1, 10]]])  # ten pixels, one patch
+    found = patch_labels(three_by_three(), [0], 3, down)
+    assert found["segment"].tolist() == [[0, 0, 0, 6, 6, 0, 0, 0, 0]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_moved_pictures_points_stay_on_their_marks(seed):
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((1, 64, 64), np.uint8)
+    picture[0, 30:35, 24:29] = 255  # a square about (26, 32)
+    moved, maps = move(rng, picture)
+    column, row = maps[0] @ [26, 32, 1]
+    rows, columns = np.nonzero(moved[0] > 128)
+    assert abs(columns.mean() - column) < 1 and abs(rows.mean() - row) < 1
+
+
+def test_stills_know_their_lesions_and_vessels():
+    stills = toy_stills()
+    assert len(stills) == 8 and stills.images.shape == (8, IMAGE_PX, IMAGE_PX)
+    assert stills.laterality(0) == "LCA" and stills.laterality(1) == "RCA"
+    assert stills.lesions(1) == [{"segment": 2, "percent": 90, "artery": "RCA"}]
+    middle = (IMAGE_PX // PATCH_PX) // 2 * (IMAGE_PX // PATCH_PX + 1)
+    found = patch_labels(stills, [0], IMAGE_PX // PATCH_PX)
+    assert found["segment"][0, middle] == 7 and found["narrowed"][0, middle] == np.float32(0.9)
+    assert stills.seen(0) == (5,)  # the bar; a point or two are no vessel
+
+
+def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
+    kept = cached_stills(tmp_path, 5, 2, 120)
+    again = cached_stills(tmp_path, 5, 2, 120)
+    fresh = make_stills([5, 6], 120)
+    for name in vars(kept):
+        assert np.array_equal(getattr(kept, name), getattr(again, name))
+        assert np.array_equal(getattr(kept, name), getattr(fresh, name))
+    assert len(list(tmp_path.iterdir())) == 1
+    shown = segments_of(kept.laterality(0))
+    rows, _ = kept.rows(np.array([0]))
+    assert set(kept.segments[rows].tolist()) <= set(shown)
+    assert kept.counts.sum() == len(kept.points) == len(kept.width_px) == len(kept.narrowed)
+    assert kept.width_px.min() >= 0 and 0 <= kept.narrowed.min() <= kept.narrowed.max() <= 1
+
+
+def test_pretraining_patients_are_nobody_of_the_study():
+    # the first word of every seed: two generators with another first word share nothing
+    assert len({STREAM, SCENES, *STREAMS.values()}) == 4
+    assert FIRST_SEED + 1_000_000 < FIRST_HELD_OUT_SEED

@@ -1,0 +1,443 @@
+import filecmp
+import json
+import re
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
+
+from cag_utils.keyframes.labels import SIX_CLASSES, read_frame_labels
+from cag_utils.phantom.anatomy.lesions import KIND_SHARES
+from cag_utils.phantom.cohort import CohortSettings, exam_tables, make_cohort, shoot_exam
+from cag_utils.phantom.dicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset
+from cag_utils.phantom.imaging.carm import CArm
+from cag_utils.phantom.imaging.render import film
+from cag_utils.phantom.imaging.shot import CINE_SHARES, KINDS, draw_kind
+from cag_utils.phantom.labels import label
+from cag_utils.phantom.stills import scene, still
+from cag_utils.segments import GRADES, artery_of, laterality_of
+
+TINY = CohortSettings("corpus", 7, 2, 2, 6, 8, size_px=128)
+UID = re.compile(r"2\.25\.(0|[1-9]\d*)")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("one") / "corpus", TINY, n_workers=1)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def table(folder, stem):
+    return pd.read_csv(folder / f"{stem}.csv", dtype={"video": str, "exam": str})
+
+
+def test_two_processes_may_want_the_same_cohort_at_once(tmp_path):
+    settings = CohortSettings("cnn", 5, 2, 1, 3, 3, 64)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from cag_utils.phantom.cohort import CohortSettings, make_cohort\n"
+        "make_cohort(Path(sys.argv[1]), CohortSettings('cnn', 5, 2, 1, 3, 3, 64), 1)"
+    )
+    call = [sys.executable, "-c", code, str(tmp_path / "both")]
+    running = [subprocess.Popen(call, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    alone = make_cohort(tmp_path / "alone", settings, 1)
+    names = sorted(f.relative_to(alone) for f in alone.rglob("*") if f.is_file())
+    assert len(names) > 8
+    for name in names:
+        assert (tmp_path / "both" / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_two_workers_write_the_same_bytes_as_one(cohort, tmp_path):
+    other = make_cohort(tmp_path / "two", TINY, n_workers=2)
+    assert files(other) == files(cohort)
+    same, different, failed = filecmp.cmpfiles(cohort, other, files(cohort), shallow=False)
+    assert not different and not failed and len(same) == 4 + 2 + 2 + 7
+
+
+def test_nothing_half_written_is_left(cohort):
+    assert not [name for name in files(cohort) if name.endswith(".part")]
+
+
+def test_a_finished_cohort_is_not_touched_again(cohort):
+    before = {p: p.stat().st_mtime_ns for p in cohort.rglob("*")}
+    assert make_cohort(cohort, TINY, n_workers=1) == cohort
+    assert {p: p.stat().st_mtime_ns for p in cohort.rglob("*")} == before
+
+
+def test_an_interrupted_cohort_keeps_its_finished_patients(cohort, tmp_path):
+    folder = make_cohort(tmp_path / "again", TINY, n_workers=1)
+    kept = folder / "cines" / "patient_0001" / "cine_01.dcm"
+    stamp = kept.stat().st_mtime_ns
+    (folder / "finished.json").unlink()
+    (folder / "patients" / "patient_0002.json").write_text('{"finger', encoding="utf-8")  # cut off
+    (folder / "cines" / "patient_0002" / "cine_02.dcm").unlink()
+    make_cohort(folder, TINY, n_workers=1)
+    assert kept.stat().st_mtime_ns == stamp
+    assert not filecmp.cmpfiles(cohort, folder, files(cohort), shallow=False)[1]
+
+
+def test_another_version_of_the_phantom_draws_every_patient_anew(cohort, tmp_path, monkeypatch):
+    folder = make_cohort(tmp_path / "old", TINY, n_workers=1)
+    path = folder / "cines" / "patient_0001" / "cine_01.dcm"
+    path.write_bytes(b"of an older version")
+    make_cohort(folder, TINY, n_workers=1)
+    assert path.read_bytes() == b"of an older version"  # finished is finished
+    monkeypatch.setattr("cag_utils.phantom.cohort.VERSION", -1)
+    make_cohort(folder, TINY, n_workers=1)
+    assert path.read_bytes() == (cohort / path.relative_to(folder)).read_bytes()
+
+
+def test_another_cohort_in_the_folder_is_refused(cohort):
+    with pytest.raises(ValueError, match="cohort with other seed"):
+        make_cohort(cohort, CohortSettings("corpus", 8, 2, 2, 6, 8, size_px=128))
+
+
+def test_zero_workers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="n_workers must be at least 1"):
+        make_cohort(tmp_path, TINY, n_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"name": "test"}, "a cohort is one of"),
+        ({"n_patients": 0}, "needs patients"),
+        ({"seed": -1}, "seed >= 0"),
+        ({"frames_low": 9}, "must not exceed frames_high"),
+        ({"size_px": 32}, "size_px must be >= 64"),
+    ],
+)
+def test_bad_cohort_settings_are_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        CohortSettings(**(vars(TINY) | change))
+
+
+def test_truth_tables_agree_with_each_other(cohort):
+    exams, videos = table(cohort, "truth_exams"), table(cohort, "truth_videos")
+    frames, labels = table(cohort, "truth_frames"), table(cohort, "frame_labels")
+    assert list(videos.columns) == [
+        "video", "exam", "patient", "laterality", "view", "primary_angle_deg",
+        "secondary_angle_deg", "kind", "lesions", "plan",
+    ]  # fmt: skip
+    assert videos["video"].is_unique and set(videos["exam"]) == set(exams["exam"])
+    assert exams["patient"].is_unique and exams["patient"].str.contains("PHANTOM").all()
+    assert labels[["video", "frame", "label"]].equals(frames[["video", "frame", "label"]])
+    assert set(labels["reader"]) == {"phantom truth"} and set(labels["label"]) <= set(SIX_CLASSES)
+    sides = frames["video"].map(videos.set_index("video")["laterality"])
+    rule = ["opacified", "blur_mm", "foreshortening", "overlap", "standard_view"]
+    assert list(frames.columns) == ["video", "frame", "label", *rule, "contrast"]
+    rows = zip(sides, frames["label"], frames[rule].to_numpy(object), strict=True)
+    for side, found, measured in rows:
+        assert label(side, *measured) == found
+    for _, exam in exams.iterrows():
+        mine = videos[videos["exam"] == exam["exam"]]
+        assert set(mine["laterality"]) == {"LCA", "RCA"}
+        for _, video in mine.iterrows():
+            side = video["laterality"]
+            own = [
+                x
+                for x in json.loads(exam["lesions"])
+                if laterality_of(x["segment"]) == video["laterality"]
+            ]
+            assert json.loads(video["lesions"]) == own and len(own) <= 2
+            assert json.loads(exam["plan"])[side] == video["plan"]
+            assert all(
+                x["percent"] in GRADES and x["artery"] == artery_of(x["segment"]) for x in own
+            )
+
+
+def test_noise_models_have_a_sheet_each_that_reads_like_a_readers(cohort):
+    sheets = read_frame_labels(cohort / "noise_model_labels.csv")
+    truth = read_frame_labels(cohort / "frame_labels.csv")
+    assert set(sheets["reader"]) == {"noise model A", "noise model B"}
+    for _, own in sheets.groupby("reader"):
+        assert own[["video", "frame"]].reset_index(drop=True).equals(truth[["video", "frame"]])
+        assert (own["label"].str[:3].to_numpy() == truth["label"].str[:3].to_numpy()).all()
+
+
+def test_one_exam_at_a_time_gives_the_tables_of_all_at_once(tmp_path):
+    parts = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        parts.append(shoot_exam(tmp_path / str(number), TINY, number))
+    whole = exam_tables(parts, with_clinic=True)
+    singly = [exam_tables([part], with_clinic=True) for part in parts]
+    for stem, table_ in whole.items():
+        text = "".join(t[stem].to_csv(index=False, header=not i) for i, t in enumerate(singly))
+        assert table_.to_csv(index=False) == text, stem
+
+
+def test_the_truth_knows_every_lesions_shape(cohort):
+    for _, exam in table(cohort, "truth_exams").iterrows():
+        lesions, shapes = json.loads(exam["lesions"]), json.loads(exam["lesion_shapes"])
+        assert [x["segment"] for x in shapes] == [x["segment"] for x in lesions]
+        assert all(x["kind"] in KIND_SHARES and x["length_mm"] > 0 for x in shapes)
+        for lesion, shape in zip(lesions, shapes, strict=True):
+            assert not shape["collateral"] or lesion["percent"] == 100
+
+
+def test_clinic_tables_cover_every_exam_and_cine(cohort):
+    reports, findings = table(cohort, "reports"), table(cohort, "findings")
+    assert list(reports.columns) == ["exam", "report_ja", "report_en"]
+    assert list(findings.columns) == [
+        "video",
+        "frame",
+        "findings_ja",
+        "findings_en",
+        "validated_by",
+    ]
+    assert set(reports["exam"]) == set(table(cohort, "truth_exams")["exam"])
+    videos = table(cohort, "truth_videos").set_index("video")
+    assert set(findings["video"]) == set(videos.index)
+    assert findings["frame"].isna().all() and set(findings["validated_by"]) == {"phantom truth"}
+    for _, row in findings.iterrows():
+        for lesion in json.loads(videos.loc[row["video"], "lesions"]):
+            for text in (row["findings_en"], row["findings_ja"]):
+                assert f"{lesion['artery']} #{lesion['segment']}" in text
+                assert f"{lesion['percent']}%" in text
+
+
+def test_cohorts_share_neither_patients_nor_pictures(cohort, tmp_path):
+    other = make_cohort(tmp_path / "cnn", CohortSettings("cnn", 7, 1, 2, 6, 8, size_px=128), 1)
+    assert not (other / "reports.csv").exists() and (other / "frame_labels.csv").exists()
+    for column in ("video", "exam", "patient"):
+        mine, theirs = (set(table(f, "truth_videos")[column]) for f in (cohort, other))
+        assert not mine & theirs
+    first = [pydicom.dcmread(next(f.rglob("cine_01.dcm"))).PixelData for f in (cohort, other)]
+    assert first[0] != first[1]
+
+
+def test_every_stream_belongs_to_one_cohort_patient_and_purpose():
+    purposes = [("shot", 1), ("shot", 2), ("film", 1), ("tree", "LCA"), ("tree", "RCA")]
+    words = [(n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1)
+             for w in purposes]  # fmt: skip
+    first = {
+        CohortSettings(name, seed, 2, 1, 6, 8).streams(patient)(*purpose).integers(2**62)
+        for name, seed, patient, purpose in words
+    }
+    assert len(first) == len(words)
+
+
+def test_every_cine_is_a_valid_xa_object(cohort):
+    videos = table(cohort, "truth_videos").set_index("video")
+    frames = table(cohort, "truth_frames").groupby("video").size()
+    for path in sorted((cohort / "cines").rglob("*.dcm")):
+        data = pydicom.dcmread(path)
+        row = videos.loc[data.SOPInstanceUID]
+        assert data.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.50"
+        assert data.SOPClassUID == "1.2.840.10008.5.1.4.1.1.12.1" and data.Modality == "XA"
+        assert data.file_meta.MediaStorageSOPInstanceUID == data.SOPInstanceUID
+        for uid in (data.SOPInstanceUID, data.StudyInstanceUID, data.SeriesInstanceUID):
+            assert UID.fullmatch(uid) and len(uid) <= 64
+        assert data.StudyInstanceUID == row["exam"] and data.PatientID == row["patient"]
+        assert str(data.PatientName).startswith("PHANTOM")
+        assert data.ImageType == ["ORIGINAL", "PRIMARY", "SINGLE PLANE"]
+        assert data.FrameIncrementPointer == 0x00181063
+        assert float(data.FrameTime) == pytest.approx(1000 / 15, abs=1e-3)
+        assert data.NumberOfFrames == frames[data.SOPInstanceUID]
+        assert (data.Rows, data.Columns, data.BitsAllocated, data.BitsStored) == (128, 128, 8, 8)
+        assert data.PhotometricInterpretation == "MONOCHROME2" and data.SamplesPerPixel == 1
+        assert float(data.PositionerPrimaryAngle) == row["primary_angle_deg"]
+        assert float(data.PositionerSecondaryAngle) == row["secondary_angle_deg"]
+        ratio = float(data.DistanceSourceToDetector) / float(data.DistanceSourceToPatient)
+        assert float(data.EstimatedRadiographicMagnificationFactor) == pytest.approx(
+            ratio, rel=1e-3
+        )
+        assert data.ImagerPixelSpacing[0] == data.ImagerPixelSpacing[1]
+        assert (data.WindowCenter, data.WindowWidth) == (128, 256)
+        assert data.LossyImageCompression == "01" and data.PixelIntensityRelationship == "DISP"
+
+
+# PS3.3 A.14.3: type 1 and 2 attributes of the mandatory modules
+REQUIRED = """PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime
+ReferringPhysicianName StudyID AccessionNumber Modality SeriesInstanceUID SeriesNumber
+Manufacturer InstanceNumber PatientOrientation SamplesPerPixel PhotometricInterpretation
+Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData FrameTime
+NumberOfFrames FrameIncrementPointer ImageType PixelIntensityRelationship KVP
+RadiationSetting ExposureTime XRayTubeCurrent Exposure PositionerMotion
+PositionerPrimaryAngle PositionerSecondaryAngle ContrastBolusAgent SOPClassUID
+SOPInstanceUID""".split()
+
+
+def test_no_required_attribute_is_missing(cohort):
+    data = pydicom.dcmread(next(cohort.rglob("*.dcm")))
+    assert not [name for name in REQUIRED if name not in data]
+
+
+def test_pixels_survive_the_file_and_decoders_agree(tmp_path):
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    frames = np.stack([ramp, 200 - ramp, np.full_like(ramp, 90)])
+    write_xa(tmp_path / "a.dcm", xa_dataset(frames, identity(), ARM, 12.5, 0.006))
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    decoder = get_decoder(data.file_meta.TransferSyntaxUID)
+    got = {name: decoder.as_array(data, decoding_plugin=name)[0] for name in ("gdcm", "pillow")}
+    np.testing.assert_array_equal(got["gdcm"], got["pillow"])
+    np.testing.assert_array_equal(got["gdcm"], data.pixel_array)
+    plain = [
+        np.array(Image.open(BytesIO(x)))
+        for x in generate_frames(data.PixelData, number_of_frames=3)
+    ]
+    np.testing.assert_array_equal(got["pillow"], plain)
+    assert np.abs(got["gdcm"].astype(int) - frames).max() <= 5  # quality 85 on smooth pictures
+    assert float(data.FrameTime) == 80 and data.CineRate == 12
+
+
+ARM = CArm(-30.0, 25.0, 1090.0, 780.0, 0.3, 64)
+
+
+def identity(patient="PHANTOM-CNN-0001"):
+    return Identity(
+        patient, "F", 71, make_uid("a"), make_uid("b"), make_uid("c"), 1, "20200101", "090100"
+    )
+
+
+def test_angles_keep_their_signs():
+    data = xa_dataset(np.zeros((1, 64, 64), np.uint8), identity(), ARM, 15, 0.006)
+    assert (data.PositionerPrimaryAngle, data.PositionerSecondaryAngle) == (-30, 25)  # RAO, CRA
+    assert str(data.PatientName) == "PHANTOM^CNN 0001" and data.PatientAge == "071Y"
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: xa_dataset(np.zeros((4, 4), np.uint8), identity(), ARM, 15, 0.006), "T, H, W"),
+        (lambda: xa_dataset(np.zeros((1, 4, 4)), identity(), ARM, 15, 0.006), "uint8"),
+        (
+            lambda: xa_dataset(np.zeros((1, 4, 4), np.uint8), identity("Doe"), ARM, 15, 0.006),
+            "must say PHANTOM",
+        ),
+        (lambda: encode_jpeg(np.zeros((4, 4))), "uint8"),
+    ],
+)
+def test_bad_pixels_and_names_are_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_uids_depend_on_their_parts_alone():
+    assert make_uid("cine", 1, 2) == make_uid("cine", 1, 2) != make_uid("cine", 12)
+    assert all(UID.fullmatch(make_uid(i)) and len(make_uid(i)) <= 64 for i in range(50))
+
+
+@pytest.mark.parametrize("cohort", ["cnn", "corpus"])
+def test_cines_come_in_the_shares_of_their_cohort(cohort):
+    shares = CINE_SHARES[cohort]
+    assert set(shares) <= set(KINDS) and sum(shares.values()) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    drawn = [draw_kind(rng, cohort) for _ in range(2000)]
+    for kind in KINDS:  # four standard errors
+        expected = shares.get(kind, 0)
+        spread = 4 * np.sqrt(expected * (1 - expected) / 2000)
+        assert abs(drawn.count(kind) / 2000 - expected) <= spread
+
+
+def test_an_exams_files_do_not_depend_on_its_neighbours(cohort, tmp_path):
+    shoot_exam(tmp_path, TINY, 1)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (cohort / "cines" / "patient_0002" / path.name).read_bytes()
+
+
+# --- stills ---
+
+
+def test_stills_repeat_and_differ_by_seed():
+    first, again, other = still(3, 96), still(3, 96), still(4, 96)
+    np.testing.assert_array_equal(first.image, again.image)
+    assert first.image.shape == (96, 96) and first.image.dtype == np.uint8
+    assert (first.image != other.image).any()
+
+
+def test_stills_are_key_frames_and_their_truth_lies_in_the_picture():
+    shown = [still(seed, 96) for seed in range(40)]
+    better = [got.label == f"{got.laterality}_better" for got in shown]
+    assert sum(better) >= 28  # others are foreshortened, overlap or slip out of the field
+    for got in shown:
+        assert got.points.dtype == np.float32 and got.points.shape == (len(got.segments), 2)
+        assert got.points.min() > 0 and got.points.max() < 95
+        assert {laterality_of(int(s)) for s in got.segments} == {got.laterality}
+        assert got.lesion_points.shape[0] <= len(got.lesions) and got.lesion_points.shape[1] == 3
+        assert all(laterality_of(x["segment"]) == got.laterality for x in got.lesions)
+
+
+def test_centreline_points_lie_on_dark_vessels():
+    darker = []
+    for seed in range(8):
+        got = still(seed, 256, lesion=None)
+        u, v = np.rint(got.points).astype(int).T
+        near = [
+            got.image[np.clip(v + a, 0, 255), np.clip(u + b, 0, 255)]
+            for a, b in ((12, 12), (-12, -12))
+        ]
+        darker.append(np.mean(near) - got.image[v, u].mean())
+    assert np.mean(darker) > 5 and min(darker) > 0
+
+
+@pytest.mark.parametrize("segment", range(1, 16))
+def test_a_wanted_lesion_is_the_one_shown(segment):
+    got = still(segment, 96, lesion={"segment": segment, "percent": 90})
+    assert got.lesions == [{"segment": segment, "percent": 90, "artery": artery_of(segment)}]
+    assert got.laterality == laterality_of(segment)
+    if len(got.lesion_points):
+        at = got.lesion_points[0]
+        assert at[2] == 90
+        nearest = np.argmin(np.hypot(*(got.points - at[:2]).T))
+        assert np.hypot(*(got.points[nearest] - at[:2])) < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": 0, "laterality": "LAD"}, "laterality must be LCA or RCA"),
+        ({"seed": 0, "lesion": {"segment": 2, "percent": 80}}, "grades are"),
+        (
+            {"seed": 0, "laterality": "LCA", "lesion": {"segment": 2, "percent": 90}},
+            "seen from the RCA",
+        ),
+    ],
+)
+def test_bad_stills_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        still(size_px=64, **arguments)
+
+
+def test_a_still_knows_the_lumen_along_its_vessels():
+    got = still(3, 256, lesion={"segment": 7, "percent": 90})
+    assert got.width_px.shape == got.narrowed.shape == got.segments.shape
+    assert got.narrowed.max() == pytest.approx(0.9, abs=0.01)
+    assert set(got.segments[got.narrowed > 0.5]) <= {6, 7, 8, 9, 10}  # a lesion may reach a fork
+    neck, healthy = got.narrowed > 0.85, (got.segments == 7) & (got.narrowed == 0)
+    assert got.width_px[neck].max() < 0.5 * np.median(got.width_px[healthy])
+
+
+def test_a_still_may_be_taken_in_another_moment_and_show_several_lesions():
+    many = [{"segment": s, "percent": 75} for s in (6, 11, 12)]
+    rest, beat = still(5, 96, lesion=many), still(5, 96, lesion=many, phase=0.3, wait_s=0.2)
+    assert [x["segment"] for x in rest.lesions] == [6, 11, 12]
+    assert rest.laterality == "LCA" and not np.array_equal(rest.image, beat.image)
+    with pytest.raises(ValueError, match="segment 2 is seen from the RCA"):
+        still(5, 96, lesion=[*many, {"segment": 2, "percent": 75}])
+
+
+def test_a_scene_is_filmed_as_it_was_set():
+    one, again = (scene(3, "RCA", n_frames=4, size_px=96, view="LAO") for _ in range(2))
+    frames, truth = film(*one)
+    assert frames.shape == (4, 96, 96) and len(truth.labels("RCA")) == 4
+    assert one.tree.laterality == "RCA" and one.shot.view == "LAO"
+    np.testing.assert_array_equal(frames, film(*again)[0])
+    tight = scene(3, lesion={"segment": 7, "percent": 90}, n_frames=1, size_px=96)
+    assert [(x.segment, x.percent) for x in tight.tree.lesions] == [(7, 90)]
+    with pytest.raises(ValueError, match="seed must be 0 or more"):
+        scene(-1)

@@ -1,0 +1,450 @@
+import re
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cag_utils.corpus.pairs import prompt, read_reports
+from cag_utils.phantom.clinic import phrases
+from cag_utils.phantom.clinic.notes import (
+    WORDS_HIGH,
+    WORDS_LOW,
+    type_note,
+    write_report,
+    write_sentences,
+)
+from cag_utils.phantom.clinic.patients import Record, draw_record, estimated_gfr
+from cag_utils.scores.entities import read_entities
+from cag_utils.segments import GRADES
+
+LANGUAGES = ("en", "ja")
+LEAST_PATTERNS = 40  # of the study's issue: sentence patterns a language
+lesion_st = st.fixed_dictionaries(
+    {"segment": st.integers(1, 15), "percent": st.sampled_from(GRADES)}
+)
+lesions_st = st.lists(lesion_st, max_size=4, unique_by=lambda x: x["segment"])
+seed_st = st.integers(0, 2**32 - 1)
+# Words that would tell what the picture must show, or who the patient is.
+TELLTALE = re.compile(
+    r"#|segment|stenos|narrow|occlu|\bLAD\b|\bLCX\b|\bRCA\b|\bLCA\b|\bLM|circumflex|descending|left"
+    r"|right|anterior|inferior|lateral|septal|vessel disease|calcif|normal coronar"
+    r"|狭窄|閉塞|枝|主幹|左|右|前壁|下壁|側壁|番|有意|\d月|\d日|(?:19|20)\d\d[年/.-]|Dr\.|医師",
+    re.IGNORECASE,
+)
+
+
+def patients(count, seed=0):
+    """Patients of all grades, sexes and segments, each with its record's generator."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        lesions = [{"segment": 1 + i % 15, "percent": GRADES[i % 6]}] if i % 7 else []
+        yield rng, draw_record(rng, lesions, "MF"[i % 2])
+
+
+def folded(text):
+    """The note without the typist: one width, one space, no line breaks."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text))
+
+
+# --- what a note states, read by other rules than those that wrote it ---------------------------
+
+_ABBREVIATED = r"(?<![A-Za-z-])(?:{})(?![A-Za-z])"
+RISKS = {
+    "hypertension": ("(?i:hypertension)", "高血圧", "HTN?"),
+    "diabetes": ("(?i:diabetes)", "糖尿病", "DM"),
+    "dyslipidemia": ("(?i:dyslipidemia)", "脂質異常症", "[DH]L"),
+    "smoking": ("(?i:current smoking)|(?<!ex-)smoker", "現在喫煙|喫煙\\+", None),
+    "ex_smoking": ("(?i:former smoking|ex-smoker)", "過去喫煙|禁煙後", None),
+    "family_history": ("(?i:family history)|FHx", "家族歴", None),
+    "ckd": ("(?i:chronic kidney)", "慢性腎臓病", "CKD"),
+    "hemodialysis": ("(?i:hemodialysis)", "血液透析", "HD"),
+    "atrial_fibrillation": ("(?i:atrial fibrillation)", "心房細動", "AF"),
+    "stroke": ("(?i:prior stroke|old CVA)", "脳梗塞", None),
+    "pad": ("(?i:peripheral artery)", "末梢動脈疾患", "PAD"),
+    "obesity": ("(?i:obes)", "肥満", None),
+}
+DENIED = re.compile(
+    r"(?i:no prior MI, ?PCI or CABG)|心筋梗塞[、,] ?PCI[、,] ?CABGの既往なし"
+    r"|MI ?\(-\)[、,] ?PCI ?\(-\)[、,] ?CABG ?\(-\)"
+)
+HISTORY = {
+    "cabg": ("CABG", "CABG"),
+    "pci": ("PCI|(?i:after stenting)", "PCI|ステント留置後"),
+    "mi": ("(?<![A-Z])MI(?![A-Za-z])", "心筋梗塞"),
+}
+STRESS = {
+    "stress_positive": (
+        "positive|suggested ischemia|(?i:(?<!no )ischemia on)",
+        "陽性|示唆|虚血あり",
+    ),
+    "stress_negative": ("negative|without ischemia|(?i:no ischemia)", "陰性|虚血なし|誘発されず"),
+    "stress_equivocal": ("inconclusive|stopped early", "判定困難|途中で終了"),
+}
+STRESS_TOLD = ("(?i:exercise ECG|stress (?:SPECT|echo))", "負荷心")
+DRUGS = {
+    "aspirin": ("aspirin", "アスピリン"),
+    "clopidogrel": ("clopidogrel", "クロピドグレル"),
+    "statin": ("statin", "スタチン"),
+    "amlodipine": ("amlodipine", "アムロジピン"),
+    "bisoprolol": ("bisoprolol", "ビソプロロール"),
+    "dpp4": ("DPP-4", "DPP-4"),
+    "warfarin": ("warfarin", "ワルファリン"),
+    "apixaban": ("apixaban", "アピキサバン"),
+}
+WOMAN = (r"(?i:\bwoman\b)|\d\dF\b", "女性|\\d\\dF(?![A-Za-z])")
+MAN = (r"(?i:\bman\b)|\d\dM\b", "男性|\\d\\dM(?![A-Za-z])")
+AGE = (
+    r"(\d\d)(?:-year-old| y/o| yo\b| years old|[MF]\b)|(?i:(?:wo)?man), ?(\d\d)",
+    r"(\d\d)(?:歳|才|[MF])",
+)
+
+
+def stated(text, language):
+    i = LANGUAGES.index(language)
+    text = folded(text)
+    told = DENIED.sub("", text)
+    risks = {
+        key
+        for key, (*words, short) in RISKS.items()
+        if re.search(words[i], text) or (short and re.search(_ABBREVIATED.format(short), text))
+    }
+    age = re.search(AGE[i], text)
+    ef = re.search(r"EF ?(\d+) ?%", text)
+    return {
+        "age": int(next(filter(None, age.groups()))),
+        "woman": bool(re.search(WOMAN[i], text)),
+        "man": bool(re.search(MAN[i], text)),
+        "risks": risks,
+        "history": {key for key, words in HISTORY.items() if re.search(words[i], told)},
+        "acute": "STEMI" in text,
+        "stress": {key for key, words in STRESS.items() if re.search(words[i], text)}
+        if re.search(STRESS_TOLD[i], text)
+        else set(),
+        "drugs": {key for key, words in DRUGS.items() if re.search(words[i], text)},
+        "ef": int(ef[1]) if ef else None,
+    }
+
+
+def test_both_languages_state_the_record_and_never_contradict_each_other():
+    for rng, record in patients(800):
+        report = write_report(rng, record)
+        read = {language: stated(report[language], language) for language in LANGUAGES}
+        assert read["en"] == read["ja"], report
+        quoted = {"drugs": set(record.drugs), "ef": record.ef}  # told if there is room
+        assert read["en"] | quoted == {
+            "age": record.age,
+            "woman": record.sex == "F",
+            "man": record.sex == "M",
+            "risks": set(record.risk_factors),
+            "history": set(record.history),
+            "acute": record.acute,
+            "stress": {test for test in record.tests if test in STRESS},
+            **quoted,
+        }, (report, record)
+        assert read["en"]["ef"] in {None, record.ef}
+        assert read["en"]["drugs"] in (set(), set(record.drugs))
+
+
+@settings(deadline=None)
+@given(lesions_st, seed_st)
+def test_both_languages_carry_the_same_numbers(lesions, seed):
+    rng = np.random.default_rng(seed)
+    report = write_report(rng, draw_record(rng, lesions, "F"))
+    numbers = [sorted(re.findall(r"\d+(?:\.\d+)?", folded(report[la]))) for la in LANGUAGES]
+    assert numbers[0] == numbers[1]
+
+
+# --- nothing of the picture ---------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=300)
+@given(lesions_st, st.sampled_from("MF"), seed_st)
+def test_a_report_tells_the_patient_and_never_the_picture(lesions, sex, seed):
+    rng = np.random.default_rng(seed)
+    report = write_report(rng, draw_record(rng, lesions, sex))
+    for language, text in report.items():
+        assert not TELLTALE.search(folded(text)), TELLTALE.search(folded(text))
+        assert "{" not in text and "\n\n" not in text
+        read = read_entities(text, language)
+        assert (read.stenoses, read.sides, read.cleared) == ((), frozenset(), frozenset()), text
+    assert re.search(r"[ぁ-ん一-龥]", report["ja"]) and report["en"].isascii()
+
+
+@given(lesions_st.filter(bool), seed_st, st.data())
+def test_where_the_lesions_are_changes_no_letter(lesions, seed, data):
+    """Equal grades elsewhere give the same report, so no statistic of it can name a segment."""
+    moved = data.draw(st.permutations(range(1, 16)))[: len(lesions)]
+    elsewhere = [x | {"segment": s} for x, s in zip(lesions, moved, strict=True)]
+    texts = []
+    for found in (lesions, elsewhere):
+        rng = np.random.default_rng(seed)
+        texts.append(write_report(rng, draw_record(rng, found, "M")))
+    assert texts[0] == texts[1]
+
+
+def test_a_percent_sign_is_an_ejection_fraction():
+    for rng, record in patients(300, seed=2):
+        for text in write_report(rng, record).values():
+            found = re.findall(r"([A-Za-z]*) ?(\d+) ?%", folded(text))
+            assert all(name == "EF" or name.endswith("EF") for name, _ in found), text
+
+
+# --- variety ------------------------------------------------------------------------------------
+
+PATTERNS = [
+    *phrases.OPENINGS,
+    *phrases.OPENINGS_WITHOUT_RISKS,
+    *phrases.OPENINGS_WITH_COMPLAINT,
+    *phrases.RISKS_APART,
+    *phrases.NO_RISKS_APART,
+    *phrases.NO_HISTORY,
+    *phrases.MEDICATIONS,
+    *phrases.NO_MEDICATIONS,
+    *phrases.REQUESTS,
+    *phrases.FILLERS,
+]
+for table in (phrases.INDICATIONS, phrases.HISTORIES, phrases.TESTS):
+    PATTERNS += [pair for variants in table.values() for pair in variants]
+# Swapping these makes no new pattern.
+SYNONYMS = (
+    (r"coronary angiography|angiography|angiogram", "cag"),
+    (r"exertional|exertion|effort", "effort"),
+    (r"shortness of breath|dyspnea", "dyspnea"),
+    (r"exercise ecg|stress test", "_"),
+    (r"known|usual|prior|old|history of", ""),
+    (r"stemi|nstemi|cabg|pci|\bmi\b|positive|negative|inconclusive", "_"),
+    (r"creatinine|egfr|ldl-c|ldl|hba1c|bnp|\bcr\b|ck\b|mg/dl|pg/ml|ml/min|u/l", "_"),
+    (r"心筋梗塞|陽性|陰性|判定困難", "_"),
+    (r"冠動脈造影|造影", "cag"),
+    (r"息切れ|呼吸苦", "dyspnea"),
+    (r"にて|から|あり|を認める|施行済み|施行", ""),
+)
+
+
+def skeleton(text):
+    """A pattern without its slots, synonyms, articles and punctuation: its structure."""
+    bare = re.sub(r"{\w+}", "_", text).lower()  # a swapped fact makes no new pattern either
+    for words, one in SYNONYMS:
+        bare = re.sub(words, one, bare)
+    bare = re.sub(r"\b(?:a|an|the|of|for|in|on)\b|[^\w ]", "", bare)
+    return re.sub(r"_[_ ]*", "_", bare).strip()
+
+
+def test_there_are_at_least_forty_patterns_a_language():
+    for i in range(2):
+        assert len({skeleton(pair[i]) for pair in PATTERNS}) >= LEAST_PATTERNS
+    assert len(set(PATTERNS)) == len(PATTERNS)
+
+
+def test_the_patterns_really_occur():
+    """Counted from the text itself: a template must match the whole sentence it is said to be."""
+    seen = set()
+    for rng, record in patients(400, seed=3):
+        for sentence in write_sentences(rng, record):
+            for template, text in zip(sentence.pattern, sentence[1:], strict=True):
+                wanted = re.sub(r"\\{\w+\\}", ".+", re.escape(template))
+                assert re.fullmatch(wanted, text), (template, text)
+            seen.add(sentence.pattern)
+    assert seen <= set(PATTERNS)
+    for i in range(2):
+        assert len({skeleton(pair[i]) for pair in seen}) >= LEAST_PATTERNS
+    assert len(seen) >= 0.9 * len(PATTERNS)  # none is dead weight
+
+
+def test_every_pair_asks_for_the_same_values_in_both_languages():
+    for en, ja in PATTERNS:
+        slots = [{s.lower() for s in re.findall(r"{(\w+)}", text)} - {"an"} for text in (en, ja)]
+        assert slots[0] == slots[1], en
+
+
+def test_reports_vary_and_their_length_stays_in_bounds():
+    texts, counts = set(), []
+    for rng, record in patients(400, seed=4):
+        sentences = write_sentences(rng, record)
+        counts.append(len(" ".join(s.en for s in sentences).split()))
+        texts.add(" ".join(s.en for s in sentences))
+    assert len(texts) > 395
+    assert min(counts) >= WORDS_LOW and max(counts) <= WORDS_HIGH
+    assert np.std(counts) > 4
+
+
+def test_a_note_opens_with_the_patient_and_ends_with_the_request():
+    requests, asked = set(phrases.REQUESTS), 0
+    openings = {
+        *phrases.OPENINGS,
+        *phrases.OPENINGS_WITHOUT_RISKS,
+        *phrases.OPENINGS_WITH_COMPLAINT,
+    }
+    for rng, record in patients(200, seed=7):
+        told = [sentence.pattern for sentence in write_sentences(rng, record)]
+        assert told[0] in openings and not openings & set(told[1:])
+        assert not requests & set(told[:-1])
+        asked += told[-1] in requests
+    assert asked > 50
+
+
+def test_the_same_generator_gives_the_same_report():
+    made = []
+    for _ in range(2):
+        rng = np.random.default_rng(4)
+        made.append(write_report(rng, draw_record(rng, [{"segment": 6, "percent": 90}], "M")))
+    assert made[0] == made[1]
+
+
+def test_a_note_by_hand():
+    record = Record(
+        age=81,
+        sex="F",
+        risk_factors=("hypertension",),
+        indication="follow_up",
+        history=("pci",),
+        tests=("stress_negative",),
+        ef=60,
+        details={"pci_months": 8, "stress_kind": "spect"},
+    )
+    texts = [write_sentences(np.random.default_rng(seed), record) for seed in range(200)]
+    english = {s.en for sentences in texts for s in sentences}
+    japanese = {s.ja for sentences in texts for s in sentences}
+    assert {"Hypertension in an 81-year-old woman.", "PCI 8 months ago."} <= english
+    assert {"Stress SPECT without ischemia.", "Ischemia on stress SPECT."} & english == {
+        "Stress SPECT without ischemia."
+    }
+    assert {"8か月前にPCI。", "負荷心筋シンチ陰性。"} <= japanese
+    assert {"81F。リスク：HT。", "81F。リスク：高血圧。"} <= japanese
+
+
+def test_a_record_without_details_is_refused():
+    bare = Record(70, "M", (), "dyspnea", (), ("echo",), 60)
+    with pytest.raises(ValueError, match=r"quotes .* which this record's details lack"):
+        for seed in range(20):
+            write_sentences(np.random.default_rng(seed), bare)
+
+
+# --- the typist ---------------------------------------------------------------------------------
+
+# A number that ends a sentence before one that begins the next: a lost space would join them.
+ENGLISH = ["LDL 160.", "70-year-old man, HT, DM.", "Chest pain for 3 months.", "CABG 5 years ago."]
+JAPANESE = ["LDLは160。", "70歳男性、HT（CCS II）。", "既往：DM、EF 60%。", "カルシウムスコア 28。"]
+
+
+def letters(text):
+    kept = re.sub(r"[\s.,、。]+", "", unicodedata.normalize("NFKC", text)).lower()
+    return re.sub(r"(?:-year-old|yo)", "", kept)
+
+
+@given(seed_st)
+def test_typing_changes_width_space_case_and_stops_alone(seed):
+    for language, sentences in (("en", ENGLISH), ("ja", JAPANESE)):
+        note = type_note(np.random.default_rng(seed), sentences, language)
+        assert letters(note) == letters("".join(sentences))
+        numbers = [re.findall(r"\d+(?:\.\d+)?", folded(x)) for x in (note, " ".join(sentences))]
+        assert numbers[0] == numbers[1]
+        assert "\n\n" not in note and note == note.strip()
+
+
+@pytest.mark.parametrize(
+    "language, habit",
+    [
+        ("en", r"  "),
+        ("en", r"months\.CABG"),
+        ("en", r"\bchest"),
+        ("en", r"\.\."),
+        ("en", r"70 yo"),
+        ("en", r"HT,DM"),
+        ("en", r"\n"),
+        ("en", r"ago$"),
+        ("ja", r"７０歳"),
+        ("ja", r"ＨＴ"),
+        ("ja", r"60％"),
+        ("ja", r"EF60"),
+        ("ja", r"\(CCS"),
+        ("ja", r"，|, "),
+        ("ja", r"。。"),
+        ("ja", r"．"),
+        ("ja", r"。[ 　]"),
+        ("ja", r"\n"),
+        ("ja", r"28$"),
+    ],
+)
+def test_each_habit_occurs_in_some_notes_and_not_in_most(language, habit):
+    sentences = ENGLISH if language == "en" else JAPANESE
+    rng = np.random.default_rng(0)
+    notes = [type_note(rng, sentences, language) for _ in range(1500)]
+    share = np.mean([bool(re.search(habit, note)) for note in notes])
+    assert 0.005 < share < 0.35
+    assert notes.count((" " if language == "en" else "").join(sentences)) > 450  # typed cleanly
+
+
+@pytest.mark.parametrize(
+    "sentences, language, match",
+    [([], "en", "at least one sentence"), (["A."], "fr", "language .*'fr'|'fr'")],
+)
+def test_the_typist_refuses(sentences, language, match):
+    with pytest.raises(ValueError, match=match):
+        type_note(np.random.default_rng(0), sentences, language)
+
+
+# --- the study's own readers --------------------------------------------------------------------
+
+
+def test_the_corpus_reads_every_note_back_letter_by_letter(tmp_path):
+    rows = [
+        {"exam": f"1.2.{i}"} | {f"report_{la}": text for la, text in write_report(*made).items()}
+        for i, made in enumerate(patients(150, seed=5))
+    ]
+    path = tmp_path / "reports.csv"
+    text = pd.DataFrame(rows)[["exam", "report_ja", "report_en"]].to_csv(
+        index=False, lineterminator="\n"
+    )
+    path.write_bytes(text.encode())
+    read = read_reports(path, b"secret")
+    assert any("\n" in row["report_en"] for row in rows)
+    for language in LANGUAGES:
+        assert read[f"report_{language}"].tolist() == [row[f"report_{language}"] for row in rows]
+        asked = prompt("LCA", rows[0][f"report_{language}"], language)
+        assert asked.endswith(rows[0][f"report_{language}"])
+
+
+# --- measurements -------------------------------------------------------------------------------
+
+
+def test_gfr_hand_worked_and_refused():
+    # 60 ** -0.287 = exp(-1.17508) = 0.30879; times 194 = 59.9, and 0.739 of it in women
+    assert estimated_gfr(1.0, 60, "M") == pytest.approx(59.91, abs=0.02)
+    assert estimated_gfr(1.0, 60, "F") == pytest.approx(44.27, abs=0.02)
+    with pytest.raises(ValueError, match="above 0, got 0 and 60"):
+        estimated_gfr(0, 60, "M")
+
+
+def test_measurements_fit_the_patient():
+    seen = set()
+    for _, record in patients(1500, seed=6):
+        found, risks = record.details, set(record.risk_factors)
+        seen |= risks
+        assert found["egfr"] == round(estimated_gfr(found["creatinine"], record.age, record.sex))
+        if "hemodialysis" in risks:
+            assert found["creatinine"] >= 6 and "bnp" not in record.tests
+        else:
+            assert (found["egfr"] < 60) == ("ckd" in risks)
+        assert (found["hba1c"] >= 6.5) == ("diabetes" in risks)
+        assert found["ldl"] < 140 or "dyslipidemia" in risks
+        assert (found["systolic"] >= 132) == ("hypertension" in risks)
+        assert found["systolic"] > found["diastolic"]
+        assert 2 <= found["hours"] < 12
+        if record.indication == "heart_failure":
+            assert found["bnp"] >= 200 and found["stress_kind"] != "treadmill"
+        assert ("ecg_af" in record.tests) <= ("atrial_fibrillation" in risks)
+        assert ("ecg_sinus" in record.tests) <= ("atrial_fibrillation" not in risks)
+        assert not ("ct_calcium" in record.tests and {"pci", "cabg"} & set(record.history))
+        assert ("warfarin" in record.drugs) <= ("hemodialysis" in risks)
+        assert ("apixaban" in record.drugs) <= ("hemodialysis" not in risks)
+        for event in record.history:
+            assert 0 < found[f"{event}_months"] < 12 * record.age
+        if record.indication == "follow_up":
+            assert 6 <= found["pci_months"] <= 12
+        if {"pci", "mi"} <= set(record.history):
+            assert found["pci_months"] == found["mi_months"]
+    assert {"hemodialysis", "ckd", "diabetes", "atrial_fibrillation"} <= seen

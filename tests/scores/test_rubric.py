@@ -1,0 +1,253 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cag_utils.phantom.clinic.findings import PLANS, decide_plan, write_findings
+from cag_utils.phantom.clinic.patients import Record
+from cag_utils.scores.entities import Entities, Stenosis, read_entities
+from cag_utils.scores.rubric import CRITERIA, contradictions, score, truth_entities
+from cag_utils.segments import GRADES, LATERALITIES, segments_of
+
+CONTEXT = "Consider treatment plan in context of other angiographic findings and comorbidities."
+MEDICAL, FFR, PCI = (PLANS[key][0] for key in ("medical", "functional", "pci"))
+
+
+def truth(*lesions, plan="context", laterality="LCA"):
+    return truth_entities(laterality, [dict(segment=s, percent=p) for s, p in lesions], plan)
+
+
+def mark(text, wanted, language="en"):
+    return score(read_entities(text, language), wanted)
+
+
+def errors(marks):
+    return {name.removesuffix("_error") for name in CRITERIA if marks[name]}
+
+
+@st.composite
+def cases(draw):
+    """A patient, a side, its lesions and the plan that the teaching rule gives."""
+    side = draw(st.sampled_from(LATERALITIES))
+    one = st.fixed_dictionaries(
+        {"segment": st.sampled_from(segments_of(side)), "percent": st.sampled_from(GRADES)}
+    )
+    lesions = draw(st.lists(one, max_size=4, unique_by=lambda x: x["segment"]))
+    risks = draw(st.sampled_from([(), ("hemodialysis",)]))
+    indication = draw(st.sampled_from(["stemi", "effort_angina"]))
+    patient = Record(70, "M", risks, indication, (), (), 60)
+    return lesions, side, decide_plan(patient, lesions)
+
+
+stenosis_st = st.builds(
+    Stenosis,
+    st.sampled_from([None, "RCA", "LM", "LAD", "LCX"]),
+    st.none() | st.integers(1, 16),
+    st.none() | st.integers(0, 100),
+)
+entities_st = st.builds(
+    Entities,
+    st.frozensets(st.sampled_from(LATERALITIES)),
+    st.lists(stenosis_st, max_size=3, unique=True).map(tuple),
+    st.frozensets(st.sampled_from(["LCA", "LAD", "all"]), max_size=2),
+    st.lists(st.sampled_from(list(PLANS)), max_size=2, unique=True).map(tuple),
+)
+
+
+@given(entities_st)
+def test_whatever_a_reader_validated_is_right_by_itself(own):
+    marks = score(own, own)
+    assert own.unparseable or (marks["overall"] == 10 and not errors(marks))
+
+
+def test_a_lesion_that_the_truth_does_not_grade_is_not_asked_for_its_grade():
+    known = Entities(
+        frozenset({"RCA"}), (Stenosis("RCA", 1, 90), Stenosis("RCA", 1, None)), frozenset(), ()
+    )
+    assert (score(known, known)["lesions_named"], score(known, known)["grades_near"]) == (1, 1)
+    ungraded = Entities(frozenset({"RCA"}), (Stenosis("RCA", 2, None),), frozenset(), ())
+    marks = score(ungraded, ungraded)
+    assert marks["lesions_named"] == 1 and marks["grades_near"] is None
+    assert score(ungraded, known)["grades_near"] == 0
+
+
+@settings(deadline=None)
+@given(cases(), st.randoms())
+def test_perfect_findings_get_full_marks_in_any_order_of_their_sentences(case, random):
+    lesions, side, plan = case
+    wanted, texts = truth_entities(side, lesions, plan), write_findings(*case)
+    sentences = texts["en"].removesuffix(".").split(". ")
+    random.shuffle(sentences)
+    assert not contradictions(wanted)
+    for text, language in ((texts["ja"], "ja"), (". ".join(sentences) + ".", "en")):
+        marks = mark(text, wanted, language)
+        assert marks["overall"] == 10 and not errors(marks)
+        matches = [marks[k] for k in ("segment_match", "laterality_match", "unparseable")]
+        assert matches == [1, 1, 0]
+
+
+@settings(deadline=None)
+@given(cases(), cases())
+def test_errors_cost_and_swapping_output_and_truth_keeps_what_is_symmetric(one, other):
+    (there, back) = (
+        mark(write_findings(*said)["en"], truth_entities(side, lesions, plan))
+        for said, (lesions, side, plan) in ((one, other), (other, one))
+    )
+    assert 0 <= there["overall"] <= 10 and all(there[name] in (0, 1) for name in CRITERIA)
+    assert there["overall"] < 10 or not errors(there)
+    assert there["laterality_match"] == 1 - there["laterality_error"]
+    assert there["segment_match"] == 1 - there["vessel_error"]
+    for name in (*CRITERIA, "segment_match"):
+        assert there[name] == back[name] or name == "logical_error", name
+
+
+# The paper's Figure 3: truth LCX #11 75 %, plan "in context of".
+@pytest.mark.parametrize(
+    "text, overall, wrong",
+    [
+        (f"LCX #11 shows 90% stenosis. {CONTEXT}", 9, set()),
+        # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
+        (f"LCX #12 shows 90% stenosis. {CONTEXT}", 7, {"vessel"}),
+        # 2 side + 1 grade off by a step
+        (
+            "LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
+            3,
+            {"vessel", "treatment", "logical"},
+        ),
+    ],
+)
+def test_the_papers_figure_3(text, overall, wrong):
+    marks = mark(text, truth((11, 75)))
+    assert marks["overall"] == overall and errors(marks) == wrong
+
+
+@pytest.mark.parametrize(
+    "text, wrong, overall",
+    [
+        # laterality: names no side, both, or the wrong one
+        (f"There is 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
+        (f"LCX #11 75%. RCA is shown too. {FFR}", {"laterality"}, 8),
+        (f"RCA #2 shows 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
+        # vessel: number missing, wrong, one too many, or at odds with its artery
+        (f"LCX shows 75% stenosis. {FFR}", {"vessel"}, 8),
+        (f"LAD #6 shows 75% stenosis. {FFR}", {"vessel"}, 7),
+        (f"LCX #11 and #13 show 50% and 75% stenosis. {FFR}", {"vessel"}, 9),
+        (f"LAD #11 shows 75% stenosis. {FFR}", {"vessel", "logical"}, 8),
+        # treatment: another plan, or none
+        (f"LCX #11 shows 75% stenosis. {PCI}", {"treatment"}, 8),
+        ("LCX #11 shows 75% stenosis.", {"treatment"}, 8),
+        # stenosis: significance, two steps off, or no grade
+        (f"LCX #11 shows 50% stenosis. {FFR}", {"stenosis"}, 8),
+        (f"LCX #11 shows 90% stenosis. {FFR}", set(), 9),
+        (f"LCX #11 shows 99% stenosis. {FFR}", {"stenosis", "logical"}, 7),
+        (f"LCX #11 has a stenosis. {FFR}", {"stenosis"}, 8),
+        # nothing wrong, in other words
+        ("In segment 11 there is a 70% narrowing; measure iFR.", set(), 10),
+    ],
+)
+def test_each_error_alone(text, wrong, overall):
+    marks = mark(text, truth((11, 75), plan="functional"))
+    assert (errors(marks), marks["overall"]) == (wrong, overall)
+
+
+def test_a_missed_second_lesion_is_missed_detection():
+    wanted = truth((6, 90), (11, 75), plan="heart_team")
+    marks = mark("LAD #6 shows 90% stenosis. Discuss CABG or PCI in the heart team.", wanted)
+    # 2 side + (0 arteries + 2 x 1/2) vessel + 0 stenosis + 2 plan + 1 logic = 6
+    assert errors(marks) == {"vessel", "stenosis"} and marks["overall"] == 6
+
+
+def test_a_clean_picture():
+    wanted = truth(plan="none", laterality="RCA")
+    found = mark("RCA #2 shows 75% stenosis. PCI is recommended.", wanted)
+    assert errors(found) == {"vessel", "stenosis", "treatment"} and found["overall"] == 3
+    clean = mark("The RCA is normal. No treatment is needed.", wanted)
+    assert clean["overall"] == 10 and clean["segment_match"] == 1
+    silent = mark("This is the RCA. No treatment is needed.", wanted)
+    assert errors(silent) == {"vessel", "stenosis"} and silent["segment_match"] == 0
+
+
+def test_no_significant_stenosis_is_right_about_25_percent_but_names_no_vessel():
+    wanted = truth((7, 25), plan="medical")
+    marks = mark(f"No significant stenosis in the LCA. {MEDICAL}", wanted)
+    assert errors(marks) == {"vessel"} and marks["overall"] == 6  # 2 + 0 + 1 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Sorry, as a base VLM I am not trained to answer this question.", "LCA."]
+)
+def test_what_cannot_be_read_is_wrong_on_everything(text):
+    marks = mark(text, truth((11, 75)))
+    assert marks["overall"] == 0 and len(errors(marks)) == 5
+    assert (marks["segment_match"], marks["laterality_match"], marks["unparseable"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("LAD #11 75%.", {"LAD #11"}),
+        ("LAD #6 75%. LAD #6 90%.", {"two grades for #6"}),
+        ("LAD #6 75%. RCA #2 90%.", {"stenoses on both sides"}),
+        ("No stenosis in the LCA. LAD #6 90%.", {"90% where stenosis is denied"}),
+        ("No significant stenosis. LAD #6 50%.", set()),  # 50 % is not significant
+        ("No significant stenosis in the LAD. LCX #11 90%.", set()),
+        ("LAD #6 90%. No revascularization is needed.", {"none for 90%"}),
+        ("LAD #6 25%. Emergency PCI.", {"emergency_pci for 25%"}),
+        ("LAD #6 75%. Evaluate viability before CTO-PCI.", {"cto for 75%"}),
+        ("LM #5 50%. Optimal medical therapy.", {"medical for 50%"}),
+        ("LAD #6 50%. Optimal medical therapy.", set()),
+        ("LAD #6 75%. Optimal medical therapy.", set()),  # not the rule's plan, but no nonsense
+        ("LAD #6 90%. Optimal medical therapy.", {"medical for 90%"}),
+        ("No stenosis. PCI is recommended.", {"pci for 0%"}),
+        ("LAD #6 75%. No PCI is needed. CABG is needed.", {"none against heart_team"}),
+        (f"LAD #6 90%. {CONTEXT}", set()),
+        ("LAD is normal. PCI is recommended.", set()),  # the LCX may need it
+        ("PCI is recommended.", set()),
+    ],
+)
+def test_contradictions(text, expected):
+    assert contradictions(read_entities(text, "en")) == expected
+
+
+def test_the_shares_of_lesions_by_hand():
+    truth = truth_entities(
+        "LCA", [{"segment": 6, "percent": 90}, {"segment": 11, "percent": 50}], "pci"
+    )
+    both = mark("LAD #6 shows 75% stenosis. LCX #11 shows 100% stenosis.", truth)
+    assert (both["lesions_named"], both["grades_near"]) == (1.0, 0.5)  # 75 is next to 90
+    one = mark("LCX #11 shows 25% stenosis. LCX #13 shows 90% stenosis.", truth)
+    assert (one["lesions_named"], one["grades_near"]) == (0.5, 0.5)
+    assert mark("Sorry.", truth)["lesions_named"] == 0
+    healthy = mark("No significant stenosis in the LCA.", truth_entities("LCA", [], "none"))
+    assert healthy["lesions_named"] is None and healthy["grades_near"] is None
+
+
+def test_what_the_truth_says_too_is_no_contradiction():
+    own = read_entities(f"LAD #7 shows 75% stenosis. LAD #7 shows 90% stenosis. {PCI}", "en")
+    assert contradictions(own) == {"two grades for #7"}
+    assert score(own, own)["overall"] == 10 and score(own, own)["logical_error"] == 0
+
+
+def test_unknown_truth_is_missing_and_never_counted_as_right():
+    own = read_entities("LCX #11 75%.", "en")  # no plan in the validated findings
+    marks = mark(f"LCX #12 shows 75% stenosis. {PCI}", own)
+    assert marks["treatment_error"] is None
+    assert marks["overall"] == 7.5  # (2 side + 1 artery + 2 grade + 1 logic) of 8
+    unread = mark(f"LCX #11 shows 75% stenosis. {PCI}", Entities())
+    missing = {k for k, v in unread.items() if v is None}
+    matches = {"segment_match", "laterality_match", "lesions_named", "grades_near"}
+    assert missing == set(CRITERIA) - {"logical_error"} | matches
+    empty = mark("", own)
+    assert empty["treatment_error"] is None and empty["stenosis_error"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (("left", [], "none"), "unknown laterality 'left'"),
+        (("LCA", [], "surgery"), "unknown plan 'surgery'"),
+        (("LCA", [{"segment": 6, "percent": 80}], "pci"), "grades are .* got 80"),
+    ],
+)
+def test_refuses_a_malformed_truth(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        truth_entities(*arguments)

@@ -1,0 +1,310 @@
+import json
+import math
+
+import pandas as pd
+import papermill as pm
+import pytest
+
+from cag_utils.paper.claims import compare_claims
+from cag_utils.phantom.clinic.findings import write_findings
+from cag_utils.profiles import Stats
+from cag_utils.scores.readers import blank_sheet, read_sheet
+from cag_utils.scores.rubric import CRITERIA, Criterion
+from cag_utils.scores.scorecard import (
+    against_base,
+    flat_metrics,
+    score_by_sheet,
+    score_generations,
+    summarise_marks,
+    table4,
+    truth_of,
+)
+from cag_utils.study import read_json, root
+from tests.paper.test_claims import CNN
+
+STATS = Stats(n_resamples=200, level=0.95)
+TRUTHS = (
+    ([{"segment": 11, "percent": 75}], "LCA", "functional"),
+    ([{"segment": 2, "percent": 90}], "RCA", "pci"),
+    ([], "RCA", "none"),
+    ([{"segment": 6, "percent": 100}], "LCA", "cto"),
+)
+
+
+def pairs(n_patients=4):
+    """Two frames of each patient, with the phantom's truth."""
+    rows = []
+    for i in range(2 * n_patients):
+        lesions, side, plan = TRUTHS[i // 2 % 4]
+        texts = {f"findings_{k}": v for k, v in write_findings(lesions, side, plan).items()}
+        truth = {"truth_lesions": json.dumps(lesions), "truth_plan": plan}
+        head = {"case_id": f"case-{i:04d}", "patient_id": f"pt-{i // 2}", "truth_laterality": side}
+        rows.append(head | texts | truth)
+    return pd.DataFrame(rows)
+
+
+def generations(table, answers):
+    """One row a case and model; `answers` maps a model to a function of the pair's row."""
+    rows = [
+        {"case_id": row["case_id"], "model": model, "output": (text := answer(row))}
+        | {"status": "ok" if text else "empty"}
+        for model, answer in answers.items()
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def perfect(row):
+    return row["findings_en"]
+
+
+def sorry(row):
+    return "Sorry, I can not help with that."
+
+
+def marks(answers=None, n_patients=4):
+    table = pairs(n_patients)
+    answers = answers or {"gemma3_base": sorry, "gemma3_lora": perfect}
+    return score_generations(generations(table, answers), table, "en")
+
+
+def test_each_generation_is_marked_against_its_own_case():
+    scored = marks()
+    tuned = scored[scored["model"] == "gemma3_lora"]
+    base = scored[scored["model"] == "gemma3_base"]
+    assert len(tuned) == len(base) == 8 and set(scored["reader"]) == {"rubric"}
+    assert (tuned["overall"] == 10).all() and (tuned[list(CRITERIA)] == 0).all(axis=None)
+    assert (base["overall"] == 0).all() and (base[list(CRITERIA)] == 1).all(axis=None)
+    assert tuned["patient_id"].tolist() == pairs()["patient_id"].tolist()
+
+
+def test_an_empty_or_refused_output_is_wrong_not_left_out():
+    table = pairs()
+    made = generations(table, {"gemma3_lora": perfect})
+    made.loc[0, ["output", "status"]] = [float("nan"), "empty"]
+    made.loc[1, "status"] = "refusal"  # whatever it goes on to say
+    scored = score_generations(made, table, "en")
+    assert scored["overall"].tolist() == [0, 0] + [10] * 6
+    assert scored["unparseable"].tolist() == [1, 1] + [0] * 6
+
+
+def test_both_languages():
+    table = pairs()
+    made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
+    assert (score_generations(made, table, "ja")["overall"] == 10).all()
+
+
+def test_own_data_without_truth_columns_are_judged_by_their_findings():
+    table = pairs()
+    bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
+    made = generations(table, {"gemma3_lora": perfect})
+    pd.testing.assert_frame_equal(
+        score_generations(made, bare, "en"), score_generations(made, table, "en")
+    )
+    assert truth_of(bare.iloc[2], "ja") == truth_of(table.iloc[2], "ja")
+
+
+def test_unknown_truth_stays_missing_in_the_table():
+    table = pairs().drop(columns=["truth_laterality", "truth_lesions", "truth_plan"])
+    table["findings_en"] = "LCX #11 shows 75% stenosis."  # validated findings without a plan
+    made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
+    summary = summarise_marks(score_generations(made, table, "en"), STATS, 0)
+    assert math.isnan(summary["treatment_error"][0]) and summary["vessel_error"][0] == 0
+    assert table4(summary)["treatment_error"].isna().all()
+    assert flat_metrics(summary, pd.DataFrame())["gemma3_lora.treatment_error_rate"] is None
+
+    table["findings_en"] = "PCI is recommended."  # and now without a vessel
+    scored = score_generations(made, table, "en")
+    summary = summarise_marks(scored, STATS, 0)
+    assert math.isnan(summary["segment"][0]) and table4(summary)["segment_match"][0] == "–"
+    compared = against_base(scored, STATS, 0)
+    assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
+
+
+def test_the_summary_hand_worked():
+    table = pairs()
+    wrong = iter([0, 1] * 4)  # the first frame of each patient is right, the second refused
+    made = generations(table, {"gemma3_lora": lambda r: sorry(r) if next(wrong) else perfect(r)})
+    row = summarise_marks(score_generations(made, table, "en"), STATS, 0).iloc[0]
+    assert (row["cases"], row["mean"], row["overall"]) == (8, 5, 5)
+    assert row["sd"] == pytest.approx(math.sqrt(8 * 25 / 7))
+    assert row["vessel_error"] == 4 and row["vessel_error_rate"] == 0.5
+    assert row["unparseable_rate"] == 0.5 and row["laterality"] == 0.5
+    # Every patient has one right and one wrong frame: resampling patients changes nothing.
+    assert (row["segment"], row["segment_low"], row["segment_high"]) == (0.5, 0.5, 0.5)
+
+
+def test_table4_has_the_papers_columns_and_order():
+    answers = {"zephyr": sorry, "gemma3_lora": perfect, "gemma3_base": sorry}
+    table = table4(summarise_marks(marks(answers), STATS, 0))
+    assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
+    # A model the study has no name for is kept, under its own.
+    assert table["model"].tolist() == ["Gemma3 (unfine-tuned)", "Gemma3 w/LoRA", "zephyr"]
+    assert table["segment_match"].tolist()[1] == "1.00 (1.00 to 1.00)"
+    assert table["laterality_error"].tolist() == [8, 0, 8]
+
+
+def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
+    compared = against_base(marks(), STATS, 0).set_index("measure")
+    assert compared.loc["overall", "difference"] == 10 and compared["beats_base"].all()
+    assert compared.loc["segment_match", "cases"] == 8
+    assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
+    assert {f"{name.removesuffix('_error')}_right" for name in CRITERIA} < set(compared.index)
+    same = against_base(marks({"gemma3_base": perfect, "gemma3_lora": perfect}), STATS, 0)
+    assert (same["difference"] == 0).all() and not same["beats_base"].any()
+    worse = against_base(marks({"gemma3_base": perfect, "gemma3_lora": sorry}), STATS, 0)
+    assert (worse["high"] < 0).all() and not worse["beats_base"].any()
+    assert len(worse) == 9
+
+
+def test_a_gain_on_half_of_the_patients_is_not_clear():
+    def half(row):  # right on two of four patients, refused on the others
+        return perfect(row) if row["case_id"] < "case-0004" else sorry(row)
+
+    def rest(row):
+        return sorry(row) if row["case_id"] < "case-0003" else perfect(row)
+
+    compared = against_base(marks({"gemma3_base": half, "gemma3_lora": rest}), STATS, 0)
+    compared = compared[compared["cases"] == 8]  # lesions: the fourth patient alone differs
+    assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
+    assert not compared["beats_base"].any()
+
+
+def test_which_base_a_tuned_model_is_compared_with():
+    def based(*models):
+        found = against_base(marks({m: perfect for m in models}), STATS, 0)
+        return dict(zip(found["model"], found["base"], strict=True))
+
+    swapped = "conceptclip_gemma3_lora"
+    assert based("paligemma2_lora", "gemma3_base") == {}  # no base of its own
+    assert based(swapped, "gemma3_base") == {swapped: "gemma3_base"}
+    own = "conceptclip_gemma3_base"
+    assert based(swapped, "gemma3_base", own) == {swapped: own}
+
+
+def test_flat_metrics():
+    scored = marks()
+    figures = flat_metrics(summarise_marks(scored, STATS, 0), against_base(scored, STATS, 0))
+    assert figures["gemma3_lora.overall_mean"] == 10 and figures["gemma3_base.overall_mean"] == 0
+    assert figures["gemma3_lora.segment_accuracy"] == 1 and figures["gemma3_lora.n"] == 8
+    assert figures["gemma3_lora.laterality_accuracy"] == 1
+    assert figures["gemma3_base.logical_error_rate"] == 1
+    assert figures["gemma3_lora.overall_gain"] == 10 and figures["gemma3_lora.segment_gain"] == 1
+    assert figures["gemma3_lora.overall_gain_clear"] == 1
+    assert figures["gemma3_lora.lesions_named"] == figures["gemma3_lora.grades_near"] == 1
+    assert figures["gemma3_lora.vessel_right_gain"] == 1
+
+
+def sheet(scored, reader, overall):
+    blank = {name: 0 for name in CRITERIA}
+    return scored[["case_id", "model"]].assign(reader=reader, overall=overall, **blank)
+
+
+def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
+    scored = marks()
+    both = pd.concat([sheet(scored, "r1", 6.0), sheet(scored, "r2", 8.0)])
+    read = score_by_sheet(both, scored)
+    assert list(read.columns) == list(scored.columns) and set(read["reader"]) == {"r1", "r2"}
+    summary = summarise_marks(read, STATS, 0).set_index("model")
+    assert summary.loc["gemma3_base", "overall"] == 7 and summary.loc["gemma3_base", "cases"] == 8
+    assert summary["segment"].to_dict() == {"gemma3_base": 0, "gemma3_lora": 1}
+    # Two readers of one text are one case, not two.
+    cases = against_base(read, STATS, 0).set_index("measure")["cases"]
+    assert cases["overall"] == 8 and cases["segment_match"] == 8
+
+
+def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
+    """A made-up one, through the calls of notebooks 07 and 08."""
+    plain = marks({"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."})
+    row = Criterion("verbosity", 5, lambda output, truth: len(output.stenoses) > 0)
+    monkeypatch.setitem(CRITERIA, "verbosity_error", row)
+    made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
+    scored = marks(made | {"gemma3_base": sorry})
+    right = scored[scored["case_id"] == "case-0000"].set_index("model")
+    assert right["overall"].to_dict() == {"gemma3_lora": 6.67, "gemma3_base": 0}  # 10 of 15 points
+    assert plain["overall"][0] == 10 and "verbosity_error" not in plain
+    assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
+    summary = summarise_marks(scored, STATS, 0)
+    assert table4(summary)["verbosity_error"].tolist() == [8, 8]
+    compared = against_base(scored, STATS, 0)
+    assert "verbosity_right" in set(compared["measure"])
+    figures = flat_metrics(summary, compared)
+    assert figures["gemma3_lora.verbosity_error_rate"] == 1
+    claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
+    [vessels] = claims[claims.index.str.startswith("Vessel")]
+    assert "verbosity 100%" in vessels
+
+    table = generations(pairs(), made)
+    blank, key = blank_sheet(table, 0)
+    assert "verbosity_error" in blank
+    filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
+    filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
+    own = scored[scored["model"] == "gemma3_lora"]
+    read = score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
+    assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
+    filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
+    with pytest.raises(ValueError, match="no column .*verbosity_error"):
+        read_sheet(tmp_path / "old.csv", key)
+
+
+def test_refuses_what_does_not_belong_together():
+    table = pairs()
+    made = generations(table, {"gemma3_lora": perfect})
+    with pytest.raises(ValueError, match=r"1 generated cases are not in pairs.csv.*case-0007"):
+        score_generations(made, table.iloc[:7], "en")
+    with pytest.raises(ValueError, match="no generations to score"):
+        score_generations(made.iloc[:0], table, "en")
+    scored = marks()
+    foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
+    with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
+        score_by_sheet(foreign, scored)
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """What notebooks 03 and 05 leave, for six patients and three models."""
+    table = pairs(6).assign(png="x.png", report_en="A report.", report_ja="報告。")
+    folder = tmp_path / "smoke" / "03_build_corpus" / "all"
+    folder.mkdir(parents=True)
+    table.to_csv(folder / "pairs.csv", index=False)
+    answers = {"gemma3_base": sorry, "gemma3_lora": lambda row: row["findings_ja"]}
+    answers["paligemma2_lora"] = lambda row: "" if row["case_id"] < "case-0004" else "LAD #6 75%"
+    made = generations(table, answers).assign(
+        language="ja", prompt="p", seconds=0.1, n_tokens=9, ground_truth="truth"
+    )
+    folder = tmp_path / "smoke" / "05_generate_reports" / "ja"
+    folder.mkdir(parents=True)
+    made.to_csv(folder / "generations.csv", index=False)
+    return tmp_path
+
+
+def execute(outputs, **params):
+    """Run notebook 07 on the fixture; return its folder and metrics."""
+    settings = {"out_root": str(outputs), "profile": "smoke"} | params
+    source = root() / "notebooks" / "07_physician_scores.ipynb"
+    pm.execute_notebook(source, outputs / "out.ipynb", settings, cwd=outputs, progress_bar=False)
+    name = "ja_scores_filled_csv" if params else "ja"  # a sheet leaves the study's own run alone
+    folder = outputs / "smoke" / "07_physician_scores" / name
+    return folder, read_json(folder / "metrics.json")
+
+
+@pytest.mark.notebook
+def test_the_notebook_with_the_rubric_and_then_with_a_readers_sheet(outputs):
+    folder, metrics = execute(outputs)
+    assert metrics["reader"] == "rubric" and metrics["gemma3_lora.overall_mean"] == 10
+    assert metrics["gemma3_lora.segment_gain_clear"] == 1
+    assert metrics["paligemma2_lora.unparseable_rate"] == pytest.approx(4 / 12)
+    text = (folder / "table4_scores.md").read_text(encoding="utf-8")
+    assert "rubric (a program, no physician)" in text and "cardiologist" not in text
+    columns = ["case_id", "model", "reader", "overall", *CRITERIA, "segment_match"]
+    assert list(pd.read_csv(folder / "scores.csv").columns)[: len(columns)] == columns
+    assert all((folder / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
+
+    sheet = pd.read_csv(folder / "blank_sheet.csv")
+    assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
+    sheet = sheet.assign(reader="reader 1", overall=4.0, **{name: 0 for name in CRITERIA})
+    sheet.to_csv(outputs / "filled.csv", index=False)
+    folder, metrics = execute(outputs, scores=str(outputs / "filled.csv"))
+    assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
+    text = (folder / "table4_scores.md").read_text(encoding="utf-8")
+    assert "scored by reader 1" in text and "rubric" not in text

@@ -1,0 +1,319 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from cag_utils.profiles import Stats, Vlscore
+from cag_utils.report import MODEL_NAMES, paper_table
+from cag_utils.scores.vlscore import (
+    MAX_AREA_UNIT,
+    Space,
+    embed,
+    join_cases,
+    score_cases,
+    score_controls,
+    score_models,
+    side_correlations,
+    summarise_vlscores,
+    table3,
+    to_unit,
+    triangle_area,
+    vlscore,
+)
+from tests.benchmarks.bench_vlscore import plain_area
+
+numbers = st.floats(-10, 10, allow_nan=False, width=32)
+triples = st.integers(1, 5).flatmap(
+    lambda d: st.integers(1, 4).flatmap(lambda n: hnp.arrays(float, (3, n, d), elements=numbers))
+)
+
+
+def unit_triple(cos_ig: float, cos_ir: float, cos_gr: float) -> list[np.ndarray]:
+    """Three unit vectors with these cosines."""
+    gram = np.array([[1, cos_ig, cos_ir], [cos_ig, 1, cos_gr], [cos_ir, cos_gr, 1]])
+    return [row[None] for row in np.linalg.cholesky(gram)]
+
+
+def test_a_right_triangle_has_half_the_product_of_its_legs():
+    corners = [[3.0, 0.0]], [[0.0, 0.0]], [[0.0, 4.0]]
+    assert triangle_area(*map(np.array, corners)).tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    "cos_gr, area, score", [(0.95, 0.2107, 0.838), (0.80, 0.4123, 0.683), (0.60, 0.5657, 0.565)]
+)
+def test_hand_worked_unit_vectors(cos_gr, area, score):
+    found = score_cases(*unit_triple(0.1, 0.1, cos_gr)).iloc[0]
+    assert found["area"] == pytest.approx(area, abs=5e-5)
+    assert found["vlscore"] == pytest.approx(score, abs=5e-4)
+
+
+def test_the_theoretical_maximum_is_the_equilateral_triangle():
+    angles = np.array([0, 2, 4]) * np.pi / 3
+    i, g, r = np.stack([np.cos(angles), np.sin(angles)], 1)[:, None]
+    assert triangle_area(i, g, r)[0] == pytest.approx(MAX_AREA_UNIT) == 1.299038105676658
+    assert score_cases(i, g, r)["vlscore"][0] == pytest.approx(0, abs=1e-12)
+
+
+@given(triples)
+def test_the_area_does_not_depend_on_which_corner_is_which(points):
+    areas = [triangle_area(*points[list(order)]) for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2])]
+    scale = 1 + np.abs(points).max() ** 2
+    np.testing.assert_allclose(areas[1], areas[0], atol=1e-6 * scale)
+    np.testing.assert_allclose(areas[2], areas[0], atol=1e-6 * scale)
+
+
+@given(triples)
+def test_agrees_with_the_plain_loop(points):
+    plain = [plain_area(*(x.tolist() for x in case)) for case in points.swapaxes(0, 1)]
+    scale = 1 + np.abs(points).max() ** 2
+    np.testing.assert_allclose(triangle_area(*points), plain, atol=1e-6 * scale)
+
+
+@given(triples, st.floats(0.1, 10))
+def test_scores_stay_between_0_and_1_and_more_room_never_lowers_them(points, max_area):
+    points = points + np.array([20.0, -20.0, 30.0])[:, None, None]  # no zero vectors
+    found = score_cases(*points, normalise=True, max_area=max_area)
+    assert found["vlscore"].between(0, 1).all() and (found["area"] <= MAX_AREA_UNIT + 1e-9).all()
+    roomier = score_cases(*points, normalise=True, max_area=2 * max_area)
+    assert (roomier["vlscore"] >= found["vlscore"]).all()
+
+
+@given(triples)
+def test_a_report_equal_to_the_truth_scores_1_whatever_the_picture(points):
+    i, g, _ = points
+    assert (score_cases(i, g, g, normalise=False)["vlscore"] == 1).all()
+
+
+def test_float32_in_the_printed_form_is_wrong_where_float64_is_right():
+    # Two near-equal reports: the area is half |i-g| times the distance of r from that line.
+    rng = np.random.default_rng(0)
+    i, g = (to_unit(rng.normal(size=(1, 512))) for _ in range(2))
+    away = rng.normal(size=(1, 512))
+    along = to_unit(i - g)
+    away = to_unit(away - (away @ along.T) * along)
+    true = 7e-5
+    r = g + away * 2 * true / np.linalg.norm(i - g)
+    assert triangle_area(i, g, r)[0] == pytest.approx(true, rel=1e-6)
+    a, b = (i - g).astype(np.float32)[0], (i - r).astype(np.float32)[0]
+    radicand = (a @ a) * (b @ b) - (a @ b) ** 2
+    naive = 0.5 * math.sqrt(max(float(radicand), 0.0))
+    assert abs(naive - true) > 0.1 * true
+
+
+def test_without_normalisation_lengths_count():
+    i, g, r = unit_triple(0.1, 0.1, 0.8)
+    doubled = score_cases(2 * i, 2 * g, 2 * r, normalise=False, max_area=2)
+    assert doubled["area"][0] == pytest.approx(4 * 0.4123, abs=2e-4)
+    assert score_cases(2 * i, 2 * g, 2 * r)["area"][0] == pytest.approx(0.4123, abs=5e-5)
+
+
+def random_space(n, noise, seed):
+    """n cases of one model; each report is its truth and as much noise, each picture unrelated."""
+    rng = np.random.default_rng(seed)
+    i, g = rng.normal(size=(2, n, 64))
+    r = g + noise(rng) * rng.normal(size=g.shape)
+    texts = {f"{kind}{k}": x for kind, rows in (("g", g), ("r", r)) for k, x in enumerate(rows)}
+    cases = pd.DataFrame({"case_id": [str(k) for k in range(n)], "empty": False, "model": "m"})
+    cases = cases.assign(ground_truth="g" + cases["case_id"], output="r" + cases["case_id"])
+    return cases, Space(
+        dict(zip(cases["case_id"], i, strict=True)), texts, frozenset(), np.ones(64)
+    )
+
+
+def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture():
+    cases, space = random_space(40, lambda rng: 0.5, 1)
+    found = score_controls(cases, space, "siglip2", UNIT)
+    mean = found.set_index("control")["vlscore"]
+    assert mean["as written"] - mean["shuffled reports"] > 0.1
+    assert abs(mean["as written"] - mean["shuffled images"]) < 0.05
+    assert abs(mean["as written"] - mean["blank image"]) < 0.05
+    i, g, r = space.corners(cases)
+    wrong = score_cases(np.roll(i, 20, axis=0), g, r)["vlscore"].mean()
+    assert mean["shuffled images"] == pytest.approx(wrong)
+
+
+def test_it_is_moved_by_the_texts_and_not_by_the_picture():
+    cases, space = random_space(200, lambda rng: rng.uniform(0.1, 1.5, (200, 1)), 2)
+    found = side_correlations(cases, space)
+    assert found["text_text"] < -0.9 and abs(found["image_truth"]) < 0.5
+    assert math.isnan(side_correlations(cases[:2], space)["text_text"])
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: triangle_area(np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3))), "one shape"),
+        (lambda: triangle_area(*np.full((3, 1, 2), np.nan)), "NaN"),
+        (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
+        (lambda: vlscore(np.ones(1), 0), "max_area"),
+        (lambda: vlscore(np.array([-1.0])), "cannot be negative"),
+    ],
+)
+def test_refuses_what_it_cannot_score(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+UNIT = Vlscore(size="tiny", embedders=["siglip2"], normalise=True, max_area=3 * 3**0.5 / 4)
+STATS = Stats(n_resamples=50, level=0.95)
+TRUTHS = ["no stenosis", "mild disease", "tight spot", "total occlusion"]
+
+
+class Letters:
+    """An embedder that can be followed by hand: grey level and letter counts."""
+
+    def __init__(self):
+        self.asked = []
+
+    def images(self, pictures):
+        levels = [float(np.asarray(x).mean()) for x in pictures]
+        return np.array([[level, 255 - level, *[1.0] * 26] for level in levels])
+
+    def texts(self, texts):
+        assert all(texts)
+        self.asked.append(list(texts))
+        return np.array([[0, 0] + [t.count(chr(97 + k)) for k in range(26)] for t in texts], float)
+
+    def truncated(self, texts):
+        return np.array([len(t) > 12 for t in texts])
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Four cases of two patients; one model repeats the truth, one is wrong, one is silent."""
+    for k in range(4):
+        Image.fromarray(np.full((8, 8), 40 * k + 20, np.uint8)).save(tmp_path / f"{k}.png")
+    pairs = pd.DataFrame(
+        {
+            "case_id": [f"case-{k}" for k in range(4)],
+            "patient_id": ["pt-a", "pt-a", "pt-b", "pt-b"],
+            "png": [f"{k}.png" for k in range(4)],
+        }
+    )
+    said = {
+        "gemma3_lora": TRUTHS,
+        "gemma3_base": TRUTHS[1:] + TRUTHS[:1],
+        "paligemma2_base": ["", np.nan, " ", "sorry"],
+    }
+    rows = [
+        {"case_id": f"case-{k}", "model": model, "output": text, "ground_truth": TRUTHS[k]}
+        | {"status": "ok" if isinstance(text, str) and text.strip() else "empty"}
+        for model, texts in said.items()
+        for k, text in enumerate(texts)
+    ]
+    return pd.DataFrame(rows), pairs, tmp_path
+
+
+@pytest.fixture
+def cases(study):
+    return join_cases(*study[:2])
+
+
+@pytest.fixture
+def space(study, cases):
+    return embed(Letters(), cases, study[2])
+
+
+def test_each_case_keeps_its_patient_and_picture(study, cases):
+    assert len(cases) == 12 and cases["patient_id"].tolist() == ["pt-a", "pt-a", "pt-b", "pt-b"] * 3
+    assert cases["empty"].sum() == 3 and cases["output"].map(type).eq(str).all()
+
+
+def test_every_distinct_text_is_embedded_once(study, cases):
+    embedder = Letters()
+    space = embed(embedder, cases, study[2])
+    assert embedder.asked == [sorted({*TRUTHS, "sorry"})]
+    assert space.truncated == {"total occlusion"} and len(space.images) == 4
+
+
+def test_a_right_angle_worked_by_hand(tmp_path):
+    # unit vectors along three axes: an equilateral triangle of side sqrt 2, area sqrt(3)/2
+    class Axes(Letters):
+        def images(self, pictures):
+            return np.array([[1.0, 0, 0]] * len(pictures))
+
+        def texts(self, texts):
+            return np.array([{"a": [0.0, 1, 0], "b": [0, 0, 1.0]}[t] for t in texts])
+
+    Image.new("L", (4, 4)).save(tmp_path / "0.png")
+    row = {"case_id": "c", "model": "m", "output": "b", "ground_truth": "a", "status": "ok"}
+    pairs = pd.DataFrame([{"case_id": "c", "patient_id": "p", "png": "0.png"}])
+    cases = join_cases(pd.DataFrame([row]), pairs)
+    [got] = score_models(cases, embed(Axes(), cases, tmp_path), "siglip2", UNIT).to_dict("records")
+    assert got["area"] == pytest.approx(3**0.5 / 2) and got["vlscore"] == pytest.approx(1 / 3)
+
+
+def test_the_truth_scores_1_an_error_less_and_silence_0(cases, space):
+    scores = score_models(cases, space, "siglip2", UNIT)
+    by_model = scores.groupby("model")["vlscore"]
+    assert (by_model.get_group("gemma3_lora") == 1).all()
+    assert by_model.get_group("gemma3_base").lt(1).all()
+    silent = scores[scores["model"] == "paligemma2_base"]
+    assert silent["vlscore"].tolist()[:3] == [0, 0, 0] and silent["vlscore"].iloc[3] > 0
+    assert silent["area"].isna().tolist() == [True, True, True, False]
+
+
+def test_a_case_counts_as_truncated_when_its_output_or_its_truth_is(cases, space):
+    scores = score_models(cases, space, "siglip2", UNIT)
+    cut = scores[scores["truncated"]]
+    assert sorted(zip(cut["model"], cut["case_id"], strict=True)) == [
+        ("gemma3_base", "case-2"),
+        ("gemma3_base", "case-3"),
+        ("gemma3_lora", "case-3"),
+        ("paligemma2_base", "case-3"),
+    ]
+
+
+def test_controls_leave_out_a_model_with_one_answer(cases, space):
+    found = score_controls(cases, space, "siglip2", UNIT).set_index(["model", "control"])["vlscore"]
+    assert set(found.index.levels[0]) == {"gemma3_lora", "gemma3_base"}
+    lora = found["gemma3_lora"]
+    assert lora["as written"] == lora["shuffled images"] == lora["blank image"] == 1
+    assert lora["shuffled reports"] < 1
+
+
+def test_what_the_area_follows(cases, space):
+    found = side_correlations(cases, space)
+    assert found["text_text"] < -0.5
+    silent = side_correlations(cases[cases["empty"]], space)
+    assert all(math.isnan(value) for value in silent.values())
+
+
+def test_summary_counts_silence_and_keeps_the_mean_in_its_interval(cases, space):
+    scores = score_models(cases, space, "siglip2", UNIT)
+    rows = summarise_vlscores(scores, STATS, seed=0).set_index("model")
+    assert rows.loc["paligemma2_base", "empty"] == 0.75
+    assert rows.loc["gemma3_lora", ["mean", "low", "high", "sd"]].tolist() == [1, 1, 1, 0]
+    base = scores[scores["model"] == "gemma3_base"]
+    assert rows["area_mean"]["gemma3_base"] == pytest.approx(base["area"].mean())
+    assert rows["sd"]["gemma3_base"] == pytest.approx(base["vlscore"].std(ddof=1))
+    assert ((rows["low"] <= rows["mean"]) & (rows["mean"] <= rows["high"])).all()
+
+
+def test_table3_keeps_models_that_were_not_run_and_the_papers_figures(cases, space):
+    summary = summarise_vlscores(score_models(cases, space, "siglip2", UNIT), STATS, seed=0)
+    table = table3(summary, paper_table("table3_vlscore"), {"siglip2": "SigLIP2-so400m"}).set_index(
+        "Model"
+    )
+    assert list(table.index) == list(MODEL_NAMES.values())
+    assert table["VLScore (interval)"]["o4-mini"] == "not run"
+    assert table["Paper mean"]["o4-mini"] == 0.3116
+    assert math.isnan(table["Paper mean"]["PaliGemma2 (unfine-tuned)"])
+    assert table["VLScore (interval)"]["Gemma3 w/LoRA"] == "1.000 (1.000 to 1.000)"
+    assert table["Cases"]["Gemma3 w/LoRA"] == 4
+
+
+def test_refuses_cases_that_do_not_belong_together(study):
+    generations, pairs, _ = study
+    with pytest.raises(ValueError, match="no generations to score"):
+        join_cases(generations.iloc[:0], pairs)
+    with pytest.raises(ValueError, match="1 generated cases are not in pairs.csv, e.g. ..case-3"):
+        join_cases(generations, pairs.iloc[:3])
+    with pytest.raises(ValueError, match="no ground truth"):
+        join_cases(generations.assign(ground_truth=""), pairs)

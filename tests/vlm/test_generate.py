@@ -1,0 +1,322 @@
+"""Generation: prompts, statuses and tables, nothing dropped; the endpoint is asked with care."""
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import get_peft_model
+from PIL import Image, PngImagePlugin
+
+from cag_utils.corpus.examples import read_examples
+from cag_utils.vlm import endpoint
+from cag_utils.vlm.endpoint import (
+    Endpoint,
+    EndpointError,
+    ask,
+    find_endpoint,
+    picture_url,
+    reason_not_to_ask,
+)
+from cag_utils.vlm.generate import (
+    COLUMNS,
+    answer_status,
+    few_shot_prompt,
+    generate_answers,
+    generation_table,
+    pick_shots,
+    status_counts,
+)
+from cag_utils.vlm.loading import load_backbone
+from cag_utils.vlm.lora import lora_config, save_merged
+from tests.vlm.twins_world import write_pairs, write_twins
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """A corpus of 17 cases."""
+    folder = tmp_path_factory.mktemp("world")
+    pairs = write_pairs(folder / "outputs" / "smoke", train=8, val=2, test=7)
+    return read_examples(pairs, "en", pairs.parents[2])
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [
+        ("Sorry, as a base VLM I am not trained to answer this question.", "refusal"),
+        ("sorry, as a base VLM I am not trained to answer this question", "refusal"),
+        ("I'm sorry, but I can't provide a medical diagnosis from this image.", "refusal"),
+        ("I’m unable to interpret angiograms.", "refusal"),
+        ("申し訳ございませんが、医療診断は行えません。", "refusal"),
+        ("この画像については診断できません。", "refusal"),
+        ("", "empty"),
+        (" \n.\t", "empty"),
+        ("LCX #11 shows 75% stenosis.", "ok"),
+        ("No significant stenosis in the RCA.", "ok"),
+        ("RCAに有意狭窄は認めません。", "ok"),
+        ("I am sorry for the image quality, but #6 shows 90 % stenosis.", "ok"),
+        ("The patient cannot tolerate aspirin; the LAD is narrow.", "ok"),
+        ("Consider treatment plan in context of other angiographic findings.", "ok"),
+    ],
+)
+def test_refusals_and_empty_answers_by_the_written_rule(output, status):
+    assert answer_status(output) == status
+
+
+@given(st.text())
+def test_every_output_has_a_status(output):
+    assert answer_status(output) in ("ok", "empty", "refusal")
+
+
+def test_every_phantom_finding_counts_as_an_answer():
+    from cag_utils.phantom.clinic.findings import PLANS, write_findings
+
+    for plan in PLANS:
+        for side, segment in (("LCA", 6), ("RCA", 2)):
+            for lesions in ([], [{"segment": segment, "percent": 90}]):
+                for text in write_findings(lesions, side, plan).values():
+                    assert answer_status(text) == "ok", text
+
+
+def test_shots_come_from_train_and_sides_take_turns(examples):
+    shots = pick_shots(examples, 4, np.random.default_rng(0))
+    assert set(shots["split"]) == {"train"}
+    assert shots["laterality"].tolist() == ["LCA", "RCA", "LCA", "RCA"]
+    again = pick_shots(examples, 4, np.random.default_rng(0))
+    assert shots["case_id"].tolist() == again["case_id"].tolist()
+    one_sided = examples[examples["laterality"] == "RCA"]
+    assert len(pick_shots(one_sided, 3, np.random.default_rng(0))) == 3
+    assert pick_shots(examples, 0, np.random.default_rng(0)).empty
+    with pytest.raises(ValueError, match="9 shots need as many training cases, there are 8"):
+        pick_shots(examples, 9, np.random.default_rng(0))
+
+
+def test_few_shot_prompt_shows_the_format_then_asks():
+    shots = pd.DataFrame({"report": ["R1", "R2"], "answer": ["A1", "A2"]})
+    assert few_shot_prompt("Ask.", shots, "en") == (
+        "Examples of the answer, from other patients:\n\nReport: R1\nAnswer: A1\n\n"
+        "Report: R2\nAnswer: A2\n\nAsk."
+    )
+    assert few_shot_prompt("Ask.", shots.head(0), "en") == "Ask."
+    assert "回答：A2" in few_shot_prompt("?", shots, "ja")
+    with pytest.raises(ValueError, match="unknown language 'de'"):
+        few_shot_prompt("Ask.", shots, "de")
+
+
+def test_nothing_is_dropped_from_the_table(examples):
+    few = examples.head(4)
+    refused = "Sorry, as a base VLM I am not trained to answer this question."
+    answers = pd.DataFrame({"output": ["#1 25%", "", refused, "?!"], "seconds": 0.1, "n_tokens": 3})
+    table = generation_table(few, list(few["prompt"]), answers, "paligemma2_base", "en")
+    assert tuple(table.columns) == COLUMNS and len(table) == 4
+    assert table["status"].tolist() == ["ok", "empty", "refusal", "empty"]
+    assert table["ground_truth"].tolist() == few["answer"].tolist()
+    counts = status_counts(table).iloc[0]
+    assert (counts["ok"], counts["empty"], counts["refusal"], counts["cases"]) == (1, 2, 1, 4)
+    with pytest.raises(ValueError, match="4 cases, 4 prompts and 3 answers"):
+        generation_table(few, list(few["prompt"]), answers.head(3), "x", "en")
+
+
+def test_a_status_that_the_server_gave_is_kept(examples):
+    answers = pd.DataFrame(
+        {"output": ["No.", "Fine."], "seconds": 1.0, "n_tokens": 1, "status": ["refusal", ""]}
+    )
+    table = generation_table(examples.head(2), ["a", "b"], answers, "o4-mini", "en")
+    assert table["status"].tolist() == ["refusal", "ok"]
+
+
+@pytest.fixture
+def server():
+    """An OpenAI-compatible server: answers what its script says, and keeps the requests."""
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802 - the name http.server calls
+            size = int(self.headers["Content-Length"])
+            http.requests.append((self.path, self.headers, json.loads(self.rfile.read(size))))
+            status, message = http.script.pop(0) if http.script else (200, {"content": "fine"})
+            body = {"error": {"message": "told to fail"}}
+            if status == 200:
+                end = message.pop("finish_reason", "stop")
+                choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"}}
+                choice["message"] |= message
+                body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+                body |= {"choices": [choice] if message else []}
+                body |= {"usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}}
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            """Keep the test's output clean."""
+
+    http = HTTPServer(("127.0.0.1", 0), Chat)
+    http.requests, http.script = [], []
+    http.endpoint = Endpoint("o4-mini", f"http://127.0.0.1:{http.server_port}/v1", "k", 5, 1)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield http
+    http.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def frame(tmp_path):
+    path = tmp_path / "frame.png"
+    secret = PngImagePlugin.PngInfo()
+    secret.add_text("PatientName", "YAMADA")
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(grey).save(path, pnginfo=secret)
+    return path
+
+
+def test_the_endpoint_gets_prompt_and_picture(server, frame):
+    server.script = [(200, {"content": " LCX #11 shows 75% stenosis. "})]
+    answers = ask(server.endpoint, [str(frame)], ["What is seen?"])
+    assert answers.loc[0, ["output", "n_tokens", "status"]].tolist() == [
+        "LCX #11 shows 75% stenosis.",
+        7,
+        "",
+    ]
+    path, headers, body = server.requests[0]
+    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer k"
+    assert body["model"] == "o4-mini" and "temperature" not in body
+    picture, text = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What is seen?"}
+    sent = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(sent)) as found, Image.open(frame) as kept:
+        assert np.array_equal(np.asarray(found)[..., 0], np.asarray(kept))
+
+
+def test_the_files_own_metadata_stays_here(frame):
+    sent = base64.b64decode(picture_url(frame).split(",")[1])
+    assert b"YAMADA" in frame.read_bytes() and b"YAMADA" not in sent
+
+
+def test_refusals_and_empty_answers_of_the_server_are_kept(server, frame, examples):
+    server.script = [
+        (200, {"content": None, "refusal": "I can't help with that."}),
+        (200, {"content": ""}),
+        (200, {"content": "", "finish_reason": "content_filter"}),
+        (200, {"content": "Sorry, I am not able to read angiograms."}),
+    ]
+    answers = ask(server.endpoint, [str(frame)] * 4, ["?"] * 4)
+    table = generation_table(examples.head(4), ["?"] * 4, answers, "o4-mini", "en")
+    assert table["status"].tolist() == ["refusal", "empty", "refusal", "refusal"]
+    assert table["output"][0] == "I can't help with that."
+
+
+def test_a_hiccup_is_retried(server, frame):
+    server.script = [(503, {}), (200, {"content": "fine"})]
+    assert ask(server.endpoint, [str(frame)], ["?"])["output"].tolist() == ["fine"]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "match"),
+    [
+        ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
+        ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
+        ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
+    ],
+)
+def test_an_endpoint_that_fails_says_where_and_keeps_the_key(server, frame, script, match):
+    server.script = script
+    with pytest.raises(EndpointError, match=match) as caught:
+        ask(server.endpoint, [str(frame)] * 2, ["?"] * 2)
+    assert "'k'" not in str(caught.value) and "api_key" not in repr(server.endpoint)
+
+
+def test_an_endpoint_nobody_serves_is_an_error(frame):
+    nobody = Endpoint("o4-mini", "http://127.0.0.1:9/v1", "k", 2, 0)
+    with pytest.raises(EndpointError, match="APIConnectionError"):
+        ask(nobody, [str(frame)], ["?"])
+
+
+def test_the_environment_names_the_endpoint():
+    assert find_endpoint("o4-mini", {}) is None
+    local = find_endpoint(
+        "m", {"CAG_API_BASE_URL": "http://here/v1", "OPENAI_BASE_URL": "http://x"}
+    )
+    assert (local.base_url, local.api_key, local.model) == ("http://here/v1", "none", "m")
+    assert find_endpoint("m", {"OPENAI_API_KEY": "s"}).base_url == "https://api.openai.com/v1"
+    assert find_endpoint("m", {"OPENAI_BASE_URL": "u", "OPENAI_API_KEY": "s"}).api_key == "s"
+
+
+def test_own_pictures_leave_only_on_the_users_word():
+    somewhere = Endpoint("m", "http://here/v1", "k")
+    assert "no endpoint" in reason_not_to_ask(None, "phantom", True)
+    assert reason_not_to_ask(somewhere, "phantom", False) == ""
+    assert "send_own_images True" in reason_not_to_ask(somewhere, "folder", False)
+    assert reason_not_to_ask(somewhere, "folder", True) == ""
+
+
+def test_a_server_of_merged_weights_answers_as_the_model_itself(tmp_path, monkeypatch):
+    """`transformers serve` on a merged twin, asked as notebook 05 asks any endpoint."""
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package, reason=f"transformers serve needs it: pip install {package}")
+    weights = write_twins(tmp_path / "weights")
+    model, processor = load_backbone("gemma3", "real", "cpu", checkpoint=str(weights / "gemma3"))
+    adapted = get_peft_model(model, lora_config(4, 4))
+    for name, values in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(values, std=0.2)
+    folder = str(save_merged(adapted, processor, tmp_path / "merged"))
+    image, prompt = str(tmp_path / "a.png"), "This image is a left coronary angiogram."
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
+    Image.fromarray(noise).save(image)
+    merged = load_backbone("gemma3", "real", "cpu", checkpoint=folder)
+    said = generate_answers(*merged, [image], [prompt], 1, 24)["output"][0]
+    monkeypatch.setattr(endpoint, "MAX_COMPLETION_TOKENS", 24)
+    with _served(folder, tmp_path / "serve.log") as url:
+        answer = ask(Endpoint(folder, url, "none", 60, 0), [image], [prompt])["output"][0]
+    assert said and answer == said
+
+
+@contextmanager
+def _served(folder: str, log: Path):
+    """A real server in a process of its own, on a free port of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["from transformers.cli.transformers import main; main()", "serve", folder]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (
+        log.open("w", encoding="utf-8") as out,
+        subprocess.Popen([sys.executable, "-c", *command], env=env, stdout=out, stderr=out) as it,
+    ):
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", it, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            it.kill()
+
+
+def _wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 180):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.3)
+    pytest.fail(f"the server did not come up: {log.read_text(encoding='utf-8')[-2000:]}")
