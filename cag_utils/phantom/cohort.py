@@ -1,4 +1,4 @@
-"""Cohorts on disk: patients, their cines and notes, in parallel, resumed patient by patient."""
+"""Cohorts on disk: patients, their cines and notes, drawn at once, resumed patient by patient."""
 
 import hashlib
 import json
