@@ -38,22 +38,20 @@ def test_a_16_bit_file_fills_8_bits_however_deep_it_is(tmp_path, bits):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.98, 1.0])
-def test_a_still_cut_short_is_never_half_a_picture(tmp_path, suffix, share):
+def test_a_still_cut_short_is_never_half_a_picture(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     cv2.imwrite(str(path), noise(64, 64))
+    assert read_still(path).shape == (64, 64)
     data = path.read_bytes()
-    if share < 1:
+    for share in (0.0, 0.01, 0.5, 0.98):
         path.write_bytes(data[: int(share * len(data))])
         with pytest.raises(Unreadable, match=r"empty file|cut short"):
             read_still(path)
-    else:
-        assert read_still(path).shape == (64, 64)
-        middle = len(data) // 2
-        path.write_bytes(data[:middle] + bytes(40) + data[middle + 40 :])
-        if suffix == ".png":  # a JPEG has no checksum
-            with pytest.raises(Unreadable, match="broken picture"):
-                read_still(path)
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(40) + data[middle + 40 :])
+    if suffix == ".png":  # a JPEG has no checksum
+        with pytest.raises(Unreadable, match="broken picture"):
+            read_still(path)
 
 
 def test_flat_patches_lose_a_smooth_trend_and_keep_the_noise():
