@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     words = "go on after a broken file, list it at the end"
     predict.add_argument("--skip-unreadable", action="store_true", help=words)
-    chosen = parser.parse_args(arguments)
-    start = time.monotonic()
+    chosen, start = parser.parse_args(arguments), time.monotonic()
     try:
         with warnings.catch_warnings(action="ignore"):  # pydicom's quote the header
             sides, unreadable = write_predictions(

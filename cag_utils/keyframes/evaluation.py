@@ -319,7 +319,7 @@ def pick_firsts(seen: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
     Args:
         seen: One row a sampled, labelled frame: patient_id, video_id, frame, label, frame_time_ms,
             the columns of `predict.describe` and, for the phantom, `filling`.
-        min_confidence: See `corpus.choose_key_frames`.
+        min_confidence: See `pairs.choose_key_frames`.
 
     Returns:
         One row a cine: patient_id, video_id, frame_time_ms, n_sampled, n_better, picked (frame),

@@ -69,14 +69,13 @@ def predict_files(
 
     Args:
         model_dir: Folder of a trained network.
-        paths: Stills and cines, as `find_pictures` lists them.
+        paths: Stills and cines.
         unreadable: Gets the files that cannot be read with the reason; of a cine that breaks off,
             the frames before are predicted. If None, the first such file is an error.
         batch_size: Frames at a time.
 
     Yields:
-        One row a frame, in order: `file` (Path), `frame` (from 0), and the columns of
-        `predict_frames`.
+        One row a frame, in order: `file` (Path), `frame` (from 0), and `predict_frames`' columns.
 
     Raises:
         FileNotFoundError: The model is missing.

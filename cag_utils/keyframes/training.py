@@ -267,18 +267,14 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
 class Fitted:
     """What a training leaves.
 
-    Attributes:
-        model: What is kept, in evaluation mode: the moving average if any, mixed with the start.
-        steps: One row a step of this process: step, and each part of its loss.
-        epochs: One row each: epoch, train_loss, what `evaluate` found, learning_rate (its first),
-            seconds, best.
-        best: Weights of the best epoch; None without `evaluate`.
+    `epochs` has one row each: epoch, train_loss, what `evaluate` found, learning_rate (its first),
+    seconds, best.
     """
 
-    model: nn.Module
-    steps: list[dict]
+    model: nn.Module  # what is kept, in evaluation mode: the average if any, mixed with the start
+    steps: list[dict]  # one row a step of this process: step, and each part of its loss
     epochs: list[dict]
-    best: dict[str, Tensor] | None
+    best: dict[str, Tensor] | None  # weights of the best epoch; None without `evaluate`
 
 
 def join_processes(device: torch.device) -> Accelerator:
@@ -320,7 +316,7 @@ def fit(
         steps: Of an epoch.
         epochs: Of the whole training.
         warmup: Steps over which the rate rises; None takes 100, at most a tenth of all.
-        schedule: `constant`, or another of transformers' `SchedulerType`, e.g. `cosine`.
+        schedule: One of transformers' `SchedulerType`, e.g. `cosine`.
         average: Decay of a moving average of the weights, in [0, 1); 0 for none.
         start_share: Of the weights before training in what is kept, 0 to 1 (see `mix`).
         evaluate: Called after every epoch with what would be kept, in evaluation mode.

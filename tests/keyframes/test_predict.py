@@ -155,23 +155,21 @@ def test_half_precision_weights_load_as_single(model_dir, tmp_path):
 def test_a_missing_broken_or_foreign_network_is_named(model_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="01_train_cnn"):
         load_model(tmp_path, CPU)
-    write_json(tmp_path / "model.json", {"model": "convnext_twin", "classes": ["LCA", "RCA"]})
-    (tmp_path / "best.safetensors").touch()
-    with pytest.raises(ValueError, match="the study needs"):
-        load_model(tmp_path, CPU)
-    copy_model(model_dir, tmp_path, model="convnext_atto")
-    with pytest.raises(ValueError, match="weights of convnext_atto: broken, or another"):
-        load_model(tmp_path, CPU)
+    copy_model(model_dir, tmp_path)
+    whole = (tmp_path / "model.json").read_text(encoding="utf-8")
+    for settings, words in (
+        (whole.replace("LCA_bad", "LCA_good"), "the study needs"),
+        (whole.replace("convnext_twin", "convnext_atto"), "of convnext_atto: broken, or another"),
+        (whole.replace("image_px", "px"), r"lacks \['image_px'\]"),
+        ("{", "is not JSON"),
+    ):
+        (tmp_path / "model.json").write_text(settings, encoding="utf-8")
+        with pytest.raises(ValueError, match=words):
+            load_model(tmp_path, CPU)
     copy_model(model_dir, tmp_path)
     data = (tmp_path / "best.safetensors").read_bytes()
     (tmp_path / "best.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="does not hold the weights"):
-        load_model(tmp_path, CPU)
-    write_json(tmp_path / "model.json", {"model": "convnext_twin", "classes": list(SIX_CLASSES)})
-    with pytest.raises(ValueError, match=r"lacks \['image_px'\]"):
-        load_model(tmp_path, CPU)
-    (tmp_path / "model.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not JSON"):
         load_model(tmp_path, CPU)
 
 

@@ -38,7 +38,7 @@ CNN = load_profile("smoke").cnn.model_copy(
 PLAIN = CNN.model_copy(
     update={"model": "convnext_atto", "learning_rate": 1e-3, "average": 0.0, "batch_size": 4}
 )
-EPOCHS = 20
+EPOCHS = 12
 
 
 def make_data(n_train=12, n_val=6):
