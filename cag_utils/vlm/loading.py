@@ -172,10 +172,7 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
         if checkpoint.folder:
             return {"pretrained_model_name_or_path": str(checkpoint.folder)}
         check_access(checkpoint)
-        return {
-            "pretrained_model_name_or_path": checkpoint.repo,
-            "revision": checkpoint.revision,
-        }
+        return {"pretrained_model_name_or_path": checkpoint.repo, "revision": checkpoint.revision}
     folder = check_phantom(WEIGHTS / checkpoint.twin)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(

@@ -150,11 +150,7 @@ def training_gb(
 
 
 def generation_gb(
-    size: Footprint,
-    bytes_each: int,
-    batch_size: int,
-    text_tokens: int,
-    quantise: str = "none",
+    size: Footprint, bytes_each: int, batch_size: int, text_tokens: int, quantise: str = "none"
 ) -> float:
     """Return what answering takes, GB: (weights + cache + one layer at work) x margin.
 

@@ -51,10 +51,9 @@ from cag_utils.profiles import load_profile
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.vlm import loading, sft
 from cag_utils.vlm.data import PaliGemmaCollator, accept_features, conversation
-from cag_utils.vlm.jobs import Job, make_job
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.lora import lora_config, raise_trained_to_float32
-from cag_utils.vlm.sft import training_config
+from cag_utils.vlm.sft import Job, make_job, training_config
 
 EPOCHS, ROUNDS, N_DRAWN = 5, 3, 12
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense, data sheets

@@ -9,8 +9,8 @@ from cag_utils.corpus.examples import open_picture, read_examples
 from cag_utils.profiles import load_profile
 from cag_utils.vlm import loading
 from cag_utils.vlm.data import conversation, plain_collator
-from cag_utils.vlm.jobs import Job, make_job
 from cag_utils.vlm.loading import load_backbone
+from cag_utils.vlm.sft import Job, make_job
 from tests.vlm.twins_world import write_pairs, write_twins
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")

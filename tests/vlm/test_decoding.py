@@ -13,12 +13,7 @@ from cag_utils.corpus.pairs import prompt
 from cag_utils.making.captions import random_scene
 from cag_utils.making.twins import make_processor
 from cag_utils.vlm import loading
-from cag_utils.vlm.generate import (
-    count_tokens,
-    generate_answers,
-    length_batches,
-    prompt_lengths,
-)
+from cag_utils.vlm.generate import count_tokens, generate_answers, length_batches, prompt_lengths
 from cag_utils.vlm.loading import load_backbone
 from tests.vlm.twins_world import write_twins
 

@@ -31,14 +31,13 @@ BACKBONES["mine"] = Backbone(
 
 from cag_utils.corpus.examples import read_examples
 from cag_utils.vlm.generate import generate_answers, generation_table
-from cag_utils.vlm.jobs import make_job
-from cag_utils.vlm.lora import load_tuned, reload_difference
+from cag_utils.vlm.lora import load_tuned
 from cag_utils.vlm.preflight import preflight, sources_table
 from cag_utils.report import MODEL_COLOURS, MODEL_NAMES
 from cag_utils.scores.rubric import CRITERIA
 from cag_utils.scores.scorecard import LESION_SHARES, against_base
 from cag_utils.profiles import parse_profile
-from cag_utils.vlm.sft import run_job
+from cag_utils.vlm.sft import make_job, reload_difference, run_job
 
 profile = parse_profile(sys.stdin.read(), "smoke", "smoke.yaml")
 job = make_job(profile.finetune, "mine", "en", pairs, out, seed=0)

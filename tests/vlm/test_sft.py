@@ -13,15 +13,18 @@ from cag_utils.corpus.examples import encode_prompts, open_picture, read_example
 from cag_utils.making.twins import IMAGE_PX
 from cag_utils.profiles import Lora, load_profile
 from cag_utils.vlm import lora, sft
-from cag_utils.vlm.jobs import Job, make_job
 from cag_utils.vlm.loading import load_backbone
-from cag_utils.vlm.lora import (
-    load_tuned,
+from cag_utils.vlm.lora import load_tuned, probe, reload_difference, trainable_table
+from cag_utils.vlm.sft import (
+    Job,
+    answers_scored_only,
+    make_job,
+    make_trainer,
     probe,
     reload_difference,
-    trainable_table,
+    run_job,
+    training_config,
 )
-from cag_utils.vlm.sft import answers_scored_only, make_trainer, run_job, training_config
 from tests.vlm.sft_world import NAMES, batch_of, examples_of, job_for, make_world
 
 

@@ -14,14 +14,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cag_utils.vlm import loading, lora, sft
-from cag_utils.vlm.jobs import SEAL, last_checkpoint, seal, start_folder
 from cag_utils.vlm.loading import load_backbone
-from cag_utils.vlm.lora import load_tuned, merge_adapter
+from cag_utils.vlm.lora import load_tuned
 from cag_utils.vlm.sft import (
     FSDP,
+    SEAL,
+    last_checkpoint,
     make_trainer,
     run_job,
+    seal,
     share_of_batch,
+    start_folder,
     training_config,
 )
 from tests.vlm.sft_world import NAMES, job_for, make_world
@@ -32,7 +35,7 @@ import sys, time
 from pathlib import Path
 import torch
 from cag_utils.vlm import loading, sft
-from cag_utils.vlm.jobs import Job
+from cag_utils.vlm.sft import Job
 from cag_utils.study import read_json
 loading.WEIGHTS = Path(sys.argv[2])
 torch.set_num_threads(1)
