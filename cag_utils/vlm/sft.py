@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     EarlyStoppingCallback,
-    PreTrainedModel,
     PrinterCallback,
     ProcessorMixin,
     TrainerCallback,
@@ -120,6 +119,10 @@ class Job:
         """The run's folder as a path."""
         return Path(self.folder)
 
+    def examples(self) -> pd.DataFrame:
+        """Read all cases, see `examples.read_examples`."""
+        return read_examples(self.pairs, self.language, self.outputs)
+
 
 def make_job(
     settings: Finetune,
@@ -154,9 +157,7 @@ def make_job(
         raise ValueError(f"epochs must be > 0, or 0 for the profile's, got {epochs}")
     entry = get_backbone(backbone)
     lora = settings.lora.get(backbone) or Lora(rank=entry.lora_rank, alpha=entry.lora_alpha)
-    changed = settings.model_copy(
-        update={"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
-    )
+    changed = {"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
     pairs = Path(pairs)
     outputs = pairs.parents[2]  # outputs/<profile>/
     return Job(
@@ -169,15 +170,12 @@ def make_job(
         folder=str(folder),
         features=str(features or outputs / "04_finetune" / "tower_features"),
         seed=seed,
-        settings=changed.model_dump(),
+        settings=settings.model_copy(update=changed).model_dump(),
     )
 
 
 def start_folder(job: Job) -> None:
-    """Write `job.json`; leave checkpoints and logs only if they belong to the very same job.
-
-    Checkpoints that are not whole go too.
-    """
+    """Write `job.json`; leave only whole checkpoints, and logs, of the very same job."""
     job.path.mkdir(parents=True, exist_ok=True)
     path = job.path / "job.json"
     same = path.is_file() and read_json(path) == asdict(job)
@@ -241,13 +239,9 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar at the step a resumed run starts from."""
-        hidden = not state.is_world_process_zero
+        done, hidden = state.global_step, not state.is_world_process_zero
         self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.label,
-            mininterval=30,
-            disable=hidden,
+            total=state.max_steps, initial=done, desc=self.label, mininterval=30, disable=hidden
         )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -286,14 +280,6 @@ class Seal(TrainerCallback):
             seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
-class RunLog(TensorBoardCallback):
-    """TensorBoard's log in a folder of our choice: the library takes one from the environment."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.logging_dir = str(folder)
-
-
 LONGEST = {"tiny": 96, "real": 256}  # tokens of an answer; the phantom's are shorter
 SCORES = ("segment", "grade", "laterality", "plan", "overall")
 
@@ -306,13 +292,8 @@ class AnswerScorer:
     """
 
     def __init__(self, job: Job, processor: ProcessorMixin):
-        """Choose the cases: validation, evenly spread, always the same.
-
-        Args:
-            job: Its settings say how many.
-            processor: Of the backbone.
-        """
-        examples = read_examples(job.pairs, job.language, job.outputs)
+        """Choose as many cases as the settings say: validation, evenly spread, always the same."""
+        examples = job.examples()
         val = examples[examples["split"] == "val"]
         self.n_cases = min(job.finetune.eval_cases, len(val))
         self.cases = val.iloc[[i * len(val) // self.n_cases for i in range(self.n_cases)]]
@@ -368,10 +349,7 @@ PREFIX = "eval_answers_"  # of the scores in the Trainer's log
 
 
 def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
-    """Turn the Trainer's log into one row a measurement.
-
-    Args:
-        log: `trainer.state.log_history`.
+    """Turn `trainer.state.log_history` into one row a measurement.
 
     Returns:
         step, epoch, split (train or val), loss (mean over answer tokens), learning_rate (train
@@ -392,14 +370,11 @@ def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
-    """Turn the Trainer's log into one row an evaluation by generation.
-
-    Args:
-        log: `trainer.state.log_history`.
+    """Turn `trainer.state.log_history` into one row an evaluation by generation.
 
     Returns:
-        step, epoch, and `answer_scores.SCORES`: segment, grade, laterality and plan (shares, 0 to
-        1), overall (0 to 10); missing where no truth is known. Empty if no answers were scored.
+        step, epoch, and `SCORES`: segment, grade, laterality and plan (shares, 0 to 1), overall (0
+        to 10); missing where no truth is known. Empty if no answers were scored.
     """
     rows = [
         {"step": entry["step"], "epoch": entry["epoch"]}
@@ -435,21 +410,7 @@ class EpochGroups(LengthGroupedSampler):
 class CaseTrainer(SFTTrainer):
     """Trains on `data.to_cases`, batched by length; scores answers after each evaluation."""
 
-    def __init__(
-        self,
-        *args,
-        scorer: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
-        **kwargs,
-    ):
-        """Keep the scorer; all else is `SFTTrainer`'s.
-
-        Args:
-            *args: As `SFTTrainer`.
-            scorer: Given the model, returns numbers for the log; none for the loss alone.
-            **kwargs: As `SFTTrainer`.
-        """
-        super().__init__(*args, **kwargs)
-        self.scorer = scorer
+    scorer: AnswerScorer | None = None  # none for the loss alone
 
     def train(self, *args, **kwargs):
         """Train, scoring the answers' tokens alone."""
@@ -574,12 +535,13 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
     s = job.finetune
     where = {"quantise": s.quantise} | job.source
     model, processor = load_backbone(job.backbone, job.size, own_device(), **where)
-    examples = read_examples(job.pairs, job.language, job.outputs)
+    examples = job.examples()
     train, val = (to_cases(examples[examples["split"] == x], processor) for x in ("train", "val"))
     config = training_config(job, len(train), model.dtype == torch.bfloat16)
     store = None
     if s.cache_features:
-        store = fill_store(job, model, processor, [*train["image"], *val["image"]], config)
+        store = FeatureStore(job.features, model, processor)
+        fill_store(store, [*train["image"], *val["image"]], config)
     targets = get_backbone(job.backbone).lora_targets
     trainer = CaseTrainer(
         model=model,
@@ -590,8 +552,8 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
         data_collator=CaseCollator(processor, store),
         peft_config=lora_config(job.lora.rank, job.lora.alpha, s.dropout, targets),
         callbacks=[*own_callbacks(job), *callbacks],
-        scorer=AnswerScorer(job, processor) if s.eval_cases else None,
     )
+    trainer.scorer = AnswerScorer(job, processor) if s.eval_cases else None
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)
     accept_features(trainer.model)
@@ -608,7 +570,9 @@ def own_device() -> str:
 
 def own_callbacks(job: Job) -> list[TrainerCallback]:
     """Return what every run of these settings has beside it."""
-    made = [Progress(f"{job.backbone} {job.language}"), RunLog(job.path / "tensorboard"), Seal()]
+    log = TensorBoardCallback()
+    log.logging_dir = str(job.path / "tensorboard")  # the library takes it from the environment
+    made = [Progress(f"{job.backbone} {job.language}"), log, Seal()]
     if job.finetune.warmup_projector_steps:
         made.append(ProjectorFirst(job.finetune.warmup_projector_steps))
     if job.finetune.patience:
@@ -616,19 +580,11 @@ def own_callbacks(job: Job) -> list[TrainerCallback]:
     return made
 
 
-def fill_store(
-    job: Job,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    images: Sequence[str],
-    config: SFTConfig,
-) -> FeatureStore:
+def fill_store(store: FeatureStore, images: Sequence[str], config: SFTConfig) -> None:
     """Compute the tower's tokens that are not on disk yet, each process a share of them."""
-    store = FeatureStore(job.features, model, processor)
     store.fill(images[config.process_index :: config.world_size])
     config.distributed_state.wait_for_everyone()
     store.fill(images)  # the others' shares are there now
-    return store
 
 
 def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -655,19 +611,14 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
         save_adapter(trainer.model, adapter, base_name(job))
         # without the mixed-precision wrapper, which a reloaded model will not have
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-        save_file(probe(job, model, trainer.processing_class), job.path / "probe.safetensors")
+        logits = probe(job, model, trainer.processing_class)
+        save_file({"logits": logits}, job.path / "probe.safetensors")
         shutil.rmtree(job.path / "checkpoints")  # done: a rerun starts afresh
     return adapter
 
 
 def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
-    """Train, from a checkpoint if there is one, unless patience had run out when it was written.
-
-    Args:
-        trainer: From `make_trainer`.
-        checkpoint: Folder, or None for the beginning.
-        patience: The setting; 0 for none.
-    """
+    """Train, from a checkpoint if there is one, unless patience had run out when it was written."""
     if checkpoint and patience:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         counted = state.stateful_callbacks["EarlyStoppingCallback"]["attributes"]
@@ -681,15 +632,15 @@ def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
 PROBES = 4  # validation cases whose next-token logits are compared
 
 
-def probe(job: Job, model: torch.nn.Module, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+def probe(job: Job, model: torch.nn.Module, processor: ProcessorMixin) -> torch.Tensor:
     """Return the logits of the first answer token for a few validation cases, (cases, tokens)."""
-    examples = read_examples(job.pairs, job.language, job.outputs)
+    examples = job.examples()
     few = examples[examples["split"] == "val"].head(PROBES)
     pictures = [open_picture(path, processor) for path in few["image"]]
     batch = encode_prompts(processor, pictures, list(few["prompt"])).to(model.device)
     with torch.inference_mode():
         logits = model(**batch, logits_to_keep=1).logits[:, -1]
-    return {"logits": logits.float().cpu().contiguous()}
+    return logits.float().cpu().contiguous()
 
 
 def reload_difference(job: Job) -> float:
@@ -699,11 +650,10 @@ def reload_difference(job: Job) -> float:
         The largest absolute difference: 0 on one machine in float32, a rounding step or two in
         bfloat16, though the parameters are the same.
     """
-    quantise = job.finetune.quantise
-    where = {"quantise": quantise} | job.source
-    model, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **where)
+    where = {"quantise": job.finetune.quantise} | job.source
+    tuned = load_tuned(job.backbone, job.size, job.path / "adapter", **where)
     live = load_file(job.path / "probe.safetensors")["logits"]
-    return _difference(probe(job, model, processor), {"logits": live})
+    return float((probe(job, *tuned) - live).abs().max())
 
 
 def merge_adapter(job: Job, folder: str | Path) -> float:
@@ -724,15 +674,11 @@ def merge_adapter(job: Job, folder: str | Path) -> float:
         FileNotFoundError: The run has no adapter yet.
     """
     tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
-    before, dtype = probe(job, tuned, processor), tuned.dtype
-    device = tuned.device
+    before, dtype, device = probe(job, tuned, processor), tuned.dtype, tuned.device
     save_merged(tuned, processor, folder)
     merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
-    return _difference(probe(job, merged, AutoProcessor.from_pretrained(folder)), before)
-
-
-def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    return float((one["logits"] - other["logits"]).abs().max())
+    after = probe(job, merged, AutoProcessor.from_pretrained(folder))
+    return float((after - before).abs().max())
 
 
 def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") -> Path:
