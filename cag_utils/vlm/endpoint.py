@@ -19,8 +19,6 @@ from PIL import Image
 from tqdm import tqdm
 
 OPENAI_URL = "https://api.openai.com/v1"
-TIMEOUT_S = 120
-RETRIES = 3
 MAX_COMPLETION_TOKENS = 4096  # a reasoning model's hidden tokens count too
 
 
@@ -39,8 +37,8 @@ class Endpoint:
     model: str
     base_url: str
     api_key: str
-    timeout_s: float = TIMEOUT_S
-    retries: int = RETRIES
+    timeout_s: float = 120
+    retries: int = 3
 
     def __repr__(self):
         """Leave the key out: a notebook prints what a cell ends on."""
@@ -52,15 +50,10 @@ class EndpointError(RuntimeError):
 
 
 def find_endpoint(model: str, environment: Mapping[str, str] = os.environ) -> Endpoint | None:
-    """Read the endpoint from the environment.
+    """Read the endpoint of a model from the environment; None if it names none.
 
-    Args:
-        model: Name of the model.
-        environment: `CAG_API_BASE_URL` or `OPENAI_BASE_URL`, and `OPENAI_API_KEY`. A key alone
-            means OpenAI; an address alone a server that wants no key.
-
-    Returns:
-        The endpoint, or None if neither is set.
+    It is `CAG_API_BASE_URL` or `OPENAI_BASE_URL`, and `OPENAI_API_KEY`. A key alone means OpenAI;
+    an address alone a server that wants no key.
     """
     url = environment.get("CAG_API_BASE_URL") or environment.get("OPENAI_BASE_URL")
     key = environment.get("OPENAI_API_KEY")
@@ -98,11 +91,6 @@ def ask(endpoint: Endpoint, images: Sequence[str], prompts: Sequence[str]) -> pd
     """Ask about each case, one request a case.
 
     No temperature is sent: o4-mini takes none, so its answers differ from run to run.
-
-    Args:
-        endpoint: Whom.
-        images: Paths of frames.
-        prompts: One a frame.
 
     Returns:
         One row a case: output, seconds, n_tokens (visible and hidden), status (`refusal` when the

@@ -19,8 +19,8 @@ def lora_config(
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: Of the thin matrices.
-        alpha: LoRA's scale is alpha over rank.
+        rank: Of the thin matrices; LoRA's scale is `alpha` over it.
+        alpha: See rank.
         dropout: On LoRA's input.
         targets: Regular expression of module names, `Backbone.lora_targets`.
 
@@ -40,13 +40,10 @@ def lora_config(
 def lora_optimiser(
     model: torch.nn.Module, rate: float, projector_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """Return AdamW with one learning rate for LoRA's matrices and another for the projector.
+    """Return AdamW with two peak learning rates.
 
-    Args:
-        model: With an adapter.
-        rate: Peak learning rate of LoRA's matrices, which start from nothing.
-        projector_rate: That of the projector, which has learnt before.
-        weight_decay: Of both.
+    One is that of LoRA's matrices, which start from nothing, the other that of the projector, which
+    has learnt before.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lora = [p for name, p in trained.items() if "lora_" in name]
@@ -57,9 +54,6 @@ def lora_optimiser(
 
 def trainable_table(model: torch.nn.Module) -> pd.DataFrame:
     """Count what an adapted model trains, part by part.
-
-    Args:
-        model: A model with an adapter.
 
     Returns:
         One row a part and method: part (image tower, projector, language model: q_proj ...),
@@ -86,16 +80,13 @@ def raise_trained_to_float32(model: torch.nn.Module) -> None:
 
 
 def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
-    """Write the adapter, and only it.
+    """Write the adapter, and only it; return its folder.
 
     Args:
         model: The tuned model. Its projector is put back to the base's type first, so the live
             model and the reloaded one compute the same.
         folder: Made if missing.
         base: The base's name for `adapter_config.json`, never this machine's path.
-
-    Returns:
-        The folder.
     """
     tower = (v for n, v in model.named_parameters() if "vision_tower" in n)
     dtype = next(v.dtype for v in tower if v.is_floating_point())  # QLoRA: 4-bit ones are integers
@@ -110,24 +101,15 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
 
 
 def load_tuned(
-    backbone: str,
-    size: str,
-    adapter: str | Path,
-    device: str | None = None,
-    quantise: str = "none",
-    checkpoint: str = "",
-    tower_checkpoint: str = "",
-) -> tuple[PeftModel | PreTrainedModel, ProcessorMixin]:
+    backbone: str, size: str, adapter: str | Path, **where: str
+) -> tuple[PeftModel, ProcessorMixin]:
     """Load a base and put a saved adapter on it.
 
     Args:
         backbone: A key of `backbones.BACKBONES`.
         size: tiny or real; must be the one it was tuned at.
         adapter: Folder written by `save_adapter`.
-        device: As `load_backbone`.
-        quantise: As `load_backbone`.
-        checkpoint: As `load_backbone`; must be the one it was tuned on.
-        tower_checkpoint: Likewise.
+        **where: As `load_backbone`; the checkpoints must be those it was tuned on.
 
     Returns:
         The tuned model in evaluation mode, and the base's processor.
@@ -139,8 +121,7 @@ def load_tuned(
         raise FileNotFoundError(
             f"no adapter in {adapter}: run notebook 04_finetune with -p backbone {backbone} first"
         )
-    where = {"checkpoint": checkpoint, "tower_checkpoint": tower_checkpoint}
-    model, processor = load_backbone(backbone, size, device, quantise=quantise, **where)
+    model, processor = load_backbone(backbone, size, **where)
     return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
 
 
@@ -149,14 +130,9 @@ def save_merged(
 ) -> Path:
     """Write a model as one ordinary checkpoint, its adapter added into the weights.
 
-    Args:
-        model: From `load_tuned`, or an untuned one. The adapter is gone afterwards: go on with the
-            folder, or load anew.
-        processor: Its processor.
-        folder: Made if missing.
-
     Returns:
-        The folder, which `from_pretrained` and any server of Hugging Face models read.
+        The folder, which `from_pretrained` and any server of Hugging Face models read. The model
+        has lost its adapter: go on with the folder, or load anew.
     """
     plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
     plain.save_pretrained(folder)

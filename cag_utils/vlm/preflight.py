@@ -217,10 +217,9 @@ def preflight(
     *,
     batch_size: int = 1,
     rank: int = 0,
-    checkpoint: str = "",
-    tower_checkpoint: str = "",
     quantise: str = "none",
     machine: Machine | None = None,
+    **where: str,
 ) -> pd.DataFrame:
     """Check in seconds what would otherwise fail after an hour; downloads a configuration at most.
 
@@ -229,25 +228,21 @@ def preflight(
         size: tiny or real. A twin passes the same checks.
         batch_size: Cases a process at a time.
         rank: Of LoRA; 0 takes the registry's.
-        checkpoint: As `load_backbone`.
-        tower_checkpoint: As `load_backbone`.
-        quantise: As `load_backbone`.
+        quantise: none or 4bit.
         machine: What there is; measured if None.
+        **where: checkpoint and tower_checkpoint, as `find_sources`.
 
     Returns:
         One row a check: check, needed, present, ok (all True).
 
     Raises:
         ValueError: As `find_sources` and `quantisation`.
-        PermissionError: A gated checkpoint; the message has the licence's address and the command
-            to log in.
-        ConnectionError: A checkpoint is neither in the cache nor reachable.
-        FileNotFoundError: A folder is missing.
+        PermissionError, ConnectionError, FileNotFoundError: As `locate`.
         RuntimeError: Disk, memory or number format do not do; names all that failed, with help.
     """
     machine = machine or read_machine()
     quantisation(quantise, machine.device)
-    model, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    model, tower = find_sources(name, size, **where)
     sources = [model, *([tower] if tower else [])]
     rows = [_access_row(source, size) for source in sources]
     entry = get_backbone(name)
@@ -261,21 +256,24 @@ def preflight(
     missing = [s for s in sources if size == "real" and not is_here(s)]
     # the registry's size, or for any other repository its parameters in bfloat16
     download = sum(source.download_gb or 2 * needs.parameters / GB for source in missing)
-    access = pd.DataFrame(rows, columns=COLUMNS)
-    machine_rows = check_machine(machine, download, memory, entry.dtype)
-    return pd.concat([access, machine_rows], ignore_index=True)
+    checked = check_machine(machine, download, memory, entry.dtype)
+    return pd.concat([pd.DataFrame(rows, columns=COLUMNS), checked], ignore_index=True)
 
 
-def sources_table(
-    name: str, size: str = "tiny", checkpoint: str = "", tower_checkpoint: str = ""
-) -> pd.DataFrame:
-    """Say what exactly was loaded, for the run's record; call it after `load_backbone`.
+def _access_row(source: Checkpoint, size: str) -> tuple[str, str, str, bool]:
+    """Ask for access, which raises if there is none."""
+    locate(source, size)
+    if size == "tiny":
+        return f"access: {source.twin} (twin)", "a folder", "shipped", True
+    if source.folder:
+        return f"access: {source.folder.name}", "a folder", "there", True
+    needed = "licence and login" if source.gated else "the hub or its cache"
+    present = "in the cache" if is_here(source) else "granted"
+    return f"access: {source.repo}", needed, present, True
 
-    Args:
-        name: A key of `backbones.BACKBONES`.
-        size: tiny or real.
-        checkpoint: As `load_backbone`.
-        tower_checkpoint: As `load_backbone`.
+
+def sources_table(name: str, size: str = "tiny", **where: str) -> pd.DataFrame:
+    """Say what exactly `load_backbone` has loaded, for the run's record; takes what it takes.
 
     Returns:
         part (model, image tower), source (a repository, or a folder's name without its path),
@@ -284,7 +282,7 @@ def sources_table(
     Raises:
         FileNotFoundError: It was not loaded yet.
     """
-    model, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    model, tower = find_sources(name, size, **where)
     rows = []
     parts = [("model", model)] + ([("image tower", tower)] if tower else [])
     for part, source in parts:
@@ -301,15 +299,3 @@ def sources_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-def _access_row(source: Checkpoint, size: str) -> tuple[str, str, str, bool]:
-    """Ask for access, which raises if there is none."""
-    locate(source, size)
-    if size == "tiny":
-        return f"access: {source.twin} (twin)", "a folder", "shipped", True
-    if source.folder:
-        return f"access: {source.folder.name}", "a folder", "there", True
-    needed = "licence and login" if source.gated else "the hub or its cache"
-    present = "in the cache" if is_here(source) else "granted"
-    return f"access: {source.repo}", needed, present, True
