@@ -161,15 +161,8 @@ def swap_tower(
     """Put another tower into Gemma3, in place, and return a processor that fits it.
 
     The projector is rebuilt, because it fixes its pooling when it is made, and gets Gemma3's
-    weights back, because a fresh one is all zeros and passes no gradient.
-
-    Args:
-        model: Gemma3; changed in place.
-        processor: Its processor; left as it is.
-        tower: A converted tower of the width that Gemma3's projector reads.
-
-    Returns:
-        The model, and a new processor: squash to the tower's side, bicubic, mean = SD = 0.5.
+    weights back, because a fresh one is all zeros and passes no gradient. The new processor
+    squashes to the tower's side, bicubic, mean = SD = 0.5.
 
     Raises:
         ValueError: The tower's width is not the projector's.

@@ -30,10 +30,9 @@ KEY_DIGITS = 16
 class FeatureStore:
     """Tower tokens on disk, one file a picture.
 
-    A picture's file lies in a folder named by the tower's weights, what the processor does to
-    pixels, and the number type; its own name is its content's hash. So nothing stale is ever read,
-    and twins that share a tower share its tokens. One picture costs patches x width numbers: 0.1 MB
-    for a twin (196 x 128, float32), 9.4 MB for Gemma3 (4,096 x 1,152, bfloat16).
+    The folder is named by all that tokens depend on (`tower_key`), a file by its picture's content.
+    So nothing stale is ever read, and twins that share a tower share its tokens. One picture costs
+    0.1 MB for a twin (196 x 128, float32), 9.4 MB for Gemma3 (4,096 x 1,152, bfloat16).
     """
 
     def __init__(self, root: str | Path, model: PreTrainedModel, processor: ProcessorMixin):
@@ -50,7 +49,9 @@ class FeatureStore:
 
         Several processes may fill one store: each file appears whole or not at all.
         """
-        self.files |= {path: self._file(path) for path in images}
+        for path in images:
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:KEY_DIGITS]
+            self.files[path] = self.folder / f"{digest}.safetensors"
         lost = [path for path in dict.fromkeys(images) if not self.files[path].is_file()]
         # each process in its own order: of two that fill one store each does about a half
         random.Random(os.getpid()).shuffle(lost)
@@ -74,10 +75,6 @@ class FeatureStore:
         if strays := [path for path in images if path not in self.files]:
             raise ValueError(f"no tower features of {strays[0]}: call fill() with it first")
         return torch.stack([load_file(self.files[path])[FORWARD_NAME] for path in images])
-
-    def _file(self, image: str) -> Path:
-        digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()[:KEY_DIGITS]
-        return self.folder / f"{digest}.safetensors"
 
     @torch.no_grad()
     def _encode(self, images: Sequence[str]) -> torch.Tensor:
@@ -106,19 +103,18 @@ def tower_key(tower: torch.nn.Module, processor: ProcessorMixin, dtype: torch.dt
     return digest.hexdigest()[:KEY_DIGITS]
 
 
-def accept_features(model: PreTrainedModel) -> torch.utils.hooks.RemovableHandle:
+def accept_features(model: PreTrainedModel) -> None:
     """Let a backbone take `tower_features` in place of `pixel_values`.
 
     The projector is trained, so it is called inside the forward pass: under the trainer's mixed
-    precision and wrappers, with gradients, and through PEFT's trained copy of it. `remove()` of the
-    handle undoes it.
+    precision and wrappers, with gradients, and through PEFT's trained copy of it.
     """
 
     def feed(module, args, kwargs):
         tokens = kwargs.pop(FORWARD_NAME, None)
         return args, kwargs | (project(module, tokens) if tokens is not None else {})
 
-    return core_of(model).register_forward_pre_hook(feed, with_kwargs=True)
+    core_of(model).register_forward_pre_hook(feed, with_kwargs=True)
 
 
 def project(core: torch.nn.Module, tokens: torch.Tensor) -> dict:

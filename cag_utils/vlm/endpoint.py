@@ -9,7 +9,7 @@ import io
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +36,9 @@ class Endpoint:
 
     model: str
     base_url: str
-    api_key: str
+    api_key: str = field(repr=False)  # a notebook prints what a cell ends on
     timeout_s: float = 120
     retries: int = 3
-
-    def __repr__(self):
-        """Leave the key out: a notebook prints what a cell ends on."""
-        return f"Endpoint({self.model!r} at {self.base_url!r})"
 
 
 class EndpointError(RuntimeError):
@@ -65,11 +61,9 @@ def find_endpoint(model: str, environment: Mapping[str, str] = os.environ) -> En
 def reason_not_to_ask(endpoint: Endpoint | None, source: str, send_own_images: bool) -> str:
     """Say why the endpoint must not be asked; an empty text if it may.
 
-    Args:
-        endpoint: From `find_endpoint`.
-        source: The profile's `data.source`.
-        send_own_images: The user's explicit word. A frame may carry burnt-in text, and a rare case
-            can be recognised: de-identification must be settled with the hospital first.
+    Only the phantom's pictures (the profile's `data.source`) leave without the user's explicit
+    word: a frame may carry burnt-in text, and a rare case can be recognised, so de-identification
+    must be settled with the hospital first.
     """
     if endpoint is None:
         return "no endpoint: set CAG_API_BASE_URL or OPENAI_API_KEY"

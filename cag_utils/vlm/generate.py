@@ -50,13 +50,6 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Return the ids that end an answer or fill the space after it."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return [i for i in [*ends, config.pad_token_id] if i is not None]
-
-
 def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
     """Count the tokens of each answer, (cases, tokens), up to an id of end or padding."""
     ended = torch.isin(made, torch.tensor(list(ends)))
@@ -231,4 +224,6 @@ def _answer_batch(model, processor, images, prompts, max_new_tokens: int, store)
     made = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, do_sample=False)
     made = made[:, batch["input_ids"].shape[1] :].cpu()
     texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
-    return texts, count_tokens(made, end_tokens(model))
+    ends, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
+    ends = [*ends, pad] if isinstance(ends, list) else [ends, pad]
+    return texts, count_tokens(made, [i for i in ends if i is not None])

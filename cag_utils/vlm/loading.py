@@ -88,9 +88,7 @@ def load_backbone(
         The model in evaluation mode, and its processor.
 
     Raises:
-        ValueError: Unknown name or size; a checkpoint given for a twin; 4bit without a GPU or
-            bitsandbytes; a tower of unknown width; or model and processor do not fit each other,
-            or not the registry.
+        ValueError: As `find_sources`, `quantisation` and `check_layout`; a tower of unknown width.
         PermissionError: The checkpoint is gated and this machine has no access.
         ConnectionError: The checkpoint is neither in the cache nor reachable.
         FileNotFoundError: The folder or the twin is missing, or holds no safetensors.
@@ -225,7 +223,6 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*IProgress not found.*")
 
 
 def _read_tower(entry: Tower, weights: Path) -> SiglipVisionModel:

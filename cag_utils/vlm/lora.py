@@ -145,11 +145,9 @@ def _part(name: str) -> str:
         return "image tower"
     if PROJECTOR in name:
         return "projector"
+    other = "embeddings" if "embed_tokens" in name or "lm_head" in name else "norms"
     words = name.split(".")
-    kind = next((p for p in PROJECTIONS if p in words), None)
-    if kind is None:
-        kind = "embeddings" if "embed_tokens" in name or "lm_head" in name else "norms"
-    return f"language model: {kind}"
+    return f"language model: {next((p for p in PROJECTIONS if p in words), other)}"
 
 
 def _method(name: str, values: torch.nn.Parameter) -> str:

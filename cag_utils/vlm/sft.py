@@ -142,8 +142,8 @@ def make_job(
         backbone: A key of `backbones.BACKBONES`.
         language: en or ja.
         pairs: `outputs/<profile>/03_build_corpus/all/pairs.csv`.
-        folder: The run's folder.
-        seed: Of the run.
+        folder: As `Job`.
+        seed: As `Job`.
         size: tiny or real; the profile's if empty.
         epochs: The profile's if 0.
         features: Folder of tower features; `outputs/<profile>/04_finetune/tower_features` if empty.
@@ -302,11 +302,7 @@ class AnswerScorer:
         self.job, self.processor = job, processor
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-        """Return the mean of each of `SCORES` over the cases whose truth is known.
-
-        Args:
-            model: The model as it is now; left in the mode it was in.
-        """
+        """Return the mean of each of `SCORES` over the cases whose truth is known."""
         was_training = model.training
         model.eval()
         s, longest = self.job.finetune, LONGEST[self.job.size]
@@ -323,11 +319,7 @@ class AnswerScorer:
 
 
 def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
-    """Mark one answer.
-
-    Args:
-        output: What it states.
-        truth: What is so.
+    """Mark what one answer states.
 
     Returns:
         `segment` (the very AHA numbers), `laterality`, `plan`: 0 or 1; `grade`: share of the true
@@ -335,14 +327,10 @@ def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
         10. None where the truth is unknown, and for `grade` where there is no lesion.
     """
     found = score(output, truth)
-    plan_error = found["treatment_error"]
-    return {
-        "segment": found["segment_match"],
-        "grade": found["grades_near"],
-        "laterality": found["laterality_match"],
-        "plan": None if plan_error is None else 1 - plan_error,
-        "overall": found["overall"],
-    }
+    wrong = found["treatment_error"]
+    plan = None if wrong is None else 1 - wrong
+    named = found["segment_match"], found["grades_near"], found["laterality_match"]
+    return dict(zip(SCORES, (*named, plan, found["overall"]), strict=True))
 
 
 PREFIX = "eval_answers_"  # of the scores in the Trainer's log
@@ -355,17 +343,12 @@ def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
         step, epoch, split (train or val), loss (mean over answer tokens), learning_rate (train
         rows only). Step 0 is the untouched base on val.
     """
-    rows = [
-        {
-            "step": entry["step"],
-            "epoch": entry["epoch"],
-            "split": "train" if "loss" in entry else "val",
-            "loss": entry.get("loss", entry.get("eval_loss")),
-            "learning_rate": entry.get("learning_rate"),
-        }
-        for entry in log
-        if "loss" in entry or "eval_loss" in entry
-    ]
+    rows = []
+    for entry in log:
+        split, key = ("train", "loss") if "loss" in entry else ("val", "eval_loss")
+        if key in entry:
+            rate = entry.get("learning_rate")
+            rows.append((entry["step"], entry["epoch"], split, entry[key], rate))
     return pd.DataFrame(rows, columns=["step", "epoch", "split", "loss", "learning_rate"])
 
 
@@ -460,7 +443,7 @@ def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
         bfloat16: Mixed precision; unasked, TRL would choose it on a CPU too.
 
     Raises:
-        ValueError: The processes cannot share a batch evenly.
+        ValueError: As `share_of_batch`.
     """
     s = job.finetune
     each = share_of_batch(s.batch_size, int(os.environ.get("WORLD_SIZE", 1)))
@@ -525,23 +508,24 @@ FOLLOW = "--end-with-parent"
 def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTrainer:
     """Load the base, put a fresh adapter on it, and hand both to TRL with the data.
 
-    Args:
-        job: The run.
-        callbacks: Added to the run's own.
-
     Raises:
         ValueError: 4-bit weights are asked for and cannot be had, or as `training_config`.
     """
     s = job.finetune
     where = {"quantise": s.quantise} | job.source
-    model, processor = load_backbone(job.backbone, job.size, own_device(), **where)
+    # under a launcher each process has a GPU of its own
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    model, processor = load_backbone(job.backbone, job.size, device, **where)
     examples = job.examples()
     train, val = (to_cases(examples[examples["split"] == x], processor) for x in ("train", "val"))
     config = training_config(job, len(train), model.dtype == torch.bfloat16)
     store = None
     if s.cache_features:
         store = FeatureStore(job.features, model, processor)
-        fill_store(store, [*train["image"], *val["image"]], config)
+        images = [*train["image"], *val["image"]]
+        store.fill(images[config.process_index :: config.world_size])
+        config.distributed_state.wait_for_everyone()
+        store.fill(images)  # the other processes' shares are there now
     targets = get_backbone(job.backbone).lora_targets
     trainer = CaseTrainer(
         model=model,
@@ -563,11 +547,6 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
     return trainer
 
 
-def own_device() -> str:
-    """Return where this process computes: under a launcher its own GPU, else the first, or CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
 def own_callbacks(job: Job) -> list[TrainerCallback]:
     """Return what every run of these settings has beside it."""
     log = TensorBoardCallback()
@@ -580,21 +559,10 @@ def own_callbacks(job: Job) -> list[TrainerCallback]:
     return made
 
 
-def fill_store(store: FeatureStore, images: Sequence[str], config: SFTConfig) -> None:
-    """Compute the tower's tokens that are not on disk yet, each process a share of them."""
-    store.fill(images[config.process_index :: config.world_size])
-    config.distributed_state.wait_for_everyone()
-    store.fill(images)  # the others' shares are there now
-
-
 def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Run a job in this process, or this process's share of it under a launcher.
 
     Goes on from the last checkpoint when the folder holds one of the very same job.
-
-    Args:
-        job: The run.
-        callbacks: For tests.
 
     Returns:
         The adapter's folder. Beside it lie `history.csv`, `eval_history.csv` (scores of answers),

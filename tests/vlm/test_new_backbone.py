@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cag_utils.making.twins import build_twin
 from cag_utils.profiles import FOLDER
-from tests.vlm.twins_world import write_pairs
+from tests.vlm.world import write_pairs
 
 # The entry comes first, as it would stand in the registry; all else is what the notebooks call.
 WALK = """
@@ -69,7 +69,7 @@ print(json.dumps({
 
 def test_a_made_up_backbone_is_added_in_one_place_and_runs(tmp_path):
     build_twin("paligemma2", tmp_path / "weights" / "mine_twin")
-    pairs = write_pairs(tmp_path / "outputs" / "smoke", train=8, val=2, test=3)
+    pairs = write_pairs(tmp_path, train=8, val=2, test=3)
     text = (FOLDER / "smoke.yaml").read_text(encoding="utf-8")
     line = "backbones: [paligemma2, gemma3, conceptclip_gemma3]"
     assert line in text
