@@ -19,8 +19,8 @@ def lora_config(
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: Of the thin matrices; LoRA's scale is `alpha` over it.
-        alpha: See rank.
+        rank: Of the thin matrices.
+        alpha: LoRA's scale is alpha over rank.
         dropout: On LoRA's input.
         targets: Regular expression of module names, `Backbone.lora_targets`.
 

@@ -158,14 +158,13 @@ def make_job(
     entry = get_backbone(backbone)
     lora = settings.lora.get(backbone) or Lora(rank=entry.lora_rank, alpha=entry.lora_alpha)
     changed = {"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
-    pairs = Path(pairs)
-    outputs = pairs.parents[2]  # outputs/<profile>/
+    outputs = Path(pairs).parents[2]  # outputs/<profile>/
     return Job(
         backbone=backbone,
         size=size,
         language=language,
         pairs=str(pairs),
-        pairs_hash=hashlib.sha256(pairs.read_bytes()).hexdigest()[:16],
+        pairs_hash=hashlib.sha256(Path(pairs).read_bytes()).hexdigest()[:16],
         outputs=str(outputs),
         folder=str(folder),
         features=str(features or outputs / "04_finetune" / "tower_features"),
@@ -359,12 +358,8 @@ def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
         step, epoch, and `SCORES`: segment, grade, laterality and plan (shares, 0 to 1), overall (0
         to 10); missing where no truth is known. Empty if no answers were scored.
     """
-    rows = [
-        {"step": entry["step"], "epoch": entry["epoch"]}
-        | {name: entry.get(PREFIX + name) for name in SCORES}
-        for entry in log
-        if any(key.startswith(PREFIX) for key in entry)
-    ]
+    scored = [entry for entry in log if any(key.startswith(PREFIX) for key in entry)]
+    rows = [(e["step"], e["epoch"], *(e.get(PREFIX + s) for s in SCORES)) for e in scored]
     return pd.DataFrame(rows, columns=["step", "epoch", *SCORES])
 
 

@@ -7,16 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
+import openai
 import pandas as pd
 import pytest
 import torch
@@ -111,7 +110,7 @@ class Parrot:
         return torch.cat([input_ids, input_ids[:, -4:]], 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(0, 30), max_size=9), batch_size=st.integers(1, 4))
 def test_answers_come_back_in_the_order_of_the_cases(asked, lengths, batch_size):
     processor = make_processor("paligemma2")
@@ -231,40 +230,26 @@ def test_a_status_that_the_server_gave_is_kept(examples):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
     """An OpenAI-compatible server: answers what its script says, and keeps the requests."""
+    told = SimpleNamespace(requests=[], script=[])
+    told.endpoint = Endpoint("o4-mini", "http://here/v1", "k", 5, 1)
 
-    class Chat(BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802 - the name http.server calls
-            size = int(self.headers["Content-Length"])
-            http.requests.append((self.path, self.headers, json.loads(self.rfile.read(size))))
-            status, message = http.script.pop(0) if http.script else (200, {"content": "fine"})
-            body = {"error": {"message": "told to fail"}}
-            if status == 200:
-                end = message.pop("finish_reason", "stop")
-                choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"}}
-                choice["message"] |= message
-                body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-                body |= {"choices": [choice] if message else []}
-                body |= {"usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}}
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(request):
+        told.requests.append(request)
+        status, message = told.script.pop(0) if told.script else (200, {"content": "fine"})
+        if status != 200:
+            return httpx.Response(status, json={"error": {"message": "told to fail"}})
+        end = message.pop("finish_reason", "stop")
+        choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"} | message}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        body |= {"choices": [choice] if message else []}
+        body |= {"usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}}
+        return httpx.Response(200, json=body)
 
-        def log_message(self, *_):
-            """Keep the test's output clean."""
-
-    http = HTTPServer(("127.0.0.1", 0), Chat)
-    http.requests, http.script = [], []
-    http.endpoint = Endpoint("o4-mini", f"http://127.0.0.1:{http.server_port}/v1", "k", 5, 1)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield http
-    http.shutdown()
-    thread.join()
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=http))
+    return told
 
 
 @pytest.fixture
@@ -285,8 +270,10 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
         7,
         "",
     ]
-    path, headers, body = server.requests[0]
-    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer k"
+    request = server.requests[0]
+    body = json.loads(request.content)
+    assert request.url.path == "/v1/chat/completions"
+    assert request.headers["Authorization"] == "Bearer k"
     assert body["model"] == "o4-mini" and "temperature" not in body
     picture, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is seen?"}
@@ -376,7 +363,7 @@ def test_a_server_of_merged_weights_answers_as_the_model_itself(tuned, tmp_path,
 
 
 @contextmanager
-def _served(folder: str, log: Path):
+def _served(folder: str, log: Path, seconds: float = 180):
     """A real server in a process of its own, on a free port of the loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -389,18 +376,18 @@ def _served(folder: str, log: Path):
         subprocess.Popen([sys.executable, "-c", *command], env=env, stdout=out, stderr=out) as it,
     ):
         try:
-            _wait_for(f"http://127.0.0.1:{port}/health", it, log)
+            end = time.monotonic() + seconds
+            while not _answers(f"http://127.0.0.1:{port}/health"):
+                if it.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"the server did not come up: {log.read_text('utf-8')[-2000:]}")
+                time.sleep(0.3)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             it.kill()
 
 
-def _wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 180):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.3)
-    pytest.fail(f"the server did not come up: {log.read_text(encoding='utf-8')[-2000:]}")
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
