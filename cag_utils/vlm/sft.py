@@ -53,7 +53,6 @@ from cag_utils.vlm.lora import (
     lora_optimiser,
     raise_trained_to_float32,
     save_adapter,
-    save_merged,
     trainable_table,
 )
 
@@ -638,7 +637,8 @@ def merge_adapter(job: Job, folder: str | Path) -> float:
     """
     tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
     before, dtype, device = probe(job, tuned, processor), tuned.dtype, tuned.device
-    save_merged(tuned, processor, folder)
+    tuned.merge_and_unload().save_pretrained(folder)
+    processor.save_pretrained(folder)
     merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
     after = probe(job, merged, AutoProcessor.from_pretrained(folder))
     return float((after - before).abs().max())
