@@ -66,10 +66,10 @@ def asked(tmp_path_factory):
     """Pictures, and prompts from one character to far longer than a report."""
     folder = tmp_path_factory.mktemp("asked")
     rng = np.random.default_rng(0)
-    scenes = [random_scene(rng) for _ in range(14)]
+    scenes = [random_scene(rng) for _ in range(8)]
     prompts = [
         prompt(scene.laterality, scene.report[language], language)
-        for scene, language in zip(scenes, ["en", "ja"] * 7, strict=True)
+        for scene, language in zip(scenes, ["en", "ja"] * 4, strict=True)
     ]
     prompts += ["?", "\n\n".join(prompts[:6]), "LAD"]
     images = [str(folder / f"{i}.png") for i in range(len(prompts))]
@@ -87,8 +87,8 @@ def test_batches_answer_as_one_by_one(twins, asked, name):
     one, sixteen = (generate_answers(model, processor, *asked, n, 12) for n in (1, 16))
     assert one["output"].tolist() == sixteen["output"].tolist()
     assert one["n_tokens"].tolist() == sixteen["n_tokens"].tolist()
-    assert one["output"].nunique() > 10  # a model that always says the same would prove nothing
-    assert len(one) == 17 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
+    assert one["output"].nunique() > 6  # a model that always says the same would prove nothing
+    assert len(one) == 11 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20))
@@ -163,6 +163,7 @@ def test_refusals_and_empty_answers_by_the_written_rule(output, status):
     assert answer_status(output) == status
 
 
+@settings(max_examples=30)
 @given(st.text())
 def test_every_output_has_a_status(output):
     assert answer_status(output) in ("ok", "empty", "refusal")
