@@ -43,7 +43,8 @@ class Backbone:
     Attributes:
         title: Its name in tables and figures.
         colours: Of its untuned base and of the tuned model in every figure, `#rrggbb`.
-        checkpoint: Repository, revision, licence, and the twin's folder below `cag_utils/weights/`.
+        checkpoint: The vision-language model: repository, revision, licence, and the folder of the
+            tiny twin below `cag_utils/weights/` (written by `twins.build_twin`).
         prompt: chat (the tokenizer's template) or prefix (image tokens, then the text).
         lora_rank: LoRA's rank (paper 3.2); a profile may set another.
         lora_alpha: LoRA's alpha (paper 3.2): the same, so that its scale is 1.

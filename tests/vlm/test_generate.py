@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from cag_utils.corpus.pairs import prompt
-from cag_utils.making.captions import random_scene
 from cag_utils.making.twins import make_processor
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
+from cag_utils.phantom.clinic.notes import write_report
+from cag_utils.phantom.clinic.patients import draw_record
 from cag_utils.vlm import endpoint
 from cag_utils.vlm.endpoint import (
     Endpoint,
@@ -66,10 +67,9 @@ def asked(tmp_path_factory):
     """Pictures, and prompts from one character to far longer than a report."""
     folder = tmp_path_factory.mktemp("asked")
     rng = np.random.default_rng(0)
-    scenes = [random_scene(rng) for _ in range(8)]
     prompts = [
-        prompt(scene.laterality, scene.report[language], language)
-        for scene, language in zip(scenes, ["en", "ja"] * 4, strict=True)
+        prompt(side, write_report(rng, draw_record(rng, [], "M"))[language], language)
+        for side, language in [("LCA", "en"), ("RCA", "ja"), ("RCA", "en"), ("LCA", "ja")] * 2
     ]
     prompts += ["?", "\n\n".join(prompts[:6]), "LAD"]
     images = [str(folder / f"{i}.png") for i in range(len(prompts))]
