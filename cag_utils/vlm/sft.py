@@ -8,9 +8,7 @@ cag_utils.vlm.sft job.json`), and goes on from its last checkpoint if it was sto
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -38,6 +36,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cag_utils.backbones import get_backbone
 from cag_utils.corpus.examples import encode_prompts, open_picture, read_examples
+from cag_utils.launch import follow_parent, launch
 from cag_utils.params import check_choice
 from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
@@ -494,9 +493,6 @@ def share_of_batch(batch_size: int, n_processes: int) -> int:
 
 
 FSDP = PACKAGE / "templates" / "fsdp.yaml"
-PLAIN_PARALLEL = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-PLAIN_PARALLEL += ["--dynamo_backend", "no"]
-FOLLOW = "--end-with-parent"
 
 
 def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTrainer:
@@ -666,30 +662,10 @@ def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") ->
     start_folder(job)
     if processes == 1:
         return train(job)
-    # accelerate 1.15's `--cpu` runs one process, whatever is asked; the job itself chooses gloo
-    how = ["--config_file", str(accelerate_config)] if accelerate_config else PLAIN_PARALLEL
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes"]
-    command += [str(processes), "--main_process_port", "0", "--module", "cag_utils.vlm.sft"]
-    # the pipe stays open for as long as this process lives; see `end_with_parent`
-    with subprocess.Popen(
-        [*command, str(job.path / "job.json"), FOLLOW], stdin=subprocess.PIPE
-    ) as started:
-        code = started.wait()
-    if code:
-        raise RuntimeError(f"training on {processes} processes failed; see the output above")
+    launch("cag_utils.vlm.sft", job.path / "job.json", processes, config=accelerate_config)
     return job.path / "adapter"
 
 
-def end_with_parent() -> None:
-    """End this process when the one that launched it ends, also after a kill.
-
-    An orphan would train on, and be a second writer in the folder of a rerun.
-    """
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    if FOLLOW in sys.argv:
-        threading.Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
     train(Job(**read_json(Path(sys.argv[1]))))
