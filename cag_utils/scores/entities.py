@@ -1,10 +1,10 @@
 """Read what a report states: side, stenoses with segment and grade, absence, plan. EN and JA.
 
 Rule-based on purpose: the reader of a model's output must not be a model. It reads the study's
-format exactly and free text with the usual spellings ("segment 11", "11番", "左回旋枝", "total
-occlusion"). The vocabulary is in `lexicon`.
+format exactly and free text with the usual spellings, whose vocabulary is in `lexicon`.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -17,35 +17,21 @@ from cag_utils.segments import AHA_SEGMENTS, artery_of, laterality_of
 
 
 class Stenosis(NamedTuple):
-    """One stated stenosis.
+    """One stated stenosis; None is what the text does not say."""
 
-    Attributes:
-        artery: RCA, LM, LAD or LCX as named; from the segment if none is named; None if unknown.
-        segment: AHA number as stated (a number above 15 is kept, to be judged wrong), or None.
-        percent: 0 to 100 as stated (words: mild 25, moderate 50, severe 90, subtotal 99, occluded
-            100), or None.
-    """
-
-    artery: str | None
-    segment: int | None
-    percent: int | None
+    artery: str | None  # RCA, LM, LAD or LCX as named; from the segment if none is named
+    segment: int | None  # AHA number as stated: one above 15 is kept, to be judged wrong
+    percent: int | None  # 0 to 100 as stated; of words: mild 25, moderate 50, severe 90, ...
 
 
 @dataclass(frozen=True)
 class Entities:
-    """What a text states.
+    """What a text states."""
 
-    Attributes:
-        sides: LCA and RCA, whichever the text names by side, artery or segment.
-        stenoses: Distinct stenoses by AHA number, unknown segments last.
-        cleared: Where the text denies a stenosis: sides, arteries, `#6`, or `all`.
-        plans: Plan keys in order of appearance, distinct.
-    """
-
-    sides: frozenset[str] = frozenset()
-    stenoses: tuple[Stenosis, ...] = ()
-    cleared: frozenset[str] = frozenset()
-    plans: tuple[str, ...] = ()
+    sides: frozenset[str] = frozenset()  # LCA, RCA: named as such, or by artery or segment
+    stenoses: tuple[Stenosis, ...] = ()  # distinct, by AHA number, unknown segments last
+    cleared: frozenset[str] = frozenset()  # where none is: sides, arteries, `#6`, or `all`
+    plans: tuple[str, ...] = ()  # keys of `lexicon.PLANS`, distinct, as they appear
 
     @property
     def laterality(self) -> str | None:
@@ -80,14 +66,11 @@ class Entities:
 
 
 def read_entities(text: str, language: str) -> Entities:
-    """Read the entities of a findings text.
+    """Read what a findings text states.
 
     Args:
         text: Free text; may be empty.
         language: en or ja. `ja` also understands English, which Japanese notes mix in.
-
-    Returns:
-        What the text states.
 
     Raises:
         ValueError: `language` is neither en nor ja.
@@ -95,30 +78,17 @@ def read_entities(text: str, language: str) -> Entities:
     check_choice("language", language, ("en", "ja"))
     sentences = [s for s in lexicon.SENTENCE.split(_normalise(text)) if s.strip()]
     read = [_read_sentence(sentence, language) for sentence in sentences]
-    stenoses = _located(
-        [found for found, _ in read], [_find_places(s, language) for s in sentences]
-    )
+    places = [_find_places(s, language) for s in sentences]
+    stenoses = _located([found for found, _ in read], places)
     plans = [plan for s in sentences for plan in _plans(s, language)]
+    shown = [s for s in sentences if not lexicon.NOT_IMAGED[language].search(s)]
+    sides = {_side(place) for s in shown for place in _find_places(s, language)}
     return Entities(
-        sides=frozenset(side for s in sentences for side in _sides(s, language)),
+        sides=frozenset(sides - {None}),
         stenoses=_distinct(stenoses),
         cleared=frozenset(scope for _, cleared in read for scope in cleared),
         plans=tuple(dict.fromkeys(plans)),
     )
-
-
-def to_grade(percent: int) -> int:
-    """Map a percentage to its AHA step: 0, 25 (1-25), 50 (26-50), 75, 90, 99 (91-99) or 100.
-
-    Raises:
-        ValueError: `percent` is not 0 to 100.
-
-    Source:
-        AHA grading (Austen 1975): each step covers the values up to and including it.
-    """
-    if not 0 <= percent <= 100:
-        raise ValueError(f"a stenosis is 0 to 100 percent, got {percent}")
-    return next(step for step in (0, 25, 50, 75, 90, 99, 100) if percent <= step)
 
 
 class _Mark(NamedTuple):
@@ -143,17 +113,19 @@ def _normalise(text: str) -> str:
 def _find_places(clause: str, language: str) -> list[_Mark]:
     """Return the places of a clause, left to right; an artery and its segment become one."""
     named = [_named_place(m) for m in lexicon.PLACE[language].finditer(clause)]
-    numbers = [n for m in lexicon.NUMBER[language].finditer(clause) for n in _numbered(m)]
+    numbers = [
+        _Mark(m.start(), m.end(), segment=int(digits))
+        for m in lexicon.NUMBER[language].finditer(clause)
+        for digits in re.findall(r"\d+", next(filter(None, m.groups())))
+    ]
     for place in named:
         bare = lexicon.BARE_NUMBER.match(clause, place.end)
         if bare and place.artery in lexicon.PART_OF:
             numbers.append(_Mark(bare.start(), bare.end(), segment=int(bare[1])))
-    merged, used = [], set()
-    for number in sorted(set(numbers), key=_order):
-        owner = _owner(clause, number, named)
-        used |= {owner} if owner else set()
-        merged.append(number._replace(artery=owner.artery if owner else None))
-    return sorted([place for place in named if place not in used] + merged, key=_order)
+    owners = {number: _owner(clause, number, named) for number in sorted(set(numbers), key=_order)}
+    merged = [n._replace(artery=owner.artery if owner else None) for n, owner in owners.items()]
+    alone = [place for place in named if place not in owners.values()]
+    return sorted(alone + merged, key=_order)
 
 
 def _owner(clause: str, number: _Mark, named: list[_Mark]) -> _Mark | None:
@@ -178,11 +150,6 @@ def _named_place(match: re.Match) -> _Mark:
     return _Mark(match.start(), match.end(), artery, segment, whole=whole)
 
 
-def _numbered(match: re.Match) -> list[_Mark]:
-    digits = next(filter(None, match.groups()))
-    return [_Mark(match.start(), match.end(), segment=int(n)) for n in re.findall(r"\d+", digits)]
-
-
 def _find_grades(clause: str, language: str) -> list[_Mark]:
     """Return percentages (no ejection fractions or upper bounds), or words where none stands."""
     marks = [
@@ -192,10 +159,9 @@ def _find_grades(clause: str, language: str) -> list[_Mark]:
         and not lexicon.NOT_STENOSIS_BEFORE.search(clause[: m.start()])
         and not lexicon.NOT_STENOSIS_AFTER.match(clause[m.end() :])
     ]
-    if not marks and not lexicon.STENOSIS[language].search(clause):
-        return []
     if not marks:
-        return _graded_words(clause, language, lexicon.GRADE_WORDS)
+        stated = lexicon.STENOSIS[language].search(clause)
+        return _graded_words(clause, language, lexicon.GRADE_WORDS) if stated else []
     occluded = _graded_words(clause, language, (99, 100))
     return marks + [word for word in occluded if word.percent not in {m.percent for m in marks}]
 
@@ -213,16 +179,8 @@ def _graded_words(clause: str, language: str, grades) -> list[_Mark]:
 
 
 def _order(mark: _Mark) -> tuple[int, int]:
-    """Sort key: where a mark stands; segments of one list by number."""
+    """Sort by where a mark stands; segments of one list by number."""
     return mark.start, mark.segment or 0
-
-
-def _sides(sentence: str, language: str) -> set[str]:
-    """Return the sides a sentence names, unless it says that they are not imaged."""
-    if lexicon.NOT_IMAGED[language].search(sentence):
-        return set()
-    places = _find_places(sentence, language)
-    return {side for place in places if (side := _side(place))}
 
 
 def _side(place: _Mark) -> str | None:
@@ -245,7 +203,8 @@ def _read_sentence(sentence: str, language: str) -> tuple[list[Stenosis], set[st
         stenoses += found
         denied |= absent and not elsewhere
         if not found:
-            cleared |= {_scope(place) for place in _find_places(clause, language)}
+            places = _find_places(clause, language)
+            cleared |= {f"#{p.segment}" if p.segment else str(p.artery) for p in places}
     return stenoses, (cleared or {"all"}) if denied else set()
 
 
@@ -258,10 +217,6 @@ def _located(read: list[list[Stenosis]], places: list[list[_Mark]]) -> list[Sten
             alone = stenosis.artery is None and stenosis.segment is None
             located.append(_stenosis(beside[0], stenosis.percent) if alone and beside else stenosis)
     return located
-
-
-def _scope(place: _Mark) -> str:
-    return f"#{place.segment}" if place.segment else str(place.artery)
 
 
 def _stenoses(clause: str, language: str) -> list[Stenosis]:
@@ -299,15 +254,13 @@ def _specific(places: list[_Mark]) -> list[_Mark]:
 
 def _runs(marks: list[_Mark]) -> Iterator[tuple[list[_Mark], list[_Mark]]]:
     """Cut a clause's marks into (places, grades) groups; a leading kind opens each group."""
-    leads_with_place = marks[0].percent is None
-    group: tuple[list[_Mark], list[_Mark]] = ([], [])
+    group = ([], [])
     for mark in marks:
-        is_place = mark.percent is None
-        if is_place == leads_with_place and group[0] and group[1]:
+        if (mark.percent is None) == (marks[0].percent is None) and all(group):
             yield group
             group = ([], [])
-        group[0 if is_place else 1].append(mark)
-    if group[0] and group[1]:
+        group[mark.percent is not None].append(mark)
+    if all(group):
         yield group
 
 
@@ -320,24 +273,19 @@ def _stenosis(place: _Mark, percent: int | None) -> Stenosis:
 
 def _plans(sentence: str, language: str) -> Iterator[str]:
     """Yield the plan of each part of a sentence; past procedures are no plan."""
-    for part in re.split(r";", sentence):
+    for part in sentence.split(";"):
         if lexicon.HISTORY.search(part) and not lexicon.ADVICE.search(part):
             continue
-        for plan, pattern in lexicon.PLANS.items():
-            if pattern[language].search(part):
-                yield plan
-                break
+        plans = (plan for plan, words in lexicon.PLANS.items() if words[language].search(part))
+        yield from itertools.islice(plans, 1)
 
 
 def _distinct(stenoses: list[Stenosis]) -> tuple[Stenosis, ...]:
     """Drop repeats, and vaguer mentions of a stenosis that is stated in full elsewhere."""
     unique = set(stenoses)
-    vague = {
-        s
-        for s in unique
-        for other in unique - {s}
-        if (s.percent is None or s.percent == other.percent)
-        and (s.segment is None or s.segment == other.segment)
-        and (s.artery is None or s.artery == other.artery)
-    }
+
+    def vaguer(s: Stenosis, other: Stenosis) -> bool:
+        return all(said is None or said == full for said, full in zip(s, other, strict=True))
+
+    vague = {s for s in unique if any(vaguer(s, other) for other in unique - {s})}
     return tuple(sorted(unique - vague, key=lambda s: (s.segment or 99, s.percent or 0, str(s))))
