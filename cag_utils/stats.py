@@ -88,9 +88,14 @@ def mean_interval(
 
 
 def paired_difference(
-    data: pd.DataFrame, groups: str, first: str, second: str, n_resamples: int, seed: int,
+    data: pd.DataFrame,
+    groups: str,
+    first: str,
+    second: str,
+    n_resamples: int,
+    seed: int,
     level: float = 0.95,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """Estimate the mean over rows (cases) of `first - second`, two models' figures of the case.
 
     The other arguments are those of `mean_interval`. An interval clear of 0 tells the two apart.
