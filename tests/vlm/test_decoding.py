@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cag_utils.corpus.pairs import prompt
-from cag_utils.making.captions import random_scene
+from cag_utils.making.captions import random_facts
 from cag_utils.making.twins import make_processor
 from cag_utils.vlm import loading
 from cag_utils.vlm.generate import (
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
     rng = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "WEIGHTS", write_twins(folder / "weights"))
-        scenes = [random_scene(rng) for _ in range(14)]
+        scenes = [random_facts(rng) for _ in range(14)]
         languages = ["en", "ja"] * 7
         prompts = [
             prompt(s.laterality, s.report[w], w) for s, w in zip(scenes, languages, strict=True)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cag_utils.making.twins import build_twin, save_twin, tower_config
+from cag_utils.making.twins import build_twin, make_tower_config, save_twin
 
 FINDINGS = {
     "LCA": ("LCX #11 shows 75% stenosis. Consider PCI.", "LCX #11に75%の狭窄が確認できます。"),
@@ -38,7 +38,7 @@ def write_twins(folder: Path) -> Path:
 
 def timm_twin(seed: int) -> torch.nn.Module:
     """Return a random timm tower of the twins' own sizes."""
-    sizes = tower_config()
+    sizes = make_tower_config()
     torch.manual_seed(seed)
     return timm.create_model(
         "vit_base_patch16_siglip_224",
