@@ -109,12 +109,12 @@ def draw_patient(
     angles: tuple[float, float] | None,
     seen: tuple[int, ...],
 ) -> PictureFacts:
-    """Give lesions a patient: a history that fits them, and the plan they lead to.
+    """Give lesions of one side a patient: a history that fits them, and the plan they lead to.
 
     Args:
         rng: Draws sex, history, wording of the report, and angles where there are none.
         laterality: LCA or RCA.
-        lesions: Of `check_lesion`.
+        lesions: From `check_lesion`.
         angles: Of the positioner, LAO and cranial positive, degrees; drawn if None.
         seen: AHA segments that can be seen, rising.
     """
@@ -136,12 +136,7 @@ def random_facts(rng: np.random.Generator) -> PictureFacts:
 def base_corpus(rng: np.random.Generator, patients: int) -> list[str]:
     """Return what the twins are pretrained on, as text: all kinds, both languages.
 
-    Args:
-        rng: Generator.
-        patients: How many to draw; a few hundred cover every wording.
-
-    Returns:
-        Texts, with a blank line between question and answer.
+    A few hundred patients cover every wording; a blank line parts question and answer.
     """
     return [
         "\n\n".join(write_caption(rng, facts, language, kind))
@@ -269,9 +264,7 @@ def _vessels(rng: np.random.Generator, facts: PictureFacts, language: str) -> tu
     return _ask(rng, "vessels", facts, language), answer
 
 
-def _entries(
-    fmt: Sequence[str], lesions: list[dict], language: str, artery_first: bool = False
-) -> str:
+def _entries(fmt: Sequence[str], lesions: list[dict], language: str, artery_first=False) -> str:
     """Write lesions in a format (between name and grade, after the grade, last)."""
     if not lesions:
         return _word("none", language)
@@ -287,18 +280,15 @@ def _draw_format(rng: np.random.Generator, language: str) -> list[str]:
     return [_pick(rng, part) for part in wording("formats", language)]
 
 
-def _plain_format(language: str) -> list[str]:
-    return [part[0] for part in wording("formats", language)]
-
-
 def _list(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
-    answer = _entries(_plain_format(language), _lesions(facts), language)
-    return _ask(rng, "list", facts, language), answer
+    fmt = [part[0] for part in wording("formats", language)]
+    return _ask(rng, "list", facts, language), _entries(fmt, _lesions(facts), language)
 
 
 def _referral(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     drawn = rng.random() < 0.5
-    fmt = _draw_format(rng, language) if drawn else _plain_format(language)
+    plain = [part[0] for part in wording("formats", language)]
+    fmt = _draw_format(rng, language) if drawn else plain
     parts = [_ask(rng, "referral", facts, language), facts.report[language]]
     if rng.random() < 0.3:
         parts.reverse()

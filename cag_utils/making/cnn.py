@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -141,10 +141,8 @@ def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
         cache.mkdir(parents=True, exist_ok=True)
         np.savez(path, **parts)
     stored = np.load(path)
-    return Scenes(
-        torch.from_numpy(stored["pictures"])[:, None],
-        *(torch.from_numpy(stored[name]) for name in ("targets", "labels", "patients", "maps")),
-    )
+    scenes = Scenes(**{name: torch.from_numpy(stored[name]) for name in stored})
+    return replace(scenes, pictures=scenes.pictures[:, None])
 
 
 def map_tree(tree: Tree, pose: Pose, seen: np.ndarray, size_px: int) -> np.ndarray:
@@ -222,8 +220,8 @@ def map_loss(drawn: Tensor, maps: Tensor, plain: Tensor) -> Tensor:
 
 def split_scenes(scenes: Scenes) -> tuple[Scenes, Scenes]:
     """Return (training, held out): the last tenth of the patients is held out."""
-    last = int(scenes.patients.max()) + 1
-    held_out = scenes.patients >= math.floor(last * (1 - HELD_OUT_SHARE))
+    count = int(scenes.patients.max()) + 1
+    held_out = scenes.patients >= math.floor(count * (1 - HELD_OUT_SHARE))
     return scenes.pick(~held_out), scenes.pick(held_out)
 
 
@@ -328,12 +326,7 @@ def _shrink(pictures: Tensor) -> Tensor:
 
 
 def teach_classes(
-    trunk: nn.Module,
-    scenes: Scenes,
-    epochs: int,
-    seed: int,
-    rate: float = 6e-4,
-    checkpoint: Path | None = None,
+    trunk: nn.Module, scenes: Scenes, epochs: int, seed: int, rate=6e-4, checkpoint=None
 ) -> nn.Module:
     """Give a pretrained trunk a six-way head, or let it keep its own, and teach it the label rule.
 
@@ -442,7 +435,7 @@ def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) 
 
     Args:
         model: From `teach_classes`.
-        folder: Gets `best.safetensors` and `model.json`; made if missing.
+        folder: Made if missing.
         facts: JSON-ready; at least `image_px`, `temperature`, `rca_logit_offset`.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,16 +20,9 @@ from cag_utils.making.tower import NARROWED, jitter
 from cag_utils.making.twins import make_tokenizer, train_vocabulary
 from cag_utils.params import check_choice
 from cag_utils.phantom.clinic.findings import write_findings
-from cag_utils.scores.embedders import Embedder
-from cag_utils.scores.two_towers import (
-    SIGLIP2_TINY_PX,
-    TINY_HEADS,
-    TINY_WIDTH,
-    ConceptClip,
-    MedClip,
-    published_state,
-)
-from cag_utils.study import write_json
+from cag_utils.scores.embedders import WEIGHTS, Embedder
+from cag_utils.scores.two_towers import ConceptClip, MedClip, published_state
+from cag_utils.study import read_json, write_json
 from cag_utils.vlm.conceptclip import rename_tower
 
 # A text tower that only read captions would find the study's findings foreign, and one that only
@@ -220,8 +213,7 @@ RARE = torch.tensor(5.0)  # a cell holds few of the 15 segments: what is there c
 class PlaceTask:
     """Ask each cell of an image tower's last grid which segments run there, and if one is narrowed.
 
-    A picture and a sentence say too little about each other for a tower that starts from noise:
-    after 200 steps of contrast alone, MedCLIP's twin found the right side in 0.65 of pictures. The
+    A picture and a sentence say too little about each other for a tower that starts from noise. The
     head is thrown away afterwards.
 
     Args:
@@ -300,7 +292,9 @@ def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "siglip2":
-            write_json(folder / "open_clip_config.json", siglip2_config(len(tokenizer)))
+            sizes = read_json(WEIGHTS / name / "open_clip_config.json")  # the shipped twin's
+            sizes["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
+            write_json(folder / "open_clip_config.json", sizes)
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
             return save_weights(name, model, folder)
         text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -321,28 +315,6 @@ def save_weights(name: str, model: torch.nn.Module, folder: str | Path) -> Path:
     halves = {key: value.detach().half().contiguous().cpu() for key, value in state.items()}
     save_file(halves, Path(folder) / file)
     return Path(folder)
-
-
-def siglip2_config(vocabulary_size: int) -> dict:
-    """Return open_clip's configuration of SigLIP2's twin: the published one with small numbers."""
-    text = {
-        "context_length": 64, "vocab_size": vocabulary_size,
-        "hf_tokenizer_name": "siglip2_twin",  # local-dir overrides it with the folder
-        "tokenizer_kwargs": {"clean": "canonicalize"}, "width": TINY_WIDTH, "heads": TINY_HEADS,
-        "layers": 2, "mlp_ratio": 3.0, "no_causal_mask": True, "proj_bias": True,
-        "pool_type": "last", "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"},
-    }  # fmt: skip
-    vision = {
-        "image_size": SIGLIP2_TINY_PX, "timm_model_name": "vit_twin_patch16_siglip_224",
-        "timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none",
-    }  # fmt: skip
-    look = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    look |= {"interpolation": "bicubic", "resize_mode": "squash"}
-    model = {"embed_dim": TINY_WIDTH, "init_logit_bias": -10, "custom_text": True}
-    return {
-        "model_cfg": model | {"vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"size": [SIGLIP2_TINY_PX] * 2} | look,
-    }
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from transformers import Gemma3Processor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cag_utils.keyframes.fitting import fit
@@ -29,11 +30,9 @@ def encode_stills(tower: torch.nn.Module, stills: Stills) -> torch.Tensor:
     """Return a SiglipVisionModel's tokens of every still: (N, P, width) float16."""
     device = pick_device()
     tower.to(device).eval()
-    rows = []
-    for start in range(0, len(stills), 64):
-        with autocast(device):
-            pixels = to_pixels(stills.images[start : start + 64]).to(device)
-            rows.append(tower(pixel_values=pixels).last_hidden_state.half().cpu())
+    with autocast(device):
+        parts = (to_pixels(stills.images[i : i + 64]) for i in range(0, len(stills), 64))
+        rows = [tower(pixel_values=x.to(device)).last_hidden_state.half().cpu() for x in parts]
     tower.cpu()
     return torch.cat(rows)
 
@@ -131,15 +130,14 @@ def train_captions(
 PROMPT_WEIGHT = 0.2  # Gemma3 also learns to continue its prompt, so that it knows reports by heart
 
 
-def is_gemma3(processor) -> bool:
-    """Return whether a processor is Gemma3's, else PaliGemma's."""
-    return "Gemma3" in type(processor).__name__
+def _is_gemma3(processor) -> bool:
+    return isinstance(processor, Gemma3Processor)
 
 
 def prompt_ids(processor, question: str) -> list[int]:
     """Return a question's token ids, image tokens included, exactly as a processor writes them."""
     tok = processor.tokenizer
-    if is_gemma3(processor):
+    if _is_gemma3(processor):
         image = f"{tok.boi_token}{tok.image_token * POOLED_TOKENS}{tok.eoi_token}"
         said = f"user\n\n\n{image}\n\n{question.strip()}"
         text = f"{tok.bos_token}<start_of_turn>{said}<end_of_turn>\n<start_of_turn>model\n"
@@ -158,7 +156,7 @@ def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tens
         of predicting each token counts.
     """
     tok = processor.tokenizer
-    end = "<end_of_turn>\n" if is_gemma3(processor) else tok.eos_token
+    end = "<end_of_turn>\n" if _is_gemma3(processor) else tok.eos_token
     prompts = [torch.tensor(prompt_ids(processor, question)) for question, _ in pairs]
     told = tok([text + end for _, text in pairs], add_special_tokens=False).input_ids
     rows = [torch.cat([q, torch.tensor(a)]) for q, a in zip(prompts, told, strict=True)]
@@ -167,7 +165,7 @@ def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tens
     mask = torch.stack([at < len(row) for row in rows]).long()
     is_answer = mask * torch.stack([at >= len(q) for q in prompts])
     weight = is_answer.float()
-    if not is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
+    if not _is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
         return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_answer, weight=weight)
     is_image = (ids == tok.image_token_id).long()
     after_image = is_image.flip(1).cumsum(1).flip(1) == 0
@@ -181,17 +179,15 @@ LIST_ENTRY = re.compile(f"({'|'.join(NAMES)})(?:: |：)({'|'.join(PERCENTS)})")
 
 
 @torch.no_grad()
-def answer(
-    model, processor, questions: Sequence[str], images: np.ndarray, max_new_tokens: int = 48
-) -> list[str]:
-    """Answer one question about each picture, (N, S, S) uint8, greedily."""
+def answer(model, processor, questions: Sequence[str], images: np.ndarray, most=48) -> list[str]:
+    """Answer one question about each picture, (N, S, S) uint8, greedily, in `most` tokens."""
     tok = processor.tokenizer
     rows = [prompt_ids(processor, q) for q in questions]
     batch = dict(tok.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
     ids = batch["input_ids"]
-    kinds = (ids == tok.image_token_id).long() if is_gemma3(processor) else torch.zeros_like(ids)
+    kinds = (ids == tok.image_token_id).long() if _is_gemma3(processor) else torch.zeros_like(ids)
     batch |= {"token_type_ids": kinds, "pixel_values": to_pixels(images)}
-    out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+    out = model.generate(**batch, max_new_tokens=most, do_sample=False)
     return tok.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 

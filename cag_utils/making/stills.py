@@ -136,10 +136,7 @@ def patch_labels(
 def make_stills(seeds: Sequence[int], size_px: int, workers: int = 1) -> Stills:
     """Draw one still a seed of `phantom.stills.still`, each of another patient, in their order.
 
-    Args:
-        seeds: 0 or more.
-        size_px: Side of the pictures.
-        workers: Processes; the result does not depend on them.
+    The number of workers, processes, does not change the result.
     """
     return join(Parallel(workers)(delayed(_one)(int(seed), size_px) for seed in seeds))
 

@@ -87,17 +87,14 @@ def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
     named = {"boi_token": begin, "eoi_token": end, "image_token": soft}
     if kind == "paligemma2":
         named = {"image_token": "<image>"}
+    merges = [tuple(pair) for pair in vocabulary["merges"]]
+    limits = {"padding_side": "left", "model_max_length": 2048}
+    limits["add_bos_token"] = kind == "gemma3"  # PaliGemma's processor writes its own <bos>
     tokenizer = GemmaTokenizer(
-        vocab=vocabulary["vocab"],
-        merges=[tuple(pair) for pair in vocabulary["merges"]],
-        extra_special_tokens=named,
-        add_bos_token=kind == "gemma3",  # PaliGemma's processor writes its own <bos>
-        padding_side="left",
-        model_max_length=2048,
+        vocab=vocabulary["vocab"], merges=merges, extra_special_tokens=named, **limits
     )
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": TURN + list(named.values())}, replace_extra_special_tokens=False
-    )
+    extra = {"extra_special_tokens": TURN + list(named.values())}
+    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
     tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer()
     return tokenizer
 
@@ -125,9 +122,7 @@ PALIGEMMA_TEMPLATE = (
 )
 
 
-def make_processor(
-    kind: str, vocabulary: dict | None = None
-) -> Gemma3Processor | PaliGemmaProcessor:
+def make_processor(kind: str, vocabulary: dict | None = None):
     """Return a twin's processor: 224 px, grey levels to -1 .. 1, chat template included."""
     tokenizer = make_tokenizer(kind, vocabulary)
     size = {"height": IMAGE_PX, "width": IMAGE_PX}

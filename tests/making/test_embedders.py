@@ -55,10 +55,7 @@ def test_losses_by_hand():
     assert softmax_loss(logits, same).item() == pytest.approx(math.log(1 + math.exp(-2)))
     wanted = math.log(1 + math.exp(-2)) + math.log(2)  # a pair's own and the other's, per picture
     assert sigmoid_loss(logits, same).item() == pytest.approx(wanted)
-
-
-def test_equal_findings_are_not_held_against_each_other():
-    logits, same = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)
+    logits, same = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)  # equal findings
     assert softmax_loss(logits, same).item() == pytest.approx(math.log(2))  # its minimum
     assert softmax_loss(logits + 9 * torch.eye(2), same) > math.log(2)
 

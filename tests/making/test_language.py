@@ -109,7 +109,7 @@ def test_answers_and_scores(twin, monkeypatch):
     assert len(texts) == 2
     said = {"LCA": ["mid LAD: severe.", "left coronary artery (LCA)."], "RCA": ["none.", "RCA"]}
 
-    def scripted(model, processor, questions, images, max_new_tokens=48):
+    def scripted(model, processor, questions, images, most=48):
         column = int("Which" in questions[0])
         return [said["LCA" if image[0, 0] == 60 else "RCA"][column] for image in images]
 
