@@ -159,13 +159,10 @@ def vocabulary_corpus(rng: np.random.Generator, patients: int) -> list[str]:
 
 # percent diameter stenosis -> words
 GRADE_WORDS: dict[int, dict[str, str]] = {
-    25: {"en": "mild", "ja": "軽度"},
-    50: {"en": "moderate", "ja": "中等度"},
-    75: {"en": "significant", "ja": "有意"},
-    90: {"en": "severe", "ja": "高度"},
-    99: {"en": "subtotal", "ja": "亜閉塞"},
-    100: {"en": "total occlusion", "ja": "完全閉塞"},
-}
+    25: {"en": "mild", "ja": "軽度"}, 50: {"en": "moderate", "ja": "中等度"},
+    75: {"en": "significant", "ja": "有意"}, 90: {"en": "severe", "ja": "高度"},
+    99: {"en": "subtotal", "ja": "亜閉塞"}, 100: {"en": "total occlusion", "ja": "完全閉塞"},
+}  # fmt: skip
 # Repeated in any order, so that no token of the study is new.
 ARTERY_NAMES = ("RCA", "LM", "LMT", "LAD", "LCX")
 

@@ -85,10 +85,6 @@ class Scenes:
     patients: Tensor
     maps: Tensor
 
-    def pick(self, chosen: Tensor) -> "Scenes":
-        """Return some of the frames: (n,) bool or indices."""
-        return Scenes(*(column[chosen] for column in vars(self).values()))
-
 
 def shoot_scenes(number: int) -> dict[str, np.ndarray]:
     """Film both sides of patient `number` from several views, a few frames each.
@@ -124,12 +120,9 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
 
 
 def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
-    """Film many patients, or read them from the cache; about 25 frames each.
+    """Film patients 0 to n - 1, about 25 frames each, or read them from the folder `cache`.
 
-    Args:
-        n_patients: At least 1; numbers 0 to n - 1.
-        cache: Folder for one .npz a number of patients, version of the phantom and size.
-        n_workers: Processes.
+    It gets one .npz a number of patients, version of the phantom and size.
     """
     path = cache / f"scenes_v{VERSION}_{n_patients}_{IMAGE_PX}.npz"
     if not path.is_file():
@@ -172,10 +165,7 @@ def map_tree(tree: Tree, pose: Pose, seen: np.ndarray, size_px: int) -> np.ndarr
 
 
 class Drawing(nn.Module):
-    """A ConvNeXt that answers and, beside its answer, draws the tree.
-
-    The network gets a drawing head, 1 x 1, on its third stage; it is not copied.
-    """
+    """A ConvNeXt, not copied, that answers and draws the tree with a head on its third stage."""
 
     def __init__(self, network: ConvNeXt):
         super().__init__()
@@ -184,10 +174,7 @@ class Drawing(nn.Module):
         self.draw = nn.Sequential(nn.Conv2d(width, 8, 1), nn.PixelShuffle(2))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return (n, answers + 2 * cells * cells): the network's outputs, then the map's logits.
-
-        A cell is eight pixels a side.
-        """
+        """Return (n, answers + 2 * cells * cells): answers, then logits of cells of 8 x 8 pixels."""
         net = self.network
         x = net.stem(pictures)
         for number, stage in enumerate(net.stages):
@@ -218,11 +205,12 @@ def map_loss(drawn: Tensor, maps: Tensor, plain: Tensor) -> Tensor:
     return (away.mean(1) * plain).sum() / plain.sum().clamp(min=1)
 
 
-def split_scenes(scenes: Scenes) -> tuple[Scenes, Scenes]:
+def split_scenes(scenes: Scenes) -> list[Scenes]:
     """Return (training, held out): the last tenth of the patients is held out."""
     count = int(scenes.patients.max()) + 1
     held_out = scenes.patients >= math.floor(count * (1 - HELD_OUT_SHARE))
-    return scenes.pick(~held_out), scenes.pick(held_out)
+    parts = (~held_out, held_out)
+    return [Scenes(*(column[part] for column in vars(scenes).values())) for part in parts]
 
 
 def scene_loss(outputs: Tensor, targets: Tensor, plain: Tensor) -> Tensor:

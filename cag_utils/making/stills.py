@@ -81,11 +81,7 @@ class Stills:
         return draw_patient(rng, side, self.lesions(index), angles, self.seen(index))
 
     def check_batch(self, size: int) -> None:
-        """Refuse to train on less than one batch.
-
-        Raises:
-            ValueError: Fewer pictures than `size`.
-        """
+        """Refuse, by a ValueError, to train on fewer pictures than a batch of `size`."""
         if len(self) < size:
             raise ValueError(f"{len(self)} stills are fewer than one batch of {size}")
 

@@ -344,7 +344,7 @@ def move(rng: np.random.Generator, images: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @torch.no_grad()
-def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[str, float]:
+def score_tower(task: TowerTask, stills: Stills) -> dict[str, float]:
     """Measure a trained tower on held-out stills.
 
     Returns:
@@ -356,8 +356,8 @@ def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[s
         narrowed) and `healthy_accuracy` (pictures without a lesion called so). Shares, 0 to 1.
     """
     patches, widths, narrowest, summaries = [], [], [], []
-    for start in range(0, len(stills), batch_size):
-        tokens = task.read(to_pixels(stills.images[start : start + batch_size]))
+    for start in range(0, len(stills), 64):
+        tokens = task.read(to_pixels(stills.images[start : start + 64]))
         patches.append(task.segment(tokens).argmax(-1).numpy())
         widths.append(task.lumen(tokens)[..., 0].numpy())
         narrowest.append(task.narrowing(tokens)[..., 0].argmax(-1).numpy())

@@ -32,7 +32,7 @@ from transformers import (
 
 from cag_utils.params import check_choice
 from cag_utils.shipped import WEIGHTS
-from cag_utils.study import read_json
+from cag_utils.study import PACKAGE, read_json
 
 TWINS = ("gemma3", "paligemma2")
 VOCABULARY_SIZE, VOCABULARY = 1800, WEIGHTS / "tokenizer" / "vocabulary.json"  # the shipped one
@@ -109,17 +109,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 IMAGE_PX, PATCH_PX = 224, 16  # 14 x 14 = 196 patches; the real PaliGemma2 has 32 x 32
 POOLED_TOKENS = 49  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
 # PaliGemma has no chat template upstream; this one lets TRL and generation treat both twins alike.
-PALIGEMMA_TEMPLATE = (
-    "{%- for m in messages -%}{%- if m['role'] == 'user' -%}"
-    "{%- if m['content'] is string -%}{{ m['content'] | trim }}{%- else -%}"
-    "{%- for i in m['content'] -%}{%- if i['type'] == 'image' -%}<image>{%- endif -%}{%- endfor -%}"
-    "{%- for i in m['content'] -%}{%- if i['type'] == 'text' -%}{{ i['text'] | trim }}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{%- elif m['role'] == 'assistant' -%}"
-    "{%- if m['content'] is string -%}{{ m['content'] | trim }}{%- else -%}"
-    "{%- for i in m['content'] -%}{{ i['text'] | trim }}{%- endfor -%}{%- endif -%}{{ eos_token }}"
-    "{%- endif -%}{%- endfor -%}"
-)
+PALIGEMMA_TEMPLATE = PACKAGE / "templates" / "paligemma.jinja"
 
 
 def make_processor(kind: str, vocabulary: dict | None = None):
@@ -133,7 +123,8 @@ def make_processor(kind: str, vocabulary: dict | None = None):
         return Gemma3Processor(images, tokenizer, image_seq_length=POOLED_TOKENS, **written)
     images = SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     images.image_seq_length = (IMAGE_PX // PATCH_PX) ** 2
-    return PaliGemmaProcessor(images, tokenizer, chat_template=PALIGEMMA_TEMPLATE)
+    template = PALIGEMMA_TEMPLATE.read_text(encoding="utf-8").rstrip()
+    return PaliGemmaProcessor(images, tokenizer, chat_template=template)
 
 
 def make_tower_config() -> SiglipVisionConfig:

@@ -264,16 +264,13 @@ def test_a_patient_is_filmed_from_both_sides_and_kept(tmp_path, monkeypatch):
         measured = {k: round(v[i], 4) for k, v in columns.items() if k != "contrast"}
         measured["standard_view"] = bool(measured["standard_view"])
         assert SIX_CLASSES[label].endswith(quality(**measured))
+    with pytest.raises(ValueError, match="non-negative"):
+        shoot_scenes(-1)
     shares = found["maps"].astype(float).sum((2, 3))
     opacified = columns["opacified"]
     # the map is of mid-pulse and the label of its beginning, so a border may lie between them
     assert np.median(np.abs(shares[:, 0] - opacified)) < 0.005
     assert np.abs(shares[:, 0] - opacified).max() < 0.1 and shares.sum(1).max() < 1.01
-
-
-def test_a_negative_patient_is_refused():
-    with pytest.raises(ValueError, match="non-negative"):
-        shoot_scenes(-1)
 
 
 def test_shares_by_calibre_worked_by_hand():
