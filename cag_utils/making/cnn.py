@@ -174,7 +174,7 @@ class Drawing(nn.Module):
         self.draw = nn.Sequential(nn.Conv2d(width, 8, 1), nn.PixelShuffle(2))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return (n, answers + 2 * cells * cells): answers, then logits; a cell is 8 pixels wide."""
+        """Return (n, answers + 2 * cells * cells): answers, then logits; a cell is 8 px wide."""
         net = self.network
         x = net.stem(pictures)
         for number, stage in enumerate(net.stages):
