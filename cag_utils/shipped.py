@@ -69,7 +69,7 @@ def check_phantom(folder: str | Path) -> Path:
     return folder
 
 
-def seal(*names: str, folder: Path = WEIGHTS) -> dict[str, dict]:
+def seal_weights(*names: str, folder: Path = WEIGHTS) -> dict[str, dict]:
     """Write the checksums of all weights, and that some were made with the phantom of now.
 
     Args:
@@ -111,17 +111,16 @@ def _record(folder: Path, entries: dict[str, dict]) -> dict[str, dict]:
 
 def checksums(folder: Path = WEIGHTS) -> dict[str, str]:
     """Return the SHA-256 of every weight file below a folder, by relative path, sorted."""
-    found = sorted(folder.rglob("*.safetensors"))
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in found
+        for path in sorted(folder.rglob("*.safetensors"))
     }
 
 
 def write_card(
     folder: Path, what: str, made_by: str, parameters: int, scores: Mapping[str, float]
 ) -> Path:
-    """Write a network's model card, `README.md` in its folder.
+    """Write a network's model card, `README.md` in its folder, and return its path.
 
     Args:
         folder: Existing folder of one network; its name is the card's title.
@@ -130,20 +129,15 @@ def write_card(
         parameters: Count.
         scores: Held-out measures by name; rounded to three decimals.
 
-    Returns:
-        The card's path.
-
     Raises:
         ValueError: No measure: a card without one says nothing.
     """
     if not scores:
         raise ValueError(f"the card of {folder.name} needs at least one held-out measure")
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
-    card = CARD.format(
-        name=folder.name, what=what, made_by=made_by, parameters=parameters, rows=rows
-    )
+    facts = {"what": what, "made_by": made_by, "parameters": parameters, "rows": rows}
     path = folder / "README.md"
-    path.write_text(card, encoding="utf-8")
+    path.write_text(CARD.format(name=folder.name, **facts), encoding="utf-8")
     return path
 
 

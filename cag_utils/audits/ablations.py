@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.corpus.examples import LANGUAGES, encode_prompts, open_picture
-from cag_utils.making.captions import Scene, write_caption
+from cag_utils.making.captions import PictureFacts, write_caption
 from cag_utils.params import check_choice
 
 # Of the reader's coefficients, as scikit-learn's C: strong, as there are few cases and 160 numbers
@@ -94,7 +94,7 @@ def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:
     lines = []
     for case in table.itertuples():
         lesions = tuple(json.loads(case.truth_lesions))
-        scene = Scene(case.truth_laterality, lesions, "", {}, case.truth_plan)
+        scene = PictureFacts(case.truth_laterality, lesions, "", {}, case.truth_plan)
         lines.append(write_caption(rng, scene, language, "list")[1])
     table[report] = table[report] + "\n" + pd.Series(lines, table.index)
     table.to_csv(told, index=False)

@@ -7,10 +7,13 @@ sentence ("LCX #11 shows 75% stenosis.") never belong to a picture here: LoRA ha
 Tasks without a picture (repeat, translate) see to it that no word of the study is new.
 """
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import yaml
 
 from cag_utils.cines.dicom import name_view
 from cag_utils.phantom.clinic.findings import PLANS, decide_plan, write_findings
@@ -24,27 +27,21 @@ from cag_utils.segments import (
     check_lesion,
     segments_of,
 )
+from cag_utils.study import PACKAGE
 
+LANGUAGES = ("en", "ja")
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
-    "describe": 0.16,
-    "side": 0.03,
-    "worst": 0.12,
-    "list": 0.20,
-    "grade": 0.08,
-    "vessels": 0.05,
-    "referral": 0.16,
-    "examples": 0.04,
-    "glossary": 0.05,
-    "copy": 0.11,
-}
+    "describe": 0.16, "side": 0.03, "worst": 0.12, "list": 0.20, "grade": 0.08, "vessels": 0.05,
+    "referral": 0.16, "examples": 0.04, "glossary": 0.05, "copy": 0.11,
+}  # fmt: skip
 # Short questions about the picture alone, and the study's words: embeddings are tied, so a word
 # that is not written again and again stays random, and LoRA can then not make the model say it.
 LOOKING = ("describe", "side", "worst", "list", "grade", "vessels", "copy")
 
 
 @dataclass(frozen=True)
-class Scene:
+class PictureFacts:
     """What is known of one picture.
 
     Attributes:
@@ -71,7 +68,7 @@ class Scene:
         """
         if self.laterality not in LATERALITIES or self.plan not in PLANS:
             raise ValueError(
-                f"a scene needs LCA or RCA and a plan of {list(PLANS)}, got "
+                f"a picture needs LCA or RCA and a plan of {list(PLANS)}, got "
                 f"{self.laterality!r} and {self.plan!r}"
             )
         shown = segments_of(self.laterality)
@@ -80,13 +77,13 @@ class Scene:
 
 
 def write_caption(
-    rng: np.random.Generator, scene: Scene, language: str, kind: str | None = None
+    rng: np.random.Generator, facts: PictureFacts, language: str, kind: str | None = None
 ) -> tuple[str, str]:
     """Write one question and its answer about a picture.
 
     Args:
-        rng: Generator; picks the kind and the wording.
-        scene: The picture's facts.
+        rng: Picks the kind and the wording.
+        facts: Of the picture.
         language: en or ja.
         kind: A key of `KINDS`; drawn by its share if None.
 
@@ -102,270 +99,103 @@ def write_caption(
             f"{language!r} and {kind!r}"
         )
     kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    return WRITERS[kind](rng, scene, language)
+    return WRITERS[kind](rng, facts, language)
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene without a picture: any side, up to three lesions, a patient to fit."""
+def draw_patient(
+    rng: np.random.Generator,
+    laterality: str,
+    lesions: Sequence[Mapping],
+    angles: tuple[float, float] | None,
+    seen: tuple[int, ...],
+) -> PictureFacts:
+    """Give lesions of one side a patient: a history that fits them, and the plan they lead to.
+
+    Args:
+        rng: Draws sex, history, wording of the report, and angles where there are none.
+        laterality: LCA or RCA.
+        lesions: From `check_lesion`.
+        angles: Of the positioner, LAO and cranial positive, degrees; drawn if None.
+        seen: AHA segments that can be seen, rising.
+    """
+    record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
+    if angles is None:
+        angles = rng.uniform(-50, 50), rng.uniform(-40, 40)
+    report, plan = write_report(rng, record), decide_plan(record, lesions)
+    return PictureFacts(laterality, tuple(lesions), name_view(*angles), report, plan, seen)
+
+
+def random_facts(rng: np.random.Generator) -> PictureFacts:
+    """Draw facts without a picture: any side, up to three lesions, a patient to fit."""
     side = str(rng.choice(LATERALITIES))
     segments = rng.choice(segments_of(side), size=int(rng.integers(4)), replace=False)
-    lesions = tuple(
-        check_lesion({"segment": int(s), "percent": int(rng.choice(GRADES))}) for s in segments
-    )
-    record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
-    view = name_view(rng.uniform(-50, 50), rng.uniform(-40, 40))
-    plan = decide_plan(record, lesions)
-    return Scene(side, lesions, view, write_report(rng, record), plan, segments_of(side))
+    lesions = [_draw_lesion(rng, segment) for segment in segments]
+    return draw_patient(rng, side, lesions, None, segments_of(side))
 
 
 def base_corpus(rng: np.random.Generator, patients: int) -> list[str]:
-    """Return the captions that the twins are pretrained on, as text: all kinds, both languages.
+    """Return what the twins are pretrained on, as text: all kinds, both languages.
 
-    Args:
-        rng: Generator.
-        patients: Random scenes; a few hundred cover every wording.
-
-    Returns:
-        Texts, with a blank line between question and answer.
+    A few hundred patients cover every wording; a blank line parts question and answer.
     """
     return [
-        "\n\n".join(write_caption(rng, scene, language, kind))
-        for scene in (random_scene(rng) for _ in range(patients))
+        "\n\n".join(write_caption(rng, facts, language, kind))
+        for facts in (random_facts(rng) for _ in range(patients))
         for language in LANGUAGES
         for kind in KINDS
     ]
 
 
-def vocabulary_corpus(rng: np.random.Generator, patients: int = 3000) -> list[str]:
-    """Return the text that the tokenizer is trained on: captions and the study's findings.
+def vocabulary_corpus(rng: np.random.Generator, patients: int) -> list[str]:
+    """Return what the tokenizer is trained on: captions and the study's findings, as text.
 
     The tokenizer may know the study's spelling; the models never read the findings themselves.
-
-    Args:
-        rng: Generator.
-        patients: Random scenes.
     """
-    scenes = [random_scene(rng) for _ in range(patients)]
-    findings = [write_findings(s.lesions, s.laterality, s.plan).values() for s in scenes]
+    drawn = [random_facts(rng) for _ in range(patients)]
+    findings = [write_findings(x.lesions, x.laterality, x.plan).values() for x in drawn]
     advice = [text for pair in PLANS.values() for text in pair] * (patients // 5)
     return base_corpus(rng, patients) + [text for both in findings for text in both] + advice
 
 
 # percent diameter stenosis -> words
 GRADE_WORDS: dict[int, dict[str, str]] = {
-    25: {"en": "mild", "ja": "軽度"},
-    50: {"en": "moderate", "ja": "中等度"},
-    75: {"en": "significant", "ja": "有意"},
-    90: {"en": "severe", "ja": "高度"},
-    99: {"en": "subtotal", "ja": "亜閉塞"},
-    100: {"en": "total occlusion", "ja": "完全閉塞"},
-}
-
-SIDES = {
-    "LCA": {"en": ("left coronary artery", "left coronary tree"), "ja": ("左冠動脈", "左の冠動脈")},
-    "RCA": {
-        "en": ("right coronary artery", "right coronary tree"),
-        "ja": ("右冠動脈", "右の冠動脈"),
-    },
-}
-
-LEADS = {
-    "en": (
-        "Angiogram of the {side}{view}. ",
-        "The {side} is filled with contrast{view}. ",
-        "This picture shows the {side}{view}. ",
-    ),
-    "ja": ("{side}の造影像{view}。", "{side}が造影されている{view}。", "この画像は{side}{view}。"),
-}
-
-NOTHING = {
-    "en": (
-        "No narrowing is seen",
-        "Smooth vessels without narrowing",
-        "No significant lesion in the {laterality}",
-    ),
-    "ja": ("狭小化を認めない", "血管は平滑で狭小化はない", "{laterality}に有意な病変は認めません"),
-}
-
-WORDS = {
-    "en": {
-        "narrowing": "Narrowing in the {name}, {grade}",
-        "worst": "{name}, {grade}.",
-        "grade": "{grade}.",
-        "normal": "No narrowing there.",
-        "none": "none.",
-        "and": ", ",
-        "stop": ". ",
-        "end": ".",
-        "example": "Example: ",
-        "report": "Report: ",
-        "answer": "Answer: ",
-        "picture": "This picture: ",
-        "translate": "Say in Japanese: {term}",
-        "which_advice": "Write this advice as a full sentence: {advice}",
-    },
-    "ja": {
-        "narrowing": "{name}に{grade}の狭小化",
-        "worst": "{name}、{grade}。",
-        "grade": "{grade}。",
-        "normal": "そこに狭小化はない。",
-        "none": "なし。",
-        "and": "、",
-        "stop": "。",
-        "end": "。",
-        "example": "例：",
-        "report": "レポート：",
-        "answer": "回答：",
-        "picture": "この画像：",
-        "translate": "英語で：{term}",
-        "which_advice": "次の助言を文章にしてください：{advice}",
-    },
-}
-
-# What stands between a segment's name and its grade, after the grade, and at the very end. The
-# first of each is the plain list format.
-FORMATS = {
-    "en": (
-        (": ", " - ", " looks ", " has a narrowing that is ", ", "),
-        ("", " by eye"),
-        (".", "", " in all."),
-    ),
-    "ja": (("：", " - ", "に", "は", "、"), ("", "の狭小化"), ("。", "", "を認める。", "あり。")),
-}
-
-ASKS = {
-    "describe": {
-        "en": ("Describe the picture.", "What does this angiogram show?", "Caption this image."),
-        "ja": (
-            "画像を説明してください。",
-            "この造影像は何を示しますか？",
-            "所見を書いてください。",
-        ),
-    },
-    "side": {
-        "en": ("Which coronary artery is this?", "Left or right?"),
-        "ja": ("これはどちらの冠動脈ですか？", "左右どちらですか？"),
-    },
-    "worst": {
-        "en": ("Where is the worst narrowing?", "Name the culprit: where, and how tight?"),
-        "ja": ("最も強い狭小化はどこですか？", "責任病変の場所と程度は？"),
-    },
-    "list": {
-        "en": (
-            "List every lesion.",
-            "Which segments are narrowed?",
-            "This image is a {side} angiogram. List its lesions.",
-        ),
-        "ja": (
-            "病変をすべて挙げてください。",
-            "どの区域が狭いですか？",
-            "この画像は{side}造影です。病変を挙げてください。",
-        ),
-    },
-    "grade": {
-        "en": ("How tight is the {name}?", "Grade the {name}."),
-        "ja": ("{name}はどの程度狭いですか？", "{name}の程度は？"),
-    },
-    "referral": {
-        "en": (
-            "Read the image together with the clinical report: which lesions are there?",
-            "This image is a {side} angiogram. Name the lesions.",
-            "Based on the report below and the image: which lesions?",
-            "With the explanation of the clinical report, provide the lesions.",
-        ),
-        "ja": (
-            "臨床レポートと画像を読み、病変を述べてください。",
-            "この画像は{side}造影です。レポートを読み、病変を挙げてください。",
-            "以下のレポートと画像に基づいて、病変は？",
-            "臨床レポートの説明とともに、病変を示してください。",
-        ),
-    },
-    "examples": {
-        "en": ("Write like the examples of other patients.", "Follow the format."),
-        "ja": ("他の患者の回答例にならって書いてください。", "同じ形式で書いてください。"),
-    },
-    "vessels": {
-        "en": ("Which vessels are seen?", "Name the vessels in the picture."),
-        "ja": ("どの血管が見えますか？", "画像の血管名を挙げてください。"),
-    },
-    "copy": {"en": ("Repeat the text.",), "ja": ("文章を繰り返してください。",)},
-}
-
-# plan key -> the advice in other words than the study's sentence
-ADVICE: dict[str, dict[str, tuple[str, ...]]] = {
-    "none": {
-        "en": ("no procedure, control the risk factors", "nothing to open"),
-        "ja": ("処置は不要、危険因子の管理", "治療すべき病変なし"),
-    },
-    "medical": {
-        "en": ("drugs and follow-up", "medical therapy"),
-        "ja": ("薬物療法と経過観察", "内科的治療"),
-    },
-    "functional": {
-        "en": ("pressure wire first, stent only if ischemic", "FFR or iFR decides"),
-        "ja": ("まず圧測定、虚血があればステント", "FFRかiFRで決める"),
-    },
-    "pci": {
-        "en": ("drug-eluting stent", "open it with a stent"),
-        "ja": ("薬剤溶出性ステント", "ステント留置"),
-    },
-    "heart_team": {
-        "en": ("heart team, bypass surgery or stent", "ask the surgeons, CABG or PCI"),
-        "ja": ("ハートチーム、バイパス術かステント", "外科と相談、CABGかPCI"),
-    },
-    "cto": {
-        "en": ("test viability, then open the chronic occlusion", "CTO, prove ischemia first"),
-        "ja": ("バイアビリティを調べ、慢性閉塞を開く", "CTO、まず虚血の証明"),
-    },
-    "emergency_pci": {
-        "en": ("stent at once, emergency", "acute infarction, open now"),
-        "ja": ("直ちにステント、緊急", "急性梗塞、すぐ開通"),
-    },
-    "context": {
-        "en": ("weigh the other pictures and diseases", "grafts or dialysis, decide in context"),
-        "ja": ("他の画像と併存疾患を考える", "グラフトまたは透析、総合的に判断"),
-    },
-}
-
-GLOSSARY = (
-    ("stenosis", "狭窄"),
-    ("significant stenosis", "有意狭窄"),
-    ("significant stenosis is not seen", "有意狭窄は認めません"),
-    ("a stenosis can be confirmed", "狭窄が確認できます"),
-    ("total occlusion", "完全閉塞"),
-    ("left main", "左冠動脈主幹部"),
-    ("LM", "LMT"),
-    ("angiogram", "造影像"),
-    ("revascularization", "血行再建"),
-    ("clinical report", "臨床レポート"),
-    ("future management", "今後の方針"),
-    ("explanation of the findings", "所見の説明"),
-    ("treatment plan", "治療方針"),
-    ("comorbidities", "合併症"),
-)
-
-# What the study writes and captions do not: repeated in any order, so that no token of it is new.
+    25: {"en": "mild", "ja": "軽度"}, 50: {"en": "moderate", "ja": "中等度"},
+    75: {"en": "significant", "ja": "有意"}, 90: {"en": "severe", "ja": "高度"},
+    99: {"en": "subtotal", "ja": "亜閉塞"}, 100: {"en": "total occlusion", "ja": "完全閉塞"},
+}  # fmt: skip
+# Repeated in any order, so that no token of the study is new.
 ARTERY_NAMES = ("RCA", "LM", "LMT", "LAD", "LCX")
-PERCENT_WORDS = {"en": ("%", "% stenosis"), "ja": ("%", "%の狭窄", "%の狭窄が確認できます")}
-STUDY_WORDS = {
-    "en": ("shows", "stenosis", "in the", "and", "No significant"),
-    "ja": ("狭窄", "確認できます", "および", "有意狭窄", "認めません"),
-}
 
 
-LANGUAGES = ("en", "ja")
+def wording(*keys: str):
+    """Return a part of `templates/captions.yaml`: the wordings of a caption's pieces."""
+    return functools.reduce(operator.getitem, keys, _read_wordings())
+
+
+@functools.cache
+def _read_wordings() -> dict:
+    return yaml.safe_load((PACKAGE / "templates" / "captions.yaml").read_text(encoding="utf-8"))
+
+
+def _word(name: str, language: str) -> str:
+    return wording("words", name, language)
 
 
 def _pick(rng: np.random.Generator, options: tuple) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _ask(rng: np.random.Generator, kind: str, scene: Scene, language: str) -> str:
-    return _pick(rng, ASKS[kind][language]).format(side=SIDES[scene.laterality][language][0])
+def _ask(rng: np.random.Generator, kind: str, facts: PictureFacts, language: str) -> str:
+    side = wording("sides", facts.laterality, language)[0]
+    return _pick(rng, wording("asks", kind, language)).format(side=side)
 
 
-def _lesions(scene: Scene) -> list[dict]:
-    return sorted(map(check_lesion, scene.lesions), key=lambda x: x["segment"])
+def _draw_lesion(rng: np.random.Generator, segment: int) -> dict:
+    return check_lesion({"segment": int(segment), "percent": int(rng.choice(GRADES))})
+
+
+def _lesions(facts: PictureFacts) -> list[dict]:
+    return sorted(map(check_lesion, facts.lesions), key=lambda x: x["segment"])
 
 
 def _name(segment: int, language: str) -> str:
@@ -376,169 +206,147 @@ def _name(segment: int, language: str) -> str:
 def _artery_first(segment: int, language: str, wanted: bool) -> str:
     """Name a segment, after its artery if wanted: the study's answers begin with that."""
     name = _name(segment, language)
-    return artery_of(segment) + WORDS[language]["and"] + name if wanted else name
+    return artery_of(segment) + _word("and", language) + name if wanted else name
 
 
-def _nothing(rng: np.random.Generator, scene: Scene, language: str) -> str:
-    return _pick(rng, NOTHING[language]).format(laterality=scene.laterality)
+def _nothing(rng: np.random.Generator, facts: PictureFacts, language: str) -> str:
+    return _pick(rng, wording("nothing", language)).format(laterality=facts.laterality)
 
 
-def _describe(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    side = _pick(rng, SIDES[scene.laterality][language])
-    view = f", {scene.view} view" if language == "en" else f"、{scene.view}像"
-    lead = _pick(rng, LEADS[language]).format(side=side, view=view if scene.view else "")
-    words = WORDS[language]
-    parts = [
-        words["narrowing"].format(
-            name=_name(x["segment"], language), grade=GRADE_WORDS[x["percent"]][language]
-        )
-        for x in _lesions(scene)
-    ]
-    body = words["stop"].join(parts) if parts else _nothing(rng, scene, language)
-    return _ask(rng, "describe", scene, language), lead + body + words["end"]
+def _describe(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    side = _pick(rng, wording("sides", facts.laterality, language))
+    view = f", {facts.view} view" if language == "en" else f"、{facts.view}像"
+    lead = _pick(rng, wording("leads", language)).format(side=side, view=view if facts.view else "")
+    parts = []
+    for x in _lesions(facts):
+        name, grade = _name(x["segment"], language), GRADE_WORDS[x["percent"]][language]
+        parts.append(_word("narrowing", language).format(name=name, grade=grade))
+    body = _word("stop", language).join(parts) if parts else _nothing(rng, facts, language)
+    return _ask(rng, "describe", facts, language), lead + body + _word("end", language)
 
 
-def _side(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    answer = f"{_pick(rng, SIDES[scene.laterality][language])} ({scene.laterality})"
-    return _ask(rng, "side", scene, language), answer + WORDS[language]["end"]
+def _side(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    answer = f"{_pick(rng, wording('sides', facts.laterality, language))} ({facts.laterality})"
+    return _ask(rng, "side", facts, language), answer + _word("end", language)
 
 
-def _worst(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    question = _ask(rng, "worst", scene, language)
-    lesions = _lesions(scene)
+def _worst(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    question = _ask(rng, "worst", facts, language)
+    lesions = _lesions(facts)
     if not lesions:
-        return question, _nothing(rng, scene, language) + WORDS[language]["end"]
+        return question, _nothing(rng, facts, language) + _word("end", language)
     worst = max(lesions, key=lambda x: x["percent"])  # the lower AHA number wins a tie
-    return question, WORDS[language]["worst"].format(
-        name=_artery_first(worst["segment"], language, rng.random() < 0.5),
-        grade=GRADE_WORDS[worst["percent"]][language],
-    )
+    name = _artery_first(worst["segment"], language, rng.random() < 0.5)
+    grade = GRADE_WORDS[worst["percent"]][language]
+    return question, _word("worst", language).format(name=name, grade=grade)
 
 
-def _grade(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    lesions = _lesions(scene)
+def _grade(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    lesions = _lesions(facts)
     # Half of the questions name a narrowed segment, the others any segment of this side.
     if lesions and rng.random() < 0.5:
         segment = lesions[int(rng.integers(len(lesions)))]["segment"]
     else:
-        segment = int(rng.choice(segments_of(scene.laterality)))
+        segment = int(rng.choice(segments_of(facts.laterality)))
     percent = max((x["percent"] for x in lesions if x["segment"] == segment), default=0)
-    question = _pick(rng, ASKS["grade"][language]).format(name=_name(segment, language))
+    question = _pick(rng, wording("asks", "grade", language)).format(name=_name(segment, language))
     if not percent:
-        return question, WORDS[language]["normal"]
-    return question, WORDS[language]["grade"].format(grade=GRADE_WORDS[percent][language])
+        return question, _word("normal", language)
+    return question, _word("grade", language).format(grade=GRADE_WORDS[percent][language])
 
 
-def _vessels(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    words = WORDS[language]
-    names = words["and"].join(_name(s, language) for s in scene.seen) or words["none"][:-1]
-    return _ask(rng, "vessels", scene, language), names + words["end"]
+def _vessels(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    names = _word("and", language).join(_name(s, language) for s in facts.seen)
+    answer = names + _word("end", language) if names else _word("none", language)
+    return _ask(rng, "vessels", facts, language), answer
 
 
-def _entries(
-    fmt: tuple[str, ...], lesions: list[dict], language: str, artery_first: bool = False
-) -> str:
+def _entries(fmt: Sequence[str], lesions: list[dict], language: str, artery_first=False) -> str:
     """Write lesions in a format (between name and grade, after the grade, last)."""
     if not lesions:
-        return WORDS[language]["none"]
+        return _word("none", language)
     between, after, last = fmt
-    return (
-        WORDS[language]["and"].join(
-            _artery_first(x["segment"], language, artery_first)
-            + between
-            + GRADE_WORDS[x["percent"]][language]
-            + after
-            for x in lesions
-        )
-        + last
-    )
+    entries = []
+    for x in lesions:
+        name = _artery_first(x["segment"], language, artery_first)
+        entries.append(name + between + GRADE_WORDS[x["percent"]][language] + after)
+    return _word("and", language).join(entries) + last
 
 
-def _draw_format(rng: np.random.Generator, language: str) -> tuple[str, ...]:
-    return tuple(_pick(rng, part) for part in FORMATS[language])
+def _draw_format(rng: np.random.Generator, language: str) -> list[str]:
+    return [_pick(rng, part) for part in wording("formats", language)]
 
 
-def _list(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    fmt = tuple(part[0] for part in FORMATS[language])
-    return _ask(rng, "list", scene, language), _entries(fmt, _lesions(scene), language)
+def _list(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    fmt = [part[0] for part in wording("formats", language)]
+    return _ask(rng, "list", facts, language), _entries(fmt, _lesions(facts), language)
 
 
-def _referral(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
+def _referral(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     drawn = rng.random() < 0.5
-    fmt = _draw_format(rng, language) if drawn else [p[0] for p in FORMATS[language]]
-    parts = [_ask(rng, "referral", scene, language), scene.report[language]]
+    plain = [part[0] for part in wording("formats", language)]
+    fmt = _draw_format(rng, language) if drawn else plain
+    parts = [_ask(rng, "referral", facts, language), facts.report[language]]
     if rng.random() < 0.3:
         parts.reverse()
-    answer = _entries(tuple(fmt), _lesions(scene), language, drawn and rng.random() < 0.5)
+    answer = _entries(fmt, _lesions(facts), language, drawn and rng.random() < 0.5)
     return "\n\n".join(parts), answer
 
 
-def _examples(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
+def _examples(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     fmt = _draw_format(rng, language)
-    words = WORDS[language]
-    shown = segments_of(scene.laterality)
+    words = {name: both[language] for name, both in wording("words").items()}
     with_reports = rng.random() < 0.3  # as a few-shot prompt shows them: report, then answer
     blocks = []
     for _ in range(int(rng.integers(1, 3 if with_reports else 4))):
         count = int(rng.choice([0, 1, 2], p=[0.15, 0.6, 0.25]))
-        drawn = sorted(rng.choice(shown, size=count, replace=False).tolist())
-        made = [check_lesion({"segment": s, "percent": int(rng.choice(GRADES))}) for s in drawn]
+        segments = rng.choice(segments_of(facts.laterality), size=count, replace=False)
+        made = [_draw_lesion(rng, segment) for segment in sorted(segments.tolist())]
         shot = _entries(fmt, made, language)
         if with_reports:
             report = write_report(rng, draw_record(rng, made, "M"))[language]
             blocks.append(f"{words['report']}{report}\n{words['answer']}{shot}")
         else:
             blocks.append(words["example"] + shot)
-    question = [_ask(rng, "examples", scene, language), *blocks, words["picture"]]
-    return "\n\n".join(question), _entries(fmt, _lesions(scene), language)
+    question = [_ask(rng, "examples", facts, language), *blocks, words["picture"]]
+    return "\n\n".join(question), _entries(fmt, _lesions(facts), language)
 
 
-def _glossary(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
-    other = LANGUAGES[1 - LANGUAGES.index(language)]
+def _glossary(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     i = LANGUAGES.index(language)
     draw = rng.random()
     if draw < 0.4:
         plan = str(rng.choice(list(PLANS)))
-        return WORDS[language]["which_advice"].format(
-            advice=_pick(rng, ADVICE[plan][language])
-        ), PLANS[plan][i]
+        advice = _pick(rng, wording("advice", plan, language))
+        return _word("advice", language).format(advice=advice), PLANS[plan][i]
     if draw < 0.6:
-        pair = _pick(rng, GLOSSARY)
-        term, meaning = pair[i], pair[1 - i]
+        pair = _pick(rng, wording("glossary"))
     elif draw < 0.8:
         segment = int(rng.integers(1, 16))
-        term, meaning = _name(segment, language), _name(segment, other)
+        pair = [_name(segment, x) for x in LANGUAGES]
     else:
         pair = PLANS[str(rng.choice(list(PLANS)))]
-        term, meaning = pair[i], pair[1 - i]
-    return WORDS[language]["translate"].format(term=term), meaning
+    return _word("translate", language).format(term=pair[i]), pair[1 - i]
 
 
-def _copy(rng: np.random.Generator, scene: Scene, language: str) -> tuple[str, str]:
+def _copy(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     """Repeat a report, or words and numbers of the study in an order that means nothing."""
-    text = scene.report[language]
+    text = facts.report[language]
     if rng.random() < 0.8:
-        drawn = rng.permutation([*STUDY_WORDS[language], *_codes(rng, language)])
+        drawn = rng.permutation([*wording("study", language), *_codes(rng, language)])
         text = " ".join(map(str, drawn))
-    return _ask(rng, "copy", scene, language) + "\n\n" + text, text
+    return _ask(rng, "copy", facts, language) + "\n\n" + text, text
 
 
 def _codes(rng: np.random.Generator, language: str) -> list[str]:
     """Arteries, numbers and percents that do not belong together."""
     numbers = [f"#{n}" for n in rng.integers(1, 16, 4)]
-    percents = [f"{g}{_pick(rng, PERCENT_WORDS[language])}" for g in rng.choice(GRADES, 3)]
+    percents = [f"{g}{_pick(rng, wording('percents', language))}" for g in rng.choice(GRADES, 3)]
     return [*numbers, *percents, *map(str, rng.permutation(ARTERY_NAMES))]
 
 
 WRITERS = {
-    "describe": _describe,
-    "side": _side,
-    "worst": _worst,
-    "list": _list,
-    "grade": _grade,
-    "vessels": _vessels,
-    "referral": _referral,
-    "examples": _examples,
-    "glossary": _glossary,
+    "describe": _describe, "side": _side, "worst": _worst, "list": _list, "grade": _grade,
+    "vessels": _vessels, "referral": _referral, "examples": _examples, "glossary": _glossary,
     "copy": _copy,
-}
+}  # fmt: skip

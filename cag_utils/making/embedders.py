@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +15,22 @@ from transformers import BertConfig, BertTokenizer, GemmaTokenizer, SwinConfig
 from cag_utils.keyframes.network import autocast
 from cag_utils.keyframes.training import fit
 from cag_utils.making.captions import write_caption
-from cag_utils.making.language import draw_scene
 from cag_utils.making.stills import N_SEGMENTS, Stills, patch_labels
 from cag_utils.making.tower import NARROWED, jitter
 from cag_utils.making.twins import make_tokenizer, train_vocabulary
 from cag_utils.params import check_choice
 from cag_utils.phantom.clinic.findings import write_findings
-from cag_utils.scores.embedders import Embedder
-from cag_utils.scores.two_towers import (
-    SIGLIP2_TINY_PX,
-    TINY_WIDTH,
-    ConceptClip,
-    MedClip,
-    published_state,
-)
-from cag_utils.study import write_json
-from cag_utils.vlm.conceptclip import BLOCK_NAMES
+from cag_utils.scores.embedders import WEIGHTS, Embedder
+from cag_utils.scores.two_towers import ConceptClip, MedClip, published_state
+from cag_utils.study import read_json, write_json
+from cag_utils.vlm.conceptclip import rename_tower
 
 # A text tower that only read captions would find the study's findings foreign, and one that only
 # read findings would know nothing of other wordings.
 FINDINGS_SHARE = 0.4
 CAPTIONS = ("describe", "worst", "list", "referral")
 PLACES_WEIGHT = 1.0  # of the loss of `PlaceTask`
-TRUNK_RATE = 0.3  # of the learning rate, for a tower that was pretrained
+RATE, TRUNK_RATE = 1e-3, 0.3  # peak of the learning rate; share of it for a pretrained tower
 
 
 def write_text(
@@ -47,18 +39,17 @@ def write_text(
     """Write one text about a still: a generic caption, or findings in the study's format.
 
     Args:
-        rng: Generator; draws language, kind, wording and a patient's history, hence the advice.
+        rng: Draws language, kind, wording and a patient's history, hence the advice.
         stills: Pictures with their lesions.
         index: Which one.
         languages: Drawn from with equal chances.
     """
     language = str(rng.choice(list(languages)))
-    scene = draw_scene(rng, stills, index)
+    facts = stills.facts(rng, index)
     if rng.random() < FINDINGS_SHARE:
-        return write_findings(scene.lesions, scene.laterality, scene.plan)[language]
+        return write_findings(facts.lesions, facts.laterality, facts.plan)[language]
     # an embedder reads what was found, not what was asked
-    scene = replace(scene, report={"en": "", "ja": ""})
-    return write_caption(rng, scene, language, str(rng.choice(CAPTIONS)))[1]
+    return write_caption(rng, facts, language, str(rng.choice(CAPTIONS)))[1]
 
 
 def softmax_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -101,7 +92,6 @@ def train_embedder(
     steps: int,
     seed: int = 0,
     batch_size: int = 48,
-    learning_rate: float = 1e-3,
     trunk: torch.nn.Module | None = None,
 ) -> list[float]:
     """Train a twin, in place: SigLIP2 with the sigmoid loss, the others with InfoNCE.
@@ -116,8 +106,7 @@ def train_embedder(
         steps: Optimiser steps.
         seed: Order, wording and jitter.
         batch_size: Pictures a step.
-        learning_rate: Peak, with warm-up and cosine.
-        trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of that.
+        trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of the rate.
 
     Returns:
         The loss of every step, nats.
@@ -125,8 +114,7 @@ def train_embedder(
     Raises:
         ValueError: Fewer pictures than a batch.
     """
-    if len(stills) < batch_size:
-        raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
+    stills.check_batch(batch_size)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)  # for dropped paths, where a network has them
     model, speaks = embedder.towers.module, embedder.entry.languages
@@ -141,22 +129,20 @@ def train_embedder(
 
     def loss(index: np.ndarray, texts: list[list[str]], seen: np.ndarray) -> dict:
         with autocast(torch.device(embedder.device)):
-            image, *text = embed_pairs(embedder, seen, texts)
+            image, *text = _embed(embedder, seen, texts)
         same = torch.from_numpy((facts[index, None] == facts[None, index]).all(-1))
-        pairs = pair_loss(embedder, image, text[0], same) + pair_loss(embedder, *text, same)
+        pairs = _pair_loss(embedder, image, text[0], same) + _pair_loss(embedder, *text, same)
         return {"pairs": pairs, "places": PLACES_WEIGHT * places.loss(index)}
 
-    optimiser = _optimiser([model, places.head], trunk, learning_rate)
+    optimiser = _optimiser([model, places.head], trunk)
     done = fit(model, batches, loss, [optimiser], steps, name=embedder.name)
     places.close()
     model.eval()
     return [row["pairs"] for row in done.steps]
 
 
-def embed_pairs(
-    embedder: Embedder, images: np.ndarray, texts: Sequence[list[str]]
-) -> list[torch.Tensor]:
-    """Embed fitted pictures and any number of lists of texts, with gradients; unit vectors."""
+def _embed(embedder: Embedder, images: np.ndarray, texts: list[list[str]]) -> list[torch.Tensor]:
+    """Fitted pictures and lists of texts, with gradients; unit vectors."""
     towers = embedder.towers
     vectors = [towers.image(embedder.pixels.tensor(images).to(embedder.device))]
     for one in texts:
@@ -165,10 +151,8 @@ def embed_pairs(
     return [functional.normalize(x.float(), dim=-1) for x in vectors]
 
 
-def pair_loss(
-    embedder: Embedder, left: torch.Tensor, right: torch.Tensor, same: torch.Tensor
-) -> torch.Tensor:
-    """Return the loss the embedder's authors used, with its own scale and bias."""
+def _pair_loss(embedder: Embedder, left, right, same) -> torch.Tensor:
+    """The loss that the embedder's authors used, with its own scale and bias."""
     model = embedder.towers.module
     logits = model.logit_scale.exp().clamp(max=100) * left @ right.T
     if embedder.entry.loss == "sigmoid":
@@ -181,8 +165,8 @@ def retrieval(embedder: Embedder, pictures: Sequence, texts: Sequence[str]) -> d
 
     Args:
         embedder: Any.
-        pictures: (n) held-out pictures.
-        texts: (n) the text of each; equal texts are equally right.
+        pictures: Held out.
+        texts: Of each picture; equal ones are equally right.
 
     Returns:
         `top1` and `top5`, shares of pictures whose best (five best) distinct texts hold a right
@@ -193,9 +177,8 @@ def retrieval(embedder: Embedder, pictures: Sequence, texts: Sequence[str]) -> d
     """
     if len(pictures) != len(texts):
         raise ValueError(f"{len(pictures)} pictures and {len(texts)} texts: one text a picture")
-    distinct = sorted(set(texts))
-    right = np.array([distinct.index(text) for text in texts])
-    image, text = _unit(embedder.images(pictures)), _unit(embedder.texts(distinct))
+    distinct, right = np.unique(list(texts), return_inverse=True)
+    image, text = _unit(embedder.images(pictures)), _unit(embedder.texts(distinct.tolist()))
     rank = np.argsort(-image @ text.T, axis=1, kind="stable")
     found = {f"top{k}": float((rank[:, :k] == right[:, None]).any(1).mean()) for k in (1, 5)}
     chance = {f"chance_top{k}": min(1.0, k / len(distinct)) for k in (1, 5)}
@@ -213,15 +196,13 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _optimiser(modules, trunk, learning_rate: float) -> torch.optim.Optimizer:
+def _optimiser(modules, trunk) -> torch.optim.Optimizer:
     """AdamW at its peak rates; a trunk's pooling head is always new."""
     named = trunk.named_parameters() if trunk else ()
     slow = {id(weight) for name, weight in named if "attn_pool" not in name}
-    weights = [weight for module in modules for weight in module.parameters()]
-    groups = [
-        {"params": [w for w in weights if id(w) not in slow], "lr": learning_rate},
-        {"params": [w for w in weights if id(w) in slow], "lr": learning_rate * TRUNK_RATE},
-    ]
+    groups = [{"params": [], "lr": rate} for rate in (RATE, RATE * TRUNK_RATE)]
+    for weight in (weight for module in modules for weight in module.parameters()):
+        groups[id(weight) in slow]["params"].append(weight)
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
 
@@ -232,13 +213,12 @@ RARE = torch.tensor(5.0)  # a cell holds few of the 15 segments: what is there c
 class PlaceTask:
     """Ask each cell of an image tower's last grid which segments run there, and if one is narrowed.
 
-    A picture and a sentence say too little about each other for a tower that starts from noise:
-    after 200 steps of contrast alone, MedCLIP's twin found the right side in 0.65 of pictures. The
+    A picture and a sentence say too little about each other for a tower that starts from noise. The
     head is thrown away afterwards.
 
     Args:
         embedder: A tiny one; its tower's last layer norm is listened to.
-        stills: Supply the maps.
+        stills: Pictures with the truth along their vessels.
     """
 
     def __init__(self, embedder: Embedder, stills: Stills):
@@ -254,11 +234,7 @@ class PlaceTask:
         self.tokens = output
 
     def loss(self, index: np.ndarray) -> torch.Tensor:
-        """Return the mean cross-entropy for the pictures that the tower read last, nats.
-
-        Args:
-            index: Which stills those were.
-        """
+        """Return the mean cross-entropy for the stills that the tower read last, nats."""
         side = math.isqrt(self.tokens.shape[1])
         wanted = place_targets(self.stills, index, side).to(self.tokens.device)
         logits = self.head(self.tokens.float())
@@ -270,12 +246,7 @@ class PlaceTask:
 
 
 def place_targets(stills: Stills, index: np.ndarray, side: int) -> torch.Tensor:
-    """Return what each cell of a `side` x `side` grid over the pictures holds.
-
-    Args:
-        stills: The pictures.
-        index: (B,) which stills.
-        side: Cells a side.
+    """Return what each cell of a `side` x `side` grid over some stills holds.
 
     Returns:
         (B, side * side, 16) float32, 0 or 1: AHA segments 1 to 15, then any narrowing.
@@ -289,25 +260,16 @@ def place_targets(stills: Stills, index: np.ndarray, side: int) -> torch.Tensor:
 NAMES = ("siglip2", "medclip", "conceptclip")
 GEMMA_TOKENS, BERT_TOKENS = 1500, 900  # SigLIP2 reads two languages
 MEDCLIP_DIM = 64
+POSITIONS = "embeddings.position_embedding.weight"
 TEXT = {
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 384,
-    "max_position_embeddings": 80,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-# Patches of 8 instead of 4: the published 224 px at a quarter of the cost.
+    "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384,
+    "max_position_embeddings": 80, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+# Patches of 8 instead of 4: the published 224 px at a quarter of the cost. Too small to lose paths.
 VISION = {
-    "image_size": 224,
-    "patch_size": 8,
-    "embed_dim": 32,
-    "depths": [1, 1, 2],
-    "num_heads": [2, 4, 8],
-    "window_size": 7,
-    "drop_path_rate": 0.0,  # too small a network to lose paths
-}
+    "image_size": 224, "patch_size": 8, "embed_dim": 32, "depths": [1, 1, 2],
+    "num_heads": [2, 4, 8], "window_size": 7, "drop_path_rate": 0.0,
+}  # fmt: skip
 
 
 def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
@@ -318,9 +280,6 @@ def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: in
         folder: Made if missing; holds weights, configuration and tokenizer afterwards.
         texts: A few thousand captions and findings, in the languages the twin is to read.
         seed: Of the weights; torch's generator is put back afterwards.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: Unknown name.
@@ -333,7 +292,9 @@ def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "siglip2":
-            write_json(folder / "open_clip_config.json", siglip2_config(len(tokenizer)))
+            sizes = read_json(WEIGHTS / name / "open_clip_config.json")  # the shipped twin's
+            sizes["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
+            write_json(folder / "open_clip_config.json", sizes)
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
             return save_weights(name, model, folder)
         text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -348,16 +309,7 @@ def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: in
 
 
 def save_weights(name: str, model: torch.nn.Module, folder: str | Path) -> Path:
-    """Write a network's weights under the published names, in half precision.
-
-    Args:
-        name: siglip2, medclip or conceptclip.
-        model: The network; left as it is.
-        folder: A twin's.
-
-    Returns:
-        The folder.
-    """
+    """Write a network's weights into a twin's folder, under the published names, in 16 bit."""
     state = model.state_dict() if name == "siglip2" else published_state(model)
     file = "open_clip_model.safetensors" if name == "siglip2" else "model.safetensors"
     halves = {key: value.detach().half().contiguous().cpu() for key, value in state.items()}
@@ -365,45 +317,12 @@ def save_weights(name: str, model: torch.nn.Module, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def siglip2_config(vocabulary_size: int) -> dict:
-    """Return open_clip's configuration of SigLIP2's twin: the published one with small numbers."""
-    heads = 4
-    text = {
-        "context_length": 64,
-        "vocab_size": vocabulary_size,
-        "hf_tokenizer_name": "siglip2_twin",  # local-dir overrides it with the folder
-        "tokenizer_kwargs": {"clean": "canonicalize"},
-        "width": TINY_WIDTH,
-        "heads": heads,
-        "layers": 2,
-        "mlp_ratio": 3.0,
-        "no_causal_mask": True,
-        "proj_bias": True,
-        "pool_type": "last",
-        "norm_kwargs": {"eps": 1e-6},
-        "act_kwargs": {"approximate": "tanh"},
-    }
-    vision = {
-        "image_size": SIGLIP2_TINY_PX,
-        "timm_model_name": "vit_twin_patch16_siglip_224",
-        "timm_model_pretrained": False,
-        "timm_pool": "map",
-        "timm_proj": "none",
-    }
-    look = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    look |= {"interpolation": "bicubic", "resize_mode": "squash"}
-    model = {"embed_dim": TINY_WIDTH, "init_logit_bias": -10, "custom_text": True}
-    return {
-        "model_cfg": model | {"vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"size": [SIGLIP2_TINY_PX] * 2} | look,
-    }
-
-
+@torch.no_grad()
 def start_from_tower(trunk: torch.nn.Module, tower: dict[str, torch.Tensor]) -> None:
     """Give a timm tower the weights of a pretrained SiglipVisionModel, in place.
 
-    The inverse of `conceptclip.rename_tower`. Positions are interpolated where the grids differ;
-    the pooling head keeps its own weights, since the pretrained tower has none.
+    Positions are interpolated where the grids differ; the pooling head keeps its own weights, since
+    the pretrained tower has none.
 
     Args:
         trunk: timm's SigLIP tower, of the same width and depth.
@@ -412,30 +331,22 @@ def start_from_tower(trunk: torch.nn.Module, tower: dict[str, torch.Tensor]) -> 
     Raises:
         ValueError: A tensor does not fit.
     """
-    own = trunk.state_dict()
     tower = {name.removeprefix("vision_model."): tensor for name, tensor in tower.items()}
-    found = {"pos_embed": _positions(tower["embeddings.position_embedding.weight"], own)}
-    for kind in ("weight", "bias"):
-        found[f"patch_embed.proj.{kind}"] = tower[f"embeddings.patch_embedding.{kind}"]
-        found[f"norm.{kind}"] = tower[f"post_layernorm.{kind}"]
-        for n in range(len(trunk.blocks)):
-            layer, block = f"encoder.layers.{n}", f"blocks.{n}"
-            parts = [tower[f"{layer}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
-            found[f"{block}.attn.qkv.{kind}"] = torch.cat(parts)
-            for timm_name, name in BLOCK_NAMES.items():
-                found[f"{block}.{timm_name}.{kind}"] = tower[f"{layer}.{name}.{kind}"]
-    if wrong := [k for k, v in found.items() if own[k].shape != v.shape]:
-        shape = tuple(found[wrong[0]].shape)
-        raise ValueError(f"the pretrained tower does not fit: its {wrong[0]} is {shape}")
-    trunk.load_state_dict(own | {k: v.float() for k, v in found.items()})
+    for name, weight in rename_tower(trunk.state_dict()).items():  # shared with the trunk
+        found = tower[name]
+        if name == POSITIONS and len(found) != len(weight):
+            found = _stretch(found, len(weight))
+        if found.shape != weight.shape:
+            raise ValueError(f"the pretrained tower does not fit: its {name} is {found.shape}")
+        weight.copy_(found)
 
 
-def _positions(table: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Interpolate (old * old, width) positions to this tower's grid, (1, new * new, width)."""
-    old, new = (round(n**0.5) for n in (len(table), own["pos_embed"].shape[1]))
+def _stretch(table: torch.Tensor, count: int) -> torch.Tensor:
+    """Interpolate positions of one square grid, (n, width), to another of `count` cells."""
+    old, new = math.isqrt(len(table)), math.isqrt(count)
     grid = table.float().T.reshape(1, -1, old, old)
-    grid = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return grid.flatten(2).transpose(1, 2)
+    grid = functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+    return grid.flatten(2)[0].T
 
 
 def _bert_tokenizer(texts: Iterable[str]) -> BertTokenizer:

@@ -10,53 +10,29 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Gemma3Processor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cag_utils.cines.dicom import name_view
 from cag_utils.keyframes.network import autocast, pick_device
 from cag_utils.keyframes.training import fit
-from cag_utils.making.captions import GRADE_WORDS, KINDS, LANGUAGES, Scene, write_caption
+from cag_utils.making.captions import GRADE_WORDS, KINDS, LANGUAGES, wording, write_caption
 from cag_utils.making.stills import Stills
 from cag_utils.making.tower import muon_and_adamw, to_pixels
 from cag_utils.making.twins import POOLED_TOKENS
-from cag_utils.phantom.clinic.findings import decide_plan
-from cag_utils.phantom.clinic.notes import write_report
-from cag_utils.phantom.clinic.patients import draw_record
 from cag_utils.segments import AHA_SEGMENTS
 
 LEARNING_RATE = 2e-3  # peak of AdamW's
 
 
-def draw_scene(rng: np.random.Generator, stills: Stills, index: int) -> Scene:
-    """Give a still a patient: a history that fits its lesions, and the plan they lead to."""
-    lesions = stills.lesions(index)
-    record = draw_record(rng, lesions, str(rng.choice(["M", "F"])))
-    return Scene(
-        laterality=stills.laterality(index),
-        lesions=tuple(lesions),
-        view=name_view(*stills.angles[index]),
-        report=write_report(rng, record),
-        plan=decide_plan(record, lesions),
-        seen=stills.seen(index),
-    )
-
-
 @torch.no_grad()
-def encode_stills(tower: torch.nn.Module, stills: Stills, batch_size: int = 64) -> torch.Tensor:
-    """Return the tower's tokens of every still: (N, P, width) float16.
-
-    Args:
-        tower: A SiglipVisionModel.
-        stills: The pictures.
-        batch_size: Pictures a pass.
-    """
+def encode_stills(tower: torch.nn.Module, stills: Stills) -> torch.Tensor:
+    """Return a SiglipVisionModel's tokens of every still: (N, P, width) float16."""
     device = pick_device()
     tower.to(device).eval()
-    rows = []
-    for start in range(0, len(stills), batch_size):
-        with autocast(device):
-            pixels = to_pixels(stills.images[start : start + batch_size]).to(device)
-            rows.append(tower(pixel_values=pixels).last_hidden_state.half().cpu())
+    with autocast(device):
+        parts = (to_pixels(stills.images[i : i + 64]) for i in range(0, len(stills), 64))
+        rows = [tower(pixel_values=x.to(device)).last_hidden_state.half().cpu() for x in parts]
     tower.cpu()
     return torch.cat(rows)
 
@@ -131,10 +107,10 @@ def train_captions(
         for _ in range(steps):
             index = rng.integers(len(stills), size=batch_size)
             drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
-            scenes = [draw_scene(rng, stills, i) for i in index]
+            facts = [stills.facts(rng, i) for i in index]
             pairs = [
-                write_caption(rng, scene, LANGUAGES[int(rng.integers(2))], str(kind))
-                for scene, kind in zip(scenes, drawn, strict=True)
+                write_caption(rng, one, LANGUAGES[int(rng.integers(2))], str(kind))
+                for one, kind in zip(facts, drawn, strict=True)
             ]
             yield 1, (pairs, features[index])
 
@@ -154,43 +130,25 @@ def train_captions(
 PROMPT_WEIGHT = 0.2  # Gemma3 also learns to continue its prompt, so that it knows reports by heart
 
 
-def is_gemma3(processor) -> bool:
-    """Return whether a processor is Gemma3's, else PaliGemma's."""
-    return "Gemma3" in type(processor).__name__
+def _is_gemma3(processor) -> bool:
+    return isinstance(processor, Gemma3Processor)
 
 
 def prompt_ids(processor, question: str) -> list[int]:
-    """Return a question's token ids, image tokens included, exactly as its processor writes them.
-
-    Args:
-        processor: A twin's processor.
-        question: The user's text.
-    """
+    """Return a question's token ids, image tokens included, exactly as a processor writes them."""
     tok = processor.tokenizer
-    if is_gemma3(processor):
+    if _is_gemma3(processor):
         image = f"{tok.boi_token}{tok.image_token * POOLED_TOKENS}{tok.eoi_token}"
-        text = (
-            f"{tok.bos_token}<start_of_turn>user\n\n\n{image}\n\n{question.strip()}<end_of_turn>\n"
-            "<start_of_turn>model\n"
-        )
+        said = f"user\n\n\n{image}\n\n{question.strip()}"
+        text = f"{tok.bos_token}<start_of_turn>{said}<end_of_turn>\n<start_of_turn>model\n"
     else:
         images = tok.image_token * processor.image_processor.image_seq_length
         text = f"{images}{tok.bos_token}{question.strip()}\n"
     return tok(text, add_special_tokens=False).input_ids
 
 
-def answer_ids(processor, answer: str) -> list[int]:
-    """Return an answer's token ids with the token that ends it."""
-    end = "<end_of_turn>\n" if is_gemma3(processor) else processor.tokenizer.eos_token
-    return processor.tokenizer(answer + end, add_special_tokens=False).input_ids
-
-
 def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """Turn questions and answers into a right-padded batch.
-
-    Args:
-        processor: A twin's processor.
-        pairs: (question, answer).
+    """Turn pairs of question and answer into a right-padded batch.
 
     Returns:
         `input_ids`, `attention_mask`, `token_type_ids` (as the model class wants them: image tokens
@@ -198,17 +156,16 @@ def collate(processor, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tens
         of predicting each token counts.
     """
     tok = processor.tokenizer
-    rows = [(prompt_ids(processor, q), answer_ids(processor, a)) for q, a in pairs]
-    shape = (len(rows), max(len(q) + len(a) for q, a in rows))
-    ids = torch.full(shape, tok.pad_token_id)
-    mask, is_answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    for i, (question, answer) in enumerate(rows):
-        n = len(question) + len(answer)
-        ids[i, :n] = torch.tensor(question + answer)
-        mask[i, :n] = 1
-        is_answer[i, len(question) : n] = 1
+    end = "<end_of_turn>\n" if _is_gemma3(processor) else tok.eos_token
+    prompts = [torch.tensor(prompt_ids(processor, question)) for question, _ in pairs]
+    told = tok([text + end for _, text in pairs], add_special_tokens=False).input_ids
+    rows = [torch.cat([q, torch.tensor(a)]) for q, a in zip(prompts, told, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tok.pad_token_id)
+    at = torch.arange(ids.shape[1])
+    mask = torch.stack([at < len(row) for row in rows]).long()
+    is_answer = mask * torch.stack([at >= len(q) for q in prompts])
     weight = is_answer.float()
-    if not is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
+    if not _is_gemma3(processor):  # the prefix sees itself whole: predicting it would be cheating
         return dict(input_ids=ids, attention_mask=mask, token_type_ids=is_answer, weight=weight)
     is_image = (ids == tok.image_token_id).long()
     after_image = is_image.flip(1).cumsum(1).flip(1) == 0
@@ -222,60 +179,32 @@ LIST_ENTRY = re.compile(f"({'|'.join(NAMES)})(?:: |：)({'|'.join(PERCENTS)})")
 
 
 @torch.no_grad()
-def answer(
-    model, processor, questions: Sequence[str], images: np.ndarray, max_new_tokens: int = 48
-) -> list[str]:
-    """Answer one question about each picture, greedily.
-
-    Args:
-        model: A twin.
-        processor: Its processor.
-        questions: One a picture.
-        images: (N, S, S) uint8.
-        max_new_tokens: Longest answer.
-
-    Returns:
-        The answers.
-    """
+def answer(model, processor, questions: Sequence[str], images: np.ndarray, most=48) -> list[str]:
+    """Answer one question about each picture, (N, S, S) uint8, greedily, in `most` tokens."""
     tok = processor.tokenizer
     rows = [prompt_ids(processor, q) for q in questions]
-    batch = tok.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+    batch = dict(tok.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
     ids = batch["input_ids"]
-    kinds = (ids == tok.image_token_id).long() if is_gemma3(processor) else torch.zeros_like(ids)
-    out = model.generate(
-        **batch,
-        token_type_ids=kinds,
-        pixel_values=to_pixels(images),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )[:, ids.shape[1] :]
-    return tok.batch_decode(out, skip_special_tokens=True)
+    kinds = (ids == tok.image_token_id).long() if _is_gemma3(processor) else torch.zeros_like(ids)
+    batch |= {"token_type_ids": kinds, "pixel_values": to_pixels(images)}
+    out = model.generate(**batch, max_new_tokens=most, do_sample=False)
+    return tok.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 
-def score_captions(
-    model, processor, stills: Stills, language: str, batch_size: int = 50
-) -> dict[str, float]:
-    """Ask a twin to list the lesions of held-out stills and compare with the truth.
-
-    Args:
-        model: A twin.
-        processor: Its processor.
-        stills: Held-out pictures.
-        language: en or ja.
-        batch_size: Pictures a pass.
+def score_captions(model, processor, stills: Stills, language: str) -> dict[str, float]:
+    """Ask a twin in English or Japanese for the lesions of held-out stills; compare with the truth.
 
     Returns:
         Shares, 0 to 1: `laterality` (side of the named arteries, or of the description when none is
         named), `segment` (pictures with a lesion of which the first listed is a true one), `grade`
         (of those, the exact grade), `list_exact` (all pictures: the very list), `healthy`.
     """
-    question = {"en": "List every lesion.", "ja": "病変をすべて挙げてください。"}
-    side = {"en": "Which coronary artery is this?", "ja": "これはどちらの冠動脈ですか？"}
+    lesions, side = (wording("asks", kind, language)[0] for kind in ("list", "side"))
     lists, sides = [], []
-    for start in range(0, len(stills), batch_size):
-        part = stills.images[start : start + batch_size]
-        lists += answer(model, processor, [question[language]] * len(part), part)
-        sides += answer(model, processor, [side[language]] * len(part), part, 16)
+    for start in range(0, len(stills), 50):
+        part = stills.images[start : start + 50]
+        lists += answer(model, processor, [lesions] * len(part), part)
+        sides += answer(model, processor, [side] * len(part), part, 16)
     truth = [{x["segment"]: x["percent"] for x in stills.lesions(i)} for i in range(len(stills))]
     pairs = list(zip(truth, map(read_list, lists), strict=True))
     first = [(t, next(iter((f or {}).items()), (0, 0))) for t, f in pairs if t]
@@ -292,15 +221,9 @@ def score_captions(
 
 
 def score_blind_guess(stills: Stills) -> float:
-    """Return the `segment` score of always naming the commonest narrowed segment of the side.
+    """Return the `segment` score, 0 to 1, of naming each side's commonest narrowed segment.
 
     Whoever scores no better has seen the side and nothing of the lesion.
-
-    Args:
-        stills: Pictures; at least one with a lesion.
-
-    Returns:
-        Share of the pictures with a lesion, 0 to 1.
 
     Raises:
         ValueError: No picture has a lesion.
@@ -313,10 +236,7 @@ def score_blind_guess(stills: Stills) -> float:
 
 
 def read_list(text: str) -> dict[int, int] | None:
-    """Read a twin's list of lesions in its own generic words.
-
-    Args:
-        text: E.g. `proximal LAD: severe, mid LCX: mild.`, or `none.`, or the Japanese of either.
+    """Read a twin's list of lesions: `proximal LAD: severe, mid LCX: mild.`, `none.`, or Japanese.
 
     Returns:
         Segment to percent; empty for none; None if the text is neither (it then counts as wrong).

@@ -1,12 +1,13 @@
 """Pretraining pictures: phantom stills with the truth along every vessel, drawn once and cached."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
 
+from cag_utils.making.captions import PictureFacts, draw_patient
 from cag_utils.phantom.anatomy.lesions import SEGMENT_WEIGHTS
 from cag_utils.phantom.stills import DIASTASIS, still
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, check_lesion, segments_of
@@ -74,14 +75,22 @@ class Stills:
         counts = np.bincount(self.segments[rows], minlength=N_SEGMENTS + 1)
         return tuple(map(int, np.flatnonzero(counts >= SEEN_POINTS)))
 
+    def facts(self, rng: np.random.Generator, index: int) -> PictureFacts:
+        """Give a picture a patient: a history that fits its lesions, and the plan they lead to."""
+        side, angles = self.laterality(index), self.angles[index]
+        return draw_patient(rng, side, self.lesions(index), angles, self.seen(index))
+
+    def check_batch(self, size: int) -> None:
+        """Refuse, by a ValueError, to train on fewer pictures than a batch of `size`."""
+        if len(self) < size:
+            raise ValueError(f"{len(self)} stills are fewer than one batch of {size}")
+
     def rows(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the points of some pictures: (m,) rows, and (m,) which of `index` owns each."""
         first = np.cumsum(self.counts) - self.counts
         owner = np.repeat(np.arange(len(index)), self.counts[index])
-        within = np.arange(len(owner)) - np.repeat(
-            np.cumsum(self.counts[index]) - self.counts[index], self.counts[index]
-        )
-        return first[index][owner] + within, owner
+        before = np.cumsum(self.counts[index]) - self.counts[index]  # points of earlier pictures
+        return (first[index] - before)[owner] + np.arange(len(owner)), owner
 
 
 def patch_labels(
@@ -96,10 +105,9 @@ def patch_labels(
         moves: (B, 2, 3) affine map that each picture has undergone, column and row; None if none.
 
     Returns:
-        Row by row, each (B, P): `segment` int64, the AHA segment with most points, the lower number
-        at a tie, 0 for none; `width_px` float32, the widest lumen, 0 for none; `narrowed` float32,
-        the largest share of the diameter that a lesion takes. Points outside the picture are left
-        out.
+        Row by row, each (B, P), of the points inside the picture: `segment` int64, the AHA segment
+        with most points, the lower number at a tie, 0 for none; `width_px` float32, the widest
+        lumen, 0 for none; `narrowed` float32, the largest share that a lesion takes.
     """
     size, index = stills.images.shape[1], np.asarray(index)
     rows, owner = stills.rows(index)
@@ -122,15 +130,9 @@ def patch_labels(
 
 
 def make_stills(seeds: Sequence[int], size_px: int, workers: int = 1) -> Stills:
-    """Draw one still a seed.
+    """Draw one still a seed of `phantom.stills.still`, each of another patient, in their order.
 
-    Args:
-        seeds: Seeds of `cag_utils.phantom.stills.still`; each is another patient.
-        size_px: Side of the pictures.
-        workers: Processes; the result does not depend on them.
-
-    Returns:
-        The stills, in the order of the seeds.
+    The number of workers, processes, does not change the result.
     """
     return join(Parallel(workers)(delayed(_one)(int(seed), size_px) for seed in seeds))
 
@@ -142,42 +144,31 @@ def cached_stills(
 
     They are kept in parts of 2000, so that a killed run goes on where it was. A part whose first
     picture the phantom would draw differently today is drawn anew.
-
-    Args:
-        folder: Where the cache lives, below `data/`.
-        first_seed: First seed.
-        count: Number of stills.
-        size_px: Side of the pictures.
-        workers: Processes.
     """
     parts = []
     for start in range(first_seed, first_seed + count, PART):
         seeds = range(start, min(start + PART, first_seed + count))
         path = Path(folder) / f"stills_{start}_{len(seeds)}_{size_px}.npz"
-        parts.append(_read(path) if path.exists() else None)
+        kept = Stills(**np.load(path)) if path.exists() else None
         today = make_stills(seeds[:1], size_px).images[0]
-        if parts[-1] is None or not np.array_equal(parts[-1].images[0], today):
-            parts[-1] = make_stills(seeds, size_px, workers)
-            _write(parts[-1], path)
+        if kept is None or not np.array_equal(kept.images[0], today):
+            kept = make_stills(seeds, size_px, workers)
+            _write(kept, path)
+        parts.append(kept)
     return join(parts)
 
 
 def join(parts: Sequence[Stills]) -> Stills:
     """Put sets of stills of one size behind each other."""
-    columns = ([getattr(part, f.name) for part in parts] for f in fields(Stills))
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Stills(*map(np.concatenate, columns))
 
 
 def _write(stills: Stills, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **{f.name: getattr(stills, f.name) for f in fields(Stills)})
+    np.savez(partial, **vars(stills))
     partial.replace(path)  # a killed run leaves no half-written cache
-
-
-def _read(path: Path) -> Stills:
-    with np.load(path) as found:
-        return Stills(**{f.name: found[f.name] for f in fields(Stills)})
 
 
 def _one(seed: int, size_px: int) -> Stills:
@@ -207,8 +198,7 @@ def _moment(seed: int) -> dict[str, float]:
 def _wanted_lesion(seed: int) -> dict | list[dict] | None:
     """Ask two stills in three for one lesion, any segment and grade alike; the rest stay natural.
 
-    Natural patients have few lesions in few places; a tower learns the rare ones only if it sees
-    them often.
+    Natural patients have few lesions in few places; what is rare must be seen often to be learnt.
     """
     rng = np.random.default_rng([seed, 1])
     if seed >= FIRST_CROWDED_SEED:

@@ -7,7 +7,7 @@ word is read.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -30,35 +30,23 @@ WIDTH_WEIGHT, NARROWED_WEIGHT = 2.0, 8.0
 
 
 class TowerTask(nn.Module):
-    """A SigLIP tower with linear heads on its tokens; the heads are thrown away afterwards.
-
-    Attributes:
-        tower: The tower.
-        segment: Token to the AHA segment in its patch, or none (16).
-        lumen: Token to the octaves of the lumen's width in pixels, and to the share of the
-            diameter that a lesion takes.
-        narrowing: Token to how much it looks narrowed.
-        nowhere: How much a picture looks like one without a narrowing: one number.
-        summary: Token to the grade of each of the 15 segments in the whole picture (15 x 7).
-    """
+    """A SigLIP tower with linear heads on its tokens; the heads are thrown away afterwards."""
 
     def __init__(self, config: SiglipVisionConfig):
         super().__init__()
         self.tower = SiglipVisionModel._from_config(config, attn_implementation="sdpa")
         width = config.hidden_size
-        self.segment = nn.Linear(width, N_SEGMENTS + 1)
-        self.lumen = nn.Linear(width, 2)
-        self.narrowing = nn.Linear(width, 1)
-        self.nowhere = nn.Parameter(torch.zeros(1))
-        self.summary = nn.Linear(width, N_SEGMENTS * N_GRADES)
+        self.segment = nn.Linear(width, N_SEGMENTS + 1)  # the AHA segment in the patch, or none
+        self.lumen = nn.Linear(width, 2)  # octaves of the width in pixels; share a lesion takes
+        self.narrowing = nn.Linear(width, 1)  # how much the patch looks narrowed
+        self.nowhere = nn.Parameter(torch.zeros(1))  # how much the picture looks healthy
+        self.summary = nn.Linear(width, N_SEGMENTS * N_GRADES)  # the whole picture's grades
 
     def read(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Return the tower's tokens, (B, P, width), or only those `kept`, (B, K) of P."""
-        if kept is None:
-            return self.tower(pixel_values=pixels).last_hidden_state
-        tower = getattr(self.tower, "vision_model", self.tower)
-        tokens = tower.embeddings(pixels)
-        tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+        tower, tokens = self.tower, self.tower.embeddings(pixels)
+        if kept is not None:
+            tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
         return tower.post_layernorm(tower.encoder(inputs_embeds=tokens).last_hidden_state)
 
     def losses(
@@ -72,11 +60,11 @@ class TowerTask(nn.Module):
             whole: Whether tokens are also asked about the whole picture.
             sparse: Whether the tower reads a part of the patches alone.
         """
-        kept = _draw_kept(truth) if sparse else None
+        local, kept = {k: truth[k] for k in ("segment", "width_px", "narrowed")}, None
+        if sparse:
+            kept = _draw_kept(truth)
+            local = {k: v.gather(1, kept) for k, v in local.items()}
         tokens = self.read(pixels, kept)
-        local = {
-            k: v if kept is None else v.gather(1, kept) for k, v in truth.items() if k != "grades"
-        }
         found = {"segment": _cross_entropy(self.segment(tokens), local["segment"])}
         found |= self._lumen_losses(tokens, local)
         found["where"] = self._where_loss(tokens, local["narrowed"])
@@ -92,16 +80,11 @@ class TowerTask(nn.Module):
         vessel = truth["segment"] > 0
         said = self.lumen(tokens).float()[vessel]
         octaves = truth["width_px"][vessel].clamp(min=0.25).log2()
+        width = functional.smooth_l1_loss(said[:, 0], octaves, beta=0.2)
         taken = truth["narrowed"][vessel]
-        return {
-            "width": WIDTH_WEIGHT * functional.smooth_l1_loss(said[:, 0], octaves, beta=0.2),
-            # a narrowed patch in ten: each of them counts five times
-            "narrowed": NARROWED_WEIGHT
-            * (
-                functional.smooth_l1_loss(said[:, 1], taken, beta=0.1, reduction="none")
-                * (1 + 4 * (taken >= NARROWED))
-            ).mean(),
-        }
+        away = functional.smooth_l1_loss(said[:, 1], taken, beta=0.1, reduction="none")
+        away = away * (1 + 4 * (taken >= NARROWED))  # one patch in ten: each counts five times
+        return {"width": WIDTH_WEIGHT * width, "narrowed": NARROWED_WEIGHT * away.mean()}
 
     def _where_loss(self, tokens, narrowed) -> torch.Tensor:
         """Where is it, among all patches and nowhere?
@@ -130,20 +113,17 @@ def _cross_entropy(logits, truth):
     return functional.cross_entropy(logits.float().flatten(0, -2), truth.flatten())
 
 
+@torch.no_grad()
 def start_from_statistics(tower: SiglipVisionModel, images: np.ndarray) -> None:
     """Start a tower from what is known before training, in place: it then learns much faster.
 
-    Patches are projected on their whitened principal components; positions start as 2-D sines.
-
-    Args:
-        tower: The tower, freshly made.
-        images: (N, S, S) uint8 typical pictures.
+    Patches are projected on the whitened principal components of typical pictures, (N, S, S) uint8;
+    positions start as 2-D sines.
 
     Source:
         Position sines: Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k".
     """
-    embeddings = tower.embeddings if hasattr(tower, "embeddings") else tower.vision_model.embeddings
-    weight = embeddings.patch_embedding.weight
+    embeddings, weight = tower.embeddings, tower.embeddings.patch_embedding.weight
     width, _, size, _ = weight.shape
     grid = images.shape[1] // size
     patches = (images / 127.5 - 1).reshape(len(images), grid, size, grid, size)
@@ -155,9 +135,8 @@ def start_from_statistics(tower: SiglipVisionModel, images: np.ndarray) -> None:
     keep = min(width, size * size)
     scale = 0.5 / np.sqrt(values[-keep:] + values[-keep:].mean() * 0.02)
     rows = torch.from_numpy((vectors[:, -keep:] * scale).T.reshape(keep, 1, size, size)).float()
-    with torch.no_grad():
-        weight[:keep] = rows / 3  # the three channels are equal
-        embeddings.position_embedding.weight.copy_(position_sines(grid, width) * 0.5)
+    weight[:keep] = rows / 3  # the three channels are equal
+    embeddings.position_embedding.weight.copy_(position_sines(grid, width) * 0.5)
 
 
 def position_sines(grid: int, width: int) -> torch.Tensor:
@@ -174,34 +153,27 @@ def position_sines(grid: int, width: int) -> torch.Tensor:
     return torch.cat([f(wave) for wave in waves for f in (torch.sin, torch.cos)], 1)
 
 
+@torch.no_grad()
 def start_attention(tower: SiglipVisionModel, generator: torch.Generator) -> None:
     """Start each token's attention at tokens like itself, in place, and its values at less of them.
 
     With sine positions that means its neighbours: what convolutions have built in and a small
-    transformer would take long to learn.
-
-    Args:
-        tower: The tower, freshly made.
-        generator: Of the noise that tells heads apart.
+    transformer would take long to learn. Noise of `generator` tells the heads apart.
 
     Source:
         Trockman and Kolter 2023, "Mimetic initialization of self-attention layers", with its
         vision values: 0.7 and 0.7 for queries and keys, 0.4 and 0.4 for values and output.
     """
-    model = getattr(tower, "vision_model", tower)
-    for layer in model.encoder.layers:
-        attention = layer.self_attn
-        width, heads = attention.embed_dim, attention.num_heads
-        size = width // heads
-        with torch.no_grad():
-            for head in range(heads):
-                rows = slice(head * size, (head + 1) * size)
-                left, right = _factors(width, 0.7, 0.7, generator)
-                attention.q_proj.weight[rows] = left[:, :size].T
-                attention.k_proj.weight[rows] = right[:, :size].T
-            left, right = _factors(width, 0.4, -0.4, generator)
-            attention.v_proj.weight.copy_(left.T)
-            attention.out_proj.weight.copy_(right)
+    for layer in tower.encoder.layers:
+        attention, width = layer.self_attn, layer.self_attn.embed_dim
+        size = width // attention.num_heads
+        for start in range(0, width, size):
+            left, right = _factors(width, 0.7, 0.7, generator)
+            attention.q_proj.weight[start : start + size] = left[:, :size].T
+            attention.k_proj.weight[start : start + size] = right[:, :size].T
+        left, right = _factors(width, 0.4, -0.4, generator)
+        attention.v_proj.weight.copy_(left.T)
+        attention.out_proj.weight.copy_(right)
 
 
 def _factors(width: int, noise: float, unit: float, generator: torch.Generator):
@@ -212,7 +184,7 @@ def _factors(width: int, noise: float, unit: float, generator: torch.Generator):
 
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan 2024: steepest at 0, so that small directions grow
-ITERATIONS = 5
+ITERATIONS, MOMENTUM = 5, 0.95
 # Peak rate of the hidden matrices. In a trial of 200 steps of the tower Muon had learnt what took
 # AdamW alone about 500.
 MATRIX_RATE = 5e-3
@@ -222,47 +194,29 @@ LIKE_ADAMW = 0.2  # root mean square of AdamW's usual step (Liu et al. 2025, arX
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum, decoupled weight decay, and AdamW's size of step.
 
+    `torch.optim.Muon` in 32 bit: that one reckons in bfloat16, which many processors emulate.
+
     Args:
         params: Matrices alone.
-        lr: Learning rate, above 0; as AdamW's, or a few times that.
-        momentum: 0 to 1.
-        weight_decay: 0 or more.
-
-    Raises:
-        ValueError: A parameter is no matrix, or a number breaks its rule.
+        lr: Learning rate; as AdamW's, or a few times that.
+        weight_decay: Share of the rate by which weights shrink at a step.
 
     Source:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the step's
         size is that of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`.
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.05,
-    ):
-        if not (lr > 0 and 0 <= momentum < 1 and weight_decay >= 0):
-            raise ValueError(
-                "Muon needs lr > 0, momentum in [0, 1) and weight_decay >= 0, "
-                f"got {lr}, {momentum} and {weight_decay}"
-            )
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            if odd := [tuple(p.shape) for p in group["params"] if p.ndim != 2]:
-                raise ValueError(f"Muon takes matrices alone, got shapes {odd}")
+    def __init__(self, params: Sequence[nn.Parameter], lr: float, weight_decay: float = 0.05):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
         """Take one step; parameters without a gradient stay."""
         for group in self.param_groups:
+            rate = group["lr"]
             for p in (p for p in group["params"] if p.grad is not None):
-                state, rate = self.state[p], group["lr"]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(buffer, group["momentum"])
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                ahead = p.grad.lerp(buffer.lerp_(p.grad, 1 - MOMENTUM), MOMENTUM)
                 p.mul_(1 - rate * group["weight_decay"])
                 size = rate * LIKE_ADAMW * max(p.shape) ** 0.5
                 p.sub_(orthogonalise(ahead), alpha=size)
@@ -272,11 +226,12 @@ def muon_and_adamw(hidden: nn.Module, model: nn.Module, rate: float) -> list[tor
     """Return Muon for a network's hidden matrices and AdamW for all else that learns.
 
     Embeddings, first and last layers, norms and biases are AdamW's, as Muon's authors have it.
+    What requires no gradient is left out.
 
     Args:
-        hidden: The layers whose matrices are Muon's, at `MATRIX_RATE`: a part of `model`.
-        model: Whatever of it requires no gradient is left out.
-        rate: Peak learning rate of AdamW.
+        hidden: The part of `model` whose matrices are Muon's, at `MATRIX_RATE`.
+        model: All.
+        rate: Peak of AdamW's learning rate.
     """
     matrices = [p for p in hidden.parameters() if p.requires_grad and p.ndim == 2]
     own = {id(p) for p in matrices}
@@ -327,12 +282,11 @@ def train_tower(
 
     Args:
         stills: Training pictures with dense labels.
-        config: From `twins.tower_config`.
+        config: From `twins.make_tower_config`.
         steps: Optimiser steps.
         seed: Order of the pictures, jitter and initial weights.
         batch_size: Pictures a step.
-        learning_rate: Peak of AdamW's; a short warm-up, then a cosine to zero. Muon's, for the
-            encoder's matrices, is `MATRIX_RATE`.
+        learning_rate: Peak of AdamW's.
 
     Returns:
         (the trained task, on the CPU; one row of losses a step).
@@ -340,8 +294,7 @@ def train_tower(
     Raises:
         ValueError: Fewer pictures than one batch.
     """
-    if len(stills) < batch_size:
-        raise ValueError(f"{len(stills)} stills are fewer than one batch of {batch_size}")
+    stills.check_batch(batch_size)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     task = TowerTask(config)
@@ -349,11 +302,14 @@ def train_tower(
     start_attention(task.tower, torch.Generator().manual_seed(seed))
     device = pick_device()
     task.to(device)
-    encoder = getattr(task.tower, "vision_model", task.tower).encoder
     side = config.image_size // config.patch_size
 
     def batches(epoch: int):
-        for step, index in enumerate(_batches(rng, len(stills), batch_size, steps)):
+        order = np.empty(0)
+        for step in range(steps):
+            at = step % (len(stills) // batch_size) * batch_size
+            order = order if at else rng.permutation(len(stills))
+            index = np.sort(order[at : at + batch_size])
             images, moves = move(rng, stills.images[index])
             truth = patch_labels(stills, index, side, moves) | {"grades": stills.grades[index]}
             when = step >= DENSE_SHARE * steps, step < SPARSE_SHARE * steps
@@ -365,7 +321,7 @@ def train_tower(
         with autocast(device):
             return task.losses(pixels.to(device), truth, whole, sparse)
 
-    optimisers = muon_and_adamw(encoder, task, learning_rate)
+    optimisers = muon_and_adamw(task.tower.encoder, task, learning_rate)
     done = fit(task, batches, loss, optimisers, steps, name="tower")
     return task.cpu().eval(), done.steps
 
@@ -373,12 +329,9 @@ def train_tower(
 def move(rng: np.random.Generator, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Zoom, turn and shift pictures a little; never mirror. Borders are repeated.
 
-    Args:
-        rng: Generator.
-        images: (B, S, S) uint8.
-
     Returns:
-        The moved pictures, and (B, 2, 3) the affine map of columns and rows.
+        The moved pictures, (B, S, S) uint8 as they were, and (B, 2, 3) the affine map of columns
+        and rows.
     """
     size = images.shape[1]
     moved, maps = np.empty_like(images), np.empty((len(images), 2, 3))
@@ -391,13 +344,8 @@ def move(rng: np.random.Generator, images: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @torch.no_grad()
-def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[str, float]:
-    """Measure a tower on held-out stills.
-
-    Args:
-        task: The trained task.
-        stills: Held-out pictures.
-        batch_size: Pictures a pass.
+def score_tower(task: TowerTask, stills: Stills) -> dict[str, float]:
+    """Measure a trained tower on held-out stills.
 
     Returns:
         `patch_accuracy` (segment of vessel patches), `laterality_accuracy`, `width_error` (mean
@@ -408,8 +356,8 @@ def score_tower(task: TowerTask, stills: Stills, batch_size: int = 64) -> dict[s
         narrowed) and `healthy_accuracy` (pictures without a lesion called so). Shares, 0 to 1.
     """
     patches, widths, narrowest, summaries = [], [], [], []
-    for start in range(0, len(stills), batch_size):
-        tokens = task.read(to_pixels(stills.images[start : start + batch_size]))
+    for start in range(0, len(stills), 64):
+        tokens = task.read(to_pixels(stills.images[start : start + 64]))
         patches.append(task.segment(tokens).argmax(-1).numpy())
         widths.append(task.lumen(tokens)[..., 0].numpy())
         narrowest.append(task.narrowing(tokens)[..., 0].argmax(-1).numpy())
@@ -438,15 +386,6 @@ def jitter(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     offset = rng.normal(0, 12, (len(images), 1, 1)).astype(np.float32)
     mean = images.mean((1, 2), keepdims=True, dtype=np.float32)
     return np.clip((images - mean) * gain + mean + offset + grain, 0, 255).astype(np.uint8)
-
-
-def _batches(rng: np.random.Generator, count: int, size: int, steps: int):
-    order, at = rng.permutation(count), 0
-    for _ in range(steps):
-        if at + size > count:
-            order, at = rng.permutation(count), 0
-        yield np.sort(order[at : at + size])
-        at += size
 
 
 def _lesion_scores(chance: np.ndarray, grades: np.ndarray) -> dict[str, float]:

@@ -5,6 +5,7 @@ it, TRL trains it and PEFT adapts it, so the study's code never knows whether it
 checkpoint. One vocabulary and one SigLIP tower serve both twins.
 """
 
+import copy
 import json
 from collections.abc import Iterable
 from importlib.resources import files
@@ -31,9 +32,10 @@ from transformers import (
 
 from cag_utils.params import check_choice
 from cag_utils.shipped import WEIGHTS
+from cag_utils.study import PACKAGE, read_json
 
 TWINS = ("gemma3", "paligemma2")
-VOCABULARY_SIZE = 1800
+VOCABULARY_SIZE, VOCABULARY = 1800, WEIGHTS / "tokenizer" / "vocabulary.json"  # the shipped one
 PAD, EOS, BOS, UNK, MASK = "<pad>", "<eos>", "<bos>", "<unk>", "<mask>"
 TURN = ["<start_of_turn>", "<end_of_turn>"]
 GEMMA3_IMAGE = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
@@ -45,7 +47,7 @@ def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> dict:
     """Learn a BPE vocabulary with byte fallback, as Gemma's, from the study's own kind of text.
 
     Args:
-        texts: English and Japanese text; every character in it becomes a token.
+        texts: English and Japanese; every character becomes a token.
         size: Tokens in all, special and byte tokens included, at least 600.
 
     Returns:
@@ -60,23 +62,13 @@ def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> dict:
     tok = Tokenizer(models.BPE(unk_token=UNK, byte_fallback=True, fuse_unk=True))
     tok.normalizer = normalizers.Replace(" ", "▁")
     tok.pre_tokenizer = _pre_tokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - len(BYTES),
-        special_tokens=SPECIALS,
-        show_progress=False,
-        min_frequency=2,
-        max_token_length=12,
-    )
+    limits = {"vocab_size": size - len(BYTES), "min_frequency": 2, "max_token_length": 12}
+    trainer = trainers.BpeTrainer(special_tokens=SPECIALS, show_progress=False, **limits)
     tok.train_from_iterator(texts, trainer)
     learnt = json.loads(tok.to_str())["model"]
     tokens = [t for t in sorted(learnt["vocab"], key=learnt["vocab"].get) if t not in SPECIALS]
     vocab = {token: i for i, token in enumerate([*SPECIALS, *BYTES, *tokens])}
     return {"vocab": vocab, "merges": [list(pair) for pair in learnt["merges"]]}
-
-
-def load_vocabulary(path: Path = WEIGHTS / "tokenizer" / "vocabulary.json") -> dict:
-    """Read the shipped vocabulary, or another one saved as JSON in the same form."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
@@ -90,137 +82,83 @@ def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
         ValueError: Unknown kind.
     """
     check_choice("twin", kind, TWINS)
-    vocabulary = vocabulary or load_vocabulary()
+    vocabulary = vocabulary or read_json(VOCABULARY)
     begin, end, soft = GEMMA3_IMAGE
     named = {"boi_token": begin, "eoi_token": end, "image_token": soft}
     if kind == "paligemma2":
         named = {"image_token": "<image>"}
+    merges = [tuple(pair) for pair in vocabulary["merges"]]
+    limits = {"padding_side": "left", "model_max_length": 2048}
+    limits["add_bos_token"] = kind == "gemma3"  # PaliGemma's processor writes its own <bos>
     tokenizer = GemmaTokenizer(
-        vocab=vocabulary["vocab"],
-        merges=[tuple(pair) for pair in vocabulary["merges"]],
-        extra_special_tokens=named,
-        add_bos_token=kind == "gemma3",  # PaliGemma's processor writes its own <bos>
-        padding_side="left",
-        model_max_length=2048,
+        vocab=vocabulary["vocab"], merges=merges, extra_special_tokens=named, **limits
     )
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": TURN + list(named.values())}, replace_extra_special_tokens=False
-    )
+    extra = {"extra_special_tokens": TURN + list(named.values())}
+    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
     tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer()
     return tokenizer
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     """Words keep their leading space; punctuation, line breaks and each digit stand alone."""
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("▁", "merged_with_next"),
-            pre_tokenizers.Split(Regex(r"\n+|[.,;:()/=。、：（）？]"), "isolated"),
-            pre_tokenizers.Digits(individual_digits=True),
-        ]
-    )
+    words = pre_tokenizers.Split("▁", "merged_with_next")
+    marks = pre_tokenizers.Split(Regex(r"\n+|[.,;:()/=。、：（）？]"), "isolated")
+    return pre_tokenizers.Sequence([words, marks, pre_tokenizers.Digits(individual_digits=True)])
 
 
 IMAGE_PX, PATCH_PX = 224, 16  # 14 x 14 = 196 patches; the real PaliGemma2 has 32 x 32
 POOLED_TOKENS = 49  # Gemma3 pools 2 x 2 patches into one token (the real one 4 x 4)
 # PaliGemma has no chat template upstream; this one lets TRL and generation treat both twins alike.
-PALIGEMMA_TEMPLATE = (
-    "{%- for m in messages -%}{%- if m['role'] == 'user' -%}"
-    "{%- if m['content'] is string -%}{{ m['content'] | trim }}{%- else -%}"
-    "{%- for i in m['content'] -%}{%- if i['type'] == 'image' -%}<image>{%- endif -%}{%- endfor -%}"
-    "{%- for i in m['content'] -%}{%- if i['type'] == 'text' -%}{{ i['text'] | trim }}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{%- elif m['role'] == 'assistant' -%}"
-    "{%- if m['content'] is string -%}{{ m['content'] | trim }}{%- else -%}"
-    "{%- for i in m['content'] -%}{{ i['text'] | trim }}{%- endfor -%}{%- endif -%}{{ eos_token }}"
-    "{%- endif -%}{%- endfor -%}"
-)
+PALIGEMMA_TEMPLATE = PACKAGE / "templates" / "paligemma.jinja"
 
 
-def make_processor(
-    kind: str, vocabulary: dict | None = None
-) -> Gemma3Processor | PaliGemmaProcessor:
-    """Return a twin's processor: 224 px, grey levels to -1 .. 1, chat template included.
-
-    Raises:
-        ValueError: Unknown kind.
-    """
+def make_processor(kind: str, vocabulary: dict | None = None):
+    """Return a twin's processor: 224 px, grey levels to -1 .. 1, chat template included."""
     tokenizer = make_tokenizer(kind, vocabulary)
     size = {"height": IMAGE_PX, "width": IMAGE_PX}
     if kind == "gemma3":
         template = files("trl") / "chat_templates" / "gemma3.jinja"  # Gemma3's own
-        return Gemma3Processor(
-            Gemma3ImageProcessor(size=size),
-            tokenizer,
-            chat_template=template.read_text(encoding="utf-8"),
-            image_seq_length=POOLED_TOKENS,
-        )
+        written = {"chat_template": template.read_text(encoding="utf-8")}
+        images = Gemma3ImageProcessor(size=size)
+        return Gemma3Processor(images, tokenizer, image_seq_length=POOLED_TOKENS, **written)
     images = SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     images.image_seq_length = (IMAGE_PX // PATCH_PX) ** 2
-    return PaliGemmaProcessor(images, tokenizer, chat_template=PALIGEMMA_TEMPLATE)
+    template = PALIGEMMA_TEMPLATE.read_text(encoding="utf-8").rstrip()
+    return PaliGemmaProcessor(images, tokenizer, chat_template=template)
 
 
-def tower_config() -> SiglipVisionConfig:
+def make_tower_config() -> SiglipVisionConfig:
     """Return the twins' SigLIP tower: 1.2 M parameters, the tanh GELU of the published models."""
     return SiglipVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        image_size=IMAGE_PX,
-        patch_size=PATCH_PX,
-        hidden_act="gelu_pytorch_tanh",
+        hidden_size=128, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
+        image_size=IMAGE_PX, patch_size=PATCH_PX, hidden_act="gelu_pytorch_tanh",
         vision_use_head=False,
-    )
+    )  # fmt: skip
 
 
 def make_config(kind: str, tokenizer: GemmaTokenizer) -> Gemma3Config | PaliGemmaConfig:
-    """Return a twin's configuration for this tokenizer.
-
-    Raises:
-        ValueError: Unknown kind.
-    """
-    check_choice("twin", kind, TWINS)
+    """Return a twin's configuration for this tokenizer."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
     special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BOS]}
-    width, head = 160, 40
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=head,
-        query_pre_attn_scalar=head,
-        max_position_embeddings=2048,
-        sliding_window=1024,
-        attn_logit_softcapping=None,
-        final_logit_softcapping=None,
-        eos_token_id=ids[EOS],
-        **special,
-    )
+    tower, width, head = make_tower_config(), 160, 40
+    text = special | dict(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=1, head_dim=head, query_pre_attn_scalar=head,
+        max_position_embeddings=2048, sliding_window=1024, attn_logit_softcapping=None,
+        final_logit_softcapping=None, eos_token_id=ids[EOS],
+    )  # fmt: skip
     if kind == "gemma3":
         return Gemma3Config(
-            text_config=Gemma3TextConfig(**text, sliding_window_pattern=2),
-            vision_config=tower_config(),
-            mm_tokens_per_image=POOLED_TOKENS,
-            boi_token_index=ids[GEMMA3_IMAGE[0]],
-            eoi_token_index=ids[GEMMA3_IMAGE[1]],
-            image_token_index=ids[GEMMA3_IMAGE[2]],
-            eos_token_id=[ids[EOS], ids[TURN[1]]],
-            **special,
-        )
+            text_config=Gemma3TextConfig(**text, sliding_window_pattern=2), vision_config=tower,
+            mm_tokens_per_image=POOLED_TOKENS, boi_token_index=ids[GEMMA3_IMAGE[0]],
+            eoi_token_index=ids[GEMMA3_IMAGE[1]], image_token_index=ids[GEMMA3_IMAGE[2]],
+            eos_token_id=[ids[EOS], ids[TURN[1]]], **special,
+        )  # fmt: skip
     return PaliGemmaConfig(
-        text_config=Gemma2Config(**text),
-        vision_config=tower_config(),
-        projection_dim=width,
-        hidden_size=width,
-        vocab_size=len(tokenizer),
-        image_token_index=ids["<image>"],
-        eos_token_id=ids[EOS],
-        **special,
-    )
+        text_config=Gemma2Config(**text), vision_config=tower, projection_dim=width,
+        hidden_size=width, vocab_size=len(tokenizer), image_token_index=ids["<image>"],
+        eos_token_id=ids[EOS], **special,
+    )  # fmt: skip
 
 
 def build_twin(
@@ -235,8 +173,8 @@ def build_twin(
     Args:
         kind: gemma3 or paligemma2.
         folder: Where model and processor are saved.
-        seed: Seed of the random weights; torch's generator is put back afterwards.
-        pretrained_tower: Folder of a SiglipVisionModel of `tower_config()`; random if None.
+        seed: Of the random weights; torch's generator is put back afterwards.
+        pretrained_tower: Folder of a SiglipVisionModel of `make_tower_config()`; random if None.
         vocabulary: From `train_vocabulary`; the shipped one if None.
 
     Returns:
@@ -262,31 +200,20 @@ def build_twin(
     if pretrained_tower is not None:
         tower = SiglipVisionModel.from_pretrained(pretrained_tower, dtype=torch.float32)
         model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        pad_token_id=config.pad_token_id,
-        eos_token_id=config.eos_token_id,
-        do_sample=False,
-    )
+    ids = {k: getattr(config, k) for k in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig(**ids, do_sample=False)
     save_twin(model, processor, folder)
     return model, processor
 
 
-def save_twin(model, processor, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a model and its processor as one Hugging Face folder.
+def save_twin(model, processor, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model and its processor as one Hugging Face folder; both are left as they are.
 
     Args:
-        model: A twin; left as it is.
+        model: A twin.
         processor: Its processor.
         folder: Made if missing.
         dtype: How the weights are stored; float16 halves the size of what is shipped.
-
-    Returns:
-        The folder.
     """
-    folder = Path(folder)
-    before = model.dtype
-    model.to(dtype).save_pretrained(folder)
-    model.to(before)
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
-    return folder

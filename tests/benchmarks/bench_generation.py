@@ -27,7 +27,7 @@ from transformers import AutoModelForImageTextToText
 
 from cag_utils.corpus.examples import encode_prompts, open_picture
 from cag_utils.corpus.pairs import prompt
-from cag_utils.making.captions import random_scene
+from cag_utils.making.captions import random_facts
 from cag_utils.making.twins import TWINS, build_twin
 from cag_utils.profiles import load_profile
 from cag_utils.vlm import loading
@@ -45,7 +45,7 @@ def write_cases(folder: Path) -> tuple[list[str], list[str]]:
     images = [str(folder / f"{i:02d}.png") for i in range(N_CASES)]
     for path in images:
         Image.fromarray(rng.integers(0, 256, (512, 512), dtype=np.uint8)).save(path)
-    scenes = [random_scene(rng) for _ in images]
+    scenes = [random_facts(rng) for _ in images]
     return images, [prompt(s.laterality, s.report["en"], "en") for s in scenes]
 
 

@@ -18,28 +18,18 @@ from cag_utils.making.embedders import (
     train_embedder,
     write_text,
 )
-from cag_utils.making.stills import Stills
 from cag_utils.scores.embedders import load_embedder
+from tests.making.world import no_points
 
 
-def flat_stills(n: int = 12, size: int = 60) -> Stills:
+def flat_stills(n=12, size=60):
     """Left coronaries dark with a lesion of #7, right ones bright with one of #2."""
     rng = np.random.default_rng(0)
     lca = np.arange(n) % 2 == 0
     images = np.where(lca, 60, 190)[:, None, None] + rng.integers(-9, 9, (n, size, size))
     grades = np.zeros((n, 15), np.uint8)
     grades[lca, 6], grades[~lca, 1] = 4, 3  # 90 and 75 percent
-    return Stills(
-        images=images.astype(np.uint8),
-        grades=grades,
-        lca=lca,
-        angles=np.full((n, 2), 30, np.float32),
-        counts=np.zeros(n, int),
-        points=np.empty((0, 2), np.float32),
-        segments=np.empty(0, np.uint8),
-        width_px=np.empty(0, np.float32),
-        narrowed=np.empty(0, np.float32),
-    )
+    return no_points(images.astype(np.uint8), grades, lca)
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +47,15 @@ def twin(folder):
     return lambda name: load_embedder(name, "tiny", "cpu", folder)
 
 
-def test_losses_of_a_network_that_knows_nothing():
-    logits, same = torch.zeros(4, 4), torch.eye(4, dtype=torch.bool)
+def test_losses_by_hand():
+    logits, same = torch.zeros(4, 4), torch.eye(4, dtype=torch.bool)  # nothing is known
     assert softmax_loss(logits, same).item() == pytest.approx(math.log(4))
     assert sigmoid_loss(logits, same).item() == pytest.approx(4 * math.log(2))
-
-
-def test_losses_by_hand():
     logits, same = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2, dtype=torch.bool)
     assert softmax_loss(logits, same).item() == pytest.approx(math.log(1 + math.exp(-2)))
     wanted = math.log(1 + math.exp(-2)) + math.log(2)  # a pair's own and the other's, per picture
     assert sigmoid_loss(logits, same).item() == pytest.approx(wanted)
-
-
-def test_equal_findings_are_not_held_against_each_other():
-    logits, same = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)
+    logits, same = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)  # equal findings
     assert softmax_loss(logits, same).item() == pytest.approx(math.log(2))  # its minimum
     assert softmax_loss(logits + 9 * torch.eye(2), same) > math.log(2)
 
@@ -86,7 +70,7 @@ def test_texts_tell_the_stills_facts_and_no_others():
     assert len(set(left)) > 10
 
 
-@pytest.mark.parametrize("name, n_steps", [("medclip", 40), ("siglip2", 20)])
+@pytest.mark.parametrize("name, n_steps", [("medclip", 24), ("siglip2", 10)])
 def test_training_brings_pictures_and_their_texts_together(name, n_steps, twin):
     stills, trained = flat_stills(), twin(name)
     before = side_accuracy(trained, list(stills.images), stills.lca)
@@ -129,7 +113,10 @@ def test_places_by_hand():
 def test_the_place_task_listens_until_it_is_closed(twin):
     found, stills = twin("medclip"), flat_stills(2)
     task = PlaceTask(found, stills)
-    pixels = found.pixels.tensor(fit_stills(found, stills))
+    fitted = fit_stills(found, stills)
+    assert fitted.shape == (2, 224, 224)
+    assert np.array_equal(fitted[1], np.asarray(found.pixels.fit(stills.images[1]))[..., 0])
+    pixels = found.pixels.tensor(fitted)
     found.towers.image(pixels)
     assert task.tokens.shape == (2, 49, 128)
     task.head.weight.data.zero_()
@@ -158,14 +145,6 @@ def test_retrieval_by_hand():
     assert found["chance_top1"] == pytest.approx(1 / 3) and found["n_texts"] == 3
     twice = retrieval(Known(), [0.1, 0.1, 0.3], ["a", "a", "ccc"])
     assert twice["top1"] == 1 and twice["n_texts"] == 2
-
-
-def test_stills_are_fitted_as_the_embedder_does(twin):
-    stills, found = flat_stills(2), twin("medclip")
-    fitted = fit_stills(found, stills)
-    assert fitted.shape == (2, 224, 224)
-    alone = found.pixels.fit(stills.images[1])
-    assert np.array_equal(fitted[1], np.asarray(alone)[..., 0])
 
 
 def test_refuses_too_little(twin):

@@ -14,7 +14,6 @@ from cag_utils.making.language import (
     answer,
     caption_loss,
     collate,
-    draw_scene,
     encode_stills,
     prompt_ids,
     read_list,
@@ -25,8 +24,7 @@ from cag_utils.making.language import (
 from cag_utils.making.stills import Stills
 from cag_utils.making.tower import to_pixels
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX, TURN, TWINS
-from cag_utils.segments import AHA_SEGMENTS
-from tests.making.world import random_twin, toy_stills
+from tests.making.world import as_written, random_twin, toy_stills
 
 
 @pytest.fixture(scope="module", params=TWINS)
@@ -40,17 +38,7 @@ def test_prompts_are_the_processors_own(twin):
     kind, _, processor = twin
     question = "この画像は左\n\nReport #11?"
     picture = Image.fromarray(stills.images[0]).convert("RGB")
-    if kind == "gemma3":
-        parts = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": parts}],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-        )
-    else:
-        inputs = processor(images=[[picture]], text=["<image>" + question], return_tensors="pt")
+    inputs = as_written(processor, kind, picture, question)
     assert inputs["input_ids"][0].tolist() == prompt_ids(processor, question)
     assert torch.allclose(inputs["pixel_values"], to_pixels(stills.images[:1]), atol=1e-6)
 
@@ -121,7 +109,7 @@ def test_answers_and_scores(twin, monkeypatch):
     assert len(texts) == 2
     said = {"LCA": ["mid LAD: severe.", "left coronary artery (LCA)."], "RCA": ["none.", "RCA"]}
 
-    def scripted(model, processor, questions, images, max_new_tokens=48):
+    def scripted(model, processor, questions, images, most=48):
         column = int("Which" in questions[0])
         return [said["LCA" if image[0, 0] == 60 else "RCA"][column] for image in images]
 
@@ -156,14 +144,6 @@ def test_a_blind_guess_by_hand():
 )
 def test_lists_are_read_and_nonsense_is_not_health(text, read):
     assert read_list(text) == read
-
-
-def test_a_scene_fits_its_still():
-    stills = toy_stills()
-    made = draw_scene(np.random.default_rng(0), stills, 0)
-    assert made.laterality == "LCA" and made.view == "LAO caudal"
-    assert [x["segment"] for x in made.lesions] == [7] and made.lesions[0]["percent"] == 90
-    assert AHA_SEGMENTS[7].artery == made.lesions[0]["artery"]
 
 
 def test_words_that_a_batch_does_not_write_are_left_where_they_are():

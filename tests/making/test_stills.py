@@ -1,14 +1,15 @@
 """Pretraining stills: labels by hand, a cache, and nobody of the study."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.making.scenes import STREAM as SCENES
+from cag_utils.making.cnn import STREAM as SCENES
 from cag_utils.making.stills import (
     FIRST_HELD_OUT_SEED,
     FIRST_SEED,
-    Stills,
     cached_stills,
     make_stills,
     patch_labels,
@@ -18,17 +19,14 @@ from cag_utils.making.twins import IMAGE_PX, PATCH_PX
 from cag_utils.phantom.cohort import STREAMS
 from cag_utils.phantom.stills import STREAM
 from cag_utils.segments import segments_of
-from tests.making.world import toy_stills
+from tests.making.world import no_points, toy_stills
 
 
 def three_by_three():
     """Two 30 px pictures of 3 x 3 patches of 10 px; the second shows one point."""
     points = [[2, 3], [4, 8], [9, 9], [15, 5], [25, 29], [-1, 5], [30, 5], [12, 12]]
-    return Stills(
-        images=np.zeros((2, 30, 30), np.uint8),
-        grades=np.zeros((2, 15), np.uint8),
-        lca=np.array([True, True]),
-        angles=np.zeros((2, 2), np.float32),
+    return replace(
+        no_points(np.zeros((2, 30, 30), np.uint8), np.zeros((2, 15), np.uint8), np.ones(2, bool)),
         counts=np.array([7, 1]),
         points=np.array(points, np.float32),
         segments=np.array([5, 6, 6, 6, 11, 13, 13, 9], np.uint8),
@@ -53,7 +51,7 @@ def test_labels_move_with_the_picture():
     assert found["segment"].tolist() == [[0, 0, 0, 6, 6, 0, 0, 0, 0]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_moved_pictures_points_stay_on_their_marks(seed):
     rng = np.random.default_rng(seed)
@@ -74,6 +72,9 @@ def test_stills_know_their_lesions_and_vessels():
     found = patch_labels(stills, [0], IMAGE_PX // PATCH_PX)
     assert found["segment"][0, middle] == 7 and found["narrowed"][0, middle] == np.float32(0.9)
     assert stills.seen(0) == (5,)  # the bar; a point or two are no vessel
+    facts = stills.facts(np.random.default_rng(0), 0)
+    assert facts.laterality == "LCA" and facts.view == "LAO caudal" and facts.seen == (5,)
+    assert facts.lesions == ({"segment": 7, "percent": 90, "artery": "LAD"},)
 
 
 def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):

@@ -37,11 +37,33 @@ def toy_still(seed, size_px, lesion=None, phase=0.0, wait_s=0.0):
     )
 
 
+def no_points(images, grades, lca) -> Stills:
+    """Stills of which no vessel is known."""
+    none, n = np.empty(0, np.float32), len(images)
+    angles, counts = np.full((n, 2), 30, np.float32), np.zeros(n, int)
+    return Stills(
+        images, grades, lca, angles, counts, none.reshape(0, 2), none.astype(np.uint8), none, none
+    )
+
+
 @functools.cache
 def toy_stills() -> Stills:
     """Eight toy stills, left and right in turn; read only."""
     with mock.patch.object(stills, "still", toy_still):
         return make_stills(range(8), IMAGE_PX)
+
+
+def as_written(processor, kind, picture, question):
+    """A twin's inputs as its own processor writes them."""
+    if kind == "paligemma2":
+        text = ["<image>" + question]
+        inputs = processor(images=[[picture]], text=text, return_tensors="pt")
+        inputs.pop("labels", None)
+        return inputs
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    wanted = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    said = [{"role": "user", "content": parts}]
+    return processor.apply_chat_template(said, add_generation_prompt=True, **wanted)
 
 
 @functools.cache

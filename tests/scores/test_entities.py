@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.making.captions import Scene, write_caption
+from cag_utils.making.captions import PictureFacts, write_caption
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
 from cag_utils.phantom.clinic.notes import write_report
 from cag_utils.phantom.clinic.patients import draw_record
@@ -154,7 +154,7 @@ def test_the_untuned_twins_own_words_are_read_as_well(truth, language, seed):
     lesions, laterality, plan = truth
     rng = np.random.default_rng(seed)
     report = write_report(rng, draw_record(rng, lesions, "M"))
-    scene = Scene(laterality, tuple(lesions), "LAO cranial", report, plan)
+    scene = PictureFacts(laterality, tuple(lesions), "LAO cranial", report, plan)
     _, answer = write_caption(rng, scene, language, "referral")
     read, wanted = read_entities(answer, language), truth_entities(laterality, lesions, plan)
     assert read.stenoses == wanted.stenoses, answer
