@@ -2,6 +2,11 @@
 
 Exams on both sides of a split, ours and the paper's; near-duplicate frames; trainings that differ
 in nothing but what they know of the patients they are tested on; their F1s compared; the figures.
+
+One meaning everywhere: `frames` has a row a frame (patient_id, video_id, exam_id, frame, label) and
+is numbered from 0 whatever its index; `features` are its fingerprints (n, d), bool bits of hashes
+or float embeddings; a `split` names train, val or test for each row; `limit` comes from
+`chance_threshold`, `answers` from `run_trainings`; `stats` and `seed` are the bootstrap's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,8 +70,8 @@ def tabulate_cases(
     """Put the exams that cross our splits beside those that must cross the paper's.
 
     Args:
-        frames: exam_id, one row a frame.
-        splits: What was kept together (patient, video, frame) to train, val or test a row.
+        frames: One row a frame.
+        splits: What was kept together (patient, video, frame) to its split.
         paper: Cases of the paper's train, val and test.
         n_exams: Exams the paper had in all.
 
@@ -84,13 +89,7 @@ def tabulate_cases(
 
 
 def split_rows(frames: pd.DataFrame, by: str, cnn: Cnn, seed: int) -> pd.Series:
-    """Split as notebook 01 does, or frame by frame; return train, val or test a row.
-
-    Args:
-        frames: patient_id, video_id, frame.
-        by: Kept together: "patient", "video" or "frame".
-        cnn: Its validation and test shares.
-        seed: Of the split.
+    """Split as notebook 01 does (`cnn`'s shares), by "patient" or "video", or by "frame".
 
     Raises:
         ValueError: As `splits.split_groups`.
@@ -151,8 +150,8 @@ def find_nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarra
     """Find each query's nearest reference.
 
     Args:
-        queries: (n, d), bool for hashes, float for embeddings.
-        references: (m, d), likewise, m >= 1.
+        queries: (n, d) features.
+        references: (m, d) features, m >= 1.
 
     Returns:
         Distances (n,), of hashes in bits that differ, of embeddings one less their cosine; and row
@@ -176,14 +175,9 @@ def nearest_by_relation(features: np.ndarray, frames: pd.DataFrame, seed: int) -
     counterpart of *same patient, other video* is *one other patient*: each patient gets another
     one at random, who leaves out one video as well.
 
-    Args:
-        features: (n, d), see `find_nearest`.
-        frames: n rows with patient_id and video_id.
-        seed: Of the choice of the one other patient.
-
     Returns:
-        n rows, columns `RELATIONS`, distances as `find_nearest` gives them; missing where a frame
-        has no such relative. Same index as `frames`.
+        `frames`' index, columns `RELATIONS`, distances as `find_nearest` gives them; missing where
+        a frame has no such relative.
     """
     metric, unit = _metric(features)
     patient, video = (pd.factorize(frames[column])[0] for column in ("patient_id", "video_id"))
@@ -231,18 +225,15 @@ def chance_threshold(strangers: np.ndarray, rate: float) -> float:
 
 
 def describe_relations(kin: pd.DataFrame, limit: float) -> pd.DataFrame:
-    """Sum up how near relatives are (`nearest_by_relation`) against a `chance_threshold`.
+    """Sum up how near relatives are, of `nearest_by_relation`.
 
     Returns:
         One row a relation: nearest (its name), frames (that have such a relative), median
         distance, limit, share near (of those frames, in [0, 1]).
     """
-    rows = []
-    for relation, distance in kin.items():
-        known = distance.dropna()
-        row = {"nearest": relation, "frames": len(known), "median distance": known.median()}
-        rows.append(row | {"limit": limit, "share near": (known < limit).mean()})
-    return pd.DataFrame(rows)
+    near = (kin < limit).sum() / kin.count()
+    found = {"frames": kin.count(), "median distance": kin.median(), "limit": limit}
+    return pd.DataFrame(found | {"share near": near}).rename_axis("nearest").reset_index()
 
 
 def find_twins(
@@ -251,9 +242,9 @@ def find_twins(
     """Find the nearest training frame of each test frame.
 
     Args:
-        features: (n, d), see `find_nearest`.
-        split: (n,) train, val or test.
-        limit: Of `chance_threshold`.
+        features: (n, d).
+        split: (n,).
+        limit: Below it a frame is near.
         within: (n,) group of each frame, such as the patient, to search no training frames but
             those of the same group; test frames of a group without any are left out.
 
@@ -324,7 +315,7 @@ def plan_crossover(
     patients. Patients with a single video have nothing to lend: they only ever train.
 
     Args:
-        frames: patient_id, video_id, frame, label; row numbers count from 0 whatever the index.
+        frames: One row a frame.
         n_folds: Pairs of groups, 2 or more.
         val_share: Share of the patients set apart for validation.
         seed: Of the deal; `repeat` is added.
@@ -424,13 +415,9 @@ def _deal_frames(frames: pd.DataFrame, seed: int) -> np.ndarray:
 def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFrame:
     """Count what each training holds, and check that no leak is there but the one meant.
 
-    Args:
-        plan: Of `plan_crossover`.
-        frames: The table it was planned on.
-
     Returns:
-        One row a training: training, train frames, train patients, val frames, and for each arm
-        the number of test frames.
+        One row a training of `plan_crossover`: training, train frames, train patients, val frames,
+        and for each arm the number of test frames.
 
     Raises:
         ValueError: A tested frame is in train, a tested patient is in val, or a network knows
@@ -456,13 +443,8 @@ def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFram
 def flag_twins(plan: Sequence[Training], features: np.ndarray, limit: float) -> pd.DataFrame:
     """Say of each test frame and arm whether its network saw a near duplicate.
 
-    Args:
-        plan: Of `plan_crossover`.
-        features: (n, d), see `find_nearest`.
-        limit: Of `chance_threshold`.
-
     Returns:
-        One row a deal, arm and test frame: repeat, arm, row, near.
+        One row a deal, arm and test frame: repeat, arm, row, near (below the limit).
     """
     parts = []
     for t in plan:
@@ -486,7 +468,7 @@ def run_trainings(
 
     Args:
         plan: Of `plan_splits`, or of `plan_crossover`, one deal or more.
-        frames: The table of the plan: patient_id, video_id, frame, label.
+        frames: The table of the plan.
         data: Its pictures and classes, in the same order.
         cnn: Settings.
         folder: A folder a training is made in it.
@@ -543,7 +525,7 @@ def estimate_f1(
     comparison, and two test sets that share some patients keep what they share.
 
     Args:
-        answers: patient_id, label and the column `name`, one row a frame.
+        answers: One row a frame.
         name: One of `MERGES`.
         stats: Number of resamples and level.
         seed: Of the resampling.
@@ -554,27 +536,22 @@ def estimate_f1(
     """
     sides = [answers] if less is None else [answers, less]
     number = {label: i for i, label in enumerate(dict.fromkeys(MERGES[name].values()))}
-    rows = pd.concat(sides, keys=range(len(sides)), names=["side"])
+    rows = pd.concat(sides)
+    side = np.repeat(range(len(sides)), [len(own) for own in sides])
     true, said = rows["label"].map(MERGES[name]).map(number), rows[name].map(number)
     cells = np.zeros((len(rows), len(sides), len(number), len(number)))
-    side = rows.index.get_level_values("side")
     cells[np.arange(len(rows)), side, true.to_numpy(int), said.to_numpy(int)] = 1
 
     def gain(sums: np.ndarray) -> np.ndarray:
         f1s = class_f1s(sums)[..., -1]
         return f1s[..., 0] - f1s[..., 1:].sum(-1)
 
-    groups, n = rows["patient_id"], stats.n_resamples
-    return cluster_bootstrap(groups, cells, gain, n, seed, stats.level)[0]
+    patients, n = rows["patient_id"], stats.n_resamples
+    return cluster_bootstrap(patients, cells, gain, n, seed, stats.level)[0]
 
 
 def tabulate_f1(answers: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
     """Put the three F1s of each arm beside their gains over the arm `BASE`.
-
-    Args:
-        answers: Of `run_trainings`.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Returns:
         One row an F1 and arm, the base first: f1_name, arm, f1, low, high, gain, gain_low,
@@ -590,11 +567,9 @@ def tabulate_f1(answers: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         for arm, own in arms.items():
             f1 = estimate_f1(own, name, stats, seed)
             gain = estimate_f1(own, name, stats, seed, less=arms[BASE])
-            numbers = dict(zip(("f1", "low", "high"), f1, strict=True))
-            numbers |= dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
-            sizes = {"frames": len(own), "patients": own["patient_id"].nunique()}
-            rows.append({"f1_name": name, "arm": arm} | numbers | sizes)
-    return pd.DataFrame(rows)
+            rows.append((name, arm, *f1, *gain, len(own), own["patient_id"].nunique()))
+    columns = "f1_name arm f1 low high gain gain_low gain_high frames patients".split()
+    return pd.DataFrame(rows, columns=columns)
 
 
 def tabulate_by_twin(
@@ -602,16 +577,10 @@ def tabulate_by_twin(
 ) -> pd.DataFrame:
     """Put the gains of frames with and without a near duplicate in train side by side.
 
-    Args:
-        answers: Of `run_trainings` over `plan_crossover`.
-        twins: Of `flag_twins`.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
-
     Returns:
-        Rows of `tabulate_f1` for the other arms, with the columns near_duplicate ("yes", "no";
-        only one of them if all frames are of one kind) and base_f1, the F1 of the same frames in
-        the base arm.
+        Rows of `tabulate_f1` for the other arms, with the columns near_duplicate ("yes", "no"; only
+        one of them if `flag_twins` found all frames of one kind) and base_f1, the F1 of the same
+        frames in the base arm.
 
     Raises:
         ValueError: A frame of the answers has no flag.

@@ -2,7 +2,8 @@
 
 Every measure is a plain method whose settings are the same for both sides, so that its bias is too.
 A real still has no vessel mask: its vessels are its strongest dark lines (`dark_lines`). Nothing
-here is fitted to, or tuned on, a real picture.
+here is fitted to, or tuned on, a real picture. A `picture` is (H, W) uint8 and its `field` (H, W)
+bool from `open_field`; `frames` are (t, H, W) uint8 at `frame_rate` a second.
 """
 
 import cv2
@@ -72,9 +73,6 @@ def noise_power(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def measure_picture(picture: np.ndarray) -> dict[str, float]:
     """Measure one picture.
 
-    Args:
-        picture: (H, W) uint8.
-
     Returns:
         By name, NaN where a picture has too few lines:
 
@@ -133,11 +131,10 @@ def compare_measures(real: pd.DataFrame, phantom: pd.DataFrame) -> pd.DataFrame:
         phantom: Likewise.
 
     Returns:
-        Columns measure, real, real_low, real_high (median and quartiles), n_real, phantom,
-        phantom_low, phantom_high, n_phantom, difference and unit: the medians' difference in units
-        of the real spread (interquartile range over 1.349, a normal distribution's standard
-        deviation), or of the phantom's where only one real one was measured; missing where that
-        spread is zero. The largest come first.
+        Columns measure, real, real_low, real_high (median and quartiles), n_real, the same of the
+        phantom, difference and unit: the medians' difference in units of the real spread
+        (interquartile range over 1.349, a normal distribution's standard deviation), or of the
+        phantom's where only one real one was measured; missing where it is zero. Largest first.
 
     Raises:
         ValueError: The two share no measure, or one of them has no row.
@@ -167,10 +164,6 @@ def dark_lines(picture: np.ndarray, field: np.ndarray) -> pd.DataFrame:
 
     Ridges are maxima, across themselves, of the larger eigenvalue of the Hessian at four scales.
     The strongest 0.6 % of the open field's pixels are kept, however weak, in runs of 25 px or more.
-
-    Args:
-        picture: (H, W) uint8.
-        field: (H, W) bool, from `open_field`.
 
     Returns:
         One row a point: width_px (full width at half depth), depth (grey levels from the background
@@ -279,8 +272,8 @@ def measure_cine(frames: np.ndarray, frame_rate: float) -> dict[str, float]:
     """Measure one cine.
 
     Args:
-        frames: (t, H, W) uint8, at least 1.5 s of them, no contrast in the first 0.25 s.
-        frame_rate: Frames a second, above 0.
+        frames: At least 1.5 s of them, no contrast in the first 0.25 s.
+        frame_rate: Above 0.
 
     Returns:
         By name:
@@ -304,32 +297,23 @@ def measure_cine(frames: np.ndarray, frame_rate: float) -> dict[str, float]:
     field = open_field(np.median(frames[:: max(1, len(frames) // 15)], axis=0).astype(np.uint8))
     mean = mean_curve(frames, field)
     wobble = mean - _running_mean(mean, BEAT_S * frame_rate)
-    swings = [float(np.ptp(np.percentile(curve, [5, 95]))) for curve in (mean, wobble)]
-    facts = dict(zip(("mean_swing", "beat_swing"), swings, strict=True))
+    curves = {"mean_swing": mean, "beat_swing": wobble}
+    facts = {name: float(np.ptp(np.percentile(w, [5, 95]))) for name, w in curves.items()}
     facts |= filling(fill_curve(frames, field), frame_rate)
-    sigma, fine = _noise(difference_noise(frames[: _early(frame_rate)], field))
+    early = max(3, round(EARLY_S * frame_rate))
+    sigma, fine = _noise(difference_noise(frames[:early], field))
     return facts | {"cine_noise": sigma, "cine_fine_noise": fine}
 
 
-def _early(frame_rate: float) -> int:
-    """Frames of a cine that are surely before contrast."""
-    return max(3, round(EARLY_S * frame_rate))
-
-
 def mean_curve(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Return the (t,) mean grey levels of a cine's frames (t, H, W) in the open field (H, W)."""
+    """Return the (t,) mean grey levels of a cine's frames in the open field."""
     return np.array([frame[field].mean(dtype=float) for frame in frames])
 
 
 def fill_curve(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
     """Return how much narrow darkness each frame holds: the mean black hat in the open field.
 
-    Args:
-        frames: (t, H, W) uint8.
-        field: (H, W) bool.
-
-    Returns:
-        (t,) grey levels; contrast adds to what noise, catheter and ribs hold anyway.
+    (t,) grey levels; contrast adds to what noise, catheter and ribs hold anyway.
 
     Source:
         Black hat: closing minus picture, Meyer 1979.
@@ -346,32 +330,24 @@ def filling(curve: np.ndarray, frame_rate: float) -> dict[str, float]:
         frame_rate: Frames a second.
 
     Returns:
-        fill, half_fill_s, fill_s and late_share, as in `measure_cine`; the last three are missing
-        where the curve never rises.
+        fill, half_fill_s, fill_s, late_share of `measure_cine`; only fill if it never rises.
     """
     smooth = _running_mean(curve, SMOOTH_S * frame_rate)
-    before = float(np.median(curve[: _early(frame_rate)]))
+    before = float(np.median(curve[: max(3, round(EARLY_S * frame_rate))]))
     fullest = int(np.argmax(smooth))
     gain = float(smooth[fullest]) - before
     if gain <= 0 or fullest == 0:
         return {"fill": gain, "half_fill_s": np.nan, "fill_s": np.nan, "late_share": np.nan}
     at = [_last_rise(smooth[: fullest + 1], before + share * gain) for share in (0.2, 0.5, 0.8)]
-    late = (float(smooth[-1]) - before) / gain
     pace = {"half_fill_s": at[1] / frame_rate, "fill_s": (at[2] - at[0]) / frame_rate}
-    return {"fill": gain} | pace | {"late_share": late}
+    return {"fill": gain} | pace | {"late_share": (float(smooth[-1]) - before) / gain}
 
 
 def difference_noise(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
     """Cut flat patches out of neighbouring frames' differences, divided by the square root of 2.
 
-    What stands still cancels out, so what is left in the flattest patches is one frame's noise.
-
-    Args:
-        frames: (t, H, W) uint8, at least two, best before any contrast.
-        field: (H, W) bool.
-
-    Returns:
-        (n, 32, 32) grey levels about 0.
+    What stands still cancels out, so what is left in the flattest patches is one frame's noise, if
+    the frames, two or more, lie before any contrast: (n, 32, 32) grey levels about 0.
 
     Raises:
         ValueError: There are fewer than two frames, or no patch fits into the field.

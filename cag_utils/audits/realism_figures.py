@@ -1,7 +1,9 @@
 """The drawing behind notebook A1: how a phantom is made, and phantom beside real pictures.
 
 Phantom is blue, real is orange (Okabe and Ito's colours); every title says which is which. A
-`heading` is a figure's title; `places` are names and indices of centreline points.
+`heading` is a figure's title; `places` are names and indices of centreline points; a `pose` is the
+tree in every frame of the cine. `pictures` and `films` hold those of `phantom` and of `real`, which
+may be empty, (H, W) or (t, H, W) uint8 each; `frame_rate` is frames a second.
 """
 
 import base64
@@ -100,10 +102,7 @@ def _square(ax, title: str, size_px: int = 512) -> None:
 def draw_bolus(
     shot: Shot, tree: Tree, pose: Pose, filled: np.ndarray, places: Mapping, heading: str
 ) -> Drawn:
-    """Draw contrast at a few places over time, and the wave through the tree at four moments.
-
-    `pose` is the tree in every frame of the cine, `filled` (t, n) the share of undiluted contrast.
-    """
+    """Draw contrast at places over time, and (t, n) undiluted shares in the tree four times."""
     fig, axes = _figure(heading, 1, 5, 1.9, width_ratios=[1.9, 1, 1, 1, 1])
     for (name, index), style in zip(places.items(), ("-", "--", ":"), strict=False):
         axes[0].plot(shot.time_s, filled[:, index], style, label=name)
@@ -137,15 +136,9 @@ def draw_motion(shot: Shot, pose: Pose, places: Mapping, heading: str) -> Drawn:
 
 
 def frame_layers(rng: np.random.Generator, subject: Subject, shot: Shot) -> dict[str, np.ndarray]:
-    """Compute what lies under a cine's frames, as `render.film` does.
+    """Compute what lies under a cine's frames: title to (H, W) picture.
 
-    Args:
-        rng: Generator; in the state that `film` is given, it draws the same chest.
-        subject: The patient.
-        shot: The cine's settings.
-
-    Returns:
-        Title to (H, W) picture: optical depth, scatter, grey levels without contrast, noise.
+    A generator in the state that `render.film` is given draws the same chest.
     """
     margin = shot.margin_px
     depth = draw_backdrop(rng, shot.arm, subject.body, margin, subject.hardware)
@@ -174,15 +167,9 @@ def draw_strip(pictures: Mapping[str, np.ndarray], heading: str, grey: bool = Fa
 
 
 def embed_film(frames: np.ndarray, frame_rate: float, path: Path) -> str:
-    """Write a cine as an animated WebP and return an HTML tag that holds all of it.
+    """Write a cine, (t, H, W) uint8, as an animated WebP; return an HTML tag that holds all of it.
 
-    Args:
-        frames: (t, H, W) uint8.
-        frame_rate: Frames a second, as it is played.
-        path: File to write, `.webp`.
-
-    Returns:
-        An `img` tag that plays in JupyterLab and in static HTML, without any other file.
+    The `img` tag plays in JupyterLab and in static HTML, without any other file.
     """
     size = (FILM_PX, FILM_PX)
     small = [Image.fromarray(cv2.resize(f, size, interpolation=cv2.INTER_AREA)) for f in frames]
@@ -193,12 +180,7 @@ def embed_film(frames: np.ndarray, frame_rate: float, path: Path) -> str:
 
 
 def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame]) -> Drawn:
-    """Draw histograms, noise power spectra, line widths and contrast to noise.
-
-    Args:
-        pictures: `phantom` and `real`, (H, W) uint8 each; `real` may be empty.
-        stills: Their measures, from `realism.measure_picture`.
-    """
+    """Draw histograms, noise power spectra, and of `measure_picture` line widths and contrast."""
     shown = [side for side in SIDE_COLOURS if len(pictures[side])]
     heading = "Phantom stills" + " beside real ones" * ("real" in shown)
     fig, axes = _figure(heading, 1, 4, 2.2, width_ratios=[1.2, 1.2, 1, 1])
@@ -226,12 +208,7 @@ def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame
 
 
 def draw_curves(films: Mapping[str, Sequence], frame_rate: float) -> Drawn:
-    """Draw how the mean grey level and the black hat of cines change over time.
-
-    Args:
-        films: `phantom` and `real`, (t, H, W) uint8 each; `real` may be empty.
-        frame_rate: Frames a second.
-    """
+    """Draw how the mean grey level and the black hat of cines change over time."""
     heading = "Phantom LCA cines" + " beside a real one" * bool(len(films["real"]))
     fig, axes = _figure(heading, 1, 2, 2.3)
     rows = []
@@ -251,13 +228,7 @@ def draw_curves(films: Mapping[str, Sequence], frame_rate: float) -> Drawn:
 
 
 def draw_grades(grades: Mapping[str, pd.Series], states: pd.Series, heading: str) -> plt.Figure:
-    """Draw a network's three grades over a real cine, its labelled ranges shaded.
-
-    Args:
-        grades: other, bad and better, (t,) probabilities each.
-        states: Of `frame_states`.
-        heading: Title.
-    """
+    """Draw three grades' (t,) probabilities over a real cine, its `frame_states` shaded."""
     fig, ax = _figure(heading, 1, 1, 2.3)
     for state in [state for state in states.unique() if state]:
         frames = states.index[states == state]
@@ -294,15 +265,9 @@ def list_real(folder: str = "") -> tuple[list[Path], list[Path], pd.DataFrame]:
 
 
 def frame_states(labels: pd.DataFrame, file: str, n_frames: int) -> pd.Series:
-    """Spread a cine's labelled ranges (`first-last`, both included) over its frames.
+    """Return the contrast state of each frame of a cine's file, empty between labelled ranges.
 
-    Args:
-        labels: Of `list_real`.
-        file: The cine's file name.
-        n_frames: How many frames it has.
-
-    Returns:
-        (n_frames,) contrast state of each frame, empty between the ranges.
+    The ranges of `list_real`'s labels are `first-last`, both included.
     """
     states = pd.Series("", pd.RangeIndex(n_frames, name="frame"))
     for row in labels[labels["file"] == file].itertuples():
