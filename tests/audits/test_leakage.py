@@ -43,6 +43,8 @@ def cohort(n_videos, n_frames=6, seed=0):
 def test_the_papers_table_puts_every_test_exam_in_train():
     cases = paper_table("table1_cnn_split").set_index("split")["cases"].to_dict()
     assert leakage.least_shared_cases(cases, 116) == {"train": 116, "val": 46, "test": 48}
+    with pytest.raises(ValueError, match="5 exams out of 4"):
+        leakage.least_shared_cases({"train": 5, "test": 1}, 4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,18 +74,12 @@ def test_the_table_of_cases_worked_by_hand():
     assert own == [["train", 3, 3], ["val", 1, 1], ["test", 2, 1]]
     paper = got[got["split by"] != "video"].iloc[:, 1:].to_numpy().tolist()
     assert paper == [["train", 3, 3], ["val", 1, 0], ["test", 2, 1]]
-    with pytest.raises(ValueError, match="5 exams out of 4"):
-        leakage.least_shared_cases({"train": 5, "test": 1}, 4)
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    st.lists(st.integers(1, 5), min_size=12, max_size=24),
-    st.integers(2, 3),
-    st.integers(0, 5),
-    st.integers(3, 5),
-)
-def test_every_plan_keeps_its_promises(n_videos, n_folds, seed, n_frames):
+@settings(max_examples=4, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=12, max_size=24), st.integers(0, 5))
+@pytest.mark.parametrize("n_folds, n_frames", [(2, 5), (3, 3)])
+def test_every_plan_keeps_its_promises(n_folds, n_frames, n_videos, seed):
     frames = cohort([*n_videos, *[2] * 9], n_frames, seed)
     plan = leakage.plan_crossover(frames, n_folds, 0.12, seed, 0)
     assert len(plan) == 4 * n_folds
@@ -111,7 +107,6 @@ def test_the_plan_of_a_balanced_cohort_worked_by_hand():
     assert (table["val frames"] == 60).all()
     assert table["tested: patient"].dropna().tolist() == [24] * 4  # 4 x 2 videos, 3 of 6 frames
     assert table["tested: frame"].sum() == table["tested: video"].sum() == 96
-
     for t in plan:
         if "frame" in t.test:  # knows the very neighbours, and never the frame itself
             both = frames.iloc[t.test["frame"]].merge(frames.iloc[t.train], on="video_id")
@@ -256,11 +251,6 @@ def test_the_one_other_patient_is_one_and_leaves_a_video_out():
     assert alone.notna().any().tolist() == [False, True, False, False]
 
 
-def test_the_threshold_worked_by_hand():
-    # of 101 distances 0..100, the 5 % quantile is 5; strictly below lie 0..4, five of 101
-    assert leakage.chance_threshold(np.arange(101.0), 0.05) == 5
-
-
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 3)
 )
@@ -270,13 +260,12 @@ def test_at_most_the_rate_lies_below_the_threshold(distances, rate, n_missing):
     assert np.mean(np.array(distances) < limit) <= rate
 
 
-@pytest.mark.parametrize(
-    "rate, distances, match",
-    [(0, [1], "rate"), (1, [1], "rate"), (0.01, [np.nan], "no stranger")],
-)
-def test_the_threshold_refuses(rate, distances, match):
-    with pytest.raises(ValueError, match=match):
-        leakage.chance_threshold(np.array(distances), rate)
+def test_the_threshold_worked_by_hand_and_what_it_refuses():
+    # of 101 distances 0..100, the 5 % quantile is 5; strictly below lie 0..4, five of 101
+    assert leakage.chance_threshold(np.arange(101.0), 0.05) == 5
+    for rate, distance, match in ((0, 1, "rate"), (1, 1, "rate"), (0.01, np.nan, "no stranger")):
+        with pytest.raises(ValueError, match=match):
+            leakage.chance_threshold(np.array([distance]), rate)
 
 
 def test_relations_are_summed_up_without_the_missing():
@@ -297,13 +286,9 @@ def test_twins_are_rows_of_the_table_and_never_validation_frames():
     got = leakage.find_twins(features, split, 0.5, pd.Series(list("abaac")))
     assert got["row"].tolist() == [0] and got["twin"].tolist() == [2]
     assert got["near"].tolist() == [False]
-
-
-@pytest.mark.parametrize("patients", [None, pd.Series(["a", "b"])])
-def test_twins_need_training_frames(patients):
-    split = pd.Series(["test", "val" if patients is None else "train"])
-    with pytest.raises(ValueError, match="no test frame has a training frame"):
-        leakage.find_twins(np.eye(2), split, 0.5, patients)
+    for other, patients in (("val", None), ("train", pd.Series(["a", "b"]))):
+        with pytest.raises(ValueError, match="no test frame has a training frame"):
+            leakage.find_twins(np.eye(2), pd.Series(["test", other]), 0.5, patients)
 
 
 def answers_of(truth, said, patients, arm="patient"):
@@ -349,16 +334,6 @@ def test_a_gain_worked_by_hand_and_paired_by_patient():
     assert leakage.estimate_f1(same, "six_class_f1", STATS, 0, same) == (0, 0, 0)
 
 
-def test_a_planted_gain_is_found_and_a_missing_one_is_not():
-    base = guesses(600, 0.5, 1, "patient")
-    better, alike = (
-        leakage.estimate_f1(guesses(600, share, seed, "video"), "six_class_f1", STATS, 0, base)
-        for share, seed in ((0.8, 2), (0.5, 3))
-    )
-    assert better.low > 0.1
-    assert alike.low < 0 < alike.high
-
-
 def test_the_table_sets_each_arm_against_the_base():
     both = pd.concat([guesses(200, 0.9, 2, "video"), guesses(200, 0.5, 1, "patient")])
     table = leakage.tabulate_f1(both, STATS, 0).set_index(["f1_name", "arm"])
@@ -372,54 +347,36 @@ def test_the_table_sets_each_arm_against_the_base():
         leakage.tabulate_f1(guesses(20, 0.5, 0, "video"), STATS, 0)
 
 
-def with_rows(table):
-    return table.assign(repeat=0, row=range(len(table)))
-
-
 def test_gains_of_look_alikes_are_told_apart():
     # the leaky network is right on every look-alike and guesses like the other one elsewhere
     near = np.arange(300) % 3 == 0
     base, leaky = guesses(300, 0.4, 1, "patient"), guesses(300, 0.4, 1, "video")
     for name, merge in MERGES.items():
         leaky[name] = np.where(near, leaky["label"].map(merge), leaky[name])
-    answers = pd.concat([with_rows(base), with_rows(leaky)])
+    answers = pd.concat([base, leaky]).assign(repeat=0, row=[*range(300)] * 2)
     twins = pd.DataFrame({"repeat": 0, "row": range(300), "arm": "video", "near": near})
     got = leakage.tabulate_by_twin(answers, twins, STATS, 0)
     gains = got[got["f1_name"] == "six_class_f1"].set_index("near_duplicate")
     assert gains.loc["no", "gain"] == 0 and gains.loc["yes", "gain_low"] > 0.2
     assert gains["frames"].to_dict() == {"no": 200, "yes": 100}
     assert (gains["base_f1"] + gains["gain"] - gains["f1"]).abs().max() < 1e-12
-
-
-def test_gains_of_look_alikes_need_every_flag():
-    answers = pd.concat([with_rows(guesses(20, 0.5, 1, arm)) for arm in ("patient", "video")])
-    twins = pd.DataFrame({"repeat": 0, "row": range(19), "arm": "video", "near": True})
     with pytest.raises(ValueError, match="2 answers have no flag in arm 'video'"):
-        leakage.tabulate_by_twin(answers, twins, STATS, 0)
+        leakage.tabulate_by_twin(answers, twins[:299], STATS, 0)
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    """Two classes that a network learns in seconds: dark left ones, bright right ones."""
+def test_trainings_answer_their_own_test_frames_and_leave_no_weights(tmp_path):
+    # two classes that a network learns in seconds: dark left ones, bright right ones
     frames = cohort([3] * 8, 3).assign(label=lambda t: t["label"].str[:3] + "_bad")
-    right = torch.tensor((frames["label"] == "RCA_bad").to_numpy())
     grey = torch.randint(0, 60, (len(frames), 1, 32, 32), generator=torch.manual_seed(0))
-    half = torch.where(right[:, None], 0, 16) + torch.arange(16)
-    for i, columns in enumerate(half):
-        grey[i, 0, :, columns] += 150
+    for i, label in enumerate(frames["label"]):
+        grey[i, 0, :, slice(16) if label == "RCA_bad" else slice(16, 32)] += 150
     targets = torch.tensor([SIX_CLASSES.index(label) for label in frames["label"]])
-    return frames, FrameSet(grey.to(torch.uint8), targets)
-
-
-def test_trainings_answer_their_own_test_frames_and_leave_no_weights(pictures, tmp_path):
-    frames, data = pictures
+    run = (frames, FrameSet(grey.to(torch.uint8), targets), CNN, tmp_path, 0, 1)
     split = leakage.split_rows(frames, "video", CNN, 0)
     plan = leakage.plan_crossover(frames, 2, 0.2, 0, 0)
     leakage.describe_plan(plan, frames)
     plan = plan[:4]  # of one fold
-    answers = leakage.run_trainings(
-        leakage.plan_splits({"alone": split}) + plan, frames, data, CNN, tmp_path, 0, 1
-    )
+    answers = leakage.run_trainings(leakage.plan_splits({"alone": split}) + plan, *run)
     rows = answers.groupby("arm")["row"].agg(sorted)
     assert rows["alone"] == np.flatnonzero(split == "test").tolist()
     assert rows["patient"] == rows["video"] == rows["frame"]  # each frame in three ways
@@ -430,9 +387,7 @@ def test_trainings_answer_their_own_test_frames_and_leave_no_weights(pictures, t
     assert {path.name for path in tmp_path.glob("*/*")} == {"history.csv"}
     assert len(list(tmp_path.iterdir())) == len(plan) + 1
     with pytest.raises(ValueError, match=r"no frames in \['val'\]"):
-        leakage.run_trainings(
-            [plan[0]._replace(val=plan[0].val[:0])], frames, data, CNN, tmp_path, 0, 1
-        )
+        leakage.run_trainings([plan[0]._replace(val=plan[0].val[:0])], *run)
 
 
 def test_the_figure_of_gains_draws_what_it_returns():
@@ -440,7 +395,6 @@ def test_the_figure_of_gains_draws_what_it_returns():
     table = leakage.tabulate_f1(resplit, STATS, 0)
     fig, drawn = leakage.draw_gains(table, table, table.assign(repeat=0))
     assert len(fig.axes) == len(MERGES) and "patient" not in set(drawn["arm"])
-    assert set(drawn["design"]) == {"new split", "same frames", "one deal"}
     [dots] = [x for x in fig.axes[0].lines if x.get_marker() == "|" and x.get_markersize() == 12]
     own = drawn[(drawn["f1_name"] == "six_class_f1") & (drawn["design"] == "one deal")]
     np.testing.assert_allclose(dots.get_xdata(), own["gain"])
@@ -450,7 +404,7 @@ def test_the_figures_of_look_alikes_draw_what_they_return(tmp_path):
     kin = pd.DataFrame(np.arange(12.0).reshape(3, 4), columns=list(leakage.RELATIONS))
     kin.loc[0, leakage.RELATIONS[0]] = np.nan
     fig, drawn = leakage.draw_distances(
-        {"hash": kin, "embedding": kin}, dict.fromkeys(("hash", "embedding"), 1.0)
+        {"hash": kin, "embedding": kin}, {"hash": 1, "embedding": 1}
     )
     assert len(drawn) == 22 and len(fig.axes) == 2
     frames = cohort([3] * 3, 2)

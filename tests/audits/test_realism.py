@@ -95,11 +95,8 @@ def test_blurred_noise_falls_as_the_blurs_transfer_function():
     assert power[-1] < 0.01
 
 
-grey_st = st.lists(st.integers(0, 200), min_size=1, max_size=30)
-
-
-@settings(deadline=None)
-@given(grey_st, st.integers(0, 55))
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=30), st.integers(0, 55))
 def test_a_shifted_histogram_is_as_far_as_the_shift(greys, shift):
     greys = np.array(greys)
     assert realism.grey_distance(greys, greys + shift) == pytest.approx(shift)
