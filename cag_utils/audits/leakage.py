@@ -1,7 +1,12 @@
-"""What a split that leaks adds to an F1, for notebook A3. Four parts.
+"""What a split that leaks adds to an F1, for notebook A3.
 
 Exams on both sides of a split, ours and the paper's; near-duplicate frames; trainings that differ
-in nothing but what they know of the patients they are tested on; their F1s compared.
+in nothing but what they know of the patients they are tested on; their F1s compared; the figures.
+
+One meaning everywhere: `frames` has a row a frame (patient_id, video_id, exam_id, frame, label) and
+is numbered from 0 whatever its index; `features` are its fingerprints (n, d), bool bits of hashes
+or float embeddings; a `split` names train, val or test for each row; `limit` comes from
+`chance_threshold`, `answers` from `run_trainings`; `stats` and `seed` are the bootstrap's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,9 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import imagehash
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
+from matplotlib.lines import Line2D
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_chunked
@@ -19,28 +27,23 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
+from cag_utils.keyframes import network
 from cag_utils.keyframes.evaluation import class_f1s
 from cag_utils.keyframes.labels import LATERALITY, MERGES, SIX_CLASSES, decide
-from cag_utils.keyframes.network import (
-    FrameSet,
-    autocast,
-    build_model,
-    load_model,
-    pick_device,
-    prepare,
-    probabilities,
-)
+from cag_utils.keyframes.network import FrameSet, pick_device
 from cag_utils.keyframes.training import train_cnn
 from cag_utils.profiles import Cnn, Stats
 from cag_utils.splits import split_counts, split_groups
 from cag_utils.stats import Estimate, cluster_bootstrap
 
-KIN_IDS = ("patient_id", "video_id")
 RELATIONS = ("same video", "same patient, other video", "one other patient", "any other patient")
 COMPONENTS = 64  # of an embedding after whitening; choice: more are noise with few thousand frames
 TESTED_SHARE = 0.4  # of a patient's videos; choice: a video split leaves more siblings in train
-PREDICT_BATCH = 128  # memory only, no influence on the result
+BATCH = 128  # pictures at a time: memory only, no influence on the result
 IDS = ["patient_id", "video_id", "frame", "label"]
+BASE = "patient"  # the arm without a leak, which the others are compared with
+Drawn = tuple[plt.Figure, pd.DataFrame]  # a figure, and the rows behind it for `save_figure`
+AXIS = {"hash": "Bits that differ, of 64", "embedding": "Cosine distance of embeddings"}
 
 
 def least_shared_cases(cases: Mapping[str, int], n_exams: int) -> dict[str, int]:
@@ -50,10 +53,7 @@ def least_shared_cases(cases: Mapping[str, int], n_exams: int) -> dict[str, int]
 
     Args:
         cases: Split name to number of exams, with the key "train".
-        n_exams: Exams there are in all.
-
-    Returns:
-        Split name to the least number of shared exams.
+        n_exams: Exams in all.
 
     Raises:
         ValueError: A split has more exams than there are.
@@ -65,26 +65,22 @@ def least_shared_cases(cases: Mapping[str, int], n_exams: int) -> dict[str, int]
 
 
 def tabulate_cases(
-    frames: pd.DataFrame,
-    splits: Mapping[str, pd.Series],
-    paper_cases: Mapping[str, int],
-    paper_exams: int,
+    frames: pd.DataFrame, splits: Mapping[str, pd.Series], paper: Mapping[str, int], n_exams: int
 ) -> pd.DataFrame:
     """Put the exams that cross our splits beside those that must cross the paper's.
 
     Args:
-        frames: exam_id, one row a frame.
-        splits: What was kept together (patient, video, frame) to train, val or test a row.
-        paper_cases: Cases of the paper's train, val and test.
-        paper_exams: Exams the paper had in all.
+        frames: One row a frame.
+        splits: What was kept together (patient, video, frame) to its split.
+        paper: Cases of the paper's train, val and test.
+        n_exams: Exams the paper had in all.
 
     Returns:
-        One row a split by one rule: split by, split, cases, also in train. The paper's last
-        column is the least that its counts allow.
+        One row a split by one rule: split by, split, cases, also in train (of the paper's, the
+        least that its counts allow).
     """
-    least = least_shared_cases(paper_cases, paper_exams)
-    rule = "video (paper; at least)"
-    rows = [(rule, name, paper_cases[name], shared) for name, shared in least.items()]
+    least, rule = least_shared_cases(paper, n_exams), "video (paper; at least)"
+    rows = [(rule, name, paper[name], shared) for name, shared in least.items()]
     for by, split in splits.items():
         exams = frames.groupby(split)["exam_id"].agg(set)
         for name in ("train", "val", "test"):
@@ -93,16 +89,7 @@ def tabulate_cases(
 
 
 def split_rows(frames: pd.DataFrame, by: str, cnn: Cnn, seed: int) -> pd.Series:
-    """Split as notebook 01 does, or frame by frame.
-
-    Args:
-        frames: patient_id, video_id, frame.
-        by: Kept together: "patient", "video" or "frame".
-        cnn: Its validation and test shares.
-        seed: Of the split.
-
-    Returns:
-        train, val or test a row; same index.
+    """Split as notebook 01 does (`cnn`'s shares), by "patient" or "video", or by "frame".
 
     Raises:
         ValueError: As `splits.split_groups`.
@@ -114,15 +101,9 @@ def split_rows(frames: pd.DataFrame, by: str, cnn: Cnn, seed: int) -> pd.Series:
 
 
 def hash_frames(pictures: Tensor) -> np.ndarray:
-    """Compute a 64-bit perceptual hash a frame: the signs of its lowest cosine frequencies.
+    """Compute (n, 64) bool of (n, 1, px, px) uint8: the signs of the lowest cosine frequencies.
 
-    It sees the backdrop, the shutters and the view; a vessel is too thin for it.
-
-    Args:
-        pictures: (n, 1, px, px) uint8.
-
-    Returns:
-        (n, 64) bool.
+    Such a hash sees the backdrop, the shutters and the view; a vessel is too thin for it.
 
     Source:
         Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010; computed
@@ -133,7 +114,7 @@ def hash_frames(pictures: Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def embed_frames(pictures: Tensor, name: str, batch_size: int = 128) -> np.ndarray:
+def embed_frames(pictures: Tensor, name: str) -> np.ndarray:
     """Compute the pooled features of a network that was not trained on these frames.
 
     The network is the trunk that trainings start from: one trained in the comparison would have
@@ -142,27 +123,21 @@ def embed_frames(pictures: Tensor, name: str, batch_size: int = 128) -> np.ndarr
     else, so the features are whitened: each principal component counts alike.
 
     Args:
-        pictures: (n, 1, px, px) uint8.
-        name: See `networks.network`; its published weights are used.
-        batch_size: Pictures at a time, memory only.
+        pictures: (n, 1, px, px) uint8, two or more.
+        name: See `network.network`; its published weights are used.
 
     Returns:
         (n, d) float32, rows of length 1; d is 64, or a tenth of n (at least 2) if that is less.
 
-    Raises:
-        ValueError: Fewer than two pictures.
-
     Source:
         Whitening for retrieval: Jegou and Chum, ECCV 2012.
     """
-    if len(pictures) < 2:
-        raise ValueError(f"{len(pictures)} pictures: nothing to compare")
     device = pick_device()
-    model = build_model(name, pretrained=True).to(device).eval()
+    model = network.build_model(name, pretrained=True).to(device).eval()
     rows = []
-    for batch in pictures.split(batch_size):
-        with autocast(device):
-            features = model.forward_features(prepare(batch.to(device), name))
+    for batch in pictures.split(BATCH):
+        with network.autocast(device):
+            features = model.forward_features(network.prepare(batch.to(device), name))
             pooled = model.forward_head(features, pre_logits=True)
         rows.append(pooled.float().flatten(1).cpu())
     pooled = torch.cat(rows).numpy().astype(np.float64)
@@ -175,49 +150,37 @@ def find_nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarra
     """Find each query's nearest reference.
 
     Args:
-        queries: (n, d), bool for hashes, float for embeddings.
-        references: (m, d), likewise, m >= 1.
+        queries: (n, d) features.
+        references: (m, d) features, m >= 1.
 
     Returns:
         Distances (n,), of hashes in bits that differ, of embeddings one less their cosine; and row
         numbers (n,) of the references.
-
-    Raises:
-        ValueError: There is no reference.
     """
     metric, unit = _metric(references)
-    if not len(references):
-        raise ValueError("no frames to compare with: the other split is empty")
     model = NearestNeighbors(n_neighbors=1, algorithm="brute", metric=metric).fit(references)
     distance, index = model.kneighbors(queries)
     return distance[:, 0] * unit, index[:, 0]
 
 
-def nearest_by_relation(features: np.ndarray, frames: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def _metric(features: np.ndarray) -> tuple[str, int]:
+    """Scikit-learn's metric and what to multiply it by: its Hamming distance is a share of bits."""
+    return ("hamming", features.shape[1]) if features.dtype == bool else ("cosine", 1)
+
+
+def nearest_by_relation(features: np.ndarray, frames: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Find how near each frame's nearest relative of each kind is.
 
     The nearest of a hundred is nearer than the nearest of ten, whoever they are. So the fair
     counterpart of *same patient, other video* is *one other patient*: each patient gets another
     one at random, who leaves out one video as well.
 
-    Args:
-        features: (n, d), see `find_nearest`.
-        frames: n rows with patient_id and video_id.
-        seed: Of the choice of the one other patient.
-
     Returns:
-        n rows, columns `RELATIONS`, distances as `find_nearest` gives them; missing where a frame
-        has no such relative. Same index as `frames`.
-
-    Raises:
-        ValueError: Lengths differ, or an id column is missing.
+        `frames`' index, columns `RELATIONS`, distances as `find_nearest` gives them; missing where
+        a frame has no such relative.
     """
     metric, unit = _metric(features)
-    if missing := set(KIN_IDS) - set(frames.columns):
-        raise ValueError(f"frames lack {sorted(missing)}: who is related to whom?")
-    if len(features) != len(frames):
-        raise ValueError(f"{len(features)} rows of features for {len(frames)} frames")
-    patient, video = (pd.factorize(frames[column])[0] for column in KIN_IDS)
+    patient, video = (pd.factorize(frames[column])[0] for column in ("patient_id", "video_id"))
     ring = np.random.default_rng(seed).permutation(patient.max() + 1)
     partner = np.empty_like(ring)
     partner[ring] = np.roll(ring, 1)
@@ -241,62 +204,47 @@ def nearest_by_relation(features: np.ndarray, frames: pd.DataFrame, seed: int = 
 def chance_threshold(strangers: np.ndarray, rate: float) -> float:
     """Return how near a frame must be to count as a near duplicate.
 
-    The null is the distance to the *nearest* frame of any other patient, not to a random one:
-    among thousands of candidates some stranger is always nearer than the first percentile of all
-    pairs. Frames strictly below the threshold are then at most `rate` of all frames if nobody
-    but strangers is searched; fewer, if fewer strangers are searched.
+    The null is the *nearest* frame of any other patient, not a random one: among thousands some
+    stranger is always nearer than the first percentile of all pairs. At most `rate` of all frames
+    then lie strictly below the threshold if nobody but strangers is searched.
 
     Args:
-        strangers: (n,) distances to the nearest frame of another patient; missing ones are left
-            out.
+        strangers: (n,) distances to the nearest frame of another patient; missing ones do not
+            count.
         rate: Share of frames that may be near duplicates by chance, in (0, 1).
-
-    Returns:
-        The threshold: a pair is a near duplicate if its distance is below it.
 
     Raises:
         ValueError: `rate` is out of range or there is no distance.
     """
     if not 0 < rate < 1:
         raise ValueError(f"rate must lie between 0 and 1, got {rate}")
-    known = np.asarray(strangers, float)
-    known = known[~np.isnan(known)]
-    if not len(known):
+    known = pd.Series(strangers, dtype=float).dropna()
+    if known.empty:
         raise ValueError("no distances between patients: one patient has no stranger")
     return float(np.quantile(known, rate, method="lower"))
 
 
 def describe_relations(kin: pd.DataFrame, limit: float) -> pd.DataFrame:
-    """Sum up how near relatives are.
-
-    Args:
-        kin: Of `nearest_by_relation`.
-        limit: Of `chance_threshold`.
+    """Sum up how near relatives are, of `nearest_by_relation`.
 
     Returns:
         One row a relation: nearest (its name), frames (that have such a relative), median
         distance, limit, share near (of those frames, in [0, 1]).
     """
-    rows = []
-    for relation, distance in kin.items():
-        known = distance.dropna()
-        row = {"nearest": relation, "frames": len(known), "median distance": known.median()}
-        rows.append(row | {"limit": limit, "share near": (known < limit).mean()})
-    return pd.DataFrame(rows)
+    near = (kin < limit).sum() / kin.count()
+    found = {"frames": kin.count(), "median distance": kin.median(), "limit": limit}
+    return pd.DataFrame(found | {"share near": near}).rename_axis("nearest").reset_index()
 
 
 def find_twins(
-    features: np.ndarray,
-    split: pd.Series,
-    limit: float,
-    within: pd.Series | None = None,
+    features: np.ndarray, split: pd.Series, limit: float, within: pd.Series | None = None
 ) -> pd.DataFrame:
     """Find the nearest training frame of each test frame.
 
     Args:
-        features: (n, d), see `find_nearest`.
-        split: (n,) train, val or test.
-        limit: Of `chance_threshold`.
+        features: (n, d).
+        split: (n,).
+        limit: Below it a frame is near.
         within: (n,) group of each frame, such as the patient, to search no training frames but
             those of the same group; test frames of a group without any are left out.
 
@@ -320,11 +268,6 @@ def find_twins(
     return table.assign(near=table["distance"] < limit)
 
 
-def _metric(features: np.ndarray) -> tuple[str, int]:
-    """Scikit-learn's metric and what to multiply it by: its Hamming distance is a share of bits."""
-    return ("hamming", features.shape[1]) if features.dtype == bool else ("cosine", 1)
-
-
 class Training(NamedTuple):
     """One network of the crossover. All arrays hold row numbers of the frames table.
 
@@ -345,14 +288,7 @@ class Training(NamedTuple):
 
 
 def plan_splits(splits: Mapping[str, pd.Series]) -> list[Training]:
-    """Plan one training a split, each tested on its own test frames.
-
-    Args:
-        splits: Name to train, val or test a row.
-
-    Returns:
-        Trainings whose only arm has the split's name.
-    """
+    """Plan one training a split (name to train, val or test a row); its one arm has that name."""
     plan = []
     for name, split in splits.items():
         train, val, test = (np.flatnonzero(split == part) for part in ("train", "val", "test"))
@@ -361,7 +297,7 @@ def plan_splits(splits: Mapping[str, pd.Series]) -> list[Training]:
 
 
 def plan_crossover(
-    frames: pd.DataFrame, n_folds: int, val_share: float, seed: int, repeat: int = 0
+    frames: pd.DataFrame, n_folds: int, val_share: float, seed: int, repeat: int
 ) -> list[Training]:
     """Plan trainings that differ only in what they know of the test patients.
 
@@ -379,7 +315,7 @@ def plan_crossover(
     patients. Patients with a single video have nothing to lend: they only ever train.
 
     Args:
-        frames: patient_id, video_id, frame, label; row numbers count from 0 whatever the index.
+        frames: One row a frame.
         n_folds: Pairs of groups, 2 or more.
         val_share: Share of the patients set apart for validation.
         seed: Of the deal; `repeat` is added.
@@ -420,30 +356,24 @@ def plan_crossover(
 def _share_out(
     frames: pd.DataFrame, parts: dict[tuple[str, str], np.ndarray]
 ) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
-    """Return what each side and arm adds to train, equally many frames, and each side's test."""
+    """Return what each side and arm adds to train, equally many frames, and each side's test.
+
+    A tested frame is kept if its patient did lend and its video did spare a frame: otherwise it
+    would be as unknown in the leaky arms as in the other.
+    """
+    patient, video = (frames[column].to_numpy() for column in ("patient_id", "video_id"))
     n_extra = min(len(parts["lent", side]) for side in "ab")
-    extra, tested = {}, {}
+    extra, kept = {}, {}
     for side in "ab":
         lent, near = parts["lent", side][:n_extra], parts["spare", side][:n_extra]
         extra[side, "video"] = lent
         extra[side, "frame"] = np.concatenate([near, lent[: n_extra - len(near)]])
-        tested[side] = _keep_known(frames, parts["tested", side], lent, near)
-    return extra, tested
-
-
-def _keep_known(
-    frames: pd.DataFrame, tested: np.ndarray, lent: np.ndarray, spare: np.ndarray
-) -> np.ndarray:
-    """Keep test frames whose patient did lend and whose video did spare a frame.
-
-    A video with a single frame, or a patient whose few lent frames were not drawn, would be as
-    unknown in the leaky arms as in the other.
-    """
-    patient, video = (frames[column].to_numpy() for column in ("patient_id", "video_id"))
-    known = np.isin(patient[tested], patient[lent]) & np.isin(video[tested], video[spare])
-    if not known.any():
-        raise ValueError("no test frame is left: too few frames a video, or too few patients")
-    return np.sort(tested[known])
+        tested = parts["tested", side]
+        known = np.isin(patient[tested], patient[lent]) & np.isin(video[tested], video[near])
+        if not known.any():
+            raise ValueError("no test frame is left: too few frames a video, or too few patients")
+        kept[side] = np.sort(tested[known])
+    return extra, kept
 
 
 def _deal_patients(frames: pd.DataFrame, n_folds: int, val_share: float, seed: int) -> np.ndarray:
@@ -485,13 +415,9 @@ def _deal_frames(frames: pd.DataFrame, seed: int) -> np.ndarray:
 def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFrame:
     """Count what each training holds, and check that no leak is there but the one meant.
 
-    Args:
-        plan: Of `plan_crossover`.
-        frames: The table it was planned on.
-
     Returns:
-        One row a training: training, train frames, train patients, val frames, and for each arm
-        the number of test frames.
+        One row a training of `plan_crossover`: training, train frames, train patients, val frames,
+        and for each arm the number of test frames.
 
     Raises:
         ValueError: A tested frame is in train, a tested patient is in val, or a network knows
@@ -517,20 +443,15 @@ def describe_plan(plan: Sequence[Training], frames: pd.DataFrame) -> pd.DataFram
 def flag_twins(plan: Sequence[Training], features: np.ndarray, limit: float) -> pd.DataFrame:
     """Say of each test frame and arm whether its network saw a near duplicate.
 
-    Args:
-        plan: Of `plan_crossover`.
-        features: (n, d), see `find_nearest`.
-        limit: Of `chance_threshold`.
-
     Returns:
-        One row a deal, arm and test frame: repeat, arm, row, near.
+        One row a deal, arm and test frame: repeat, arm, row, near (below the limit).
     """
     parts = []
     for t in plan:
         for arm, rows in t.test.items():
-            distance, _ = find_nearest(features[rows], features[t.train])
-            flags = {"repeat": t.repeat, "arm": arm, "row": rows, "near": distance < limit}
-            parts.append(pd.DataFrame(flags))
+            near = find_nearest(features[rows], features[t.train])[0] < limit
+            found = {"repeat": t.repeat, "arm": arm, "row": rows, "near": near}
+            parts.append(pd.DataFrame(found))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -547,7 +468,7 @@ def run_trainings(
 
     Args:
         plan: Of `plan_splits`, or of `plan_crossover`, one deal or more.
-        frames: The table of the plan: patient_id, video_id, frame, label.
+        frames: The table of the plan.
         data: Its pictures and classes, in the same order.
         cnn: Settings.
         folder: A folder a training is made in it.
@@ -563,23 +484,22 @@ def run_trainings(
         ValueError: A part of a training has no frames.
     """
     parts = []
-    for training in plan:
-        test = np.concatenate(list(training.test.values()))
-        own, repeat = folder / training.name, training.repeat
-        said = _fit_predict(data, training, test, cnn, own, seed + repeat, epochs)
-        arm = np.repeat(list(training.test), [len(part) for part in training.test.values()])
-        parts.append(said.assign(arm=arm, repeat=repeat))
+    for t in plan:
+        said = _fit_predict(data, t, cnn, folder / t.name, seed + t.repeat, epochs)
+        arm = np.repeat(list(t.test), [len(part) for part in t.test.values()])
+        parts.append(said.assign(arm=arm, repeat=t.repeat))
     answers = pd.concat(parts).rename_axis("row").reset_index()
     return pd.concat([frames[IDS].iloc[answers["row"]].reset_index(drop=True), answers], axis=1)
 
 
 def _fit_predict(
-    data: FrameSet, t: Training, test: np.ndarray, cnn: Cnn, folder: Path, seed: int, epochs: int
+    data: FrameSet, t: Training, cnn: Cnn, folder: Path, seed: int, epochs: int
 ) -> pd.DataFrame:
     """Train one network and return its classes, for each of `MERGES`, of the test rows.
 
     Its weights are removed: an audit makes a dozen of them, and only the answers count.
     """
+    test = np.concatenate(list(t.test.values()))
     rows = {"train": t.train, "val": t.val, "test": test}
     if empty := [name for name, own in rows.items() if not len(own)]:
         raise ValueError(f"no frames in {empty}: label more patients or change the shares")
@@ -587,12 +507,12 @@ def _fit_predict(
     sets = {k: FrameSet(data.pictures[rows[k]], data.targets[rows[k]]) for k in ("train", "val")}
     train_cnn(sets, cnn, folder, seed, epochs)
     device = pick_device()
-    model, facts = load_model(folder, device)
+    model, facts = network.load_model(folder, device)
     pictures = data.pictures[test]
-    found = probabilities(model, facts["model"], pictures, PREDICT_BATCH, device, facts)
+    found = network.probabilities(model, facts["model"], pictures, BATCH, device, facts)
+    p = pd.DataFrame(np.concatenate(list(found)), columns=list(SIX_CLASSES))
     for name in ("best.safetensors", "model.json"):
         (folder / name).unlink()
-    p = pd.DataFrame(np.concatenate(list(found)), columns=list(SIX_CLASSES))
     return pd.DataFrame({name: decide(p, merge) for name, merge in MERGES.items()}, test)
 
 
@@ -601,102 +521,153 @@ def estimate_f1(
 ) -> Estimate:
     """Estimate a weighted F1, or by how much it lies above another, with a bootstrap over patients.
 
-    Patients are drawn once for both: a drawn patient brings the answers of both sides. On the
-    same test frames that is a paired comparison. On two test sets that share some patients it
-    keeps what they share.
+    A drawn patient brings the answers of both sides: on the same test frames that is a paired
+    comparison, and two test sets that share some patients keep what they share.
 
     Args:
-        answers: patient_id, label and the column `name`, one row a frame.
+        answers: One row a frame.
         name: One of `MERGES`.
         stats: Number of resamples and level.
         seed: Of the resampling.
         less: Answers like the first, whose F1 is taken off; None for nothing.
 
     Returns:
-        The F1, or the gain, and its interval. It covers the choice of test patients, not the chance
-        in a training.
-
-    Raises:
-        ValueError: As `stats.cluster_bootstrap`.
+        The F1 or the gain; the interval covers the choice of patients, not chance in a training.
     """
     sides = [answers] if less is None else [answers, less]
     number = {label: i for i, label in enumerate(dict.fromkeys(MERGES[name].values()))}
-    rows = pd.concat(sides, keys=range(len(sides)), names=["side"])
+    rows = pd.concat(sides)
+    side = np.repeat(range(len(sides)), [len(own) for own in sides])
     true, said = rows["label"].map(MERGES[name]).map(number), rows[name].map(number)
     cells = np.zeros((len(rows), len(sides), len(number), len(number)))
-    side = rows.index.get_level_values("side")
     cells[np.arange(len(rows)), side, true.to_numpy(int), said.to_numpy(int)] = 1
 
     def gain(sums: np.ndarray) -> np.ndarray:
         f1s = class_f1s(sums)[..., -1]
         return f1s[..., 0] - f1s[..., 1:].sum(-1)
 
-    groups, n = rows["patient_id"], stats.n_resamples
-    return cluster_bootstrap(groups, cells, gain, n, seed, stats.level)[0]
+    patients, n = rows["patient_id"], stats.n_resamples
+    return cluster_bootstrap(patients, cells, gain, n, seed, stats.level)[0]
 
 
-def tabulate_f1(answers: pd.DataFrame, base: str, stats: Stats, seed: int) -> pd.DataFrame:
-    """Put the three F1s of each arm beside their gains over one arm.
-
-    Args:
-        answers: Of `run_trainings`.
-        base: The arm that the others are compared with.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
+def tabulate_f1(answers: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+    """Put the three F1s of each arm beside their gains over the arm `BASE`.
 
     Returns:
-        One row an F1 and arm: f1_name, arm, f1, low, high, gain, gain_low, gain_high (0 for the
-        base itself), frames, patients.
+        One row an F1 and arm, the base first: f1_name, arm, f1, low, high, gain, gain_low,
+        gain_high (0 for the base itself), frames, patients.
 
     Raises:
-        ValueError: No answers of the base.
+        KeyError: No answers of the base.
     """
-    names = list(answers["arm"].unique())
-    if base not in names:
-        raise ValueError(f"no answers of {base!r} to compare with; there are {sorted(names)}")
-    names.sort(key=lambda arm: arm != base)  # stable: the base first, the others as they come
+    names = sorted(answers["arm"].unique(), key=lambda arm: arm != BASE)  # else as they come
     arms = {arm: answers[answers["arm"] == arm] for arm in names}
     rows = []
     for name in MERGES:
         for arm, own in arms.items():
             f1 = estimate_f1(own, name, stats, seed)
-            gain = estimate_f1(own, name, stats, seed, less=arms[base])
-            numbers = dict(zip(("f1", "low", "high"), f1, strict=True))
-            numbers |= dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
-            sizes = {"frames": len(own), "patients": own["patient_id"].nunique()}
-            rows.append({"f1_name": name, "arm": arm} | numbers | sizes)
-    return pd.DataFrame(rows)
+            gain = estimate_f1(own, name, stats, seed, less=arms[BASE])
+            rows.append((name, arm, *f1, *gain, len(own), own["patient_id"].nunique()))
+    columns = "f1_name arm f1 low high gain gain_low gain_high frames patients".split()
+    return pd.DataFrame(rows, columns=columns)
 
 
 def tabulate_by_twin(
-    answers: pd.DataFrame, twins: pd.DataFrame, base: str, stats: Stats, seed: int
+    answers: pd.DataFrame, twins: pd.DataFrame, stats: Stats, seed: int
 ) -> pd.DataFrame:
     """Put the gains of frames with and without a near duplicate in train side by side.
 
-    Args:
-        answers: Of `run_trainings` over `plan_crossover`.
-        twins: Of `flag_twins`.
-        base: The arm without a leak.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
-
     Returns:
-        Rows of `tabulate_f1` for the other arms, with the columns near_duplicate ("yes", "no";
-        only one of them if all frames are of one kind) and base_f1, the F1 of the same frames in
-        the base arm.
+        Rows of `tabulate_f1` for the other arms, with the columns near_duplicate ("yes", "no"; only
+        one of them if `flag_twins` found all frames of one kind) and base_f1, the F1 of the same
+        frames in the base arm.
 
     Raises:
         ValueError: A frame of the answers has no flag.
     """
     parts = []
-    for arm in sorted(set(answers["arm"]) - {base}):
+    for arm in sorted(set(answers["arm"]) - {BASE}):
         flags = twins[twins["arm"] == arm].set_index(["repeat", "row"])["near"]
-        both = answers[answers["arm"].isin([base, arm])].join(flags, on=["repeat", "row"])
+        both = answers[answers["arm"].isin([BASE, arm])].join(flags, on=["repeat", "row"])
         if both["near"].isna().any():
             raise ValueError(f"{both['near'].isna().sum()} answers have no flag in arm {arm!r}")
         for near, rows in both.groupby("near"):
-            table = tabulate_f1(rows, base, stats, seed)
-            base_f1 = table[table["arm"] == base].set_index("f1_name")["f1"]
+            table = tabulate_f1(rows, stats, seed)
+            base_f1 = table[table["arm"] == BASE].set_index("f1_name")["f1"]
             gains = table[table["arm"] == arm].assign(near_duplicate="yes" if near else "no")
             parts.append(gains.assign(base_f1=gains["f1_name"].map(base_f1)))
     return pd.concat(parts, ignore_index=True)
+
+
+def draw_distances(kin: Mapping[str, pd.DataFrame], limits: Mapping[str, float]) -> Drawn:
+    """Draw how near frames' nearest relatives are, one panel a fingerprint.
+
+    Args:
+        kin: Fingerprint ("hash", "embedding") to the table of `nearest_by_relation`.
+        limits: Fingerprint to its limit, a dotted line.
+    """
+    fig, axes = plt.subplots(1, len(kin), figsize=(6.9, 2.6), layout="constrained", sharey=True)
+    colours = dict(zip(RELATIONS, sns.color_palette("colorblind"), strict=False))
+    tidy = []
+    for ax, (kind, table) in zip(axes, kin.items(), strict=True):
+        long = table.melt(var_name="nearest", value_name="distance").dropna()
+        sns.ecdfplot(long, x="distance", hue="nearest", palette=colours, ax=ax, legend=False)
+        ax.axvline(limits[kind], color="0.4", linestyle=":")
+        ax.set(xlabel=AXIS[kind], ylabel="Share of frames")
+        tidy.append(long.assign(fingerprint=kind))
+    lines = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    lines.append(Line2D([], [], color="0.4", linestyle=":", label="limit"))
+    fig.legend(handles=lines, loc="outside upper center", ncol=5, fontsize=7)
+    return fig, pd.concat(tidy)
+
+
+def draw_pairs(twins: pd.DataFrame, frames: pd.DataFrame, folder: Path, title: str) -> Drawn:
+    """Draw the six closest pairs of a test and a training frame, one pair a patient.
+
+    Args:
+        twins: Of `find_twins`, searched within patients.
+        frames: patient_id, video_id, frame, label, png (relative to `folder`).
+        folder: Run folder of notebook 00.
+        title: Of the figure; says what the pictures are.
+    """
+    sides = [frames.iloc[twins[k]][[*IDS, "png"]].reset_index(drop=True) for k in ("row", "twin")]
+    pairs = sides[0].join(sides[1], lsuffix="_test", rsuffix="_train")
+    pairs["distance"] = twins["distance"].to_numpy()
+    shown = pairs.sort_values("distance").drop_duplicates("patient_id_test").head(6)
+    fig, axes = plt.subplots(2, 6, figsize=(6.9, 2.9), layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for column, (_, pair) in zip(axes.T, shown.iterrows(), strict=False):
+        for ax, side in zip(column, ("test", "train"), strict=True):
+            ax.imshow(plt.imread(folder / pair[f"png_{side}"]), cmap="gray", vmin=0, vmax=1)
+            ax.set_title(f"{side}: {pair[f'label_{side}']}", fontsize=6)
+        style = {"fontsize": 6, "ha": "center", "va": "top", "transform": column[1].transAxes}
+        column[1].text(0.5, -0.1, f"distance {pair['distance']:.3f}", **style)
+    fig.suptitle(title, fontsize=8)
+    kept = shown.rename(columns={"patient_id_test": "patient_id"})
+    return fig, kept.drop(columns=["patient_id_train", "png_test", "png_train"])
+
+
+def draw_gains(resplit: pd.DataFrame, fair: pd.DataFrame, deals: pd.DataFrame) -> Drawn:
+    """Draw gains in F1 over the patient split with their intervals, one panel an F1.
+
+    Args:
+        resplit: Of `tabulate_f1`, a new split each with its own test frames.
+        fair: Likewise, of the same test frames.
+        deals: As `fair`, deal by deal, with the column repeat: small upright strokes.
+    """
+    named = {"new split": resplit, "same frames": fair, "one deal": deals}
+    drawn = pd.concat([table.assign(design=name) for name, table in named.items()])
+    drawn = drawn[drawn["arm"] != BASE]
+    drawn["where"] = drawn["design"].replace("one deal", "same frames") + ", " + drawn["arm"]
+    fig, axes = plt.subplots(1, len(MERGES), figsize=(6.9, 2.1), layout="constrained", sharey=True)
+    for ax, name in zip(axes, MERGES, strict=True):
+        own = drawn[drawn["f1_name"] == name]
+        whole, single = own[own["design"] != "one deal"], own[own["design"] == "one deal"]
+        span = [whole["gain"] - whole["gain_low"], whole["gain_high"] - whole["gain"]]
+        ax.errorbar(whole["gain"], whole["where"], xerr=span, fmt="o", markersize=4, capsize=2)
+        ax.plot(single["gain"], single["where"], "|", color="0.2", markersize=12)
+        ax.axvline(0, color="0.4", linewidth=0.8)
+        ax.set(title=name.replace("_f1", " F1").replace("_", "-"), ylim=(-0.5, len(whole) - 0.5))
+    axes[1].set(xlabel="Gain in weighted F1 over the patient split")
+    return fig, drawn

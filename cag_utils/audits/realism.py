@@ -2,10 +2,9 @@
 
 Every measure is a plain method whose settings are the same for both sides, so that its bias is too.
 A real still has no vessel mask: its vessels are its strongest dark lines (`dark_lines`). Nothing
-here is fitted to, or tuned on, a real picture.
+here is fitted to, or tuned on, a real picture. A `picture` is (H, W) uint8 and its `field` (H, W)
+bool from `open_field`; `frames` are (t, H, W) uint8 at `frame_rate` a second.
 """
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,19 +16,25 @@ from cag_utils.cines.stills import flat_patches, open_field
 
 IQR_OVER_SIGMA = 1.349  # of a normal distribution
 BANDS_PX = ((1, 2), (2, 4), (4, 8), (8, 16), (16, 32))  # band-pass Gaussians' sigmas
+RIDGE_SIGMAS_PX = (1.5, 2.5, 4.0, 6.0)  # widths of about 3 to 17 px; choice
+RIDGE_SHARE = 0.006  # strongest ridge pixels, share of the open field, whatever their contrast
+SHORTEST_PX = 25  # shorter ridges are noise; choice
+BORDER_PX = 12  # ridges this near the shutters may be the shutters' own; choice
+MOST_POINTS = 400  # measured a picture, evenly spread over the ridges; choice, for speed
+REACH_PX, STEP_PX, ALONG_PX = 24.0, 0.5, 2  # profile half length, spacing, averaging along the line
+SHOULDER = 0.3  # share of the depth by which a profile must fall to have had its shoulder
+BEYOND_PX, HALO_PX = (8, 14), (2, 5)  # from the edge: background, and where enhancement overshoots
+EARLY_S = 0.25  # of a cine, surely before contrast; choice
+SMOOTH_S, BEAT_S = 0.2, 0.9  # running means: against noise; about one beat; choices
+WIDEST_PX = 17  # of a dark structure that the black hat keeps; choice, 4 mm at 0.23 mm a pixel
 
 
 def grey_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the 1-D Wasserstein distance of two sets of grey levels: the work to turn one into
-    the other, grey levels.
-
-    Args:
-        first: Grey levels 0 to 255, any shape.
-        second: Likewise.
+    """Return the 1-D Wasserstein distance, in grey levels, of two sets of levels 0 to 255.
 
     Raises:
         ValueError: One is empty.
-    """  # noqa: D205
+    """
     if not np.size(first) or not np.size(second):
         raise ValueError("a histogram needs at least one grey level")
     counts = [np.bincount(np.asarray(w, np.uint8).ravel(), minlength=256) for w in (first, second)]
@@ -68,9 +73,6 @@ def noise_power(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def measure_picture(picture: np.ndarray) -> dict[str, float]:
     """Measure one picture.
 
-    Args:
-        picture: (H, W) uint8.
-
     Returns:
         By name, NaN where a picture has too few lines:
 
@@ -88,51 +90,37 @@ def measure_picture(picture: np.ndarray) -> dict[str, float]:
         ValueError: It is no 8-bit picture, or has no open field to speak of.
     """
     field = open_field(picture)
+    sigma, fine_noise = _noise(flat_patches(picture, field))
     inside = picture[field]
-    patches = flat_patches(picture, field)
-    sigma = float(np.median(patches.std(axis=(1, 2))))
-    at, power = noise_power(patches)
-    fine = power[at >= 0.3].mean() / power[(at >= 0.1) & (at <= 0.2)].mean()
-    facts = {
-        "mean_grey": inside.mean(),
-        "grey_sd": inside.std(),
-        "shutter_share": 1 - field.mean(),
-        "noise_sigma": sigma,
-        "fine_noise": fine,
-    }
-    facts |= _bands(picture, field) | _line_facts(picture, field, sigma)
+    facts = {"mean_grey": inside.mean(), "grey_sd": inside.std(), "shutter_share": 1 - field.mean()}
+    facts |= {"noise_sigma": sigma, "fine_noise": fine_noise}
+    filled = np.where(field, picture, inside.mean()).astype(np.float32)  # the shutters too
+    for fine, coarse in BANDS_PX:
+        band = cv2.GaussianBlur(filled, (0, 0), fine) - cv2.GaussianBlur(filled, (0, 0), coarse)
+        inner = _shrink(field, 2 * fine)
+        facts[f"band_{fine}"] = band[inner].std() if inner.any() else np.nan
+    lines = dark_lines(picture, field)
+    if len(lines) < SHORTEST_PX:
+        lines = lines.iloc[:0]
+    middle = lines.median()
+    facts |= {"line_width_px": middle["width_px"], "line_depth": middle["depth"]}
+    facts["line_cnr"] = middle["depth"] / sigma if sigma else np.nan
+    facts |= {"line_edge_px": middle["edge_px"], "overshoot": middle["overshoot"]}
+    facts["thin_line_px"], facts["wide_line_px"] = lines["width_px"].quantile([0.1, 0.9])
     return {name: float(value) for name, value in facts.items()}
 
 
-def _bands(picture: np.ndarray, field: np.ndarray) -> dict[str, float]:
-    """Strength of structures by size; shutters are filled with the field's mean first."""
-    filled = np.where(field, picture, picture[field].mean()).astype(np.float32)
-    facts = {}
-    for fine, coarse in BANDS_PX:
-        band = cv2.GaussianBlur(filled, (0, 0), fine) - cv2.GaussianBlur(filled, (0, 0), coarse)
-        inner = cv2.erode(np.pad(field, 1).astype(np.uint8), np.ones((4 * fine + 1,) * 2))
-        inner = inner[1:-1, 1:-1] > 0
-        facts[f"band_{fine}"] = band[inner].std() if inner.any() else np.nan
-    return facts
+def _noise(patches: np.ndarray) -> tuple[float, float]:
+    """Standard deviation, and power at 0.3 to 0.5 cycles a pixel over that at 0.1 to 0.2."""
+    at, power = noise_power(patches)
+    coarse = power[(at >= 0.1) & (at <= 0.2)].mean()
+    return float(np.median(patches.std(axis=(1, 2)))), float(power[at >= 0.3].mean() / coarse)
 
 
-def _line_facts(picture: np.ndarray, field: np.ndarray, sigma: float) -> dict[str, float]:
-    """Medians over a picture's lines."""
-    lines = dark_lines(picture, field)
-    if len(lines.depth) < SHORTEST_PX:
-        names = ("line_width_px", "line_depth", "line_cnr", "line_edge_px", "overshoot",
-                 "thin_line_px", "wide_line_px")  # fmt: skip
-        return dict.fromkeys(names, np.nan)
-    depth = np.median(lines.depth)
-    return {
-        "line_width_px": np.median(lines.width_px),
-        "line_depth": depth,
-        "line_cnr": depth / sigma if sigma else np.nan,
-        "line_edge_px": np.median(lines.edge_px),
-        "overshoot": np.median(lines.overshoot),
-        "thin_line_px": np.percentile(lines.width_px, 10),
-        "wide_line_px": np.percentile(lines.width_px, 90),
-    }
+def _shrink(field: np.ndarray, margin_px: int) -> np.ndarray:
+    """The part of the open field that is farther than this from its edge."""
+    kernel = np.ones((2 * margin_px + 1,) * 2)
+    return cv2.erode(np.pad(field, 1).astype(np.uint8), kernel)[1:-1, 1:-1] > 0
 
 
 def compare_measures(real: pd.DataFrame, phantom: pd.DataFrame) -> pd.DataFrame:
@@ -143,11 +131,10 @@ def compare_measures(real: pd.DataFrame, phantom: pd.DataFrame) -> pd.DataFrame:
         phantom: Likewise.
 
     Returns:
-        Columns measure, real, real_low, real_high (median and quartiles), n_real, phantom,
-        phantom_low, phantom_high, n_phantom, difference and unit: the medians' difference in units
-        of the real spread (interquartile range over 1.349, a normal distribution's standard
-        deviation), or of the phantom's where only one real one was measured; missing where that
-        spread is zero. The largest come first.
+        Columns measure, real, real_low, real_high (median and quartiles), n_real, the same of the
+        phantom, difference and unit: the medians' difference in units of the real spread
+        (interquartile range over 1.349, a normal distribution's standard deviation), or of the
+        phantom's where only one real one was measured; missing where it is zero. Largest first.
 
     Raises:
         ValueError: The two share no measure, or one of them has no row.
@@ -161,74 +148,34 @@ def compare_measures(real: pd.DataFrame, phantom: pd.DataFrame) -> pd.DataFrame:
         for side, table in (("real", real), ("phantom", phantom)):
             values = table[name].dropna()
             low, middle, high = values.quantile([0.25, 0.5, 0.75])
-            row |= {
-                side: middle,
-                f"{side}_low": low,
-                f"{side}_high": high,
-                f"n_{side}": len(values),
-            }
+            row |= {side: middle, f"{side}_low": low, f"{side}_high": high}
+            row[f"n_{side}"] = len(values)
         unit = "real" if row["n_real"] > 1 else "phantom"
         spread = (row[f"{unit}_high"] - row[f"{unit}_low"]) / IQR_OVER_SIGMA
         gap = row["phantom"] - row["real"]
         row["difference"] = gap / spread if spread > 0 else np.nan
         rows.append(row | {"unit": f"{unit} spread"})
-    return pd.DataFrame(rows).sort_values(
-        "difference", key=np.abs, ascending=False, ignore_index=True
-    )
+    order = {"key": np.abs, "ascending": False, "ignore_index": True}
+    return pd.DataFrame(rows).sort_values("difference", **order)
 
 
-RIDGE_SIGMAS_PX = (1.5, 2.5, 4.0, 6.0)  # widths of about 3 to 17 px; choice
-RIDGE_SHARE = 0.006  # strongest ridge pixels, share of the open field, whatever their contrast
-SHORTEST_PX = 25  # shorter ridges are noise; choice
-BORDER_PX = 12  # ridges this near the shutters may be the shutters' own; choice
-MOST_POINTS = 400  # measured a picture, evenly spread over the ridges; choice, for speed
-REACH_PX, STEP_PX, ALONG_PX = 24.0, 0.5, 2  # profile half length, spacing, averaging along the line
-SHOULDER = 0.3  # share of the depth by which a profile must fall to have had its shoulder
-BEYOND_PX, HALO_PX = (8, 14), (2, 5)  # from the edge: background, and where enhancement overshoots
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The strongest dark lines of one picture, each entry one point of a line.
-
-    Attributes:
-        width_px: (n,) full width at half depth.
-        depth: (n,) grey levels from the background beside the line to its middle.
-        edge_px: (n,) way from 20 to 80 % of the depth, mean of both edges.
-        overshoot: (n,) how much lighter 2 to 5 px outside the edge is than further out, share of
-            the depth; above 0 where edges are enhanced.
-        row: (n,) rows of the points.
-        column: (n,) columns.
-    """
-
-    width_px: np.ndarray
-    depth: np.ndarray
-    edge_px: np.ndarray
-    overshoot: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
-
-
-def dark_lines(picture: np.ndarray, field: np.ndarray) -> Lines:
+def dark_lines(picture: np.ndarray, field: np.ndarray) -> pd.DataFrame:
     """Find the strongest dark lines and measure across each of their points.
 
     Ridges are maxima, across themselves, of the larger eigenvalue of the Hessian at four scales.
     The strongest 0.6 % of the open field's pixels are kept, however weak, in runs of 25 px or more.
 
-    Args:
-        picture: (H, W) uint8.
-        field: (H, W) bool, from `open_field`.
-
     Returns:
-        The lines' points; empty where there is no line.
+        One row a point: width_px (full width at half depth), depth (grey levels from the background
+        beside the line to its middle), edge_px (way from 20 to 80 % of the depth, mean of both
+        edges), overshoot (how much lighter 2 to 5 px outside the edge is than further out, share of
+        the depth; above 0 where edges are enhanced), row and column. No row where there is no line.
 
     Source:
         Scale-normalised ridges: Lindeberg, IJCV 30(2), 1998.
     """
     strength, across_v, across_u = _ridges(picture.astype(np.float32))
-    kernel = np.ones((2 * BORDER_PX + 1,) * 2)
-    inner = cv2.erode(np.pad(field, 1).astype(np.uint8), kernel)[1:-1, 1:-1] > 0
-    strength[~inner] = 0
+    strength[~_shrink(field, BORDER_PX)] = 0
     weakest = np.sort(strength, axis=None)[-1 - int(RIDGE_SHARE * field.sum())]
     chosen = strength > max(1e-3, float(weakest))
     _, parts, facts, _ = cv2.connectedComponentsWithStats(chosen.astype(np.uint8), connectivity=8)
@@ -237,8 +184,10 @@ def dark_lines(picture: np.ndarray, field: np.ndarray) -> Lines:
     row, column = np.nonzero(long[parts])
     spread = np.linspace(0, len(row) - 1, min(len(row), MOST_POINTS)).astype(int)
     at = row, column = row[spread], column[spread]
-    found = _profiles(picture, row, column, across_v[at], across_u[at])
-    return _across(found, row, column)
+    profiles = _profiles(picture, row, column, across_v[at], across_u[at])
+    names = ["width_px", "depth", "edge_px", "overshoot"]
+    found = pd.DataFrame(map(_measure, profiles), columns=names, dtype=float)
+    return found.assign(row=row, column=column).dropna(ignore_index=True)
 
 
 def _ridges(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -257,9 +206,11 @@ def _ridges(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             target[stronger] = new[stronger]
     strength, across_v, across_u = best
     v, u = np.mgrid[: picture.shape[0], : picture.shape[1]].astype(np.float32)
-    sides = [cv2.remap(strength, u + w * across_u, v + w * across_v, cv2.INTER_LINEAR)
-             for w in (-1, 1)]  # fmt: skip
-    strength = np.where((strength >= sides[0]) & (strength > sides[1]), strength, 0)
+    before, after = (
+        cv2.remap(strength, u + way * across_u, v + way * across_v, cv2.INTER_LINEAR)
+        for way in (-1, 1)
+    )
+    strength = np.where((strength >= before) & (strength > after), strength, 0)
     return strength, across_v, across_u
 
 
@@ -272,15 +223,6 @@ def _profiles(picture, row, column, across_v, across_u) -> np.ndarray:
     return map_coordinates(picture.astype(np.float32), [v, u], order=3, mode="nearest").mean(axis=0)
 
 
-def _across(profiles: np.ndarray, row: np.ndarray, column: np.ndarray) -> Lines:
-    """Width, depth, edge and overshoot of each profile; points without two edges are left out."""
-    facts = np.full((len(profiles), 4), np.nan)
-    for i, profile in enumerate(profiles):
-        facts[i] = _measure(profile)
-    good = np.isfinite(facts).all(axis=1)
-    return Lines(*facts[good].T, row[good], column[good])
-
-
 def _measure(profile: np.ndarray) -> tuple[float, float, float, float]:
     """Measure one profile: (width, depth, edge, overshoot), NaN where it has no two edges."""
     middle = len(profile) // 2
@@ -288,22 +230,16 @@ def _measure(profile: np.ndarray) -> tuple[float, float, float, float]:
     sides = profile[low::-1], profile[low:]
     floor = float(profile[low])
     fall = max(1e-6, SHOULDER * float(np.median(profile) - floor))
-    tops = [_shoulder(side, fall) for side in sides]
-    halves = [_reach(side, (floor + top) / 2) for side, top in zip(sides, tops, strict=True)]
-    half = sum(halves) / 2
-    beyond = [_mean(side, half + BEYOND_PX[0], half + BEYOND_PX[1]) for side in sides]
+    half = sum(_reach(side, (floor + _shoulder(side, fall)) / 2) for side in sides) / 2
+    beyond = [_mean(side, half, BEYOND_PX) for side in sides]
     depth = sum(beyond) / 2 - floor
-    edges = [[_reach(side, floor + share * (level - floor)) for share in (0.2, 0.5, 0.8)]
-             for side, level in zip(sides, beyond, strict=True)]  # fmt: skip
     if not depth > 0:  # also where a profile ends before its background begins
         return (np.nan,) * 4
-    near = (
-        sum(
-            _mean(side, e[1] + HALO_PX[0], e[1] + HALO_PX[1])
-            for side, e in zip(sides, edges, strict=True)
-        )
-        / 2
-    )
+    edges = [
+        [_reach(side, floor + share * (level - floor)) for share in (0.2, 0.5, 0.8)]
+        for side, level in zip(sides, beyond, strict=True)
+    ]
+    near = sum(_mean(side, at[1], HALO_PX) for side, at in zip(sides, edges, strict=True)) / 2
     edge = (edges[0][2] - edges[0][0] + edges[1][2] - edges[1][0]) / 2
     return edges[0][1] + edges[1][1], depth, edge, (near - floor - depth) / depth
 
@@ -324,24 +260,20 @@ def _reach(side: np.ndarray, level: float) -> float:
     return STEP_PX * (i - (side[i] - level) / (side[i] - side[i - 1]))
 
 
-def _mean(side: np.ndarray, first_px: float, last_px: float) -> float:
-    """Mean of a profile between two distances; NaN if one is unknown or it is too short."""
+def _mean(side: np.ndarray, edge_px: float, beyond_px: tuple[int, int]) -> float:
+    """Mean of a profile between two ways from its edge; NaN if it has none or is too short."""
+    first_px, last_px = edge_px + beyond_px[0], edge_px + beyond_px[1]
     if not (np.isfinite(first_px) and last_px / STEP_PX < len(side)):
         return np.nan
     return float(side[int(first_px / STEP_PX) : int(last_px / STEP_PX) + 1].mean())
-
-
-EARLY_S = 0.25  # of a cine, surely before contrast; choice
-SMOOTH_S, BEAT_S = 0.2, 0.9  # running means: against noise; about one beat; choices
-WIDEST_PX = 17  # of a dark structure that the black hat keeps; choice, 4 mm at 0.23 mm a pixel
 
 
 def measure_cine(frames: np.ndarray, frame_rate: float) -> dict[str, float]:
     """Measure one cine.
 
     Args:
-        frames: (t, H, W) uint8, at least 1.5 s of them, no contrast in the first 0.25 s.
-        frame_rate: Frames a second, above 0.
+        frames: At least 1.5 s of them, no contrast in the first 0.25 s.
+        frame_rate: Above 0.
 
     Returns:
         By name:
@@ -363,42 +295,31 @@ def measure_cine(frames: np.ndarray, frame_rate: float) -> dict[str, float]:
     if frame_rate <= 0 or len(frames) < 1.5 * frame_rate:
         raise ValueError(f"a cine needs 1.5 s, got {len(frames)} frames at {frame_rate} a second")
     field = open_field(np.median(frames[:: max(1, len(frames) // 15)], axis=0).astype(np.uint8))
-    early = max(3, round(EARLY_S * frame_rate))
     mean = mean_curve(frames, field)
-    wobble = mean - _running_mean(mean, round(BEAT_S * frame_rate))
-    patches = difference_noise(frames[:early], field)
-    frequency, power = noise_power(patches)
-    coarse = power[(frequency >= 0.1) & (frequency <= 0.2)].mean()
-    return {
-        "mean_swing": float(np.ptp(np.percentile(mean, [5, 95]))),
-        "beat_swing": float(np.ptp(np.percentile(wobble, [5, 95]))),
-        **filling(fill_curve(frames, field), frame_rate),
-        "cine_noise": float(np.median(patches.std(axis=(1, 2)))),
-        "cine_fine_noise": float(power[frequency >= 0.3].mean() / coarse),
-    }
+    wobble = mean - _running_mean(mean, BEAT_S * frame_rate)
+    curves = {"mean_swing": mean, "beat_swing": wobble}
+    facts = {name: float(np.ptp(np.percentile(w, [5, 95]))) for name, w in curves.items()}
+    facts |= filling(fill_curve(frames, field), frame_rate)
+    early = max(3, round(EARLY_S * frame_rate))
+    sigma, fine = _noise(difference_noise(frames[:early], field))
+    return facts | {"cine_noise": sigma, "cine_fine_noise": fine}
 
 
 def mean_curve(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Return the (t,) mean grey levels of a cine's frames (t, H, W) in the open field (H, W)."""
+    """Return the (t,) mean grey levels of a cine's frames in the open field."""
     return np.array([frame[field].mean(dtype=float) for frame in frames])
 
 
 def fill_curve(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
     """Return how much narrow darkness each frame holds: the mean black hat in the open field.
 
-    Args:
-        frames: (t, H, W) uint8.
-        field: (H, W) bool.
-
-    Returns:
-        (t,) grey levels; contrast adds to what noise, catheter and ribs hold anyway.
+    (t,) grey levels; contrast adds to what noise, catheter and ribs hold anyway.
 
     Source:
         Black hat: closing minus picture, Meyer 1979.
     """
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (WIDEST_PX, WIDEST_PX))
-    hats = (cv2.morphologyEx(f, cv2.MORPH_BLACKHAT, disc) for f in frames)
-    return np.array([hat[field].mean(dtype=float) for hat in hats])
+    return mean_curve([cv2.morphologyEx(f, cv2.MORPH_BLACKHAT, disc) for f in frames], field)
 
 
 def filling(curve: np.ndarray, frame_rate: float) -> dict[str, float]:
@@ -409,35 +330,24 @@ def filling(curve: np.ndarray, frame_rate: float) -> dict[str, float]:
         frame_rate: Frames a second.
 
     Returns:
-        fill, half_fill_s, fill_s and late_share, as in `measure_cine`; the last three are missing
-        where the curve never rises.
+        fill, half_fill_s, fill_s, late_share of `measure_cine`; only fill if it never rises.
     """
-    smooth = _running_mean(curve, max(1, round(SMOOTH_S * frame_rate)))
+    smooth = _running_mean(curve, SMOOTH_S * frame_rate)
     before = float(np.median(curve[: max(3, round(EARLY_S * frame_rate))]))
     fullest = int(np.argmax(smooth))
     gain = float(smooth[fullest]) - before
     if gain <= 0 or fullest == 0:
         return {"fill": gain, "half_fill_s": np.nan, "fill_s": np.nan, "late_share": np.nan}
     at = [_last_rise(smooth[: fullest + 1], before + share * gain) for share in (0.2, 0.5, 0.8)]
-    return {
-        "fill": gain,
-        "half_fill_s": at[1] / frame_rate,
-        "fill_s": (at[2] - at[0]) / frame_rate,
-        "late_share": (float(smooth[-1]) - before) / gain,
-    }
+    pace = {"half_fill_s": at[1] / frame_rate, "fill_s": (at[2] - at[0]) / frame_rate}
+    return {"fill": gain} | pace | {"late_share": (float(smooth[-1]) - before) / gain}
 
 
 def difference_noise(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
     """Cut flat patches out of neighbouring frames' differences, divided by the square root of 2.
 
-    What stands still cancels out, so what is left in the flattest patches is one frame's noise.
-
-    Args:
-        frames: (t, H, W) uint8, at least two, best before any contrast.
-        field: (H, W) bool.
-
-    Returns:
-        (n, 32, 32) grey levels about 0.
+    What stands still cancels out, so what is left in the flattest patches is one frame's noise, if
+    the frames, two or more, lie before any contrast: (n, 32, 32) grey levels about 0.
 
     Raises:
         ValueError: There are fewer than two frames, or no patch fits into the field.
@@ -449,9 +359,9 @@ def difference_noise(frames: np.ndarray, field: np.ndarray) -> np.ndarray:
     return np.concatenate([flat_patches(step, field) for step in steps])
 
 
-def _running_mean(curve: np.ndarray, width: int) -> np.ndarray:
+def _running_mean(curve: np.ndarray, width: float) -> np.ndarray:
     """Centred running mean over an odd number of frames, fewer at the ends."""
-    half = width // 2
+    half = round(width) // 2
     return np.array([curve[max(0, i - half) : i + half + 1].mean() for i in range(len(curve))])
 
 

@@ -1,13 +1,15 @@
 """The drawing behind notebook A1: how a phantom is made, and phantom beside real pictures.
 
-Phantom is blue, real is orange (Okabe and Ito's colours); every title says which is which.
+Phantom is blue, real is orange (Okabe and Ito's colours); every title says which is which. A
+`heading` is a figure's title; `places` are names and indices of centreline points; a `pose` is the
+tree in every frame of the cine. `pictures` and `films` hold those of `phantom` and of `real`, which
+may be empty, (H, W) or (t, H, W) uint8 each; `frame_rate` is frames a second.
 """
 
 import base64
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import matplotlib.pyplot as plt
@@ -30,17 +32,21 @@ from cag_utils.study import root, under_root
 SIDE_COLOURS = {"phantom": "#0072B2", "real": "#D55E00"}
 ARTERY_COLOURS = {"RCA": "#009E73", "LM": "#000000", "LAD": "#0072B2", "LCX": "#D55E00"}
 TITLE = 9  # points
+FILM_PX = 256  # rows and columns of the embedded film
 Drawn = tuple[plt.Figure, pd.DataFrame]  # a figure, and the rows behind it for `save_figure`
 
 
-def draw_trees(trees: Mapping[str, Tree], heading: str) -> Drawn:
-    """Draw trees from the front and from the side, segments named in AHA and SYNTAX numbers.
+def _figure(heading: str, rows: int, columns: int, height: float, **options):
+    """A figure 6.9 inches wide with a heading, and its axes."""
+    size = {"figsize": (6.9, height), "layout": "constrained"}
+    fig, axes = plt.subplots(rows, columns, **size, **options)
+    fig.suptitle(heading, fontsize=TITLE)
+    return fig, axes
 
-    Args:
-        trees: LCA, RCA or both.
-        heading: Title.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(6.9, 3.7), layout="constrained")
+
+def draw_trees(trees: Mapping[str, Tree], heading: str) -> Drawn:
+    """Draw trees from the front and from the side, segments named in AHA and SYNTAX numbers."""
+    fig, axes = _figure(heading, 1, 2, 3.7)
     rows = []
     for tree in trees.values():
         colours = [ARTERY_COLOURS[AHA_SEGMENTS[s].artery] for s in tree.segment]
@@ -48,14 +54,13 @@ def draw_trees(trees: Mapping[str, Tree], heading: str) -> Drawn:
             at = tree.points[:, [across, 1]].T
             ax.scatter(*at, s=4 * tree.radius**2, c=colours, lw=0, rasterized=True)
             _name_segments(ax, tree, across)
-        x, y, z = tree.points.T
         facts = {"aha": tree.segment, "syntax": tree.syntax, "radius_mm": tree.radius}
-        rows.append(pd.DataFrame(facts | {"x_mm": x, "y_mm": y, "z_mm": z}))
+        facts |= dict(zip(("x_mm", "y_mm", "z_mm"), tree.points.T, strict=True))
+        rows.append(pd.DataFrame(facts))
     axes[0].set(xlabel="To the patient's left (mm)", ylabel="Headwards (mm)")
     axes[1].set(xlabel="To the front (mm)", ylabel="Headwards (mm)")
     for ax in axes:
         ax.set_aspect("equal", adjustable="datalim")
-    fig.suptitle(heading, fontsize=TITLE)
     return fig, pd.concat(rows).round(2)
 
 
@@ -71,15 +76,10 @@ def _name_segments(ax, tree: Tree, across: int) -> None:
 
 
 def draw_views(trees: Mapping[str, Tree], heading: str) -> Drawn:
-    """Project both trees as the standard views show them, one panel a view.
-
-    Args:
-        trees: LCA and RCA.
-        heading: Title.
-    """
+    """Project both trees (LCA and RCA) as the standard views show them, one panel a view."""
     views = [(side, name) for side in trees for name, *_ in VIEWS[side]]
     n_rows = -(-len(views) // 6)
-    fig, axes = plt.subplots(n_rows, 6, figsize=(6.9, 1.55 * n_rows), layout="constrained")
+    fig, axes = _figure(heading, n_rows, 6, 1.55 * n_rows)
     for ax in axes.flat[len(views) :]:
         ax.axis("off")
     rows = []
@@ -90,7 +90,6 @@ def draw_views(trees: Mapping[str, Tree], heading: str) -> Drawn:
         ax.scatter(u, v, s=0.013 * (tree.radius * scale) ** 2, c="k", lw=0, rasterized=True)
         _square(ax, f"{side} {name}\n{arm.primary_deg:+.0f}°, {arm.secondary_deg:+.0f}°")
         rows.append((side, name, round(arm.primary_deg, 1), round(arm.secondary_deg, 1)))
-    fig.suptitle(heading, fontsize=TITLE)
     return fig, pd.DataFrame(rows, columns=["side", "view", "primary_deg", "secondary_deg"])
 
 
@@ -103,19 +102,8 @@ def _square(ax, title: str, size_px: int = 512) -> None:
 def draw_bolus(
     shot: Shot, tree: Tree, pose: Pose, filled: np.ndarray, places: Mapping, heading: str
 ) -> Drawn:
-    """Draw contrast at a few places over time, and the wave through the tree at four moments.
-
-    Args:
-        shot: The cine.
-        tree: The tree.
-        pose: The tree in every frame.
-        filled: (t, n) share of undiluted contrast.
-        places: Name to index of a centreline point.
-        heading: Title.
-    """
-    fig, axes = plt.subplots(
-        1, 5, figsize=(6.9, 1.9), width_ratios=[1.9, 1, 1, 1, 1], layout="constrained"
-    )
+    """Draw contrast at places over time, and (t, n) undiluted shares in the tree four times."""
+    fig, axes = _figure(heading, 1, 5, 1.9, width_ratios=[1.9, 1, 1, 1, 1])
     for (name, index), style in zip(places.items(), ("-", "--", ":"), strict=False):
         axes[0].plot(shot.time_s, filled[:, index], style, label=name)
     axes[0].set(xlabel="Time (s)", ylabel="Contrast (1 = undiluted)")
@@ -127,21 +115,13 @@ def draw_bolus(
         tint = {"cmap": "cividis", "vmin": 0, "vmax": 1, "lw": 0, "rasterized": True}
         ax.scatter(pose.u[i], pose.v[i], c=filled[i], s=size, **tint)
         _square(ax, f"{shot.time_s[i]:.1f} s", shot.arm.size_px)
-    fig.suptitle(heading, fontsize=TITLE)
     curves = pd.DataFrame({name: filled[:, i] for name, i in places.items()})
     return fig, curves.assign(time_s=shot.time_s).round(4)
 
 
 def draw_motion(shot: Shot, pose: Pose, places: Mapping, heading: str) -> Drawn:
-    """Draw the contraction curve and how a few points travel on the picture.
-
-    Args:
-        shot: The cine.
-        pose: The tree in every frame.
-        places: Name to index of a centreline point.
-        heading: Title.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(6.9, 2.3), layout="constrained")
+    """Draw the contraction curve and how a few points travel on the picture."""
+    fig, axes = _figure(heading, 1, 2, 2.3)
     axes[0].plot(shot.time_s, pose.state, ".-", color="#0072B2")
     axes[0].set(xlabel="Time (s)", ylabel="Contraction (0 to 1)")
     rows = []
@@ -152,20 +132,13 @@ def draw_motion(shot: Shot, pose: Pose, places: Mapping, heading: str) -> Drawn:
     axes[1].set(xlabel="To the right (px)", ylabel="Downwards (px)", aspect="equal")
     axes[1].invert_yaxis()
     axes[1].legend(fontsize=5)
-    fig.suptitle(heading, fontsize=TITLE)
     return fig, pd.concat(rows).round(2)
 
 
 def frame_layers(rng: np.random.Generator, subject: Subject, shot: Shot) -> dict[str, np.ndarray]:
-    """Compute what lies under a cine's frames, as `render.film` does.
+    """Compute what lies under a cine's frames: title to (H, W) picture.
 
-    Args:
-        rng: Generator; in the state that `film` is given, it draws the same chest.
-        subject: The patient.
-        shot: The cine's settings.
-
-    Returns:
-        Title to (H, W) picture: optical depth, scatter, grey levels without contrast, noise.
+    A generator in the state that `render.film` is given draws the same chest.
     """
     margin = shot.margin_px
     depth = draw_backdrop(rng, shot.arm, subject.body, margin, subject.hardware)
@@ -179,38 +152,27 @@ def frame_layers(rng: np.random.Generator, subject: Subject, shot: Shot) -> dict
 
 
 def draw_strip(pictures: Mapping[str, np.ndarray], heading: str, grey: bool = False) -> plt.Figure:
-    """Draw pictures side by side.
+    """Draw (H, W) pictures side by side under their titles.
 
-    Args:
-        pictures: Title to (H, W) picture.
-        heading: Title of the whole.
-        grey: Show grey levels 0 to 255 as they are; else from the 1st to the 99th percentile,
-            which is written into its title.
+    `grey` shows levels 0 to 255 as they are; else each picture spans its 1st to 99th percentile,
+    which is written into its title.
     """
-    fig, axes = plt.subplots(1, len(pictures), figsize=(6.9, 1.9), layout="constrained")
+    fig, axes = _figure(heading, 1, len(pictures), 1.9)
     for ax, (title, picture) in zip(axes, pictures.items(), strict=True):
         low, high = (0, 255) if grey else np.percentile(picture, [1, 99])
         ax.imshow(picture, cmap="gray", vmin=low, vmax=high)
         ax.set_title(title if grey else f"{title}\n{low:.3g} to {high:.3g}", fontsize=6)
         ax.axis("off")
-    fig.suptitle(heading, fontsize=TITLE)
     return fig
 
 
-def embed_film(frames: np.ndarray, frame_rate: float, path: Path, size_px: int = 256) -> str:
-    """Write a cine as an animated WebP and return an HTML tag that holds all of it.
+def embed_film(frames: np.ndarray, frame_rate: float, path: Path) -> str:
+    """Write a cine, (t, H, W) uint8, as an animated WebP; return an HTML tag that holds all of it.
 
-    Args:
-        frames: (t, H, W) uint8.
-        frame_rate: Frames a second, as it is played.
-        path: File to write, `.webp`.
-        size_px: Rows and columns of the film.
-
-    Returns:
-        An `img` tag that plays in JupyterLab and in static HTML, without any other file.
+    The `img` tag plays in JupyterLab and in static HTML, without any other file.
     """
-    square = (size_px, size_px)
-    small = [Image.fromarray(cv2.resize(f, square, interpolation=cv2.INTER_AREA)) for f in frames]
+    size = (FILM_PX, FILM_PX)
+    small = [Image.fromarray(cv2.resize(f, size, interpolation=cv2.INTER_AREA)) for f in frames]
     pace = {"duration": round(1000 / frame_rate), "loop": 0, "quality": 55}
     small[0].save(path, save_all=True, append_images=small[1:], **pace)
     coded = base64.b64encode(path.read_bytes()).decode()
@@ -218,29 +180,21 @@ def embed_film(frames: np.ndarray, frame_rate: float, path: Path, size_px: int =
 
 
 def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame]) -> Drawn:
-    """Draw histograms, noise power spectra, line widths and contrast to noise.
-
-    Args:
-        pictures: `phantom` and `real`, (H, W) uint8 each; `real` may be empty.
-        stills: Their measures, from `realism.measure_picture`.
-    """
-    fig, axes = plt.subplots(
-        1, 4, figsize=(6.9, 2.2), layout="constrained", width_ratios=[1.2, 1.2, 1, 1]
-    )
+    """Draw histograms, noise power spectra, and of `measure_picture` line widths and contrast."""
     shown = [side for side in SIDE_COLOURS if len(pictures[side])]
+    heading = "Phantom stills" + " beside real ones" * ("real" in shown)
+    fig, axes = _figure(heading, 1, 4, 2.2, width_ratios=[1.2, 1.2, 1, 1])
     rows = []
     for side in shown:
-        colour, fields = SIDE_COLOURS[side], [open_field(x) for x in pictures[side]]
-        pairs = list(zip(pictures[side], fields, strict=True))
-        inside = np.concatenate([x[f] for x, f in pairs])
-        style = {"density": True, "histtype": "step", "color": colour}
+        pairs = [(x, open_field(x)) for x in pictures[side]]
+        style = {"density": True, "histtype": "step", "color": SIDE_COLOURS[side]}
+        inside = np.concatenate([x[field] for x, field in pairs])
         axes[0].hist(inside, 64, (0, 256), label=f"{side}, n = {len(pairs)}", **style)
         spectra = [noise_power(flat_patches(*pair)) for pair in pairs]
         at, power = spectra[0][0], np.percentile([w for _, w in spectra], [25, 50, 75], axis=0)
-        axes[1].fill_between(at, power[0], power[2], color=colour, alpha=0.25)
-        axes[1].semilogy(at, power[1], color=colour)
-        names = ("low", "power", "high")
-        quartiles = dict(zip(names, power, strict=True))
+        axes[1].fill_between(at, power[0], power[2], color=SIDE_COLOURS[side], alpha=0.25)
+        axes[1].semilogy(at, power[1], color=SIDE_COLOURS[side])
+        quartiles = dict(zip(("low", "power", "high"), power, strict=True))
         rows.append(pd.DataFrame({"side": side, "cycles_px": at, **quartiles}))
     for ax, name in zip(axes[2:], ("line_width_px", "line_cnr"), strict=True):
         ax.boxplot([stills[side][name].dropna() for side in shown], tick_labels=shown, widths=0.6)
@@ -250,18 +204,13 @@ def draw_realism(pictures: Mapping[str, list], stills: Mapping[str, pd.DataFrame
     axes[1].set(xlabel="Frequency (cycles/px)", ylabel="Noise (grey² px²)")
     axes[2].set(ylabel="Line width (px)")
     axes[3].set(ylabel="Contrast / noise")
-    fig.suptitle("Phantom stills" + " beside real ones" * ("real" in shown), fontsize=TITLE)
     return fig, pd.concat(rows)
 
 
 def draw_curves(films: Mapping[str, Sequence], frame_rate: float) -> Drawn:
-    """Draw how the mean grey level and the black hat of cines change over time.
-
-    Args:
-        films: `phantom` and `real`, (t, H, W) uint8 each; `real` may be empty.
-        frame_rate: Frames a second.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(6.9, 2.3), layout="constrained")
+    """Draw how the mean grey level and the black hat of cines change over time."""
+    heading = "Phantom LCA cines" + " beside a real one" * bool(len(films["real"]))
+    fig, axes = _figure(heading, 1, 2, 2.3)
     rows = []
     for side, number, frames in [(s, i, f) for s in SIDE_COLOURS for i, f in enumerate(films[s])]:
         field = open_field(np.median(frames[::5], axis=0).astype(np.uint8))
@@ -275,21 +224,12 @@ def draw_curves(films: Mapping[str, Sequence], frame_rate: float) -> Drawn:
     axes[0].set(xlabel="Time (s)", ylabel="Mean, change (grey)")
     axes[1].set(xlabel="Time (s)", ylabel="Black hat, change (grey)")
     axes[0].legend(fontsize=6)
-    fig.suptitle(
-        "Phantom LCA cines" + " beside a real one" * bool(len(films["real"])), fontsize=TITLE
-    )
     return fig, pd.concat(rows).round(3)
 
 
 def draw_grades(grades: Mapping[str, pd.Series], states: pd.Series, heading: str) -> plt.Figure:
-    """Draw a network's three grades over a real cine, its labelled ranges shaded.
-
-    Args:
-        grades: other, bad and better, (t,) probabilities each.
-        states: (t,) contrast state of every frame, empty where there is none.
-        heading: Title.
-    """
-    fig, ax = plt.subplots(figsize=(6.9, 2.3), layout="constrained")
+    """Draw three grades' (t,) probabilities over a real cine, its `frame_states` shaded."""
+    fig, ax = _figure(heading, 1, 1, 2.3)
     for state in [state for state in states.unique() if state]:
         frames = states.index[states == state]
         ax.axvspan(frames[0], frames[-1], color="0.5", alpha=0.15)
@@ -298,32 +238,18 @@ def draw_grades(grades: Mapping[str, pd.Series], states: pd.Series, heading: str
         ax.plot(states.index, curve, style, label=name)
     ax.set(xlabel="Frame", ylabel="Probability", ylim=(0, 1.12))
     ax.legend(fontsize=6, loc="center right")
-    fig.suptitle(heading, fontsize=TITLE)
     return fig
 
 
-class RealPictures(NamedTuple):
-    """What a folder of real angiograms holds; they are read in place, never copied.
-
-    Attributes:
-        stills: PNG files, by name.
-        cines: DICOM files, by name.
-        labels: `labels.csv`, one row a file and frame range; no rows if it is not there.
-    """
-
-    stills: list[Path]
-    cines: list[Path]
-    labels: pd.DataFrame
-
-
-def list_real(folder: str = "") -> RealPictures:
-    """List a folder of real pictures.
+def list_real(folder: str = "") -> tuple[list[Path], list[Path], pd.DataFrame]:
+    """List a folder of real angiograms; they are read in place, never copied.
 
     Args:
         folder: The folder; empty for `$CAG_REAL_DATA`, else `../shared/real` beside the repository.
 
     Returns:
-        Its stills, cines and labels; all empty where no folder was named and none is there.
+        PNG stills and DICOM cines by name, and `labels.csv`, one row a file and frame range; all
+        empty where no folder was named and none is there.
 
     Raises:
         FileNotFoundError: A folder was named and is not there.
@@ -332,31 +258,19 @@ def list_real(folder: str = "") -> RealPictures:
     place = under_root(folder or default)
     if folder and not place.is_dir():
         raise FileNotFoundError(f"{place} is no folder: name one that holds real pictures, or none")
-    table = place / "labels.csv"
-    columns = ["file", "frames", "laterality", "contrast"]
-    labels = pd.read_csv(table, dtype=str) if table.exists() else pd.DataFrame(columns=columns)
-    return RealPictures(sorted(place.glob("*.png")), sorted(place.glob("*.dcm")), labels)
+    labels = pd.DataFrame(columns=["file", "frames", "laterality", "contrast"])
+    if (place / "labels.csv").exists():
+        labels = pd.read_csv(place / "labels.csv", dtype=str)
+    return sorted(place.glob("*.png")), sorted(place.glob("*.dcm")), labels
 
 
 def frame_states(labels: pd.DataFrame, file: str, n_frames: int) -> pd.Series:
-    """Spread a cine's labelled ranges over its frames.
+    """Return the contrast state of each frame of a cine's file, empty between labelled ranges.
 
-    Args:
-        labels: Rows of `labels.csv`; `frames` is `first-last`, both included.
-        file: The cine's file name.
-        n_frames: How many frames it has.
-
-    Returns:
-        (n_frames,) contrast state of each frame, empty between the ranges.
-
-    Raises:
-        ValueError: The file has no row.
+    The ranges of `list_real`'s labels are `first-last`, both included.
     """
-    rows = labels[labels["file"] == file]
-    if rows.empty:
-        raise ValueError(f"labels.csv has no row for {file}")
     states = pd.Series("", pd.RangeIndex(n_frames, name="frame"))
-    for row in rows.itertuples():
+    for row in labels[labels["file"] == file].itertuples():
         first, last = map(int, row.frames.split("-"))
         states.loc[first:last] = row.contrast  # .loc includes its end
     return states

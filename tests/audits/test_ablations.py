@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from cag_utils.audits import ablations
 from cag_utils.audits.ablations import answer_states, fit_reader, tell_pairs
 from cag_utils.corpus.examples import encode_prompts, open_picture
 from cag_utils.vlm import loading
@@ -23,11 +24,12 @@ def world(once):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_is_what_the_first_word_is_written_from(name, world):
+def test_the_state_is_what_the_first_word_is_written_from(name, world, monkeypatch):
+    monkeypatch.setattr(ablations, "BATCH", 2)
     model, processor = load_backbone(name, "tiny", device="cpu")
     cases = examples_of(world).head(5)
     images, prompts = cases["image"].tolist(), cases["prompt"].tolist()
-    states = answer_states(model, processor, images, prompts, batch_size=2)
+    states = answer_states(model, processor, images, prompts)
     assert states.shape == (5, model.config.get_text_config().hidden_size)
     alone = answer_states(model, processor, images[3:4], prompts[3:4])
     np.testing.assert_allclose(states[3], alone[0], atol=1e-4)  # batch and padding are no matter
@@ -46,14 +48,8 @@ def test_a_reader_finds_what_is_there_and_no_more():
     right = (fit_reader(told[:150], segments[:150]).predict(told[150:]) == segments[150:]).mean()
     blind = (fit_reader(noise[:150], segments[:150]).predict(noise[150:]) == segments[150:]).mean()
     assert right > 0.85 and blind < 0.5
-
-
-def test_one_segment_is_nothing_to_tell():
-    with pytest.raises(ValueError, match="two segments"):
+    with pytest.raises(ValueError, match="2 classes"):  # one segment is nothing to tell
         fit_reader(np.zeros((3, 2)), [7, 7, 7])
-
-
-LESIONS = [{"segment": 6, "percent": 90}]
 
 
 @pytest.fixture()
@@ -61,7 +57,7 @@ def pairs(tmp_path):
     rows = {
         "patient_id": ["1", "2"],
         "truth_laterality": ["LCA", "RCA"],
-        "truth_lesions": [json.dumps(LESIONS), "[]"],
+        "truth_lesions": [json.dumps([{"segment": 6, "percent": 90}]), "[]"],
         "truth_plan": ["pci", "none"],
         "report_en": ["70M.", "60F."],
         "report_ja": ["70歳男性。", "60歳女性。"],
@@ -70,13 +66,10 @@ def pairs(tmp_path):
     return tmp_path / "pairs.csv"
 
 
-def test_segment_and_grade_follow_the_report_in_words(pairs, tmp_path):
+def test_segment_and_grade_follow_the_report_in_words_and_no_number_or_plan(pairs, tmp_path):
     told = pd.read_csv(tell_pairs(pairs, "en", tmp_path / "told.csv", seed=0))
     assert told["report_en"].tolist() == ["70M.\nproximal LAD: severe.", "60F.\nnone."]
     assert told["report_ja"].tolist() == ["70歳男性。", "60歳女性。"]  # the other one stays
-
-
-def test_neither_number_nor_plan_is_told(pairs, tmp_path):
     told = pd.read_csv(tell_pairs(pairs, "ja", tmp_path / "told.csv", seed=0))
     added = told["report_ja"].iloc[0].split("\n")[1]
     assert "高度" in added and not any(c.isdigit() for c in added) and "PCI" not in added
