@@ -165,10 +165,7 @@ class NoiseModel:
     frame_error: float = 0.03
 
 
-NOISE_MODELS = (
-    NoiseModel("noise model A", 0.06, 0.03),
-    NoiseModel("noise model B", -0.06, -0.03),
-)
+NOISE_MODELS = (NoiseModel("noise model A", 0.06, 0.03), NoiseModel("noise model B", -0.06, -0.03))
 
 
 def simulate_labels(

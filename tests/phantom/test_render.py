@@ -9,13 +9,7 @@ from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import narrow
 from cag_utils.phantom.anatomy.tree import TWIG_ORDER
 from cag_utils.phantom.imaging.carm import ODD_DEG, VIEWS, CArm, aim, crop, draw_carm
-from cag_utils.phantom.imaging.contrast import (
-    NEVER,
-    Injection,
-    arrival_s,
-    concentration,
-    inlet,
-)
+from cag_utils.phantom.imaging.contrast import NEVER, Injection, arrival_s, concentration, inlet
 from cag_utils.phantom.imaging.detector import TABLE_SIZE, TABLE_STEP, subject_contrast
 from cag_utils.phantom.imaging.motion import beat, breathing, contract, contraction, panning
 from cag_utils.phantom.imaging.pose import inside_shutters, pose_tree

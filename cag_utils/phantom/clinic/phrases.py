@@ -282,10 +282,7 @@ TESTS: dict[str, tuple[Pair, ...]] = {
     "renal": (
         ("Creatinine {creatinine} mg/dL.", "Cr {creatinine} mg/dL。"),
         ("eGFR {egfr} mL/min.", "eGFR {egfr} mL/min。"),
-        (
-            "Renal function: Cr {creatinine}, eGFR {egfr}.",
-            "腎機能：Cr {creatinine}、eGFR {egfr}。",
-        ),
+        ("Renal function: Cr {creatinine}, eGFR {egfr}.", "腎機能：Cr {creatinine}、eGFR {egfr}。"),
     ),
     "lipids": (
         ("LDL-C {ldl} mg/dL.", "LDL-C {ldl} mg/dL。"),
@@ -295,16 +292,10 @@ TESTS: dict[str, tuple[Pair, ...]] = {
         ("HbA1c {hba1c}.", "HbA1c {hba1c}。"),
         ("Last HbA1c measured {hba1c} (NGSP).", "直近のHbA1cは{hba1c}（NGSP）。"),
     ),
-    "bnp": (
-        ("BNP {bnp} pg/mL.", "BNP {bnp} pg/mL。"),
-        ("Labs: BNP {bnp}.", "採血：BNP {bnp}。"),
-    ),
+    "bnp": (("BNP {bnp} pg/mL.", "BNP {bnp} pg/mL。"), ("Labs: BNP {bnp}.", "採血：BNP {bnp}。")),
     "blood_pressure": (
         ("BP {systolic}/{diastolic} mmHg.", "BP {systolic}/{diastolic} mmHg。"),
-        (
-            "On admission BP was {systolic}/{diastolic}.",
-            "入院時血圧は{systolic}/{diastolic}。",
-        ),
+        ("On admission BP was {systolic}/{diastolic}.", "入院時血圧は{systolic}/{diastolic}。"),
     ),
     "ecg_sinus": (
         ("ECG: sinus rhythm.", "心電図：洞調律。"),
@@ -317,10 +308,7 @@ TESTS: dict[str, tuple[Pair, ...]] = {
     "ct_calcium": (
         ("Calcium score {calcium} on CT.", "CTでカルシウムスコア {calcium}。"),
         ("CT: Agatston score {calcium}.", "CT：Agatstonスコア {calcium}。"),
-        (
-            "Plain CT was done (Agatston {calcium}).",
-            "単純CT施行済み（Agatston {calcium}）。",
-        ),
+        ("Plain CT was done (Agatston {calcium}).", "単純CT施行済み（Agatston {calcium}）。"),
     ),
 }
 
