@@ -36,28 +36,18 @@ READER = "phantom truth"
 class CohortSettings:
     """How large a cohort is, and which.
 
-    Attributes:
-        name: cnn or corpus.
-        seed: Of the whole cohort.
-        n_patients: One exam each.
-        cines_per_patient: At least 1; with 2 or more both sides are shown.
-        frames_low: Fewest frames of a cine.
-        frames_high: Most frames of a cine.
-        size_px: Rows and columns.
-        frame_rate: Frames a second.
-
     Raises:
         ValueError: The name is unknown, or a number breaks its rule.
     """
 
-    name: str
-    seed: int
-    n_patients: int
-    cines_per_patient: int
-    frames_low: int
-    frames_high: int
-    size_px: int = 512
-    frame_rate: float = 15.0
+    name: str  # cnn or corpus
+    seed: int  # of the whole cohort
+    n_patients: int  # one exam each
+    cines_per_patient: int  # at least 1; with 2 or more both sides are shown
+    frames_low: int  # fewest frames of a cine
+    frames_high: int  # most frames of a cine
+    size_px: int = 512  # rows and columns
+    frame_rate: float = 15.0  # frames a second
 
     def __post_init__(self):
         if self.name not in STREAMS:

@@ -23,29 +23,17 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:cag-vlm-study:phantom")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who and what a cine belongs to.
+    """Who and what a cine belongs to."""
 
-    Attributes:
-        patient: Patient id; must say PHANTOM.
-        sex: M or F.
-        age: Years.
-        study_uid: StudyInstanceUID of the exam.
-        series_uid: SeriesInstanceUID.
-        cine_uid: SOPInstanceUID.
-        number: Running number of the cine within the exam, from 1.
-        date: YYYYMMDD, made up.
-        time: HHMMSS, made up.
-    """
-
-    patient: str
-    sex: str
-    age: int
-    study_uid: str
-    series_uid: str
-    cine_uid: str
-    number: int
-    date: str
-    time: str
+    patient: str  # patient id; must say PHANTOM
+    sex: str  # M or F
+    age: int  # years
+    study_uid: str  # studyInstanceUID of the exam
+    series_uid: str  # seriesInstanceUID
+    cine_uid: str  # SOPInstanceUID
+    number: int  # running number of the cine within the exam, from 1
+    date: str  # YYYYMMDD, made up
+    time: str  # HHMMSS, made up
 
 
 def make_uid(*parts: object) -> str:

@@ -112,27 +112,16 @@ SEGMENT_ENDS = {
 
 
 class SideBranch(NamedTuple):
-    """A named side branch.
+    """A named side branch."""
 
-    Attributes:
-        name: D1, OM, PD ...
-        parent: Vessel it leaves.
-        at: Share of the parent's length.
-        offsets_mm: Landmarks relative to its origin.
-        diameters_mm: At the origin and at each landmark.
-        segment: AHA segment.
-        chance: Share of hearts that have it.
-        dominances: Circulations that have it.
-    """
-
-    name: str
-    parent: str
-    at: float
-    offsets_mm: tuple[tuple[float, float, float], ...]
-    diameters_mm: tuple[float, ...]
-    segment: int
-    chance: float = 1.0
-    dominances: tuple[str, ...] = DOMINANCES
+    name: str  # D1, OM, PD
+    parent: str  # vessel it leaves
+    at: float  # share of the parent's length
+    offsets_mm: tuple[tuple[float, float, float], ...]  # landmarks relative to its origin
+    diameters_mm: tuple[float, ...]  # at the origin and at each landmark
+    segment: int  # AHA segment
+    chance: float = 1.0  # share of hearts that have it
+    dominances: tuple[str, ...] = DOMINANCES  # circulations that have it
 
 
 _SEPTAL = ((-1, -6, 5), (-6.2, -17, 12.4), (-12, -28, 18))

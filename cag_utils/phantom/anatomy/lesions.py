@@ -26,27 +26,17 @@ COLLATERAL_SHARE = 0.6  # of total occlusions whose bed fills backwards; choice
 
 @dataclass(frozen=True)
 class Lesion:
-    """One stenosis as it sits in a tree.
+    """One stenosis as it sits in a tree."""
 
-    Attributes:
-        segment: AHA number.
-        percent: Percent diameter stenosis at its narrowest point.
-        length_mm: Along the vessel, from healthy lumen to healthy lumen.
-        eccentricity: 0 concentric to 1 one-sided.
-        index: Centreline point of the narrowest lumen.
-        reference_mm: Lumen diameter there without the lesion, interpolated from its healthy ends.
-        kind: focal, diffuse, tandem or bifurcation.
-        collateral: Whether the bed behind a total occlusion fills backwards.
-    """
-
-    segment: int
-    percent: int
-    length_mm: float
-    eccentricity: float
-    index: int
+    segment: int  # AHA number
+    percent: int  # percent diameter stenosis at its narrowest point
+    length_mm: float  # along the vessel, from healthy lumen to healthy lumen
+    eccentricity: float  # 0 concentric to 1 one-sided
+    index: int  # centreline point of the narrowest lumen
+    # lumen diameter there without the lesion, interpolated from its healthy ends
     reference_mm: float
-    kind: str = "focal"
-    collateral: bool = False
+    kind: str = "focal"  # focal, diffuse, tandem or bifurcation
+    collateral: bool = False  # whether the bed behind a total occlusion fills backwards
 
     @property
     def artery(self) -> str:

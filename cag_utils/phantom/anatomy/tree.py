@@ -28,42 +28,25 @@ TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
 
 @dataclass(frozen=True)
 class Tree:
-    """One side's coronary tree as flat arrays over its n centreline points.
+    """One side's coronary tree as flat arrays over its n centreline points."""
 
-    Attributes:
-        laterality: LCA or RCA.
-        dominance: right, balanced or left.
-        points: (n, 3) mm, end-diastole, in the atlas frame.
-        radius: (n,) lumen radius, mm.
-        segment: (n,) AHA number.
-        order: (n,) 0 main vessel, 1 side branch, from `TWIG_ORDER` twigs.
-        branch: (n,) index into `names`.
-        path_mm: (n,) way from the ostium along the vessels.
-        main: (n,) main vessels and named side branches wide enough to grade when healthy.
-        open: (n,) False where a total occlusion keeps contrast from coming along the vessel.
-        names: Of each branch.
-        attached: Of each branch, the index of the point it leaves from; -1 at the ostium.
-        delay_mm: (n,) extra way that contrast seems to go, by slowed flow behind a stenosis or a
-            detour through collaterals; infinite where none arrives; 0 when healthy.
-        lesions: The narrowings put into the tree so far.
-        narrowed: (n,) share of the diameter that they take, 0 healthy to 1 closed.
-    """
-
-    laterality: str
-    dominance: str
-    points: np.ndarray
-    radius: np.ndarray
-    segment: np.ndarray
-    order: np.ndarray
-    branch: np.ndarray
-    path_mm: np.ndarray
-    main: np.ndarray
-    open: np.ndarray
-    names: tuple[str, ...]
-    attached: np.ndarray
+    laterality: str  # LCA or RCA
+    dominance: str  # right, balanced or left
+    points: np.ndarray  # (n, 3) mm, end-diastole, in the atlas frame
+    radius: np.ndarray  # (n,) lumen radius, mm
+    segment: np.ndarray  # (n,) AHA number
+    order: np.ndarray  # (n,) 0 main vessel, 1 side branch, from TWIG_ORDER twigs
+    branch: np.ndarray  # (n,) index into names
+    path_mm: np.ndarray  # (n,) way from the ostium along the vessels
+    main: np.ndarray  # (n,) main vessels and named side branches wide enough to grade when healthy
+    open: np.ndarray  # (n,) False where a total occlusion keeps contrast from coming along
+    names: tuple[str, ...]  # of each branch
+    attached: np.ndarray  # of each branch, the index of the point it leaves from; -1 at the ostium
+    # (n,) extra way that contrast seems to go: slowed flow behind a stenosis, or a detour through
+    # collaterals; infinite where none arrives, 0 when healthy
     delay_mm: np.ndarray | None = None
-    lesions: tuple = ()
-    narrowed: np.ndarray | None = None
+    lesions: tuple = ()  # the narrowings put into the tree so far
+    narrowed: np.ndarray | None = None  # (n,) share of the diameter that lesions take, 0 to 1
 
     def __post_init__(self):
         for name in ("delay_mm", "narrowed"):

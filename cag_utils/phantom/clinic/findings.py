@@ -53,18 +53,12 @@ PLANS: dict[str, tuple[str, str]] = {
 
 
 class Decision(NamedTuple):
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        plan: Key of `PLANS`.
-        condition: The condition in words.
-        guideline: Guideline, year and class of recommendation, as commonly summarised.
-        fits: The condition as code: takes the record and the checked lesions of one side.
-    """
-
-    plan: str
-    condition: str
-    guideline: str
+    plan: str  # key of PLANS
+    condition: str  # the condition in words
+    guideline: str  # guideline, year and class of recommendation, as commonly summarised
+    # the condition as code: the record, and the checked lesions of one side
     fits: Callable[[Record, list[dict]], bool]
 
 

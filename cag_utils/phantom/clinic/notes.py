@@ -20,17 +20,11 @@ SEPARATORS = {"en": (", ", "/", ", "), "ja": ("、", ",", "/", "・")}  # of abb
 
 
 class Sentence(NamedTuple):
-    """One sentence in both languages.
+    """One sentence in both languages."""
 
-    Attributes:
-        pattern: The pair of templates it was filled from.
-        en: English.
-        ja: Japanese.
-    """
-
-    pattern: phrases.Pair
-    en: str
-    ja: str
+    pattern: phrases.Pair  # the pair of templates it was filled from
+    en: str  # english
+    ja: str  # japanese
 
 
 def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:

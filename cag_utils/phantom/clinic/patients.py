@@ -34,29 +34,17 @@ CABG_SHARE = 0.08  # of patients with a tight stenosis and old enough; choice
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a patient before the angiogram.
+    """What is known of a patient before the angiogram."""
 
-    Attributes:
-        age: Years, 38 to 92.
-        sex: M or F.
-        risk_factors: Keys of `phrases.RISK_FACTORS`.
-        indication: Key of `phrases.INDICATIONS`.
-        history: Any of cabg, pci, mi.
-        tests: Keys of `phrases.TESTS`, most important first.
-        ef: Left ventricular ejection fraction, percent.
-        drugs: Keys of `phrases.DRUGS`.
-        details: Numbers and words that sentences quote, from `measurements.draw_details`.
-    """
-
-    age: int
-    sex: str
-    risk_factors: tuple[str, ...]
-    indication: str
-    history: tuple[str, ...]
-    tests: tuple[str, ...]
-    ef: int
-    drugs: tuple[str, ...] = ()
-    details: dict[str, int | float | str] = field(default_factory=dict)
+    age: int  # years, 38 to 92
+    sex: str  # M or F
+    risk_factors: tuple[str, ...]  # keys of phrases.RISK_FACTORS
+    indication: str  # key of phrases.INDICATIONS
+    history: tuple[str, ...]  # any of cabg, pci, mi
+    tests: tuple[str, ...]  # keys of phrases.TESTS, most important first
+    ef: int  # left ventricular ejection fraction, percent
+    drugs: tuple[str, ...] = ()  # keys of phrases.DRUGS
+    details: dict[str, int | float | str] = field(default_factory=dict)  # what sentences quote
 
     @property
     def acute(self) -> bool:

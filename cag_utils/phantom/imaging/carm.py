@@ -31,27 +31,16 @@ _ODD_RANGE_DEG = ((-60, 95), (-42, 42))
 
 @dataclass(frozen=True)
 class CArm:
-    """One position of the C-arm, DICOM's patient-centred conventions.
+    """One position of the C-arm, DICOM's patient-centred conventions."""
 
-    Attributes:
-        primary_deg: LAO positive, RAO negative (DICOM PositionerPrimaryAngle).
-        secondary_deg: CRA positive, CAU negative (DICOM PositionerSecondaryAngle).
-        source_detector_mm: SID.
-        source_isocentre_mm: SOD, taken as the distance to the patient.
-        pixel_mm: Pixel pitch at the detector.
-        size_px: Rows and columns.
-        isocentre_mm: (3,) point the arm turns about, atlas frame.
-        shift_px: (2,) where the table puts the isocentre, right and down from the picture's middle.
-    """
-
-    primary_deg: float
-    secondary_deg: float
-    source_detector_mm: float
-    source_isocentre_mm: float
-    pixel_mm: float
-    size_px: int
-    isocentre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    shift_px: tuple[float, float] = (0.0, 0.0)
+    primary_deg: float  # LAO positive, RAO negative (DICOM PositionerPrimaryAngle)
+    secondary_deg: float  # CRA positive, CAU negative (DICOM PositionerSecondaryAngle)
+    source_detector_mm: float  # SID
+    source_isocentre_mm: float  # SOD, taken as the distance to the patient
+    pixel_mm: float  # pixel pitch at the detector
+    size_px: int  # rows and columns
+    isocentre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the arm turns about it
+    shift_px: tuple[float, float] = (0.0, 0.0)  # of the isocentre, to the right and down
 
     @property
     def magnification(self) -> float:

@@ -19,27 +19,16 @@ SOFT_TISSUE_PER_MM = 0.0195  # effective attenuation at 70 to 90 kVp; assumption
 
 @dataclass(frozen=True)
 class Body:
-    """One patient's chest.
+    """One patient's chest."""
 
-    Attributes:
-        scale: Size against a middling adult.
-        heart: Size of the heart shadow.
-        diaphragm_mm: Height of the diaphragm's domes.
-        scoliosis_mm: Sideways step a vertebra.
-        bone: Density of the spine.
-        rib: Density of the ribs.
-        lung: Air in the lungs, share of soft tissue that is missing.
-        texture: Strength of lung markings.
-    """
-
-    scale: float
-    heart: float
-    diaphragm_mm: float
-    scoliosis_mm: float
-    bone: float
-    rib: float
-    lung: float
-    texture: float
+    scale: float  # size against a middling adult
+    heart: float  # size of the heart shadow
+    diaphragm_mm: float  # height of the diaphragm's domes
+    scoliosis_mm: float  # sideways step a vertebra
+    bone: float  # density of the spine
+    rib: float  # density of the ribs
+    lung: float  # air in the lungs, share of soft tissue that is missing
+    texture: float  # strength of lung markings
 
 
 def draw_body(rng: np.random.Generator) -> Body:

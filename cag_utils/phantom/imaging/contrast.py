@@ -20,21 +20,13 @@ _TABLE_S = np.linspace(-0.5, 8.0, 2048)
 
 @dataclass(frozen=True)
 class Injection:
-    """One hand injection.
+    """One hand injection."""
 
-    Attributes:
-        start_s: From the first frame; `NEVER` if nothing is injected.
-        duration_s: How long undiluted contrast enters.
-        strength: 1 is undiluted contrast without streaming loss.
-        speed_mm_s: Mean speed of the front.
-        pulsatility: Half swing of the flow over a beat, share of the mean.
-    """
-
-    start_s: float
-    duration_s: float
-    strength: float
-    speed_mm_s: float
-    pulsatility: float
+    start_s: float  # from the first frame; NEVER if nothing is injected
+    duration_s: float  # how long undiluted contrast enters
+    strength: float  # 1 is undiluted contrast without streaming loss
+    speed_mm_s: float  # mean speed of the front
+    pulsatility: float  # half swing of the flow over a beat, share of the mean
 
     def clock(self, time_s: np.ndarray, rr_s: float, phase: float) -> np.ndarray:
         """Return seconds of mean flow since the injection began.
@@ -109,17 +101,11 @@ def arrival_s(tree: Tree, speed_mm_s: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bed:
-    """Points whose contrast rises and falls alike, once it has arrived.
+    """Points whose contrast rises and falls alike, once it has arrived."""
 
-    Attributes:
-        points: (n,) bool.
-        strength: Share of the injection's strength.
-        table: From `inlet_table`.
-    """
-
-    points: np.ndarray
-    strength: float
-    table: tuple[np.ndarray, float, float]
+    points: np.ndarray  # (n,) bool
+    strength: float  # share of the injection's strength
+    table: tuple[np.ndarray, float, float]  # from inlet_table
 
 
 def beds(tree: Tree, duration_s: float) -> list[Bed]:

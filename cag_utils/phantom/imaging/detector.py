@@ -36,27 +36,16 @@ MIXED = 0.8  # contrast in the mixture with blood at the catheter's tip; choice
 
 @dataclass(frozen=True)
 class Detector:
-    """The still part of a cine's pictures, at full size.
+    """The still part of a cine's pictures, at full size."""
 
-    Attributes:
-        background: (H + 2m, W + 2m) float32 grey levels of the chest, with margin.
-        scatter: (H, W) float32 scattered over primary radiation.
-        noise_sigma: (H, W) float32 grey levels.
-        field: (H, W) float32 light that the shutters let through, 0 to 1.
-        texture: (H + 96, W + 96) float32 noise of unit variance.
-        gain: Grey levels a unit of log exposure.
-        contrast_per_mm: Optical depth of a thin layer of the contrast that leaves the catheter.
-        transmission: Table of the hardening beam, see `transmission_table`.
-    """
-
-    background: np.ndarray
-    scatter: np.ndarray
-    noise_sigma: np.ndarray
-    field: np.ndarray
-    texture: np.ndarray
-    gain: np.float32
-    contrast_per_mm: float
-    transmission: np.ndarray
+    background: np.ndarray  # (H + 2m, W + 2m) float32 grey levels of the chest, with margin
+    scatter: np.ndarray  # (H, W) float32 scattered over primary radiation
+    noise_sigma: np.ndarray  # (H, W) float32 grey levels
+    field: np.ndarray  # (H, W) float32 light that the shutters let through, 0 to 1
+    texture: np.ndarray  # (H + 96, W + 96) float32 noise of unit variance
+    gain: np.float32  # grey levels a unit of log exposure
+    contrast_per_mm: float  # optical depth of a thin layer of the contrast that leaves the catheter
+    transmission: np.ndarray  # table of the hardening beam, see transmission_table
 
 
 def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: int) -> Detector:

@@ -15,55 +15,30 @@ OPEN = np.clip(np.arange(256) / 40, 0, 1)  # what is black stays black whatever 
 
 @dataclass(frozen=True)
 class Look:
-    """How the laboratory shows its pictures.
+    """How the laboratory shows its pictures."""
 
-    Attributes:
-        kvp: Tube voltage, kV.
-        copper_mm: Added filtration.
-        gain: Grey levels a unit of log exposure.
-        level: Mean grey of the background.
-        compression: Share of the coarse background contrast that the display takes out.
-        spread: Largest standard deviation of the background, in log exposure.
-        photons: Detected quanta a pixel at 512 px.
-        electronic: Share of the noise variance that is white read-out noise.
-        scatter: Scattered over primary radiation where the patient is middling.
-        glare: Veiling glare of the detector, share of the mean exposure.
-        grain_px: Detector's own blur, which colours the quantum noise.
-        blur_px: Focal spot and detector, at the drawn size.
-        sharpen: Strength of the vendor's edge enhancement; 0 is none.
-        sharpen_px: Its radius.
-        curve: Exponent of the display curve; 1 is logarithmic exposure as it is.
-        field: One of `FIELDS`.
-        shutter_grey: How light the shutters are, share of the picture's grey.
-        shutters: (4,) left, right, top and bottom edge of the field, shares of its size.
-        shutter_soft: Penumbra, share of the size.
-        flicker: Spread of the automatic exposure's error from frame to frame, grey levels.
-        wedge: Optical depth of a half-transparent filter over one side; 0 is none.
-        wedge_at: (angle rad, distance from the middle, softness), shares of the size.
-    """
-
-    kvp: float
-    copper_mm: float
-    gain: float
-    level: float
-    compression: float
-    spread: float
-    photons: float
-    electronic: float
-    scatter: float
-    glare: float
-    grain_px: float
-    blur_px: float
-    sharpen: float
-    sharpen_px: float
-    curve: float
-    field: str
-    shutter_grey: float
-    shutters: tuple[float, float, float, float]
-    shutter_soft: float
-    flicker: float
-    wedge: float
-    wedge_at: tuple[float, float, float]
+    kvp: float  # tube voltage, kV
+    copper_mm: float  # added filtration
+    gain: float  # grey levels a unit of log exposure
+    level: float  # mean grey of the background
+    compression: float  # share of the coarse background contrast that the display takes out
+    spread: float  # largest standard deviation of the background, in log exposure
+    photons: float  # detected quanta a pixel at 512 px
+    electronic: float  # share of the noise variance that is white read-out noise
+    scatter: float  # scattered over primary radiation where the patient is middling
+    glare: float  # veiling glare of the detector, share of the mean exposure
+    grain_px: float  # detector's own blur, which colours the quantum noise
+    blur_px: float  # focal spot and detector, at the drawn size
+    sharpen: float  # strength of the vendor's edge enhancement; 0 is none
+    sharpen_px: float  # its radius
+    curve: float  # exponent of the display curve; 1 is logarithmic exposure as it is
+    field: str  # one of FIELDS
+    shutter_grey: float  # how light the shutters are, share of the picture's grey
+    shutters: tuple[float, float, float, float]  # left, right, top, bottom; shares
+    shutter_soft: float  # penumbra, share of the size
+    flicker: float  # spread of the automatic exposure's error from frame to frame, grey levels
+    wedge: float  # optical depth of a half-transparent filter over one side; 0 is none
+    wedge_at: tuple[float, float, float]  # angle rad, distance from the middle, softness
 
 
 def draw_look(rng: np.random.Generator, size_px: int) -> Look:

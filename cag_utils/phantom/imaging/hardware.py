@@ -19,21 +19,13 @@ STEP_MM = 1.0
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a patient carries.
+    """What a patient carries."""
 
-    Attributes:
-        sternal_wires: Loops that close the breast bone after open surgery.
-        leads: Pacemaker or defibrillator leads.
-        electrodes: ECG electrodes with cables on the skin.
-        stents: Old stents, that many in each side's tree.
-        seed: Of where it lies, so that every cine of a patient shows it in the same place.
-    """
-
-    sternal_wires: int = 0
-    leads: int = 0
-    electrodes: int = 0
-    stents: int = 0
-    seed: int = 0
+    sternal_wires: int = 0  # loops that close the breast bone after open surgery
+    leads: int = 0  # pacemaker or defibrillator leads
+    electrodes: int = 0  # ECG electrodes with cables on the skin
+    stents: int = 0  # old stents, that many in each side's tree
+    seed: int = 0  # of where it lies, so that every cine of a patient shows it in the same place
 
     @property
     def streams(self) -> Streams:
@@ -43,19 +35,12 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Strand:
-    """One wire.
+    """One wire."""
 
-    Attributes:
-        points: (n, 3) mm at end-diastole.
-        radius_mm: Of the wire.
-        per_mm: Attenuation.
-        hold: (n,) how far each point follows the heart, 0 to 1.
-    """
-
-    points: np.ndarray
-    radius_mm: float
-    per_mm: float
-    hold: np.ndarray
+    points: np.ndarray  # (n, 3) mm at end-diastole
+    radius_mm: float  # of the wire
+    per_mm: float  # attenuation
+    hold: np.ndarray  # (n,) how far each point follows the heart, 0 to 1
 
 
 def draw_hardware(

@@ -15,29 +15,17 @@ PIXEL_DIGITS = 5  # positions are rounded, so that a last bit decides nothing ab
 
 @dataclass(frozen=True)
 class Pose:
-    """Where everything is in each of t frames.
+    """Where everything is in each of t frames."""
 
-    Attributes:
-        points: (t, n, 3) centreline, mm.
-        u: (t, n) columns at the start of the pulse, pixels.
-        v: (t, n) rows.
-        scale: (t, n) pixels per mm.
-        du: (t, n) movement within the pulse, pixels.
-        dv: (t, n) likewise, rows.
-        state: (t,) contraction, 0 to 1.
-        breath_mm: (t, 3) shift with breathing.
-        clock_s: (t,) seconds of flow since the injection.
-    """
-
-    points: np.ndarray
-    u: np.ndarray
-    v: np.ndarray
-    scale: np.ndarray
-    du: np.ndarray
-    dv: np.ndarray
-    state: np.ndarray
-    breath_mm: np.ndarray
-    clock_s: np.ndarray
+    points: np.ndarray  # (t, n, 3) centreline, mm
+    u: np.ndarray  # (t, n) columns at the start of the pulse, pixels
+    v: np.ndarray  # (t, n) rows
+    scale: np.ndarray  # (t, n) pixels per mm
+    du: np.ndarray  # (t, n) movement within the pulse, pixels
+    dv: np.ndarray  # (t, n) likewise, rows
+    state: np.ndarray  # (t,) contraction, 0 to 1
+    breath_mm: np.ndarray  # (t, 3) shift with breathing
+    clock_s: np.ndarray  # (t,) seconds of flow since the injection
 
 
 def pose_tree(tree: Tree, shot: Shot) -> Pose:

@@ -46,53 +46,29 @@ MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
 
 @dataclass(frozen=True)
 class Shot:
-    """The settings of one cine.
+    """The settings of one cine."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        view: Name of the standard view, or odd.
-        standard: Whether it is a standard view.
-        n_frames: Frames.
-        frame_rate: Frames a second.
-        arm: C-arm, aimed.
-        look: Display and noise.
-        injection: The coronary bolus.
-        ventricle: The bolus of a ventriculogram, else None.
-        rr_s: Seconds a beat.
-        phase: Share of a beat over at the first frame.
-        breath_mm: Depth of breathing, 0 for a held breath.
-        breath_s: Seconds a breath.
-        breath_phase: Radians.
-        pan_px: (n_frames, 2) table movement.
-        pulse_s: Length of the X-ray pulse.
-        catheter_mm: Outer radius.
-        catheter_per_mm: Attenuation of its wall.
-        reflux: Contrast that spills into the aorta, share.
-        blush: Strength of the myocardial blush, log exposure.
-        guide_wire: Whether a wire lies in the artery, as during an intervention.
-    """
-
-    kind: str
-    view: str
-    standard: bool
+    kind: str  # one of KINDS
+    view: str  # name of the standard view, or odd
+    standard: bool  # a standard view
     n_frames: int
-    frame_rate: float
-    arm: CArm
-    look: Look
-    injection: Injection
-    ventricle: Injection | None
-    rr_s: float
-    phase: float
-    breath_mm: float
-    breath_s: float
-    breath_phase: float
-    pan_px: np.ndarray
-    pulse_s: float
-    catheter_mm: float
-    catheter_per_mm: float
-    reflux: float
-    blush: float
-    guide_wire: bool
+    frame_rate: float  # frames a second
+    arm: CArm  # C-arm, aimed
+    look: Look  # display and noise
+    injection: Injection  # the coronary bolus
+    ventricle: Injection | None  # the bolus of a ventriculogram, else None
+    rr_s: float  # seconds a beat
+    phase: float  # share of a beat over at the first frame
+    breath_mm: float  # depth of breathing, 0 for a held breath
+    breath_s: float  # seconds a breath
+    breath_phase: float  # radians
+    pan_px: np.ndarray  # (n_frames, 2) table movement
+    pulse_s: float  # length of the X-ray pulse
+    catheter_mm: float  # outer radius
+    catheter_per_mm: float  # attenuation of its wall
+    reflux: float  # contrast that spills into the aorta, share
+    blush: float  # strength of the myocardial blush, log exposure
+    guide_wire: bool  # a wire lies in the artery, as during an intervention
 
     @property
     def time_s(self) -> np.ndarray:
