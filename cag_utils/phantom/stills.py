@@ -25,7 +25,7 @@ DIASTASIS = 0.78  # share of a beat at which the heart stands still
 
 
 class Scene(NamedTuple):
-    """A patient before the camera: what `render.film` takes, `frames, truth = film(*scene(7, "LCA"))`."""
+    """A patient before the camera: `frames, truth = film(*scene(7, "LCA"))`."""
 
     rng: np.random.Generator  # of the chest, the noise and the reflux
     subject: Subject

@@ -24,6 +24,7 @@ FEMALE_SCALE = 0.91  # women's arteries are 9 % smaller (Dodge 1992, abstract)
 HEART_BASE_MM = np.array([4.0, -40.0, 4.0])  # centre of the atrioventricular ring
 APEX_MM = np.array([46.0, -79.0, 77.0])
 LONG_AXIS_MM = math.dist(APEX_MM, HEART_BASE_MM)
+CAVITY_SHARE = 0.42  # of the way from base to apex: the middle of the left ventricle; choice
 LONG_AXIS = (APEX_MM - HEART_BASE_MM) / LONG_AXIS_MM
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from cag_utils.phantom.anatomy.tree import Tree
-from cag_utils.phantom.imaging.catheter import draw_catheter, follow_ostium, ostium_mm, reflux_discs
 from cag_utils.phantom.imaging.contrast import inlet
 from cag_utils.phantom.imaging.hardware import (
     COIL_PER_MM,
@@ -12,12 +11,15 @@ from cag_utils.phantom.imaging.hardware import (
     STENT_PER_MM,
     STENT_WALL_MM,
     TIP_MM,
+    draw_catheter,
+    follow_ostium,
     guide_wire,
     lead_strands,
+    ostium_mm,
+    reflux_discs,
     stent_pieces,
 )
-from cag_utils.phantom.imaging.motion import beat
-from cag_utils.phantom.imaging.pose import Pose
+from cag_utils.phantom.imaging.pose import Pose, beat
 from cag_utils.phantom.imaging.shot import Shot
 from cag_utils.phantom.imaging.splat import draw_discs, draw_tubes
 from cag_utils.phantom.streams import Streams

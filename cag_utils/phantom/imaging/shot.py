@@ -6,10 +6,9 @@ import numpy as np
 
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.imaging.carm import CArm, aim, crop, draw_carm
-from cag_utils.phantom.imaging.catheter import tip_mm
 from cag_utils.phantom.imaging.contrast import NEVER, SPEED_MM_S, Injection
 from cag_utils.phantom.imaging.display import Look, draw_look
-from cag_utils.phantom.imaging.motion import panning
+from cag_utils.phantom.imaging.hardware import tip_mm
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 
@@ -168,6 +167,24 @@ def _pan(rng, kind: str, n_frames: int, size_px: int) -> np.ndarray:
     pans = rng.random() < 0.12 or kind == "panned"
     travel = rng.normal(0, 0.05, 2) * size_px
     return panning(n_frames, rng.uniform(0.35, 0.8), travel * pans, 0.7 * MARGIN_SHARE * size_px)
+
+
+def panning(
+    n_frames: int, start: float, travel_px: tuple[float, float], limit_px: float
+) -> np.ndarray:
+    """Return a table pan: nothing until `start`, then off, faster and faster.
+
+    Args:
+        n_frames: Frames of the cine.
+        start: Share of the cine after which the table moves.
+        travel_px: Right and down, at the end.
+        limit_px: No larger shift than this either way.
+
+    Returns:
+        (n_frames, 2) pixels.
+    """
+    progress = np.clip((np.arange(n_frames) / n_frames - start) / 0.35, 0, 1) ** 1.3
+    return np.clip(progress[:, None] * np.asarray(travel_px), -limit_px, limit_px)
 
 
 def _aimed(rng, kind: str, tree: Tree, arm: CArm) -> CArm:
