@@ -37,22 +37,15 @@ class Identity:
 
 
 def make_uid(*parts: object) -> str:
-    """Return a valid UID that depends on nothing but its parts.
+    """Return a valid UID of at most 64 characters that depends on nothing but its parts' text.
 
-    Args:
-        parts: Anything whose text tells one object from another.
-
-    Returns:
-        `2.25.` and the decimal form of a name-based UUID (DICOM PS3.5 B.2), at most 64 characters.
+    `2.25.` and the decimal form of a name-based UUID (DICOM PS3.5 B.2).
     """
     return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(map(str, parts))).int}"
 
 
 def encode_jpeg(frame: np.ndarray) -> bytes:
-    """Encode one frame as JPEG Baseline.
-
-    Args:
-        frame: (H, W) uint8.
+    """Encode one frame, (H, W) uint8, as JPEG Baseline.
 
     Raises:
         ValueError: The frame is not a grey 8-bit picture.
@@ -66,7 +59,7 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
 def xa_dataset(
     frames: np.ndarray, identity: Identity, arm: CArm, frame_rate: float, pulse_s: float
 ) -> FileDataset:
-    """Build the dataset of one cine.
+    """Build the dataset of one cine: an XA image with encapsulated pixels, ready to save.
 
     Args:
         frames: (T, H, W) uint8.
@@ -74,9 +67,6 @@ def xa_dataset(
         arm: Angles and distances.
         frame_rate: Frames a second.
         pulse_s: X-ray pulse, seconds.
-
-    Returns:
-        An XA image with encapsulated pixels, ready to save.
 
     Raises:
         ValueError: `frames` is not (T, H, W) uint8, or the patient id does not say PHANTOM.
@@ -169,12 +159,7 @@ def _describe_exposure(
 
 
 def write_xa(path: Path, data: FileDataset) -> None:
-    """Save a dataset; the file appears whole or not at all.
-
-    Args:
-        path: Target; its folder exists.
-        data: From `xa_dataset`.
-    """
+    """Save a dataset from `xa_dataset`; the file appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     data.save_as(part, enforce_file_format=True)
     part.replace(path)

@@ -46,8 +46,7 @@ class FrameTruth:
     def measured(self) -> dict[str, np.ndarray]:
         """Return what the rule reads, by the names of `quality`'s arguments.
 
-        Returns:
-            (t,) columns, rounded to four decimals: a table of them gives the labels back exactly.
+        (t,) columns, rounded to four decimals: a table of them gives the labels back exactly.
         """
         names = "opacified", "blur_mm", "foreshortening", "overlap"
         columns = {name: np.round(getattr(self, name), 4) for name in names}
@@ -90,16 +89,18 @@ def quality(
         overlap: Share of the main tree covered by another of its vessels, 0 to 1.
         standard_view: Whether the view is a standard one.
 
-    Returns:
-        better, bad or other.
-
     Raises:
         ValueError: A value lies outside its range.
 
     Source:
         The study's own rule; the paper (3.1) gives none.
     """
-    _check(opacified, blur_mm, foreshortening, overlap)
+    shares = opacified, foreshortening, overlap
+    if not (all(0 <= x <= 1 + 1e-9 for x in shares) and blur_mm >= 0):
+        raise ValueError(
+            "a frame needs opacified, foreshortening and overlap 0 to 1 and blur_mm >= 0, "
+            f"got {opacified}, {foreshortening}, {overlap} and {blur_mm}"
+        )
     if opacified < OTHER_OPACIFIED:
         return "other"
     good = (
@@ -110,16 +111,6 @@ def quality(
         and standard_view
     )
     return "better" if good else "bad"
-
-
-def _check(opacified, blur_mm, foreshortening, overlap) -> None:
-    """Refuse impossible measurements, NaN among them."""
-    shares = opacified, foreshortening, overlap
-    if not (all(0 <= x <= 1 + 1e-9 for x in shares) and blur_mm >= 0):
-        raise ValueError(
-            "a frame needs opacified, foreshortening and overlap 0 to 1 and blur_mm >= 0, "
-            f"got {opacified}, {foreshortening}, {overlap} and {blur_mm}"
-        )
 
 
 def label(laterality: str, *measured: float, **more: float) -> str:
@@ -153,21 +144,12 @@ NOISE_MODELS = (NoiseModel("noise model A", 0.06, 0.03), NoiseModel("noise model
 def simulate_labels(
     rng: np.random.Generator, truth: FrameTruth, laterality: str, model: NoiseModel
 ) -> list[str]:
-    """Label a cine's frames as one noise model does.
+    """Label a cine's frames as one noise model does: one of the six classes a frame.
 
     Opacified and blur are multiplied by exp(bias + errors), so nothing is ever seen in a frame
     without contrast; foreshortening and overlap are shifted by bias + errors; shares are clipped to
     0 to 1. A slip turns other into bad, better into bad, and bad into better, the last only where
     opacified is at least 0.10. The side is known from the catheter and never wrong.
-
-    Args:
-        rng: Generator of this cine.
-        truth: What the frames show.
-        laterality: LCA or RCA.
-        model: The noise model.
-
-    Returns:
-        One of the six classes a frame.
 
     Raises:
         ValueError: `laterality` is neither LCA nor RCA.

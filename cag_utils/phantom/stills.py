@@ -94,7 +94,7 @@ def still(
     phase: float = DIASTASIS,
     wait_s: float = 0.45,
 ) -> Still:
-    """Draw one opacified key frame of a patient nobody else shares.
+    """Draw one opacified key frame of a patient nobody else shares, with its truth.
 
     Args:
         seed: 0 or more; the same seed gives the same picture.
@@ -104,9 +104,6 @@ def still(
             None draws 0 to 2.
         phase: Share of the heartbeat that is over; the default is diastasis, when it stands still.
         wait_s: Seconds after the last vessel has begun to fill.
-
-    Returns:
-        The picture and its truth.
 
     Raises:
         ValueError: `seed` is negative, the laterality is unknown, or a lesion is malformed or lies
@@ -144,11 +141,9 @@ def _subject(rng, laterality: str | None, lesion) -> tuple[str, Subject]:
 
 
 def _full(tree: Tree, shot: Shot, phase: float, wait_s: float) -> tuple[Shot, float]:
-    """Stop the heart at a phase, hold the breath, and wait until the tree is full.
+    """Stop the heart at a phase, hold the breath; return the shot and when the tree is full, s.
 
-    Returns:
-        The shot, its injection long enough for what flows slowly behind a tight lesion, and the
-        seconds after which the whole tree is opacified and has not yet washed out.
+    The injection lasts long enough for what flows slowly behind a tight lesion.
     """
     arrival = arrival_s(tree, shot.injection.speed_mm_s)[tree.main & tree.open]
     longest = float(arrival[arrival < NEVER].max())

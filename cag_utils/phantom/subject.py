@@ -36,14 +36,11 @@ class Subject:
 
 
 def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> Subject:
-    """Draw a patient.
+    """Draw a patient; trees grow later, from their own generators.
 
     Args:
         rng: Generator.
         lesion_shares: Shares of patients with 0, 1, 2 ... lesions.
-
-    Returns:
-        The patient; trees grow later, from their own generators.
     """
     streams = Streams(rng)
     rng = streams("person")
@@ -67,16 +64,7 @@ def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> 
 def diseased_tree(
     rng: np.random.Generator, subject: Subject, laterality: str
 ) -> tuple[Tree, tuple[Lesion, ...]]:
-    """Grow one side of a patient's circulation with its lesions.
-
-    Args:
-        rng: Generator of this side.
-        subject: The patient.
-        laterality: LCA or RCA.
-
-    Returns:
-        The tree and the lesions of this side.
-    """
+    """Grow one side of a patient's circulation, LCA or RCA; return the tree and its lesions."""
     scale = FEMALE_SCALE if subject.sex == "F" else 1.0
     streams = Streams(rng)
     tree = grow_tree(

@@ -10,17 +10,9 @@ from cag_utils.phantom.anatomy.curves import turned
 # SYNTAX-score labels of named branches, as ARCADE uses them; all other points take their AHA
 # number, which SYNTAX shares from 1 to 15.
 SYNTAX_BRANCHES = {
-    "D1": "9",
-    "D2": "10",
-    "D3": "10a",
-    "RI": "12",
-    "OM": "12a",
-    "OM2": "12b",
-    "PL": "14",
-    "PL2": "14a",
-    "PDL": "15",
-    "PD": "4",
-}
+    "D1": "9", "D2": "10", "D3": "10a", "RI": "12", "OM": "12a", "OM2": "12b", "PL": "14",
+    "PL2": "14a", "PDL": "15", "PD": "4",
+}  # fmt: skip
 SYNTAX_RIGHT = {"AV": "16", "PL1": "16a", "PL2": "16b"}
 DIGITS = 8  # of a millimetre: coordinates are rounded, so that a last bit decides nothing later
 TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
@@ -67,10 +59,10 @@ class Tree:
         return np.where(label != "", label, self.segment.astype(str))
 
     def placed(self, size: float, turn_deg: tuple[float, float, float]) -> "Tree":
-        """Return the tree of a larger or smaller heart that lies otherwise in the chest.
+        """Return the tree of a larger or smaller heart (calibres stay) that lies otherwise.
 
         Args:
-            size: Multiplies every length along the vessels; calibres stay.
+            size: Multiplies every length along the vessels, above 0.
             turn_deg: About the patient's left, head and front axes, around the ostium.
 
         Raises:

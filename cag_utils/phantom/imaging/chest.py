@@ -186,14 +186,8 @@ VERTEBRA_MIDDLE_MM, VERTEBRA_REACH_MM = np.array([0, -2.0, -16]), 42.0
 def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) -> np.ndarray:
     """Trace vertebral bodies with end plates, pedicles, facets and spinous processes.
 
-    Args:
-        rng: Generator.
-        source: (3,) mm.
-        rays: (n, 3) unit vectors.
-        body: The chest, a `chest.Body`.
-
     Returns:
-        (n,) float32 optical depth of a spine of density 1.
+        Optical depth of a spine of density 1 along n rays from `source`, (n,) float32.
     """
     bone = np.zeros(len(rays))
     top = rng.uniform(-12, 12)
@@ -238,17 +232,7 @@ def _vertebra(source, rays, centre, turn) -> np.ndarray:
 
 
 def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarray:
-    """Draw hollow ribs.
-
-    Args:
-        rng: Generator.
-        arm: Where source and detector are.
-        body: The chest, a `chest.Body`.
-        margin_px: Border of the backdrop.
-
-    Returns:
-        Optical depth at half the backdrop's resolution, float32.
-    """
+    """Draw hollow ribs: optical depth at half the backdrop's resolution, float32."""
     span = (arm.size_px + 2 * margin_px) // 2
     picture, spans = np.zeros((span, span), np.float32), np.zeros((span, 2), np.int64)
     turn = np.linspace(0.15, 2.8, 300)
@@ -270,16 +254,9 @@ def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarra
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def rays_near(source, rays, centre, reach):
-    """Return which rays pass within `reach` mm of a point.
+    """Return the rising indices of the (n, 3) unit rays that pass a point within `reach` mm.
 
-    Args:
-        source: (3,) mm.
-        rays: (n, 3) unit vectors.
-        centre: (3,) mm.
-        reach: mm; the source lies farther away than that.
-
-    Returns:
-        (k,) rising indices of rays.
+    `source` and `centre` are (3,) mm, farther apart than that.
     """
     away = source - centre
     limit = (away**2).sum() - reach * reach

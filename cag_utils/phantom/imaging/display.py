@@ -44,13 +44,6 @@ class Look:
 def draw_look(rng: np.random.Generator, size_px: int) -> Look:
     """Draw a laboratory's look.
 
-    Args:
-        rng: Generator.
-        size_px: Rows and columns.
-
-    Returns:
-        The look.
-
     Source:
         kVp of 45 real XA headers, 87 (81 to 105); all else chosen by eye, wider than public
         pictures, so that no vendor's look is a surprise. Noise, grain, blur, sharpening and
@@ -93,11 +86,7 @@ def _shutters(rng) -> tuple[float, float, float, float]:
 
 
 def shutter_field(look: Look, size_px: int) -> np.ndarray:
-    """Return the light that the collimator lets through.
-
-    Returns:
-        (H, W) float32, 1 in the open field, `shutter_grey` behind the shutters.
-    """
+    """Return the collimator's light, (H, W) float32, 1 in the field, `shutter_grey` beside it."""
     left, right, top, bottom = look.shutters
     at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
     soft = look.shutter_soft
@@ -157,8 +146,7 @@ class Display:
 
         Args:
             frame: (H, W) float32 grey levels, 0 to 255. Enhancement adds `sharpen` times what a
-                Gaussian of `sharpen_px` takes away, so a shutter's edge gets the bright rim of
-                real ones.
+                Gaussian takes away, so a shutter's edge gets the bright rim of real ones.
             out: (H, W) uint8, written.
             error: Grey levels by which the exposure is off.
         """
@@ -174,13 +162,10 @@ class Display:
 
 
 def _wide_blur(frame: np.ndarray, sigma: float, shrink: int) -> np.ndarray:
-    """Blur by a wide Gaussian on a coarse grid.
+    """Blur by a wide Gaussian on a coarse grid: (H / shrink, W) float32; `_show` reads in between.
 
     Means of squares and the linear interpolation between them have a variance of their own, which
     the Gaussian between the two leaves out.
-
-    Returns:
-        (H / shrink, W) float32; `_show` interpolates between the rows.
     """
     height, width = frame.shape
     coarse = cv2.resize(frame, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
@@ -191,15 +176,7 @@ def _wide_blur(frame: np.ndarray, sigma: float, shrink: int) -> np.ndarray:
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def _show(frame, soft, strength, curve, out):
-    """Add to a picture what its blurred copy of as many or fewer rows takes away; then the curve.
-
-    Args:
-        frame: (H, W) float32.
-        soft: (k, W) float32, every H / k th row.
-        strength: Of the enhancement.
-        curve: (257,) float32 grey level shown for each whole level, read in between.
-        out: (H, W) uint8, written.
-    """
+    """Add to a picture what its blurred copy of as many or fewer rows takes away; the curve."""
     height, width = frame.shape
     last, half = len(soft) - 1, np.float32(0.5)
     more, top = np.float32(1) + strength, np.float32(255)

@@ -53,15 +53,12 @@ class Strand:
 def draw_hardware(
     rng: np.random.Generator, surgery: bool | None = None, stented: bool | None = None
 ) -> Hardware:
-    """Draw what a patient carries.
+    """Draw what a patient carries; frequencies: choice.
 
     Args:
         rng: Generator.
         surgery: Whether the breast bone was ever opened; None draws it (6 %).
         stented: Whether there is an old stent; None draws it (15 %).
-
-    Returns:
-        The hardware. Frequencies: choice.
     """
     chance = rng.random(4)
     surgery = chance[0] < 0.06 if surgery is None else surgery
@@ -76,15 +73,7 @@ def draw_hardware(
 
 
 def fixed_strands(hardware: Hardware, scale: float) -> list[Strand]:
-    """Draw the wires that move with the chest alone.
-
-    Args:
-        hardware: What the patient carries.
-        scale: Of the chest.
-
-    Returns:
-        Sternal loops with their twisted knots, cables and electrodes.
-    """
+    """Draw the wires that move with a chest of this scale: sternal loops, cables, electrodes."""
     wires, pads, own = hardware.sternal_wires, hardware.electrodes, hardware.streams
     return [
         *(_sternal_loop(own("sternal wire", i), i, scale) for i in range(wires)),
@@ -150,10 +139,6 @@ def _strand(knots: np.ndarray, radius_mm: float, per_mm: float) -> Strand:
 def guide_wire(rng: np.random.Generator, tree: Tree) -> np.ndarray:
     """Choose a guide wire's way down a main vessel.
 
-    Args:
-        rng: Generator.
-        tree: The tree.
-
     Returns:
         (k,) indices of centreline points from the ostium on, before any total occlusion.
     """
@@ -168,11 +153,7 @@ def guide_wire(rng: np.random.Generator, tree: Tree) -> np.ndarray:
 
 
 def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
-    """Choose where old stents lie.
-
-    Args:
-        hardware: Says how many at most; one that would not fit is left out.
-        tree: The tree.
+    """Choose where old stents lie; one that would not fit is left out.
 
     Returns:
         For each stent the indices of its centreline points, 12 to 30 mm of a main vessel.
@@ -193,7 +174,6 @@ def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
     return pieces
 
 
-OUTER_MM = (0.8, 1.05)  # radius of 5 to 6 French
 # Knots from the ostium up the ascending aorta, mm from the ostium of each side: the shapes that
 # laboratories use most. The aortic root lies to the right of the left ostium; a Judkins left leans
 # on its far wall, an extra back-up lies lower, a Judkins right hangs straight. Choice, by eye.
@@ -231,16 +211,13 @@ def tip_mm(laterality: str) -> np.ndarray:
 def draw_catheter(
     rng: np.random.Generator, laterality: str, radial: bool, pigtail: bool = False
 ) -> np.ndarray:
-    """Draw the catheter's course from its tip to the edge of the picture.
+    """Draw the catheter's course from its tip to the picture's edge, (n, 3) mm, 1.2 mm apart.
 
     Args:
         rng: Generator; chooses the shape and bends it.
         laterality: LCA or RCA.
         radial: From the arm, mostly the right one, else from the groin.
         pigtail: In the left ventricle instead of an ostium.
-
-    Returns:
-        (n, 3) mm, 1.2 mm apart, the tip first.
     """
     shape = int(rng.choice(len(_SHAPES[laterality]), p=_SHAPE_SHARES[laterality]))
     near = np.array(_SHAPES[laterality][shape], float)
@@ -299,7 +276,7 @@ def reflux_discs(
 
 
 def _pigtail_course(rng: np.random.Generator) -> np.ndarray:
-    """Return the knots of a pigtail catheter in the ventricle, tip first, (k, 3) mm."""
+    """Knots of a pigtail catheter in the ventricle, tip first, (k, 3) mm."""
     middle = HEART_BASE_MM + CAVITY_SHARE * LONG_AXIS_MM * LONG_AXIS
     turn = np.linspace(0, 1.7 * np.pi, 9)[:, None]
     curl = 6.0 * (np.cos(turn) * LONG_AXIS + np.sin(turn) * np.array([0, 1.0, 0]))

@@ -30,15 +30,7 @@ class Pose:
 
 
 def pose_tree(tree: Tree, shot: Shot) -> Pose:
-    """Move a tree through a cine and project it.
-
-    Args:
-        tree: End-diastolic tree.
-        shot: The cine's settings.
-
-    Returns:
-        Positions in every frame.
-    """
+    """Move an end-diastolic tree through a cine and project it."""
     state = contraction(shot.time_s, shot.rr_s, shot.phase)
     later = contraction(shot.time_s + shot.pulse_s, shot.rr_s, shot.phase)
     breath = breathing(shot.time_s, shot.breath_mm, shot.breath_s, shot.breath_phase)
@@ -61,16 +53,7 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
 
 
 def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return which picture positions lie in the picture and in the open field.
-
-    Args:
-        shot: Its look has the shutters' edges and the field's shape.
-        u: (...) columns, pixels.
-        v: (...) rows.
-
-    Returns:
-        (...) bool: half of the light or more gets there.
-    """
+    """Return which (...) columns and rows lie in the picture and get half the light or more."""
     size = shot.arm.size_px
     inside = (u > 0) & (u < size - 1) & (v > 0) & (v < size - 1)
     light = shutter_field(replace(shot.look, shutter_grey=0.0), size)
@@ -81,15 +64,8 @@ def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def frame_truth(tree: Tree, shot: Shot, pose: Pose, contrast: np.ndarray) -> FrameTruth:
     """Measure what each frame shows; shares are weighted by calibre.
 
-    Args:
-        tree: The tree; points behind a total occlusion do not count, as nothing reaches them along
-            the vessel.
-        shot: The cine's settings.
-        pose: Positions in every frame.
-        contrast: (t, n) subject contrast at every point, as the renderer measures it.
-
-    Returns:
-        The truth of every frame.
+    Points behind a total occlusion do not count, as nothing reaches them along the vessel.
+    `contrast` is the (t, n) subject contrast at every point, as the renderer measures it.
     """
     weight = np.where(tree.main & tree.open, tree.radius, 0.0)
     weight = weight / weight.sum()
@@ -209,15 +185,12 @@ GRID = 13  # contraction states that are computed; those between are interpolate
 
 
 def contraction(time_s: np.ndarray, rr_s: float, phase: float = 0.0) -> np.ndarray:
-    """Return how far the heart has contracted.
+    """Return how far the heart has contracted, 0 (end-diastole) to 1 (end-systole), (...).
 
     Args:
         time_s: (...) seconds.
         rr_s: Seconds a beat.
         phase: Share of a beat already over at time 0.
-
-    Returns:
-        (...) 0 (end-diastole) to 1 (end-systole), periodic in `rr_s`.
 
     Raises:
         ValueError: `rr_s` is not above 0.
@@ -228,17 +201,10 @@ def contraction(time_s: np.ndarray, rr_s: float, phase: float = 0.0) -> np.ndarr
 
 
 def contract(points: np.ndarray, state: float) -> np.ndarray:
-    """Move heart points from end-diastole to a state of contraction.
+    """Move heart points, (n, 3) mm, from end-diastole to a state of contraction, 0 to 1.
 
     The base descends by up to 13.5 % of the long axis, walls come in by 10 to 15 %, the apex twists
     by 13 degrees against the base; the aortic root with its ostia moves about two thirds as far.
-
-    Args:
-        points: (n, 3) mm at end-diastole.
-        state: 0 to 1.
-
-    Returns:
-        (n, 3) mm; unchanged for state 0.
 
     Source:
         Sizes of the three motions: prototype's choice, order of magnitude from textbooks.
@@ -265,14 +231,9 @@ def contract(points: np.ndarray, state: float) -> np.ndarray:
 
 
 def beat(points: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Return points at many states of contraction, fast.
+    """Return (n, 3) points at (t,) states of contraction, (t, n, 3) mm, fast.
 
-    Args:
-        points: (n, 3) mm at end-diastole.
-        states: (t,) 0 to 1.
-
-    Returns:
-        (t, n, 3) mm; within 0.1 mm of `contract` between the 13 computed states.
+    Within 0.1 mm of `contract` between the 13 computed states.
     """
     if len(states) < GRID:
         return np.stack([contract(points, float(state)) for state in states])
@@ -295,16 +256,13 @@ def _between(grid, cell, share):
 
 
 def breathing(time_s: np.ndarray, depth_mm: float, period_s: float, phase: float) -> np.ndarray:
-    """Return the heart's shift with breathing.
+    """Return the heart's shift with breathing, (t, 3) mm: down, and a quarter as much to the front.
 
     Args:
         time_s: (t,) seconds.
         depth_mm: Half the caudal excursion; 0 for a held breath.
         period_s: Seconds a breath.
         phase: Radians.
-
-    Returns:
-        (t, 3) mm: to the feet and a quarter as much to the front.
 
     Source:
         Excursion 4.9 +- 1.9 mm caudal (Shechter et al. 2004, IEEE Trans Med Imaging 23:1046).

@@ -12,20 +12,6 @@ from cag_utils.phantom.imaging.hardware import tip_mm
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 
-# Kinds of cine. All but the first fail in a way that a single frame shows.
-KINDS = (
-    "normal",
-    "weak",
-    "slow",
-    "short",
-    "noninjected",
-    "cropped",
-    "panned",
-    "blurred",
-    "oddview",
-    "empty",
-    "ventriculogram",
-)
 NO_CORONARY = ("noninjected", "empty", "ventriculogram")
 # Shares of cines by kind. The CNN's cohort shows what an archive holds, the corpus is what a report
 # would be written from. Choice.
@@ -40,6 +26,7 @@ CINE_SHARES = {
         "cropped": 0.01, "panned": 0.03, "blurred": 0.01,
     },
 }  # fmt: skip
+KINDS = tuple(CINE_SHARES["cnn"])  # all but the first fail in a way that a single frame shows
 MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
 
 
@@ -108,9 +95,6 @@ def draw_shot(
         size_px: Rows and columns, at least 64.
         view: Standard view, or None to draw one.
 
-    Returns:
-        The settings.
-
     Raises:
         ValueError: A value breaks its rule, or the view is none of this side's.
 
@@ -118,7 +102,13 @@ def draw_shot(
         Pulse 6.7 ms in the headers of 45 real XA cines, read once for this study; breathing
         Shechter et al. 2004 (IEEE Trans Med Imaging 23:1046); the rest are choices.
     """
-    _check(kind, n_frames, frame_rate, size_px)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
+        raise ValueError(
+            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
+            f"got {n_frames}, {frame_rate} and {size_px}"
+        )
     odd, streams = kind == "oddview", Streams(rng)
     name, arm = draw_carm(streams("arm"), tree.laterality, size_px, view, odd)
     arm = _aimed(streams("aim"), kind, tree, arm)
@@ -151,17 +141,6 @@ def draw_shot(
     )
 
 
-def _check(kind: str, n_frames: int, frame_rate: float, size_px: int) -> None:
-    """Refuse what cannot be shot."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
-        raise ValueError(
-            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
-            f"got {n_frames}, {frame_rate} and {size_px}"
-        )
-
-
 def _pan(rng, kind: str, n_frames: int, size_px: int) -> np.ndarray:
     """Pan the table in panned cines, and in one of eight others."""
     pans = rng.random() < 0.12 or kind == "panned"
@@ -172,16 +151,13 @@ def _pan(rng, kind: str, n_frames: int, size_px: int) -> np.ndarray:
 def panning(
     n_frames: int, start: float, travel_px: tuple[float, float], limit_px: float
 ) -> np.ndarray:
-    """Return a table pan: nothing until `start`, then off, faster and faster.
+    """Return a table pan, (n_frames, 2) pixels: nothing until `start`, then off, faster and faster.
 
     Args:
         n_frames: Frames of the cine.
         start: Share of the cine after which the table moves.
         travel_px: Right and down, at the end.
         limit_px: No larger shift than this either way.
-
-    Returns:
-        (n_frames, 2) pixels.
     """
     progress = np.clip((np.arange(n_frames) / n_frames - start) / 0.35, 0, 1) ** 1.3
     return np.clip(progress[:, None] * np.asarray(travel_px), -limit_px, limit_px)

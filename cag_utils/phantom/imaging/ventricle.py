@@ -19,15 +19,12 @@ EJECTED_PER_MM = 0.0065
 
 
 def cavity_depth(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
-    """Return how far rays run through the cavity.
+    """Return how far rays run through the cavity, (size_px, size_px) float32 mm.
 
     Args:
         arm: Where source and detector are.
         state: Contraction, 0 to 1.
         shift_mm: (3,) shift with breathing.
-
-    Returns:
-        (size_px, size_px) float32, mm.
     """
     chord = _coarse_cavity(arm, state, shift_mm)
     return cv2.resize(chord, (arm.size_px, arm.size_px), interpolation=cv2.INTER_LINEAR)
@@ -52,10 +49,6 @@ def heart_swell(arm: CArm, detector: Detector) -> np.ndarray:
     """Return how much lighter the heart's shadow is at the end of systole.
 
     The heart ejects about a tenth of its volume, so rays through its middle have less to cross.
-
-    Args:
-        arm: Where source and detector are.
-        detector: Supplies gain and scatter.
 
     Returns:
         (96, size_px) float32 grey levels, 0 and more: smooth, so that few rows do.
