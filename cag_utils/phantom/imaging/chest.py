@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numba import njit
 
-from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
+from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_AXES, HEART_BASE_MM
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.hardware import Hardware, fixed_strands
 from cag_utils.phantom.imaging.splat import draw_discs
@@ -136,11 +136,8 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
 
     trunk = spans((-15, -40, -15), (175 * k, 2000, 118 * k))
     lungs = [spans((x * k, -20, -20), (68 * k, 140, 92 * k)) for x in (70, -98)]
-    across = np.cross(LONG_AXIS, [0, 1.0, 0])
-    across /= np.linalg.norm(across)
-    turn = np.stack([LONG_AXIS, across, np.cross(LONG_AXIS, across)])
     middle = 0.55 * HEART_BASE_MM + 0.45 * APEX_MM + np.array([-10, 0, -6.0])
-    heart = spans(middle, np.array([68.0, 54, 46]) * body.heart, turn)
+    heart = spans(middle, np.array([68.0, 54, 46]) * body.heart, HEART_AXES)
     liver = spans((-70, dome - 105, 10), (110, 110, 100 * k))
     stomach = spans((70, dome - 112, 5), (95, 105, 95 * k))
     mediastinum = spans((-22, 10, -28), (34, 160, 55))

@@ -59,10 +59,7 @@ class _Canvas:
         self.shot, self.pose, self.detector = shot, pose, detector
         self.per_mm, self.display = detector.contrast_per_mm, Display(shot.look)
         size = shot.arm.size_px
-        self.depth, self.grey = (
-            np.zeros((size, size), np.float32),
-            np.empty((size, size), np.float32),
-        )
+        self.depth, self.grey = np.zeros((2, size, size), np.float32)
         self.spans = np.tile(np.array([size, -1]), (size, 1))
         self.taps = _gauss_taps(shot.look.blur_px)
         self.radius = tree.radius
@@ -86,29 +83,25 @@ class _Canvas:
         self.error = shot.look.flicker * np.array([rng.standard_normal() for rng in frames])
         if shot.ventricle:
             clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
-            self.cavity_share = inlet(
-                np.maximum(clock - VENTRICLE_DELAY_S, -9), shot.ventricle.duration_s, 0.5, 0.9
-            )
+            since = np.maximum(clock - VENTRICLE_DELAY_S, -9)
+            self.cavity_share = inlet(since, shot.ventricle.duration_s, 0.5, 0.9)
 
     def _place_blush(self, tree):
         """A soft cloud around the small vessels, and how strong it is in each frame."""
-        size, cells = self.shot.arm.size_px, 40
+        size, cells = len(self.depth), 40
         tips = tree.open & (tree.order >= 1)
-        at = [
-            np.clip(w[0, tips][::7] / size * cells, 0, cells - 1)
-            for w in (self.pose.v, self.pose.u)
-        ]
+        places = [w[0, tips][::7] / size * cells for w in (self.pose.v, self.pose.u)]
+        at = [np.clip(w, 0, cells - 1) for w in places]
         cloud = np.zeros((cells, cells), np.float32)
         np.add.at(cloud, tuple(w.astype(int) for w in at), 1.0)
         cloud = cv2.GaussianBlur(cloud, (0, 0), 2.5)
         cloud = cv2.resize(cloud, self.swell.shape[::-1], interpolation=cv2.INTER_CUBIC)
         cloud = np.maximum(cloud, 0)
-        strength = (
-            self.shot.blush * self.shot.look.gain / 1.6 * min(1, self.shot.injection.strength)
-        )
+        shot = self.shot
+        strength = shot.blush * shot.look.gain / 1.6 * min(1, shot.injection.strength)
         self.blush = (cloud * strength / max(1e-6, float(cloud.max()))).astype(np.float32)
         since = np.maximum(self.pose.clock_s - BLUSH_DELAY_S, -9)
-        self.blush_share = inlet(since, self.shot.injection.duration_s + 0.8, 0.5, 1.3)
+        self.blush_share = inlet(since, shot.injection.duration_s + 0.8, 0.5, 1.3)
 
     def tree(self, i: int):
         """Draw the opacified vessels of frame `i`."""
