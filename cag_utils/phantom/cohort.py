@@ -12,6 +12,7 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from cag_utils.phantom import labels
 from cag_utils.phantom.anatomy.atlas import LATERALITIES
 from cag_utils.phantom.clinic.findings import decide_plan, write_findings
 from cag_utils.phantom.clinic.notes import write_report
@@ -20,7 +21,7 @@ from cag_utils.phantom.dicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.phantom.imaging.hardware import draw_hardware
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
-from cag_utils.phantom.labels import NOISE_MODELS, FrameTruth, simulate_labels
+from cag_utils.phantom.labels import FrameTruth, simulate_labels
 from cag_utils.phantom.streams import VERSION, Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.segments import laterality_of
@@ -108,7 +109,7 @@ def _frame_columns(rng, truth: FrameTruth, side: str) -> dict[str, list]:
     """Columns of a cine's frames: the label, what it follows from, and the noise models' labels."""
     measured = {name: column.tolist() for name, column in truth.measured().items()}
     measured["contrast"] = np.round(truth.contrast, 4).tolist()
-    noisy = {model.name: simulate_labels(rng, truth, side, model) for model in NOISE_MODELS}
+    noisy = {model.name: simulate_labels(rng, truth, side, model) for model in labels.NOISE_MODELS}
     return {"label": truth.labels(side)} | measured | noisy
 
 
@@ -200,7 +201,7 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
         ],
         ignore_index=True,
     )
-    names = [model.name for model in NOISE_MODELS]
+    names = [model.name for model in labels.NOISE_MODELS]
     noisy = pd.concat(
         [frames[["video", "frame"]].assign(reader=name, label=frames[name]) for name in names]
     ).sort_index(kind="stable", ignore_index=True)

@@ -22,7 +22,7 @@ from cag_utils.phantom.imaging.pose import (
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import KINDS, draw_shot, panning
 from cag_utils.phantom.imaging.splat import draw_discs, draw_tubes, link_steps
-from cag_utils.phantom.labels import FrameTruth, label, quality
+from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.subject import draw_subject
 
 LEFT, HEAD, FRONT = np.eye(3)
@@ -35,9 +35,6 @@ def arm(primary=0.0, secondary=0.0):
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-# --- C-arm -------------------------------------------------------------------------------------
 
 
 def test_ap_view_shows_the_patients_left_on_the_right_and_the_head_up():
@@ -73,9 +70,8 @@ def test_axes_are_a_right_handed_frame_and_signs_are_dicoms(primary, secondary):
     np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(axes) == pytest.approx(1)
     assert np.sign(round(axes[2] @ LEFT, 9)) == np.sign(round(primary, 6)) or abs(primary) < 1e-4
-    assert (
-        np.sign(round(axes[2] @ HEAD, 9)) == np.sign(round(secondary, 6)) or abs(secondary) < 1e-4
-    )
+    up = np.sign(round(axes[2] @ HEAD, 9))
+    assert up == np.sign(round(secondary, 6)) or abs(secondary) < 1e-4
 
 
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(-30, 30))
@@ -142,9 +138,6 @@ def test_impossible_projections_are_refused():
         draw_carm(rng(), "RCA", 128, "AP CAU")
 
 
-# --- motion ------------------------------------------------------------------------------------
-
-
 def test_a_beat_starts_and_ends_relaxed_and_peaks_at_a_third():
     got = contraction(np.array([0, 0.34, 1.0, 1.34]), rr_s=1.0)
     np.testing.assert_allclose(got, [0, 1, 0, 1], atol=1e-9)
@@ -175,9 +168,6 @@ def test_breathing_and_panning_by_hand():
     np.testing.assert_array_equal(pan[:6], 0)
     assert pan[-1, 0] == pytest.approx(20 * (0.4 / 0.35 > 1 or (0.4 / 0.35) ** 1.3))
     assert pan[-1, 1] == -33
-
-
-# --- contrast ----------------------------------------------------------------------------------
 
 
 def injection(**changes):
@@ -213,9 +203,6 @@ def test_contrast_arrives_later_the_farther_it_has_to_go():
     assert filled[0].max() < 1e-3 and filled.max() <= 1
     with pytest.raises(ValueError, match="speed_mm_s must be above 0"):
         arrival_s(tree, 0)
-
-
-# --- splat -------------------------------------------------------------------------------------
 
 
 def blank(size=96):
@@ -288,9 +275,6 @@ def test_discs_outside_the_picture_leave_no_trace():
     assert not image.any() and (spans[:, 1] == -1).all()
 
 
-# --- whole cines -------------------------------------------------------------------------------
-
-
 def cine(kind, seed=0, side="LCA", n_frames=45, **more):
     generator = rng(seed)
     subject = draw_subject(generator, (1.0,))
@@ -301,6 +285,7 @@ def cine(kind, seed=0, side="LCA", n_frames=45, **more):
 
 def test_a_normal_cine_starts_empty_fills_and_darkens():
     (frames, truth), _, _ = cine("normal", seed=1)
+    np.testing.assert_array_equal(frames, cine("normal", seed=1)[0][0])
     assert frames.shape == (45, 96, 96) and frames.dtype == np.uint8
     labels = truth.labels("LCA")
     assert labels[0] == "LCA_other" and "LCA_better" in labels
@@ -331,11 +316,6 @@ def test_failed_cines_fail_in_their_own_way(kind):
         assert truth.opacified[:25].max() < 0.7  # slow: still filling after 1.7 s
 
 
-def test_the_same_seed_gives_the_same_pixels():
-    np.testing.assert_array_equal(cine("normal", 5)[0][0], cine("normal", 5)[0][0])
-    assert (cine("normal", 5)[0][0] != cine("normal", 6)[0][0]).any()
-
-
 def test_truth_counts_only_what_can_fill_and_lies_in_the_picture():
     (_, whole), tree, shot = cine("normal", 9, side="RCA", n_frames=60)
     blocked, _ = narrow(rng(1), tree, 2, 100)
@@ -356,9 +336,6 @@ def test_bad_shots_are_refused(change):
     subject = draw_subject(rng(), (1.0,))
     with pytest.raises(ValueError, match="kind must be|a cine needs"):
         draw_shot(rng(), subject, grow_tree(rng(), "LCA"), **change)
-
-
-# --- the label rule ----------------------------------------------------------------------------
 
 
 def test_contrast_is_the_logarithm_of_the_light_that_is_missing():
@@ -398,14 +375,3 @@ def test_a_cines_labels_are_the_rule_frame_by_frame():
     columns = np.array([[0.0, 0.5, 1.0], [0.0, 0.4, 0.9], [1.0, 1.0, 1.0], [0.1, 0.1, 0.1]])
     truth = FrameTruth(*columns, foreshortening=columns[3], overlap=columns[3], standard_view=True)
     assert truth.labels("LCA") == ["LCA_other", "LCA_bad", "LCA_better"]
-
-
-@pytest.mark.parametrize("values", [(1.2, 1.0, 0.0), (0.5, -0.1, 0.0), (0.5, 0.5, -1.0)])
-def test_the_rule_refuses_impossible_frames(values):
-    with pytest.raises(ValueError, match="a frame needs"):
-        quality(*values)
-
-
-def test_the_rule_refuses_an_unknown_side():
-    with pytest.raises(ValueError, match="laterality must be LCA or RCA"):
-        label("LAD", 1.0, 1.0, 0.0)
