@@ -30,6 +30,7 @@ MARKER = "finished.json"
 STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never share a patient
 LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
 READER = "phantom truth"
+DATES = (2020, 2025), (1, 13), (1, 29)  # made-up years, months and days
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ def _exam_row(rng, settings: CohortSettings, number: int, subject: Subject, reco
         "record": json.dumps(asdict(record)),
         "report_ja": report["ja"],
         "report_en": report["en"],
-        "date": f"{2020 + int(rng.integers(5))}{int(rng.integers(1, 13)):02d}"
-        f"{int(rng.integers(1, 29)):02d}",
+        "date": "{:04d}{:02d}{:02d}".format(*(int(rng.integers(*x)) for x in DATES)),
     }
 
 
@@ -148,14 +148,11 @@ def _of_side(subject: Subject, laterality: str) -> list[dict]:
 def _identity(exam: dict, cine: int) -> Identity:
     """DICOM identity of one cine of an exam."""
     return Identity(
-        patient=exam["patient"],
-        sex=exam["sex"],
-        age=exam["age"],
+        **{word: exam[word] for word in ("patient", "sex", "age", "date")},
         study_uid=exam["exam"],
         series_uid=make_uid("series", exam["exam"], cine),
         cine_uid=make_uid("cine", exam["exam"], cine),
         number=cine,
-        date=exam["date"],
         time=f"{9 + cine // 60:02d}{cine % 60:02d}00",
     )
 
@@ -193,14 +190,12 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
         File stem to table; `noise_model_labels` has a simulated sheet, no reader's, a noise model.
     """
     videos = pd.DataFrame([row for exam in exams for row in exam["videos"]])
-    frames = pd.concat(
-        [
-            pd.DataFrame({"video": uid, "frame": range(len(columns["label"]))} | columns)
-            for exam in exams
-            for uid, columns in exam["frames"].items()
-        ],
-        ignore_index=True,
-    )
+    frames = [
+        pd.DataFrame({"video": uid, "frame": range(len(columns["label"]))} | columns)
+        for exam in exams
+        for uid, columns in exam["frames"].items()
+    ]
+    frames = pd.concat(frames, ignore_index=True)
     names = [model.name for model in labels.NOISE_MODELS]
     noisy = pd.concat(
         [frames[["video", "frame"]].assign(reader=name, label=frames[name]) for name in names]

@@ -27,10 +27,7 @@ EJECTED_PER_MM = 0.0065
 def cavity_depth(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     """Return how far rays run through the cavity, (size_px, size_px) float32 mm.
 
-    Args:
-        arm: Where source and detector are.
-        state: Contraction, 0 to 1.
-        shift_mm: (3,) shift with breathing.
+    At a state of contraction, 0 to 1, and a (3,) shift with breathing, mm.
     """
     chord = _coarse_cavity(arm, state, shift_mm)
     return cv2.resize(chord, (arm.size_px, arm.size_px), interpolation=cv2.INTER_LINEAR)
