@@ -42,23 +42,17 @@ def test_ap_view_shows_the_patients_left_on_the_right_and_the_head_up():
     np.testing.assert_allclose(u, [50, 70, 50], atol=1e-9)
     np.testing.assert_allclose(v, [50, 50, 30], atol=1e-9)
     np.testing.assert_allclose(scale, 2)
-
-
-def test_points_nearer_the_source_are_larger():
     # 100 mm to the back of the isocentre: 400 mm from the source, 2.5-fold
     u, _, scale = arm().project((10 * LEFT - 100 * FRONT)[None])
     assert scale[0] == pytest.approx(2.5) and u[0] == pytest.approx(75)
 
 
-def test_lao_90_looks_from_the_patients_left():
+def test_lao_90_looks_from_the_left_and_cranial_90_from_the_head():
     # detector on the left: what is in front lies on the picture's left side
     u, v, scale = arm(primary=90).project(np.stack([10 * FRONT, 10 * HEAD, 100 * LEFT]))
     np.testing.assert_allclose(u, [30, 50, 50], atol=1e-9)
     np.testing.assert_allclose(v, [50, 30, 50], atol=1e-9)
     assert scale[2] == pytest.approx(1000 / 600)
-
-
-def test_cranial_90_looks_from_the_head():
     u, v, _ = arm(secondary=90).project(np.stack([10 * LEFT, 10 * FRONT]))
     np.testing.assert_allclose(u, [70, 50], atol=1e-9)
     np.testing.assert_allclose(v, [50, 70], atol=1e-9)  # the front of the chest is down
@@ -105,12 +99,6 @@ def test_crop_leaves_the_wanted_share(towards):
     assert off.mean() == pytest.approx(0.6, abs=0.01)
 
 
-@pytest.mark.parametrize(("share", "towards"), [(1.1, 0), (0.5, 4)])
-def test_impossible_crops_are_refused(share, towards):
-    with pytest.raises(ValueError, match="share must be 0 to 1"):
-        crop(arm(), np.zeros((3, 3)), share, towards)
-
-
 def test_every_standard_view_is_drawn_near_its_angles():
     for side, views in VIEWS.items():
         assert sum(share for *_, share in views) == pytest.approx(1)
@@ -120,18 +108,17 @@ def test_every_standard_view_is_drawn_near_its_angles():
             assert abs(view.primary_deg - primary) < 26 and abs(view.secondary_deg - secondary) < 22
             assert 1020 <= view.source_detector_mm <= 1200
             assert 691 <= view.source_isocentre_mm <= 872
-
-
-def test_odd_views_lie_far_from_every_standard_one():
-    for side, views in VIEWS.items():
         known = np.array([view[1:3] for view in views], float)
-        for seed in range(30):
+        for seed in range(20):  # odd ones lie far from all of them
             name, view = draw_carm(rng(seed), side, 128, odd=True)
             away = np.hypot(*(known - [view.primary_deg, view.secondary_deg]).T)
             assert name == "odd" and away.min() >= ODD_DEG
 
 
-def test_impossible_projections_are_refused():
+@pytest.mark.parametrize(("share", "towards"), [(1.1, 0), (0.5, 4)])
+def test_impossible_projections_are_refused(share, towards):
+    with pytest.raises(ValueError, match="share must be 0 to 1"):
+        crop(arm(), np.zeros((3, 3)), share, towards)
     with pytest.raises(ValueError, match="behind the X-ray source"):
         arm().project(-600 * FRONT[None])
     with pytest.raises(ValueError, match="RCA views are LAO"):
@@ -234,9 +221,7 @@ def test_discs_add_up_to_the_thickness_of_the_tube(angle):
     if angle == 0:  # 1 mm off the axis: 2 sqrt(4 - 1) = 3.46 mm; pixel 51.5 is 1 mm below 47.5
         off = image[51:53, 40:56].mean()
         assert off == pytest.approx(2 * np.sqrt(3), rel=0.02)
-
-
-def test_a_foreshortened_tube_is_darker_by_the_cosine():
+    # foreshortened by 60 degrees: darker by the cosine
     assert tube(0, tilt_deg=60)[0][40:56, 40:56].max() == pytest.approx(8.0, rel=0.03)
 
 
@@ -266,10 +251,7 @@ def test_row_spans_hold_everything_that_was_drawn():
         drawn = np.flatnonzero(row)
         if len(drawn):
             assert first <= drawn[0] and drawn[-1] <= last
-
-
-def test_discs_outside_the_picture_leave_no_trace():
-    image, spans = blank()
+    image, spans = blank()  # discs beside the picture leave no trace
     far = np.array([-50.0, 300.0])
     draw_discs(image, spans, far, far, np.full(2, 4.0), np.ones(2))
     assert not image.any() and (spans[:, 1] == -1).all()
