@@ -288,8 +288,8 @@ def test_typing_changes_width_space_case_and_stops_alone(seed):
 
 HABITS = {
     "en": (r"  ", r"months\.CABG", r"\bchest", r"\.\.", r"70 yo", r"HT,DM", r"\n", r"ago$"),
-    "ja": (r"７０歳", r"ＨＴ", r"60％", r"EF60", r"\(CCS", r"，|, ", r"。。", r"．", r"。[ 　]", r"\n",
-           r"28$"),
+    "ja": (r"７０歳", r"ＨＴ", r"60％", r"EF60", r"\(CCS", r"，|, ", r"。。", r"．", r"。[ 　]",
+           r"\n", r"28$"),
 }  # fmt: skip
 
 

@@ -61,7 +61,8 @@ class _Canvas:
         size = shot.arm.size_px
         self.depth, self.grey = np.zeros((2, size, size), np.float32)
         self.spans = np.tile(np.array([size, -1]), (size, 1))
-        self.taps = _gauss_taps(shot.look.blur_px)
+        blur, reach = shot.look.blur_px, math.ceil(3 * shot.look.blur_px)
+        self.taps = cv2.getGaussianKernel(2 * reach + 1, blur, cv2.CV_32F).ravel()
         self.radius = tree.radius
         steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
         self.arrival = arrival_s(tree, shot.injection.speed_mm_s)
@@ -154,8 +155,3 @@ class _Canvas:
         u = margin - 1.2 * unit * self.pose.state[i] - shot.pan_px[i, 0]
         return tuple(float(np.clip(w, 1, 2 * margin - 2))
                      for w in (u, margin - down - shot.pan_px[i, 1]))  # fmt: skip
-
-
-def _gauss_taps(sigma: float) -> np.ndarray:
-    """A Gaussian along one axis, cut off at three standard deviations, (2 r + 1,) float32."""
-    return cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma, cv2.CV_32F).ravel()
