@@ -172,7 +172,7 @@ def test_a_wire_a_lead_and_a_stent_can_be_seen():
 def test_without_vessels_the_background_does_not_tell_the_side():
     """The same table and arm for both sides: what is left must be at chance."""
     pictures, sides, framing = [], [], []
-    for pair in range(110):
+    for pair in range(80):
         generator = rng([77, pair])
         aimed_at = ("LCA", "RCA")[pair % 2]
         target = grow_tree(generator, aimed_at, fineness=0.0)
@@ -188,8 +188,8 @@ def test_without_vessels_the_background_does_not_tell_the_side():
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
 
     def share_right(labels):
-        pairs = GroupKFold(5).split(pictures, labels, np.arange(220) // 2)
+        pairs = GroupKFold(5).split(pictures, labels, np.arange(160) // 2)
         return cross_val_score(model, np.array(pictures, float), labels, cv=list(pairs)).mean()
 
-    assert abs(share_right(sides) - 0.5) < 0.11  # three standard errors of 220 coin tosses
+    assert abs(share_right(sides) - 0.5) < 0.12  # three standard errors of 160 coin tosses
     assert share_right(framing) > 0.6  # the same classifier does see where the table stood

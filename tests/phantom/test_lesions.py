@@ -182,7 +182,7 @@ def test_a_segment_without_room_or_branch_gets_a_focal_lesion():
     st.integers(0, 10_000), st.sampled_from(DOMINANCES), st.sampled_from(list(SEGMENT_WEIGHTS)),
     st.sampled_from(list(KIND_SHARES)), st.sampled_from([25, 50, 75, 90, 99, 100]),
 )  # fmt: skip
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_lesion_keeps_its_percentage_and_its_tree(seed, dominance, segment, kind, percent):
     if dominance not in ONLY_IN.get(segment, (dominance,)):
         return

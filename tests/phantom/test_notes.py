@@ -19,14 +19,10 @@ from cag_utils.phantom.clinic.notes import (
 from cag_utils.phantom.clinic.patients import Record, draw_record, estimated_gfr
 from cag_utils.scores.entities import read_entities
 from cag_utils.segments import GRADES
+from tests.phantom.test_clinic import lesions_st, seed_st
 
 LANGUAGES = ("en", "ja")
 LEAST_PATTERNS = 40  # of the study's issue: sentence patterns a language
-lesion_st = st.fixed_dictionaries(
-    {"segment": st.integers(1, 15), "percent": st.sampled_from(GRADES)}
-)
-lesions_st = st.lists(lesion_st, max_size=4, unique_by=lambda x: x["segment"])
-seed_st = st.integers(0, 2**32 - 1)
 # Words that would tell what the picture must show, or who the patient is.
 TELLTALE = re.compile(
     r"#|segment|stenos|narrow|occlu|\bLAD\b|\bLCX\b|\bRCA\b|\bLCA\b|\bLM|circumflex|descending|left"
