@@ -8,8 +8,7 @@ import pytest
 
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.imaging.carm import aim, draw_carm
-from cag_utils.phantom.imaging.catheter import draw_catheter, follow_ostium, ostium_mm
-from cag_utils.phantom.imaging.chest import draw_backdrop, draw_body
+from cag_utils.phantom.imaging.chest import box_chords, draw_backdrop, draw_body, ellipsoid_spans
 from cag_utils.phantom.imaging.detector import (
     TABLE_SIZE,
     TABLE_STEP,
@@ -21,14 +20,11 @@ from cag_utils.phantom.imaging.detector import (
     transmission_table,
 )
 from cag_utils.phantom.imaging.display import FIELDS, Display, draw_look, shutter_field, wedge_depth
-from cag_utils.phantom.imaging.solids import box_chords, ellipsoid_spans
+from cag_utils.phantom.imaging.hardware import draw_catheter, follow_ostium, ostium_mm
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-# --- chest and detector ------------------------------------------------------------------------
 
 
 def test_chords_by_hand():
@@ -135,9 +131,6 @@ def test_edge_enhancement_by_hand_and_the_curve():
     assert frame[32, 31] == pytest.approx(60 + 0.8 * (60 - 103.4), abs=3)
     Display(plain_look(sharpen=0.0, curve=2.0)).finish(step, frame)
     assert frame[0, 0] == round(255 * (60 / 255) ** 2) and frame[0, 63] == 100  # 160^2 / 255
-
-
-# --- the beam ----------------------------------------------------------------------------------
 
 
 def test_one_energy_attenuates_exponentially_and_many_harden():

@@ -20,17 +20,11 @@ SEPARATORS = {"en": (", ", "/", ", "), "ja": ("、", ",", "/", "・")}  # of abb
 
 
 class Sentence(NamedTuple):
-    """One sentence in both languages.
+    """One sentence in both languages."""
 
-    Attributes:
-        pattern: The pair of templates it was filled from.
-        en: English.
-        ja: Japanese.
-    """
-
-    pattern: phrases.Pair
-    en: str
-    ja: str
+    pattern: phrases.Pair  # the pair of templates it was filled from
+    en: str  # english
+    ja: str  # japanese
 
 
 def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
@@ -38,7 +32,7 @@ def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
 
     Args:
         rng: Generator; picks patterns, the same in both languages, and each language's typing.
-        record: The patient, from `draw_record`.
+        record: From `draw_record`.
 
     Returns:
         `{"ja": ..., "en": ...}`, sentence by sentence the same; 25 to 60 English words before
@@ -48,24 +42,14 @@ def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
         ValueError: The record lacks a detail that a sentence quotes.
     """
     sentences = write_sentences(rng, record)
-    return {
-        "ja": type_note(rng, [s.ja for s in sentences], "ja"),
-        "en": type_note(rng, [s.en for s in sentences], "en"),
-    }
+    return {la: type_note(rng, [getattr(s, la) for s in sentences], la) for la in ("ja", "en")}
 
 
 def write_sentences(rng: np.random.Generator, record: Record) -> list[Sentence]:
-    """Write the sentences of a report before they are typed.
+    """Return the sentences of a report in their order, before they are typed.
 
     Who, why, history and the first test are always told; further tests, drugs, the request and
     small talk as far as the drawn length goes.
-
-    Args:
-        rng: Generator.
-        record: The patient, from `draw_record`.
-
-    Returns:
-        Sentences in the order of the note.
 
     Raises:
         ValueError: The record lacks a detail that a sentence quotes.
@@ -204,14 +188,9 @@ OPEN_END_SHARE = 0.25  # of untidy notes lack the last stop
 # habit -> share of untidy notes that have it throughout
 ENGLISH_HABITS = {"tight_commas": 0.15, "yo": 0.15}
 JAPANESE_HABITS = {
-    "wide_digits": 0.12,
-    "wide_letters": 0.03,
-    "latin_commas": 0.12,
-    "wide_stops": 0.06,
-    "narrow_signs": 0.3,
-    "wide_percent": 0.12,
-    "tight_units": 0.12,
-}
+    "wide_digits": 0.12, "wide_letters": 0.03, "latin_commas": 0.12, "wide_stops": 0.06,
+    "narrow_signs": 0.3, "wide_percent": 0.12, "tight_units": 0.12,
+}  # fmt: skip
 _WIDE_DIGITS = str.maketrans({chr(c): chr(c + 0xFEE0) for c in range(ord("0"), ord("9") + 1)})
 _WIDE_LETTERS = str.maketrans(
     {chr(c): chr(c + 0xFEE0) for c in range(ord("A"), ord("z") + 1) if chr(c).isalpha()}

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numba import njit
 
-from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
+from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_AXES, HEART_BASE_MM
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.hardware import Hardware, fixed_strands
-from cag_utils.phantom.imaging.solids import box_chords, ellipsoid_spans, rays_near
 from cag_utils.phantom.imaging.splat import draw_discs
 from cag_utils.phantom.streams import Streams
 
@@ -19,27 +19,16 @@ SOFT_TISSUE_PER_MM = 0.0195  # effective attenuation at 70 to 90 kVp; assumption
 
 @dataclass(frozen=True)
 class Body:
-    """One patient's chest.
+    """One patient's chest."""
 
-    Attributes:
-        scale: Size against a middling adult.
-        heart: Size of the heart shadow.
-        diaphragm_mm: Height of the diaphragm's domes.
-        scoliosis_mm: Sideways step a vertebra.
-        bone: Density of the spine.
-        rib: Density of the ribs.
-        lung: Air in the lungs, share of soft tissue that is missing.
-        texture: Strength of lung markings.
-    """
-
-    scale: float
-    heart: float
-    diaphragm_mm: float
-    scoliosis_mm: float
-    bone: float
-    rib: float
-    lung: float
-    texture: float
+    scale: float  # size against a middling adult
+    heart: float  # size of the heart shadow
+    diaphragm_mm: float  # height of the diaphragm's domes
+    scoliosis_mm: float  # sideways step a vertebra
+    bone: float  # density of the spine
+    rib: float  # density of the ribs
+    lung: float  # air in the lungs, share of soft tissue that is missing
+    texture: float  # strength of lung markings
 
 
 def draw_body(rng: np.random.Generator) -> Body:
@@ -89,10 +78,10 @@ def draw_backdrop(
     _, knobbly = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     bone = spine(rng, source, knobbly.reshape(-1, 3), body).reshape(fine, fine)
     bone *= 1 + _lumps(rng, fine, 60, 0.06)
-    depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
-    depth += _enlarge(body.bone * bone, span)
+    depth = _resize(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
+    depth += _resize(body.bone * bone, span)
     # ribs and lung markings are soft: they meet at half the resolution and are enlarged once
-    lung = _enlarge(np.clip(air / 110, 0, 1), span // 2)
+    lung = _resize(np.clip(air / 110, 0, 1), span // 2)
     marks = ribs(streams("ribs"), arm, body, margin_px)
     markings, texture = _lung_markings(streams("lungs"), arm.size_px, span)
     marks += markings * (0.35 + 0.9 * lung) + body.texture * texture * (0.45 + 0.7 * lung)
@@ -120,15 +109,11 @@ def _draw_hardware(depth, arm: CArm, body: Body, margin_px: int, hardware: Hardw
 
 def _lumps(rng, coarse: int, cells: int, size: float) -> np.ndarray:
     """A smooth random field on the coarse grid."""
-    return size * _resize(rng.standard_normal((cells, cells)), coarse, cv2.INTER_CUBIC)
+    return size * _resize(rng.standard_normal((cells, cells)), coarse)
 
 
-def _resize(picture, span: int, how: int) -> np.ndarray:
+def _resize(picture, span: int, how: int = cv2.INTER_CUBIC) -> np.ndarray:
     return cv2.resize(picture.astype(np.float32), (span, span), interpolation=how)
-
-
-def _enlarge(coarse: np.ndarray, span: int) -> np.ndarray:
-    return _resize(coarse, span, cv2.INTER_CUBIC)
 
 
 def _shared(first, second) -> np.ndarray:
@@ -147,11 +132,8 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
 
     trunk = spans((-15, -40, -15), (175 * k, 2000, 118 * k))
     lungs = [spans((x * k, -20, -20), (68 * k, 140, 92 * k)) for x in (70, -98)]
-    across = np.cross(LONG_AXIS, [0, 1.0, 0])
-    across /= np.linalg.norm(across)
-    turn = np.stack([LONG_AXIS, across, np.cross(LONG_AXIS, across)])
     middle = 0.55 * HEART_BASE_MM + 0.45 * APEX_MM + np.array([-10, 0, -6.0])
-    heart = spans(middle, np.array([68.0, 54, 46]) * body.heart, turn)
+    heart = spans(middle, np.array([68.0, 54, 46]) * body.heart, HEART_AXES)
     liver = spans((-70, dome - 105, 10), (110, 110, 100 * k))
     stomach = spans((70, dome - 112, 5), (95, 105, 95 * k))
     mediastinum = spans((-22, 10, -28), (34, 160, 55))
@@ -183,7 +165,7 @@ def _lung_markings(rng, size_px: int, span: int) -> tuple[np.ndarray, np.ndarray
     for grain, strength in ((5, 0.008), (11, 0.014), (24, 0.022), (56, 0.034)):
         cells = max(4, int(span / (grain * size_px / 512)))
         field = rng.standard_normal((cells, cells), dtype=np.float32)
-        texture += strength * _resize(field, half, cv2.INTER_CUBIC)
+        texture += strength * _resize(field, half)
     return cv2.GaussianBlur(markings, (0, 0), 0.6), texture
 
 
@@ -197,14 +179,8 @@ VERTEBRA_MIDDLE_MM, VERTEBRA_REACH_MM = np.array([0, -2.0, -16]), 42.0
 def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) -> np.ndarray:
     """Trace vertebral bodies with end plates, pedicles, facets and spinous processes.
 
-    Args:
-        rng: Generator.
-        source: (3,) mm.
-        rays: (n, 3) unit vectors.
-        body: The chest, a `chest.Body`.
-
     Returns:
-        (n,) float32 optical depth of a spine of density 1.
+        Optical depth of a spine of density 1 along n rays from `source`, (n,) float32.
     """
     bone = np.zeros(len(rays))
     top = rng.uniform(-12, 12)
@@ -249,17 +225,7 @@ def _vertebra(source, rays, centre, turn) -> np.ndarray:
 
 
 def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarray:
-    """Draw hollow ribs.
-
-    Args:
-        rng: Generator.
-        arm: Where source and detector are.
-        body: The chest, a `chest.Body`.
-        margin_px: Border of the backdrop.
-
-    Returns:
-        Optical depth at half the backdrop's resolution, float32.
-    """
+    """Draw hollow ribs: optical depth at half the backdrop's resolution, float32."""
     span = (arm.size_px + 2 * margin_px) // 2
     picture, spans = np.zeros((span, span), np.float32), np.zeros((span, 2), np.int64)
     turn = np.linspace(0.15, 2.8, 300)
@@ -277,3 +243,69 @@ def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarra
     draw_discs(picture, spans, *where, radius[near], RIB_PER_MM * piece[near])
     draw_discs(picture, spans, *where, 0.74 * radius[near], MARROW_PER_MM * piece[near])
     return cv2.GaussianBlur(picture, (0, 0), 0.7 * arm.size_px / 512)
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def rays_near(source, rays, centre, reach):
+    """Return the rising indices of the (n, 3) unit rays that pass a point within `reach` mm.
+
+    `source` and `centre` are (3,) mm, farther apart than that.
+    """
+    away = source - centre
+    limit = (away**2).sum() - reach * reach
+    kept, count = np.empty(len(rays), np.int64), 0
+    for n in range(len(rays)):
+        along = rays[n, 0] * away[0] + rays[n, 1] * away[1] + rays[n, 2] * away[2]
+        kept[count] = n
+        count += along * along > limit
+    return kept[:count]
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def ellipsoid_spans(source, rays, centre, half_axes, turn):
+    """Return where rays enter and leave an ellipsoid.
+
+    Args:
+        source: (3,) mm.
+        rays: (n, 3) unit vectors.
+        centre: (3,) mm.
+        half_axes: (3,) mm.
+        turn: (3, 3) rows are the ellipsoid's own axes.
+
+    Returns:
+        ((n,) entry, (n,) exit) mm from the source; equal where the ray misses.
+    """
+    entry, leave = np.empty(len(rays)), np.empty(len(rays))
+    own = turn / half_axes.reshape(3, 1)  # to where the ellipsoid is the unit sphere
+    start = (own * (source - centre)).sum(axis=1)
+    constant = (start**2).sum() - 1
+    for n in range(len(rays)):
+        x, y, z = rays[n, 0], rays[n, 1], rays[n, 2]
+        square = half = 0.0
+        for i in range(3):
+            d = own[i, 0] * x + own[i, 1] * y + own[i, 2] * z
+            square += d * d
+            half += d * start[i]
+        inside = half * half - square * constant
+        root = np.sqrt(max(inside, 0.0))
+        entry[n] = (-half - root) / square if inside > 0 else 0.0
+        leave[n] = (-half + root) / square if inside > 0 else 0.0
+    return entry, leave
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def box_chords(source, rays, centre, half_mm, turn):
+    """Return the length of rays within a box; arguments as for `ellipsoid_spans`."""
+    chord = np.zeros(len(rays))
+    start = np.empty(3)
+    for i in range(3):
+        start[i] = ((source - centre) * turn[i]).sum()
+    for n in range(len(rays)):
+        enter, leave = 0.0, 1e9
+        for i in range(3):
+            d = rays[n, 0] * turn[i, 0] + rays[n, 1] * turn[i, 1] + rays[n, 2] * turn[i, 2]
+            d = d if abs(d) > 1e-9 else 1e-9
+            a, b = (-half_mm[i] - start[i]) / d, (half_mm[i] - start[i]) / d
+            enter, leave = max(enter, min(a, b)), min(leave, max(a, b))
+        chord[n] = max(0.0, leave - enter)
+    return chord
