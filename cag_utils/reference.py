@@ -1,6 +1,8 @@
 """Run the phantom study from nothing, measure it, and refresh `outputs/reference/` and the README.
 
 `make reference` calls it. Every number in the README and in `outputs/reference/` comes from here.
+Machines differ by a factor of three, so a fixed piece of work, the yardstick, is timed beside every
+time: a time divided by it says how many yardsticks the work takes, on whichever machine.
 """
 
 import argparse
@@ -11,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import timeit
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +22,6 @@ from typing import NamedTuple
 import pandas as pd
 import psutil
 
-from cag_utils import yardstick
 from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
@@ -50,19 +52,12 @@ BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation
 
 
 class Appendix(NamedTuple):
-    """A notebook beside the study, and what of it is kept.
+    """A notebook beside the study, and what of it is kept."""
 
-    Attributes:
-        run: Its folder's name below `outputs/<profile>/<notebook>/`.
-        files: Stems of the tables and figures.
-        wanted: First letters of the metrics.
-        stem: Put before the metrics' names.
-    """
-
-    run: str
-    files: tuple[str, ...]
-    wanted: tuple[str, ...]
-    stem: str = ""
+    run: str  # its folder's name below `outputs/<profile>/<notebook>/`
+    files: tuple[str, ...]  # stems of the tables and figures
+    wanted: tuple[str, ...]  # first letters of the metrics
+    stem: str = ""  # put before the metrics' names
 
 
 APPENDICES = {
@@ -72,18 +67,15 @@ APPENDICES = {
         ("realism.", "transfer."),
     ),
     "A3_leakage": Appendix(
-        "all",
-        ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
-        ("inflation_", "share_near_duplicate_"),
-        "leakage.",
+        "all", ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
+        ("inflation_", "share_near_duplicate_"), "leakage.",
     ),
     "A6_ablations": Appendix(
         "conceptclip_gemma3_en",
         ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
-        ("projector_first.", "longer.", "told.", "right.", "named_"),
-        "ablation.",
+        ("projector_first.", "longer.", "told.", "right.", "named_"), "ablation.",
     ),
-}
+}  # fmt: skip
 
 
 def main(study_only: bool = False) -> None:
@@ -119,12 +111,10 @@ def refresh_parts(names: Sequence[str]) -> None:
     """Run some appendices on the study that is there, or the benchmarks, and refresh their part.
 
     Args:
-        names: Of `APPENDICES`, or `benchmarks` for all of them, or one's file such as
-            `bench_predict`, which replaces only what it prints.
+        names: Of `APPENDICES`, or `benchmarks` for all, or one's file, e.g. `bench_predict`.
 
     Raises:
-        subprocess.CalledProcessError: A notebook or a benchmark failed, e.g. as the study was not
-            run.
+        subprocess.CalledProcessError: A notebook or a benchmark failed, or the study was not run.
     """
     commit = provenance()["commit"]
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
@@ -151,10 +141,9 @@ def measured_run(command: list[str]) -> dict[str, float]:
         command: Program and arguments, run in the repository.
 
     Returns:
-        `study.minutes`; `study.peak_gb`, the peak over time of the processes' summed memory (memory
-        shared between processes counts once: proportional set size; resident size where the system
-        does not tell); `study.yardstick`, seconds of a core as `yardstick.measure`, and what it is
-        made of; and `study.yardsticks`, the run's time as a multiple of it.
+        `study.minutes`; `study.peak_gb`, the peak of the processes' summed proportional set size
+        (resident size where the system does not tell); `study.yardstick` and its parts, seconds as
+        `measure_yardstick`; `study.yardsticks`, the run's time as a multiple of it.
 
     Raises:
         RuntimeError: The command failed.
@@ -166,7 +155,7 @@ def measured_run(command: list[str]) -> dict[str, float]:
         time.sleep(1)
     if process.returncode != 0:
         raise RuntimeError(f"the study failed with exit code {process.returncode}; see its log")
-    seconds, stick = time.monotonic() - began, yardstick.measure()
+    seconds, stick = time.monotonic() - began, measure_yardstick()
     figures = {"minutes": round(seconds / 60, 2), "peak_gb": round(peak / 1e9, 2)}
     figures |= {"yardstick": stick.pop("seconds")}
     figures |= {"yardsticks": round(seconds / figures["yardstick"])}
@@ -212,7 +201,7 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
 def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """Run benchmarks and return their figures as `benchmark.<name>`.
 
-    Beside those of each file stands `benchmark.<file>.yardstick`, in seconds (`yardstick.measure`).
+    Beside those of each file stands `benchmark.<file>.yardstick`, seconds as `measure_yardstick`.
 
     Args:
         folder: Holds `bench_*.py`; each prints one JSON object as its last line.
@@ -223,7 +212,7 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """
     figures = {}
     for path in sorted(folder.glob(f"{wanted}.py")):
-        figures[f"{path.stem}.yardstick"] = yardstick.measure()["seconds"]
+        figures[f"{path.stem}.yardstick"] = measure_yardstick()["seconds"]
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
         figures |= json.loads(done.stdout.strip().splitlines()[-1])
     return {f"benchmark.{name}": value for name, value in figures.items()}
@@ -255,12 +244,6 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
         name: One of `APPENDICES`.
         outputs: `outputs/<profile>/`.
         folder: `outputs/reference/`; a copy carries the appendix's name.
-
-    Returns:
-        Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
-        none where the real pictures' folder is absent); of A3 what a leaking split adds to the F1s
-        and the shares of near duplicates (`leakage.*`); of A6 what holds the twins back
-        (`ablation.*`).
 
     Raises:
         subprocess.CalledProcessError: The notebook failed.
@@ -305,12 +288,90 @@ def _tree_bytes(process: psutil.Process) -> int:
     return total
 
 
-if __name__ == "__main__":
+def measure_yardstick() -> dict[str, float]:
+    """Time the three kinds of work that the study is made of, each on one core.
+
+    Returns:
+        Seconds: `numpy` (arrays of a few MB, as in sampling), `numba` (a scalar loop, as in the
+        renderer), `decoding` (many small products one after another, as in `generate`), `seconds`
+        (their sum). Each is the shortest of three after a first run that compiles, in a process of
+        its own with one thread.
+    """
+    env = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    command = [sys.executable, "-m", "cag_utils.reference", "--yardstick"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _numpy_work() -> Callable[[], object]:
+    import numpy as np
+
+    frames = np.random.default_rng(0).random((24, 512, 512), dtype=np.float32)
+    return lambda: [
+        (frame.mean(), frame.var(), np.fft.rfft2(frame), np.sort(frame, axis=1)) for frame in frames
+    ]
+
+
+def _numba_work() -> Callable[[], object]:
+    import numba
+    import numpy as np
+
+    @numba.njit
+    def splat(n_points: int) -> float:
+        picture = np.zeros((512, 512))
+        row, column = 256.0, 256.0
+        for i in range(n_points):
+            row = (row * 1.61803 + i % 7) % 506.0
+            column = (column * 2.41421 + i % 11) % 506.0
+            for dy in range(6):
+                for dx in range(6):
+                    picture[int(row) + dy, int(column) + dx] += np.exp(-0.1 * (dx * dx + dy * dy))
+        return picture.sum()
+
+    return lambda: splat(500_000)
+
+
+def _decoding_work() -> Callable[[], object]:
+    import torch
+
+    torch.set_num_threads(1)
+    source = torch.Generator().manual_seed(0)
+    layers = [torch.randn(256, 256, generator=source) / 16 for _ in range(24)]
+
+    @torch.inference_mode()
+    def decode() -> torch.Tensor:
+        state = torch.ones(1, 256)
+        for _ in range(400):  # tokens
+            for layer in layers:
+                state = torch.nn.functional.silu(state @ layer) + state
+            state = state / state.norm()
+        return state
+
+    return decode
+
+
+def _time_yardstick() -> dict[str, float]:
+    makers = {"numpy": _numpy_work, "numba": _numba_work, "decoding": _decoding_work}
+    # the shortest counts: whatever else runs only ever lengthens
+    times = {name: timeit.repeat(make(), number=1, repeat=4)[1:] for name, make in makers.items()}
+    found = {name: round(min(seconds), 4) for name, seconds in times.items()}
+    return found | {"seconds": round(sum(found.values()), 4)}
+
+
+def _read_command_line() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study-only", action="store_true", help="no appendices, no benchmarks")
     single = [path.stem for path in sorted(root().glob("tests/benchmarks/bench_*.py"))]
     parts = [*APPENDICES, BENCHMARKS, *single]
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
+    parser.add_argument("--yardstick", action="store_true", help="print its seconds, and no more")
     given = parser.parse_args()
+    if given.yardstick:
+        sys.stdout.write(json.dumps(_time_yardstick()) + "\n")
+        return
     refresh_parts(given.only) if given.only else main(given.study_only)
     update_picture(root() / "README.md")
+
+
+if __name__ == "__main__":
+    _read_command_line()

@@ -78,12 +78,7 @@ def cluster_bootstrap(
 
 
 def mean_interval(
-    data: pd.DataFrame,
-    groups: str,
-    column: str,
-    n_resamples: int,
-    seed: int,
-    level: float = 0.95,
+    data: pd.DataFrame, groups: str, column: str, n_resamples: int, seed: int, level: float = 0.95
 ) -> Estimate:
     """Estimate a column's mean with `cluster_bootstrap`.
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.identity import study_id
+from cag_utils.identity import read_table, study_id
 from cag_utils.params import check_choice
-from cag_utils.tables import read_table
 
 # The paper's Figure 3 prints the English prompt; the Japanese one is this study's translation.
 PROMPTS = {
@@ -161,10 +160,7 @@ def choose_key_frames(
 
 
 def pair(
-    key_frames: pd.DataFrame,
-    reports: pd.DataFrame,
-    findings: pd.DataFrame,
-    sampled: pd.DataFrame,
+    key_frames: pd.DataFrame, reports: pd.DataFrame, findings: pd.DataFrame, sampled: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pair key frames with their exam's report and their own findings.
 

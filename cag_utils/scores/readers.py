@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
+from cag_utils.identity import read_table
 from cag_utils.scores.rubric import CRITERIA
-from cag_utils.tables import read_table
 
 WHOSE = {
     "case_id": "must name a case, e.g. case-0001",
