@@ -23,48 +23,30 @@ LANGUAGE_MODEL_ONLY = (
 class Tower:
     """An image tower to put in, with the two sizes that its tensors do not show.
 
-    Attributes:
-        checkpoint: Its weights, in timm's layout.
-        heads: Attention heads, by width: 1152 is the published tower, the other one its twin's.
-        side_px: Input side, by width; 0 means patches times patch size.
+    Both are by the tower's width: 1152 is the published one, the other its twin's.
     """
 
-    checkpoint: Checkpoint
-    heads: dict[int, int]
-    side_px: dict[int, int]
+    checkpoint: Checkpoint  # weights in timm's layout
+    heads: dict[int, int]  # of attention
+    side_px: dict[int, int]  # of the input; 0: patches times patch size
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """One backbone of the study.
+    """One backbone of the study."""
 
-    Attributes:
-        title: Its name in tables and figures.
-        colours: Of its untuned base and of the tuned model in every figure, `#rrggbb`.
-        checkpoint: The vision-language model, with its tiny twin's folder.
-        prompt: chat (the tokenizer's template) or prefix (image tokens, then the text).
-        lora_rank: LoRA's rank (paper 3.2); a profile may set another.
-        lora_alpha: LoRA's alpha (paper 3.2): the same, so that its scale is 1.
-        lora_targets: Regular expression of the full names of the modules that get LoRA.
-        image_px: Side of the square picture the published model reads.
-        image_tokens: Tokens one picture costs in the published model.
-        dtype: On a GPU; a CPU computes in float32.
-        tower: Replaces the model's own image tower; None leaves it.
-        stand_in: Whose untuned base it is compared with where its own was not run.
-    """
-
-    title: str
-    colours: tuple[str, str]
-    checkpoint: Checkpoint
-    prompt: str
-    lora_rank: int
-    lora_alpha: int
-    image_px: int
-    image_tokens: int
-    lora_targets: str = LANGUAGE_MODEL_ONLY
-    dtype: str = "bfloat16"
-    tower: Tower | None = None
-    stand_in: str = ""
+    title: str  # its name in tables and figures
+    colours: tuple[str, str]  # of its untuned base and of the tuned model, `#rrggbb`
+    checkpoint: Checkpoint  # the vision-language model, with its tiny twin's folder
+    prompt: str  # chat (the tokenizer's template) or prefix (image tokens, then the text)
+    lora_rank: int  # paper 3.2; a profile may set another
+    lora_alpha: int  # likewise: the same as the rank, so that LoRA's scale is 1
+    image_px: int  # side of the square picture the published model reads
+    image_tokens: int  # what one picture costs in the published model
+    lora_targets: str = LANGUAGE_MODEL_ONLY  # regular expression of the modules' full names
+    dtype: str = "bfloat16"  # on a GPU; a CPU computes in float32
+    tower: Tower | None = None  # replaces the model's own image tower
+    stand_in: str = ""  # whose untuned base it is compared with where its own was not run
 
     def __post_init__(self):
         """Raise ValueError for an unknown prompt style."""
@@ -115,11 +97,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return a registry entry.
-
-    Raises:
-        ValueError: Unknown name; the message suggests the nearest.
-    """
+    """Return a registry entry; ValueError for an unknown name suggests the nearest."""
     return BACKBONES[check_choice("backbone", name, BACKBONES)]
 
 

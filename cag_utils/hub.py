@@ -34,28 +34,17 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from.
+    """Where weights come from."""
 
-    Attributes:
-        repo: Hugging Face repository, or a folder on this machine.
-        revision: Branch, tag or commit; the run records the commit.
-        licence_url: Where a person finds it, and access is granted.
-        twin: Folder of the tiny twin below `cag_utils/weights/`.
-        gated: Whether the hub wants the licence accepted and a login.
-        parameters: How many, about.
-        download_gb: What the hub sends, about; 0: not known.
-        command: What makes it available here.
-    """
-
-    repo: str
-    revision: str
-    licence_url: str
-    twin: str
+    repo: str  # Hugging Face repository, or a folder on this machine
+    revision: str  # branch, tag or commit; the run records the commit
+    licence_url: str  # where a person finds it, and access is granted
+    twin: str  # folder of the tiny twin below `cag_utils/weights/`
     licence: str = "see its card"
-    gated: bool = False
-    parameters: float = 0.0
-    download_gb: float = 0.0
-    command: str = "hf auth login"
+    gated: bool = False  # whether the hub wants the licence accepted and a login
+    parameters: float = 0.0  # how many, about
+    download_gb: float = 0.0  # what the hub sends, about; 0: not known
+    command: str = "hf auth login"  # what makes it available here
 
     @property
     def folder(self) -> Path | None:
@@ -161,17 +150,16 @@ def is_here(checkpoint: Checkpoint) -> bool:
     return all((snapshot / name).is_file() for name in set(parts))
 
 
-def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = None) -> Path:
-    """Return a folder or file that `read_safetensors` reads; downloads weights and no code.
+def fetch_weights(repo: str, revision: str | None = None) -> Path:
+    """Return a folder or file for `read_safetensors`; downloads weights and no code.
 
     Args:
-        pretrained_model_name_or_path: A folder, or a repository's name.
+        repo: A folder, or a repository's name.
         revision: Of the repository.
 
     Raises:
         FileNotFoundError: The repository holds no `model.safetensors`.
     """
-    repo = pretrained_model_name_or_path
     if Path(repo).is_dir():
         return Path(repo)
     try:
@@ -229,9 +217,8 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     if not parts:
         raise FileNotFoundError(
             f"{path} holds no {WEIGHTS_FILE}. A .bin is a pickle, which can run code, so it is "
-            "not read here; where you trust it, convert it once:  "
-            "state = torch.load('pytorch_model.bin', weights_only=True); "
-            "safetensors.torch.save_file(state, 'model.safetensors')"
+            "not read here; where you trust it, convert it once with torch.load(..., "
+            "weights_only=True) and safetensors.torch.save_file"
         )
     return {name: tensor for part in parts for name, tensor in load_file(part).items()}
 

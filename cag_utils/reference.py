@@ -8,7 +8,6 @@ time: a time divided by it says how many yardsticks the work takes, on whichever
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import psutil
 from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
-from cag_utils.rooms import room_sizes, update_picture
+from cag_utils.rooms import replace_between, room_sizes, update_picture
 from cag_utils.study import (
     BY_WORKFLOW,
     data_dir,
@@ -262,19 +261,13 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
 
 
 def update_readme(path: Path, metrics: dict[str, float]) -> None:
-    """Replace what stands between the README's result markers.
+    """Write the results between the README's markers.
 
     Raises:
         ValueError: The markers are not there.
     """
-    text = path.read_text(encoding="utf-8")
-    pattern = r"(<!-- results: make reference -->\n).*?(<!-- end of results -->)"
-    if not re.search(pattern, text, flags=re.S):
-        raise ValueError(f"{path} has no result markers")
-    table = headline_table(metrics)
-    path.write_text(
-        re.sub(pattern, lambda m: m[1] + table + m[2], text, flags=re.S), encoding="utf-8"
-    )
+    opening, closing = "<!-- results: make reference -->\n", "<!-- end of results -->"
+    replace_between(path, opening, closing, headline_table(metrics))
 
 
 def _tree_bytes(process: psutil.Process) -> int:

@@ -9,21 +9,13 @@ LATERALITIES = ("LCA", "RCA")
 
 
 class Segment(NamedTuple):
-    """One AHA segment.
+    """One AHA segment."""
 
-    Attributes:
-        number: 1 to 15.
-        artery: RCA, LM, LAD or LCX.
-        name_en: Name as an English report writes it.
-        name_ja: Name as a Japanese report writes it.
-        syntax: The SYNTAX-score labels (ARCADE's) that fall into this segment.
-    """
-
-    number: int
-    artery: str
-    name_en: str
+    number: int  # 1 to 15
+    artery: str  # one of ARTERIES
+    name_en: str  # as an English report writes it
     name_ja: str
-    syntax: tuple[str, ...]
+    syntax: tuple[str, ...]  # the SYNTAX-score labels (ARCADE's) that fall into this segment
 
 
 # Source: AHA reporting system (Austen 1975), numbering #1 to #15 as used in Japan; SYNTAX labels as
@@ -98,15 +90,14 @@ def check_lesion(lesion: Mapping) -> dict:
     """Return a lesion as a plain dict, checked.
 
     Args:
-        lesion: `segment` (AHA 1-15), `percent` (25, 50, 75, 90, 99 or 100), and optionally
-            `artery`, which must agree with the segment; further keys are kept out.
+        lesion: `segment` (AHA 1-15), `percent` (one of `GRADES`), and optionally `artery`, which
+            must agree with the segment; further keys are kept out.
 
     Returns:
         `{"segment": int, "percent": int, "artery": str}`.
 
     Raises:
-        ValueError: A key is missing, the grade is none of the six, or the artery contradicts
-            the segment.
+        ValueError: A key is missing, the grade is unknown, or the artery contradicts the segment.
     """
     if missing := {"segment", "percent"} - set(lesion):
         raise ValueError(f"lesion {dict(lesion)} lacks {sorted(missing)}")

@@ -12,7 +12,7 @@ from cag_utils.shipped import (
     confirm,
     main,
     phantom_version,
-    seal,
+    seal_weights,
     write_card,
 )
 from cag_utils.study import read_json
@@ -49,13 +49,13 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
         (tmp_path / name / "w.safetensors").write_bytes(name.encode())
     assert check_phantom(tmp_path / "a") == tmp_path / "a"  # nothing is known: not one of ours
     now = phantom_version()
-    seal("a", "b", folder=tmp_path)
+    seal_weights("a", "b", folder=tmp_path)
     sums = read_json(tmp_path / CHECKSUMS)
     assert sums["a/w.safetensors"].startswith("ca978112ca1bbdca")  # sha256 of the letter a
     monkeypatch.setattr("cag_utils.phantom.cohort.VERSION", now + 1)
     with pytest.raises(RuntimeError, match=f"holds for {now}, not for {now + 1}. `make twins`"):
         check_phantom(tmp_path / "a")
-    seal("a", folder=tmp_path)  # made anew
+    seal_weights("a", folder=tmp_path)  # made anew
     assert check_phantom(tmp_path / "a") and read_json(tmp_path / PHANTOM)["b"]["made_with"] == now
     with pytest.raises(RuntimeError, match="made with"):
         check_phantom(tmp_path / "b")

@@ -34,7 +34,7 @@ def compare_claims(
         backbones: Fine-tuned backbones.
 
     Returns:
-        One row a claim: claim, paper, here, verdict (seen here too, not seen here, unclear).
+        One row a claim: claim, paper, here, verdict.
 
     Source:
         Nakamura et al., CAG-VLM, sections 4.2 to 5.1, Tables 3 and 4.
@@ -50,13 +50,9 @@ def compare_claims(
 
 
 def headline_table(metrics: Mapping[str, float]) -> str:
-    """Return the README's results as Markdown: two rows a backbone and six others.
+    """Return the README's results, made of `outputs/reference/metrics.json`, as Markdown.
 
-    Args:
-        metrics: As in `outputs/reference/metrics.json`.
-
-    Returns:
-        Figure, the phantom's value with its interval, and the paper's where it has one.
+    Two rows a backbone and six others: figure, the phantom's value with its interval, the paper's.
     """
     printed = paper_table("in_text").set_index("quantity")["value"]
     rows = [
