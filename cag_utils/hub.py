@@ -107,7 +107,7 @@ def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
 
     Args:
         checkpoint: Which one.
-        endpoint: The hub's address; huggingface.co, or HF_ENDPOINT, if None.
+        endpoint: The hub's address; None: huggingface.co, or HF_ENDPOINT.
 
     Raises:
         PermissionError: It is gated and no token grants access.
@@ -150,16 +150,13 @@ def is_here(checkpoint: Checkpoint) -> bool:
     return all((snapshot / name).is_file() for name in set(parts))
 
 
-def fetch_weights(repo: str, revision: str | None = None) -> Path:
-    """Return a folder or file for `read_safetensors`; downloads weights and no code.
-
-    Args:
-        repo: A folder, or a repository's name.
-        revision: Of the repository.
+def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = None) -> Path:
+    """Return a folder or file for `read_safetensors`; of a repository it downloads weights alone.
 
     Raises:
         FileNotFoundError: The repository holds no `model.safetensors`.
     """
+    repo = pretrained_model_name_or_path
     if Path(repo).is_dir():
         return Path(repo)
     try:

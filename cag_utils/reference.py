@@ -75,6 +75,7 @@ APPENDICES = {
         ("projector_first.", "longer.", "told.", "right.", "named_"), "ablation.",
     ),
 }  # fmt: skip
+KEPT_NAMES = ("gpu.md", *APPENDICES)
 
 
 def main(study_only: bool = False) -> None:
@@ -90,32 +91,29 @@ def main(study_only: bool = False) -> None:
     shutil.rmtree(outputs, ignore_errors=True)
     command = [sys.executable, "-m", "cag_utils.workflow", "study", "--cores", str(CORES)]
     metrics = measured_run([*command, "--config", f"profile={PROFILE}"])
-    metrics |= headline_figures(outputs, profile.finetune.backbones) | room_sizes(
-        root() / "cag_utils"
-    )
-    if study_only:
-        earlier = read_json(folder / "metrics.json")
-        metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
-    copy_study(outputs, folder, keep=tuple(APPENDICES) if study_only else ())
-    if not study_only:
-        for appendix in APPENDICES:
-            metrics |= run_appendix(appendix, outputs, folder)
-        metrics |= benchmarks(root() / "tests" / "benchmarks")
+    metrics |= headline_figures(outputs, profile.finetune.backbones)
+    metrics |= room_sizes(root() / "cag_utils")
+    earlier = read_json(folder / "metrics.json")
+    metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
+    copy_study(outputs, folder)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", facts | {"profile": PROFILE, "cores": CORES})
     update_readme(root() / "README.md", metrics)
+    if not study_only:
+        refresh_parts([*APPENDICES, BENCHMARKS], facts["commit"])
 
 
-def refresh_parts(names: Sequence[str]) -> None:
+def refresh_parts(names: Sequence[str], commit: str = "") -> None:
     """Run some appendices on the study that is there, or the benchmarks, and refresh their part.
 
     Args:
         names: Of `APPENDICES`, or `benchmarks` for all, or one's file, e.g. `bench_predict`.
+        commit: Of the code; empty asks git.
 
     Raises:
         subprocess.CalledProcessError: A notebook or a benchmark failed, or the study was not run.
     """
-    commit = provenance()["commit"]
+    commit = commit or provenance()["commit"]
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
     metrics, facts = (read_json(folder / f"{n}.json") for n in ("metrics", "provenance"))
     for name in names:
@@ -156,8 +154,8 @@ def measured_run(command: list[str]) -> dict[str, float]:
         raise RuntimeError(f"the study failed with exit code {process.returncode}; see its log")
     seconds, stick = time.monotonic() - began, measure_yardstick()
     figures = {"minutes": round(seconds / 60, 2), "peak_gb": round(peak / 1e9, 2)}
-    figures |= {"yardstick": stick.pop("seconds")}
-    figures |= {"yardsticks": round(seconds / figures["yardstick"])}
+    figures["yardstick"] = stick.pop("seconds")
+    figures["yardsticks"] = round(seconds / figures["yardstick"])
     figures |= {f"yardstick_{name}": value for name, value in stick.items()}
     return {f"study.{name}": value for name, value in figures.items()}
 
@@ -217,19 +215,15 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def copy_study(outputs: Path, folder: Path, keep: tuple[str, ...]) -> None:
-    """Replace the reference's tables and figures by those of notebook 08.
+def copy_study(outputs: Path, folder: Path) -> None:
+    """Replace the reference's tables and figures by those of notebook 08; leave the appendices'.
 
     Args:
         outputs: `outputs/<profile>/` of a finished study.
-        folder: `outputs/reference/`, made if need be.
-        keep: First letters of files that stay, beside `gpu.md`.
+        folder: `outputs/reference/`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
-        if old.suffix in {".csv", ".md", ".tex", ".png"} and not old.name.startswith(
-            ("gpu.md", *keep)
-        ):
+        if old.suffix in KEPT_SUFFIXES - {".json"} and not old.name.startswith(KEPT_NAMES):
             old.unlink()
     for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
@@ -253,6 +247,8 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook)]
     command += [str(run / notebook.name), "-p", "profile", outputs.name]
     subprocess.run(command, cwd=root(), env=os.environ | {BY_WORKFLOW: "1"}, check=True)
+    for old in folder.glob(f"{name}_*"):
+        old.unlink()
     for path in sorted(run.iterdir()):
         if path.stem in appendix.files and path.suffix in {".md", ".png"}:
             shutil.copyfile(path, folder / f"{name}_{path.name}")

@@ -41,7 +41,6 @@ AHA_SEGMENTS: dict[int, Segment] = {
         (15, "LCX", "left posterior descending", "左後下行枝", ("15",)),
     )
 }
-_FROM_SYNTAX = {label: s.number for s in AHA_SEGMENTS.values() for label in s.syntax}
 
 
 def artery_of(segment: int) -> str:
@@ -73,17 +72,6 @@ def segments_of(laterality: str) -> tuple[int, ...]:
     if laterality not in LATERALITIES:
         raise ValueError(f"laterality must be LCA or RCA, got {laterality!r}")
     return tuple(n for n in AHA_SEGMENTS if laterality_of(n) == laterality)
-
-
-def segment_of_syntax(label: str) -> int:
-    """Return the AHA segment that a SYNTAX label (as in ARCADE) falls into.
-
-    Raises:
-        ValueError: SYNTAX has no such label.
-    """
-    if label not in _FROM_SYNTAX:
-        raise ValueError(f"no SYNTAX segment {label!r}; known: {', '.join(_FROM_SYNTAX)}")
-    return _FROM_SYNTAX[label]
 
 
 def check_lesion(lesion: Mapping) -> dict:

@@ -1,7 +1,6 @@
 """The spine of a run: where things are, which profile, which seed, and what was recorded."""
 
 import hashlib
-import hmac
 import json
 import os
 import platform
@@ -142,8 +141,8 @@ class Run:
                 given["out_root"] = shlex.quote(str(self.outputs.parent))
             before = f"OUT_ROOT={given['out_root']} " if "out_root" in given else ""
             pattern = re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", RUN_NAMES.get(maker, "all"))
-            if told := re.fullmatch(pattern, run_name):
-                given |= told.groupdict()
+            told = re.fullmatch(pattern, run_name)
+            given |= told.groupdict() if told else {}
             options = " ".join(f"-p {name} {value}" for name, value in given.items())
             raise FileNotFoundError(
                 f"{found} is missing. Make it with:  "
@@ -217,11 +216,6 @@ def provenance() -> dict[str, str | float]:
     facts |= {name: version(name) for name in RECORDED}
     facts["peak_gb"] = round(_peak_bytes() / 1e9, 2)
     return facts
-
-
-def keyed_hash(value: str, key: bytes, digits: int = 12) -> str:
-    """Return the first hex digits of HMAC-SHA256, the study's one pseudonym function."""
-    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:digits]
 
 
 def write_json(path: Path, content: dict) -> None:

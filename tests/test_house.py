@@ -200,7 +200,7 @@ def test_sizes_and_picture_count_what_is_there(house, tmp_path):
     assert "    scores --> vlm\n" in drawn and "--> top" not in drawn and "vlm --> " not in drawn
     assert 'vlm["vlm<br>2 files, 0.0k lines"]' in drawn
     readme = tmp_path / "README.md"
-    with pytest.raises(ValueError, match="no markers of the rooms"):
+    with pytest.raises(ValueError, match="lacks the markers"):
         readme.write_text("# House\n", encoding="utf-8")
         update_picture(readme, package)
     readme.write_text(f"# House\n{OPEN}old\n{CLOSE}\nend\n", encoding="utf-8")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cag_utils import reference, yardstick
+from cag_utils import reference
 from cag_utils.reference import update_readme
 from cag_utils.study import read_json, write_json
 
@@ -28,7 +28,7 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
     assert text.startswith("a\n<!-- results") and text.endswith("<!-- end of results -->\nb\n")
     assert "old" not in text and "whole study" in text
     page.write_text("no markers\n")
-    with pytest.raises(ValueError, match="no result markers"):
+    with pytest.raises(ValueError, match="lacks the markers"):
         update_readme(page, FIGURES)
 
 
@@ -39,13 +39,11 @@ def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path):
     for name in ("A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "gone.csv"):
         (old / name).write_text("old", encoding="utf-8")
     (tables / "table1.csv").write_text("new", encoding="utf-8")
-    reference.copy_study(tmp_path / "run", old, keep=tuple(reference.APPENDICES))
+    reference.copy_study(tmp_path / "run", old)
     kept = {path.name for path in old.iterdir()}
     assert kept == {
         "A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv",
     }  # fmt: skip
-    reference.copy_study(tmp_path / "run", old, keep=())
-    assert {path.name for path in old.iterdir()} == {"gpu.md", "table1.csv"}
 
 
 def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, monkeypatch):
@@ -78,7 +76,7 @@ def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "reference").mkdir(parents=True)
     path = tmp_path / "outputs" / "reference" / "metrics.json"
     write_json(path.with_name("provenance.json"), {})
-    monkeypatch.setattr(reference.yardstick, "measure", lambda: {"seconds": 0.5})
+    monkeypatch.setattr(reference, "measure_yardstick", lambda: {"seconds": 0.5})
     write_json(path, {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 1.0})
     scripts = tmp_path / "tests" / "benchmarks"
     scripts.mkdir(parents=True)
@@ -123,7 +121,7 @@ def test_the_commit_is_noted_before_a_tracked_file_is_written(tmp_path, monkeypa
 
 
 def test_a_run_is_measured_in_minutes_and_in_yardsticks(monkeypatch):
-    monkeypatch.setattr(reference.yardstick, "measure", lambda: {"numpy": 0.1, "seconds": 0.01})
+    monkeypatch.setattr(reference, "measure_yardstick", lambda: {"numpy": 0.1, "seconds": 0.01})
     found = reference.measured_run([sys.executable, "-c", "import time; time.sleep(2)"])
     assert 200 <= found["study.yardsticks"] < 12000 and found["study.yardstick"] == 0.01
     assert found["study.yardstick_numpy"] == 0.1 and found["study.minutes"] > 0.03
@@ -132,7 +130,7 @@ def test_a_run_is_measured_in_minutes_and_in_yardsticks(monkeypatch):
 
 
 def test_the_yardstick_times_three_kinds_of_work():
-    found = yardstick.measure()
+    found = reference.measure_yardstick()
     assert set(found) == {"numpy", "numba", "decoding", "seconds"}
     parts = [value for name, value in found.items() if name != "seconds"]
     assert all(0.01 < value < 60 for value in parts)

@@ -39,7 +39,7 @@ def test_the_papers_tables_are_as_printed():
     assert table.loc["train"].tolist() == [194, 425, 889]
     table3 = report.paper_table("table3_vlscore").set_index(["model", "embedder"])["mean"]
     assert table3["PaliGemma2 w/LoRA", "ConceptCLIP"] == 0.5823
-    with pytest.raises(ValueError, match="no table 'table9'"):
+    with pytest.raises(ValueError, match="unknown table of the paper 'table9'"):
         report.paper_table("table9")
 
 

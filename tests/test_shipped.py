@@ -70,8 +70,8 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
 
 
 def test_a_card_by_hand(tmp_path):
-    path = write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
-    text = path.read_text(encoding="utf-8")
+    write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "1,234,567" in text and "| side | 0.988 |" in text
     with pytest.raises(ValueError, match="at least one held-out measure"):
         write_card(tmp_path, "A twin.", "notebook A4", 1, {})

@@ -1,5 +1,3 @@
-import hashlib
-import hmac
 import shlex
 import stat
 from dataclasses import dataclass
@@ -121,11 +119,6 @@ def test_the_seed_makes_global_generators_repeat():
         study.seed_everything(11)
         draws.append(np.random.rand(3).tolist())  # noqa: NPY002
     assert draws[0] == draws[1]
-
-
-def test_keyed_hash_is_hmac_sha256():
-    want = hmac.new(b"k", b"1.2.3", hashlib.sha256).hexdigest()[:12]
-    assert study.keyed_hash("1.2.3", b"k") == want != study.keyed_hash("1.2.3", b"other")
 
 
 def test_own_data_get_a_private_random_key(tmp_path, monkeypatch):

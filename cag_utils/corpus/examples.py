@@ -23,8 +23,7 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
         outputs: The folder its `png` paths are relative to, `outputs/<profile>/`.
 
     Returns:
-        One row a case, sorted by `case_id`: case_id, split, laterality, image (absolute path),
-        report, prompt, answer.
+        By `case_id`: case_id, split, laterality, image (absolute path), report, answer, prompt.
 
     Raises:
         ValueError: Unknown language or split, an empty report or answer.

@@ -63,10 +63,7 @@ TWICE = {
 
 
 def read_reports(path: Path, key: bytes) -> pd.DataFrame:
-    """Read `reports.csv`: one pre-procedure report an exam.
-
-    Returns:
-        exam_id, report_ja, report_en (empty text where the file has none).
+    """Read `reports.csv` as exam_id, report_ja, report_en (empty text where there is none).
 
     Raises:
         ValueError: A column is missing, a cell breaks its rule, or an exam has two reports.
@@ -78,8 +75,7 @@ def read_findings(path: Path, key: bytes) -> pd.DataFrame:
     """Read `findings.csv`: validated findings of a cine, or of one of its frames.
 
     Returns:
-        video_id, frame (Int64, missing for the whole cine), findings_ja, findings_en,
-        validated_by.
+        video_id, frame (Int64, missing for a whole cine), findings_ja, findings_en, validated_by.
 
     Raises:
         ValueError: A column is missing, a cell breaks its rule, or a frame has two findings.
@@ -167,9 +163,8 @@ def pair(
     """
     frames = key_frames.astype({"frame": "Int64"})
     frames = frames.merge(reports, on="exam_id", how="left", validate="m:1")
-    texts = ["findings_ja", "findings_en", "validated_by"]
-    exact = findings.dropna(subset="frame")
-    whole = findings[findings["frame"].isna()].drop(columns="frame")
+    texts, is_whole = ["findings_ja", "findings_en", "validated_by"], findings["frame"].isna()
+    exact, whole = findings[~is_whole], findings[is_whole].drop(columns="frame")
     by_frame = frames.merge(exact, on=["video_id", "frame"], how="left", validate="m:1")
     by_video = frames.merge(whole, on="video_id", how="left", validate="m:1")
     has_own = by_frame["findings_ja"].notna()  # a row counts whole: no language from another row
@@ -227,9 +222,7 @@ def add_truth(pairs: pd.DataFrame, truth_videos: Path, key: bytes) -> pd.DataFra
     if lost := set(pairs["video_id"]) - set(truth.index):
         raise ValueError(f"{truth_videos} lacks {len(lost)} cines of the corpus: stale phantom?")
     rows = truth.loc[pairs["video_id"]].reset_index(drop=True)
-    return pairs.assign(
-        **{f"truth_{name}": rows[name] for name in ("laterality", "lesions", "plan")}
-    )
+    return pairs.assign(**rows[["laterality", "lesions", "plan"]].add_prefix("truth_"))
 
 
 def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, int]:

@@ -29,8 +29,8 @@ def write_page(
     """Write the report as one HTML file that needs nothing beside it; return its path.
 
     Args:
-        path: Where to write, `.html`.
-        title: The page's heading.
+        path: Of the page.
+        title: Its heading.
         notice: Shown first, in a box: what these data are, and what they are not.
         facts: Shown last: commit, versions, profile.
         sections: In reading order.
