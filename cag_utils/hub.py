@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import (
     constants,
-    errors,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
     snapshot_download,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
 )
 
 from cag_utils.study import under_root
@@ -34,17 +39,29 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from."""
+    """Where weights come from.
 
-    repo: str  # Hugging Face repository, or a folder on this machine
-    revision: str  # branch, tag or commit; the run records the commit
-    licence_url: str  # where a person finds it, and access is granted
-    twin: str  # folder of the tiny twin below `cag_utils/weights/`
+    Attributes:
+        repo: Hugging Face repository, or a folder on this machine.
+        revision: Branch, tag or commit; the commit it resolved to is recorded with the run.
+        licence_url: Where a person finds it, and access is granted.
+        twin: Folder of the tiny twin below `cag_utils/weights/`.
+        licence: Its name.
+        gated: Whether the hub wants the licence accepted and a login.
+        parameters: How many, about.
+        download_gb: What the hub sends, about; 0 where nobody has said.
+        command: What makes it available here.
+    """
+
+    repo: str
+    revision: str
+    licence_url: str
+    twin: str
     licence: str = "see its card"
-    gated: bool = False  # whether the hub wants the licence accepted and a login
-    parameters: float = 0.0  # how many, about
-    download_gb: float = 0.0  # what the hub sends, about; 0: not known
-    command: str = "hf auth login"  # what makes it available here
+    gated: bool = False
+    parameters: float = 0.0
+    download_gb: float = 0.0
+    command: str = "hf auth login"
 
     @property
     def folder(self) -> Path | None:
@@ -69,11 +86,16 @@ class Checkpoint:
 
 # The one repository that two rooms read: as a backbone's image tower and as an embedder.
 CONCEPTCLIP = Checkpoint(
-    "JerrryNie/ConceptCLIP", "main", "https://huggingface.co/JerrryNie/ConceptCLIP", "conceptclip",
-    licence="MIT", gated=True, parameters=0.54e9,
+    "JerrryNie/ConceptCLIP",
+    "main",
+    "https://huggingface.co/JerrryNie/ConceptCLIP",
+    "conceptclip",
+    licence="MIT",
+    gated=True,
+    parameters=0.54e9,
     download_gb=2.2,  # float32: 0.43e9 in the image tower, 0.11e9 in PubMedBERT
     command="hf auth login && hf download JerrryNie/ConceptCLIP",
-)  # fmt: skip
+)
 
 
 def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
@@ -81,8 +103,8 @@ def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
 
     Args:
         checkpoint: The entry.
-        source: A folder (relative to the repository root), or `owner/name[@revision]` on the hub;
-            empty changes nothing.
+        source: A folder (a relative one starts at the repository root), or `owner/name` on the
+            hub, with `@revision` if not main; empty changes nothing.
 
     Raises:
         FileNotFoundError: It is neither a folder nor the name of a repository.
@@ -105,40 +127,46 @@ def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
 def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
     """Fail within seconds if a published checkpoint cannot be loaded here.
 
+    One request about one file of the revision: `auth_check` waits for ever where a hub is silent,
+    and says nothing of the revision.
+
     Args:
         checkpoint: Which one.
-        endpoint: The hub's address; None: huggingface.co, or HF_ENDPOINT.
+        endpoint: The hub's address; huggingface.co, or HF_ENDPOINT, if None.
 
     Raises:
         PermissionError: It is gated and no token grants access.
         ConnectionError: It is not in the cache, and offline, unreachable or not found.
     """
-    # One request about one file of the revision: `auth_check` waits for ever where a hub is silent,
-    # and says nothing of the revision.
     if checkpoint.snapshot:
         return
     head = f"{checkpoint.repo} cannot be loaded: "
     if constants.is_offline_mode():
         raise ConnectionError(f"{head}offline mode is on (HF_HUB_OFFLINE).\n{checkpoint.way_out}")
-    revision = checkpoint.revision
-    url = hf_hub_url(checkpoint.repo, "config.json", revision=revision, endpoint=endpoint)
-    kind = ConnectionError
+    name, revision = "config.json", checkpoint.revision
+    url = hf_hub_url(checkpoint.repo, name, revision=revision, endpoint=endpoint)
     try:
         get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
-        return
-    except errors.EntryNotFoundError:
+    except EntryNotFoundError:
         return  # whoever is told that this file is not there may read the others
-    except errors.HfHubHTTPError as error:
-        cause, why = error, f"the hub answered {error.response.status_code} for revision {revision}"
-        if error.response.status_code in (401, 403):
-            kind, why = PermissionError, f"it is gated ({error.response.status_code})"
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            why = f"it is gated ({status})"
+            raise PermissionError(f"{head}{why}.\n{checkpoint.way_out}") from error
+        why = f"the hub answered {status} for revision {revision}"
+        raise ConnectionError(f"{head}{why}.\n{checkpoint.way_out}") from error
     except Exception as error:  # the client's error class depends on the hub's version
-        cause, why = error, f"the hub did not answer ({type(error).__name__}: {error})"
-    raise kind(f"{head}{why}.\n{checkpoint.way_out}") from cause
+        why = f"the hub did not answer ({type(error).__name__}: {error})"
+        raise ConnectionError(f"{head}{why}.\n{checkpoint.way_out}") from error
 
 
 def is_here(checkpoint: Checkpoint) -> bool:
-    """Say whether all weights, every part of them, are in a folder or the cache."""
+    """Say whether all weights are in a folder or the cache, so that nothing is downloaded.
+
+    One file may be there (the configuration, asked for first) and the weights not, or the first of
+    two parts only.
+    """
     if checkpoint.folder:
         return True
     snapshot = checkpoint.snapshot
@@ -151,7 +179,13 @@ def is_here(checkpoint: Checkpoint) -> bool:
 
 
 def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = None) -> Path:
-    """Return a folder or file for `read_safetensors`; of a repository it downloads weights alone.
+    """Return a folder or file that `read_safetensors` reads; downloads weights only.
+
+    A tower needs tensors and nothing else, so none of the code in its repository is run.
+
+    Args:
+        pretrained_model_name_or_path: A folder, or a repository's name.
+        revision: Of the repository.
 
     Raises:
         FileNotFoundError: The repository holds no `model.safetensors`.
@@ -161,7 +195,7 @@ def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = Non
         return Path(repo)
     try:
         return Path(hf_hub_download(repo, WEIGHTS_FILE, revision=revision))
-    except errors.EntryNotFoundError as error:
+    except EntryNotFoundError as error:
         raise FileNotFoundError(
             f"{repo} at {revision} has no {WEIGHTS_FILE} (or it is not in the cache, offline), and "
             "a .bin is a pickle: convert it where you trust it, and pass the folder"
@@ -176,7 +210,8 @@ def resolved_commit(source: str, revision: str = "main") -> str:
         revision: Of the repository.
 
     Returns:
-        The commit, 40 hex digits; for a folder `sha256:` and a hash of configuration and weights.
+        The commit, 40 hexadecimal digits; for a folder `sha256:` and a hash of its configuration
+        and weights.
 
     Raises:
         FileNotFoundError: The repository is not in the cache.
@@ -196,7 +231,8 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors; the format holds no code, so none can run.
 
     Args:
-        path: A `.safetensors` file, or a folder with `model.safetensors` or `model-*.safetensors`.
+        path: A `.safetensors` file, or a folder that holds `model.safetensors` or its parts
+            (`model-00001-of-00002.safetensors`).
 
     Returns:
         Name to tensor, on the CPU.
@@ -214,16 +250,18 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     if not parts:
         raise FileNotFoundError(
             f"{path} holds no {WEIGHTS_FILE}. A .bin is a pickle, which can run code, so it is "
-            "not read here; where you trust it, convert it once with torch.load(..., "
-            "weights_only=True) and safetensors.torch.save_file"
+            "not read here; where you trust it, convert it once:  "
+            "state = torch.load('pytorch_model.bin', weights_only=True); "
+            "safetensors.torch.save_file(state, 'model.safetensors')"
         )
     return {name: tensor for part in parts for name, tensor in load_file(part).items()}
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read MedCLIP's tensors, published as a `.bin` only; safetensors come first.
+    """Read MedCLIP's tensors, which its authors publish as a `.bin` only.
 
-    `weights_only` makes torch refuse all but tensors and plain containers: no code is run.
+    Safetensors come first. `weights_only` makes torch rebuild tensors and plain containers and
+    refuse everything else, so that no code in the file is run.
 
     Args:
         path: A file, or a folder with `pytorch_model.bin` or what `read_safetensors` reads.
@@ -247,7 +285,7 @@ def _cached(repo: str, revision: str) -> Path | None:
     """Return a repository's folder in the hub's cache; files may be missing in it."""
     try:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except errors.IncompleteSnapshotError as error:
+    except IncompleteSnapshotError as error:
         return Path(error.snapshot_path)
-    except errors.LocalEntryNotFoundError:
+    except LocalEntryNotFoundError:
         return None

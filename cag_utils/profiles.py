@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cag_utils.params import check_choice, did_you_mean
 
 FOLDER = Path(__file__).parent / "profiles"
-COHORTS = ("cnn", "corpus")
 Share = Field(gt=0, lt=1)
 
 
@@ -197,25 +196,6 @@ def parse_profile(text: str, name: str, where: str) -> Profile:
         return Profile.model_validate({"name": name} | content)
     except ValidationError as error:
         raise ValueError(f"{where}: " + "; ".join(map(_explain, error.errors()))) from None
-
-
-def cohort_settings(profile: Profile, name: str) -> dict[str, str | int]:
-    """Return what `CohortSettings` of the phantom needs for one of a profile's two cohorts.
-
-    Args:
-        profile: Its `data` section counts patients, cines and frames; `scale` multiplies patients.
-        name: One of `COHORTS`.
-
-    Raises:
-        ValueError: The profile reads own data.
-    """
-    data = profile.data
-    if data.source != "phantom":
-        raise ValueError(f"profile {profile.name!r} reads its own data from {data.folder!r}")
-    n_patients = max(1, round(getattr(data, f"{name}_patients") * data.scale))
-    settings = {"name": name, "n_patients": n_patients}
-    settings["cines_per_patient"] = getattr(data, f"{name}_cines")
-    return settings | data.model_dump(include={"seed", "frames_low", "frames_high", "size_px"})
 
 
 def _explain(error: dict) -> str:

@@ -13,14 +13,15 @@ ID_COLUMNS = ("patient_id", "exam_id", "video_id")
 def split_counts(n_groups: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Turn shares into whole numbers of groups by the largest remainder.
 
-    Every split with a share above 0 gets at least one group, taken from the largest split.
+    Every split with a share above 0 gets at least one group, taken from the largest split:
+    a test set that rounds to nobody is a mistake nobody would notice.
 
     Args:
         n_groups: Number of groups (patients or videos), at least the number of splits.
         shares: Split name to its share, each in [0, 1], together 1.
 
     Returns:
-        Split name to number of groups, in the order of `shares`.
+        Split name to number of groups, in the order of `shares`; adds up to `n_groups`.
 
     Raises:
         ValueError: Shares are negative or do not add up to 1, or there are too few groups.
@@ -53,14 +54,17 @@ def split_groups(
     seed: int,
     strata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Assign every group, whole, to one split, whatever the order of rows and the repeats.
+    """Assign every group, whole, to one split.
+
+    The answer depends on the set of groups and the seed alone: neither the order of the rows
+    nor how often a group appears changes it.
 
     Args:
         groups: Group ids, one per row; repeats are the same group (a patient's many frames).
         shares: Split name to its share, together 1, e.g. `{"train": .8, "val": .1, "test": .1}`.
         seed: Seed of the shuffle.
-        strata: Group id to stratum (say the side a video shows): every split then gets its part
-            of each. None shuffles all.
+        strata: Group id to stratum (for example the side a video shows). Groups are then dealt
+            stratum by stratum, so that every split gets its part of each; None shuffles all.
 
     Returns:
         Group id to split name, sorted by group id.
@@ -90,8 +94,11 @@ def split_groups(
 
 def _dealing_order(counts: Mapping[str, int]) -> list[str]:
     """Spread each split's turns evenly over the deck, so any stretch of it holds all splits."""
-    ranked = enumerate(counts.items())
-    turns = [((i + 0.5) / n, rank, name) for rank, (name, n) in ranked for i in range(n)]
+    turns = [
+        ((i + 0.5) / n, rank, name)
+        for rank, (name, n) in enumerate(counts.items())
+        for i in range(n)
+    ]
     return [name for _, _, name in sorted(turns)]
 
 
@@ -124,7 +131,7 @@ def assert_disjoint(splits: pd.DataFrame, by: str = "patient_id", verbose: bool 
 
 
 def write_splits(splits: pd.DataFrame, path: Path) -> Path:
-    """Write the splits table: one row per video, sorted, so that it diffs well.
+    """Write the splits table (ids and split, one row per video), sorted so that it diffs well.
 
     Args:
         splits: Columns patient_id, exam_id, video_id, split; more columns and rows are dropped.
@@ -144,7 +151,14 @@ def write_splits(splits: pd.DataFrame, path: Path) -> Path:
 
 
 def read_splits(path: Path, by: str) -> pd.DataFrame:
-    """Read what `write_splits` wrote (all text), checked as by `assert_disjoint`.
+    """Read a splits table and check it on the way in, printing the counts.
+
+    Args:
+        path: CSV written by `write_splits`.
+        by: Column that must not cross splits.
+
+    Returns:
+        One row per video: patient_id, exam_id, video_id, split (all text).
 
     Raises:
         ValueError: The table is not disjoint by `by`, or lacks a column.

@@ -28,9 +28,10 @@ def cluster_bootstrap(
 ) -> list[Estimate]:
     """Estimate statistics of sums with a percentile bootstrap over groups.
 
-    Frames of one patient resemble each other: resampled as if independent, they would give too
-    narrow an interval. So patients are drawn with replacement, each with all of their frames. A
-    mean, an F1, a calibration error need only the sums over a patient's frames.
+    Frames of one patient resemble each other. Resampling frames would pretend that they are
+    independent and give an interval that is too narrow; so patients are drawn with replacement,
+    each with all of their frames. A mean, an F1 and a calibration error need nothing of a patient
+    but the sums over their frames, and sums of drawn patients are one matrix product.
 
     Args:
         groups: (n,) the patient or exam of each row.
@@ -43,12 +44,14 @@ def cluster_bootstrap(
         level: Confidence level, between 0 and 1.
 
     Returns:
-        An estimate for each of the m figures. A resample on which a figure is undefined is left out
-        of its interval; a figure undefined for all rows, or in every resample, is NaN. With one
-        group the interval is the value itself; one that misses its value is widened to hold it.
+        An estimate for each of the m figures. A resample on which a figure is undefined (no lesion
+        was drawn, say) is left out of its interval; a figure that is undefined for all rows, or in
+        every resample, is NaN. With one group there is nothing to resample: the interval is the
+        value itself. Where a skewed figure falls outside its interval, that is widened to hold it.
 
     Raises:
-        ValueError: No row, a row without group, or `n_resamples` or `level` is out of range.
+        ValueError: There is no row, a row has no group, or `n_resamples` or `level` is out of
+            range.
 
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 8.
@@ -75,17 +78,25 @@ def cluster_bootstrap(
 
 
 def mean_interval(
-    data: pd.DataFrame, groups: str, column: str, n_resamples: int, seed: int, level: float = 0.95
+    data: pd.DataFrame,
+    groups: str,
+    column: str,
+    n_resamples: int,
+    seed: int,
+    level: float = 0.95,
 ) -> Estimate:
-    """Estimate a column's mean over rows with `cluster_bootstrap`.
+    """Estimate a column's mean with `cluster_bootstrap`.
 
     Args:
         data: One row an observation.
         groups: Column that names the patient or exam.
         column: Numbers, none missing.
-        n_resamples: As `cluster_bootstrap`.
-        seed: Likewise.
-        level: Likewise.
+        n_resamples: Bootstrap samples, 1 or more.
+        seed: Of the resampling.
+        level: Confidence level, between 0 and 1.
+
+    Returns:
+        The mean over rows and its interval.
 
     Raises:
         ValueError: As `cluster_bootstrap`, or a number is missing.
@@ -109,16 +120,19 @@ def paired_difference(
     seed: int,
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate the mean of `first - second`; an interval clear of 0 tells the two apart.
+    """Estimate the mean of `first - second` over rows that hold both, by group.
 
     Args:
         data: One row a case, with both columns.
         groups: Column that names the patient or exam.
         first: Column of one model's figures.
         second: Column of the other's, on the same cases.
-        n_resamples: As `cluster_bootstrap`.
-        seed: Likewise.
-        level: Likewise.
+        n_resamples: Bootstrap samples.
+        seed: Of the resampling.
+        level: Confidence level.
+
+    Returns:
+        The mean difference and its interval; an interval clear of 0 tells the two apart.
 
     Raises:
         ValueError: As `cluster_bootstrap`, or a figure is missing on either side.

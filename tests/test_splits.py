@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.splits import assert_disjoint, read_splits, split_counts, split_groups, write_splits
+from cag_utils.splits import (
+    assert_disjoint,
+    read_splits,
+    split_counts,
+    split_groups,
+    write_splits,
+)
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 groups_st = st.lists(st.text("abcdef0123", min_size=1, max_size=4), min_size=8, max_size=80).filter(

@@ -1,5 +1,4 @@
 import shlex
-import stat
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,32 +74,24 @@ def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monke
     ],
 )  # fmt: skip
 def test_a_missing_input_names_the_command_that_makes_it(notebook, path, told, tmp_path):
-    params = Demo(out_root=f"{tmp_path}/my $(runs)")
-    run = study.Run(
-        notebook, tmp_path / "my $(runs)/smoke" / notebook / "x", load_profile("smoke"), 0
-    )
+    out = tmp_path / "my $(runs)"
     with pytest.raises(FileNotFoundError) as error:
-        run.need(path)
-    alone, study_line = [shlex.split(x.split(":  ")[1]) for x in str(error.value).splitlines()][
-        ::-1
-    ]
-    assert study_line == [f"OUT_ROOT={params.out_root}", "make", "study", "PROFILE=smoke"]
+        study.Run(notebook, out / "smoke" / notebook / "x", load_profile("smoke"), 0).need(path)
+    whole, alone = [shlex.split(x.split(":  ")[1]) for x in str(error.value).splitlines()]
+    assert whole == [f"OUT_ROOT={out}", "make", "study", "PROFILE=smoke"]
     assert alone[:3] == ["papermill", f"notebooks/{path.split('/')[0]}.ipynb", "out.ipynb"]
     given = dict(zip(alone[4::3], alone[5::3], strict=True))
-    assert given == {"profile": "smoke", "out_root": params.out_root} | told
+    assert given == {"profile": "smoke", "out_root": str(out)} | told
 
 
-def test_a_present_input_is_returned(run):
+def test_a_notebook_reads_lower_numbers_alone(run):
     path = run.outputs / "03_build_corpus" / "all" / "pairs.csv"
     path.parent.mkdir(parents=True)
-    path.write_text("x", encoding="utf-8")
+    path.touch()
     assert run.need("03_build_corpus/all/pairs.csv") == path
-
-
-@pytest.mark.parametrize("path", ["04_finetune/x", "05_generate_reports/en/generations.csv"])
-def test_a_notebook_reads_only_lower_numbers(run, path):
-    with pytest.raises(ValueError, match="only lower-numbered"):
-        run.need(path)
+    for later in ("04_finetune/x", "05_generate_reports/en/generations.csv"):
+        with pytest.raises(ValueError, match="only lower-numbered"):
+            run.need(later)
 
 
 def test_metrics_are_flat_and_plain(run):
@@ -121,17 +112,8 @@ def test_the_seed_makes_global_generators_repeat():
     assert draws[0] == draws[1]
 
 
-def test_own_data_get_a_private_random_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    key = study.pseudonym_key(load_profile("paper"))
-    path = tmp_path / "data" / "private" / "pseudonym.key"
-    assert len(key) == 32 and study.pseudonym_key(load_profile("paper")) == key
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_the_phantom_key_is_fixed_and_its_folder_follows_the_settings():
+def test_a_phantoms_folder_follows_its_settings():
     smoke = load_profile("smoke")
-    assert study.pseudonym_key(smoke) == b"phantom:smoke"
     larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
     assert study.data_dir(smoke) != study.data_dir(larger)
 

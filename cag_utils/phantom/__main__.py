@@ -3,9 +3,8 @@
 import argparse
 import sys
 
-from cag_utils.phantom.cohort import CohortSettings, make_cohort
-from cag_utils.profiles import COHORTS, cohort_settings, load_profile
-from cag_utils.study import data_dir
+from cag_utils.cohorts import ensure_phantom
+from cag_utils.profiles import load_profile
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,13 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     given = parser.parse_args(arguments)
     try:
-        profile = load_profile(given.profile)
-        cohorts = [CohortSettings(**cohort_settings(profile, name)) for name in COHORTS]
+        folder = ensure_phantom(load_profile(given.profile), given.workers)
     except ValueError as error:
         parser.error(str(error))
-    folder = data_dir(profile)
-    for settings in cohorts:
-        make_cohort(folder / settings.name, settings, given.workers)
     sys.stdout.write(f"{folder}\n")
     return 0
 
