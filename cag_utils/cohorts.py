@@ -1,10 +1,15 @@
-"""The cohorts that a profile asks the phantom for."""
+"""The cohorts that a profile asks the phantom for: `python -m cag_utils.phantom --profile phantom`.
 
+The command lives here, since the phantom itself knows no profiles; `phantom/__main__.py` runs it.
+"""
+
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cag_utils.phantom.cohort import CohortSettings, make_cohort
-from cag_utils.profiles import Profile
+from cag_utils.profiles import Profile, load_profile
 from cag_utils.study import data_dir
 
 COHORTS = ("cnn", "corpus")
@@ -53,3 +58,21 @@ def ensure_phantom(profile: Profile, n_workers: int = 2, cohorts: Sequence[str] 
     for settings in wanted:
         make_cohort(folder / settings.name, settings, n_workers)
     return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and make what is missing; 0 on success."""
+    parser = argparse.ArgumentParser(prog="python -m cag_utils.phantom", description=__doc__)
+    parser.add_argument("--profile", default="phantom", help="smoke or phantom")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    given = parser.parse_args(arguments)
+    try:
+        folder = ensure_phantom(load_profile(given.profile), given.workers)
+    except ValueError as error:
+        parser.error(str(error))
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

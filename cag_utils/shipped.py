@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cag_utils.phantom import streams
 from cag_utils.study import read_json, write_json
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -41,9 +42,7 @@ that model knows of medicine. Research use only, not a medical device.
 
 def phantom_version() -> int:
     """Return the version of the phantom as it is now."""
-    from cag_utils.phantom.cohort import VERSION
-
-    return VERSION
+    return streams.VERSION
 
 
 def check_phantom(folder: str | Path) -> Path:

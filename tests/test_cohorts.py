@@ -1,7 +1,6 @@
 import pytest
 
-from cag_utils.cohorts import cohort_settings, ensure_phantom
-from cag_utils.phantom.__main__ import main
+from cag_utils.cohorts import cohort_settings, ensure_phantom, main
 from cag_utils.profiles import load_profile
 
 

@@ -52,7 +52,7 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
     seal_weights("a", "b", folder=tmp_path)
     sums = read_json(tmp_path / CHECKSUMS)
     assert sums["a/w.safetensors"].startswith("ca978112ca1bbdca")  # sha256 of the letter a
-    monkeypatch.setattr("cag_utils.phantom.cohort.VERSION", now + 1)
+    monkeypatch.setattr("cag_utils.phantom.streams.VERSION", now + 1)
     with pytest.raises(RuntimeError, match=f"holds for {now}, not for {now + 1}. `make twins`"):
         check_phantom(tmp_path / "a")
     seal_weights("a", folder=tmp_path)  # made anew

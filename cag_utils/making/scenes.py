@@ -17,10 +17,11 @@ from tqdm import tqdm
 from cag_utils.cines.stills import fit_picture
 from cag_utils.keyframes.labels import SIX_CLASSES
 from cag_utils.phantom.anatomy.tree import Tree
-from cag_utils.phantom.cohort import LESION_SHARES, VERSION
+from cag_utils.phantom.cohort import LESION_SHARES
 from cag_utils.phantom.imaging.pose import Pose, pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
+from cag_utils.phantom.streams import VERSION
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import LATERALITIES
 

@@ -21,11 +21,10 @@ from cag_utils.phantom.imaging.hardware import draw_hardware
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
 from cag_utils.phantom.labels import NOISE_MODELS, FrameTruth, simulate_labels
-from cag_utils.phantom.streams import Streams
+from cag_utils.phantom.streams import VERSION, Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.segments import laterality_of
 
-VERSION = 8  # raise it whenever the same settings give other pictures or tables
 MARKER = "finished.json"
 STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never share a patient
 LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
@@ -36,28 +35,18 @@ READER = "phantom truth"
 class CohortSettings:
     """How large a cohort is, and which.
 
-    Attributes:
-        name: cnn or corpus.
-        seed: Of the whole cohort.
-        n_patients: One exam each.
-        cines_per_patient: At least 1; with 2 or more both sides are shown.
-        frames_low: Fewest frames of a cine.
-        frames_high: Most frames of a cine.
-        size_px: Rows and columns.
-        frame_rate: Frames a second.
-
     Raises:
         ValueError: The name is unknown, or a number breaks its rule.
     """
 
-    name: str
-    seed: int
-    n_patients: int
-    cines_per_patient: int
-    frames_low: int
-    frames_high: int
-    size_px: int = 512
-    frame_rate: float = 15.0
+    name: str  # cnn or corpus
+    seed: int  # of the whole cohort
+    n_patients: int  # one exam each
+    cines_per_patient: int  # at least 1; with 2 or more both sides are shown
+    frames_low: int  # fewest frames of a cine
+    frames_high: int  # most frames of a cine
+    size_px: int = 512  # rows and columns
+    frame_rate: float = 15.0  # frames a second
 
     def __post_init__(self):
         if self.name not in STREAMS:
@@ -82,15 +71,7 @@ class CohortSettings:
 
 
 def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
-    """Render one patient's cines into files.
-
-    Everything is drawn from the cohort's seed and the patient's number, so neither order nor
-    workers matter.
-
-    Args:
-        folder: Existing folder for this patient's cines.
-        settings: The cohort.
-        number: Of the patient, from 0.
+    """Render one patient's cines into a folder, from the cohort's seed and its number alone.
 
     Returns:
         JSON-ready truth: `exam` (one row), `videos` (rows) and `frames` (columns by video).
@@ -203,13 +184,12 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
     """Gather the truth of exams into the study's tables.
 
     Args:
-        exams: From `shoot_exam`, in the order of patients, at least one. One exam at a time gives
-            the same rows as all at once, so that a cohort's size need not fit into memory.
+        exams: From `shoot_exam`, at least one. One at a time gives the same rows as all at once,
+            so that a cohort's size need not fit into memory.
         with_clinic: Also reports.csv and findings.csv.
 
     Returns:
-        File stem to table; `noise_model_labels` holds simulated sheets, no reader's, two rows a
-        frame.
+        File stem to table; `noise_model_labels` has a simulated sheet, no reader's, a noise model.
     """
     videos = pd.DataFrame([row for exam in exams for row in exam["videos"]])
     frames = pd.concat(
@@ -242,17 +222,14 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
 
 
 def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> Path:
-    """Render a cohort, or return at once if it is already there.
+    """Render a cohort into a folder, or return at once if it is already there.
 
     Args:
         folder: Where it goes: `cines/<patient>/cine_NN.dcm`, `truth_exams.csv`, `truth_videos.csv`,
             `truth_frames.csv`, `frame_labels.csv`, `noise_model_labels.csv`, and for the corpus
             `reports.csv` and `findings.csv`. Patients that an interrupted run has finished stay.
-        settings: The cohort. The same settings give the same bytes, whatever `n_workers`.
+        settings: The same settings give the same bytes, whatever `n_workers`.
         n_workers: Processes, at least 1.
-
-    Returns:
-        `folder`.
 
     Raises:
         ValueError: `n_workers` is below 1, or the folder holds a cohort of other settings.
@@ -305,13 +282,7 @@ def _shoot_all(folder: Path, settings: CohortSettings, numbers: list[int], n_wor
 
 
 def shoot_patient(folder: Path, settings: CohortSettings, number: int) -> None:
-    """Render one patient's cines and, last of all, the truth that marks them as finished.
-
-    Args:
-        folder: The cohort's folder.
-        settings: The cohort.
-        number: Of the patient, from 0.
-    """
+    """Render one patient's cines and, last of all, the truth that marks them as finished."""
     cv2.setNumThreads(1)  # one core a worker
     _truth_path(folder, number).unlink(missing_ok=True)
     cines = folder / "cines" / f"patient_{number + 1:04d}"

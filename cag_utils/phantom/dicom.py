@@ -23,48 +23,29 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:cag-vlm-study:phantom")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who and what a cine belongs to.
+    """Who and what a cine belongs to."""
 
-    Attributes:
-        patient: Patient id; must say PHANTOM.
-        sex: M or F.
-        age: Years.
-        study_uid: StudyInstanceUID of the exam.
-        series_uid: SeriesInstanceUID.
-        cine_uid: SOPInstanceUID.
-        number: Running number of the cine within the exam, from 1.
-        date: YYYYMMDD, made up.
-        time: HHMMSS, made up.
-    """
-
-    patient: str
-    sex: str
-    age: int
-    study_uid: str
-    series_uid: str
-    cine_uid: str
-    number: int
-    date: str
-    time: str
+    patient: str  # patient id; must say PHANTOM
+    sex: str  # M or F
+    age: int  # years
+    study_uid: str  # studyInstanceUID of the exam
+    series_uid: str  # seriesInstanceUID
+    cine_uid: str  # SOPInstanceUID
+    number: int  # running number of the cine within the exam, from 1
+    date: str  # YYYYMMDD, made up
+    time: str  # HHMMSS, made up
 
 
 def make_uid(*parts: object) -> str:
-    """Return a valid UID that depends on nothing but its parts.
+    """Return a valid UID of at most 64 characters that depends on nothing but its parts' text.
 
-    Args:
-        parts: Anything whose text tells one object from another.
-
-    Returns:
-        `2.25.` and the decimal form of a name-based UUID (DICOM PS3.5 B.2), at most 64 characters.
+    `2.25.` and the decimal form of a name-based UUID (DICOM PS3.5 B.2).
     """
     return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(map(str, parts))).int}"
 
 
 def encode_jpeg(frame: np.ndarray) -> bytes:
-    """Encode one frame as JPEG Baseline.
-
-    Args:
-        frame: (H, W) uint8.
+    """Encode one frame, (H, W) uint8, as JPEG Baseline.
 
     Raises:
         ValueError: The frame is not a grey 8-bit picture.
@@ -78,7 +59,7 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
 def xa_dataset(
     frames: np.ndarray, identity: Identity, arm: CArm, frame_rate: float, pulse_s: float
 ) -> FileDataset:
-    """Build the dataset of one cine.
+    """Build the dataset of one cine: an XA image with encapsulated pixels, ready to save.
 
     Args:
         frames: (T, H, W) uint8.
@@ -86,9 +67,6 @@ def xa_dataset(
         arm: Angles and distances.
         frame_rate: Frames a second.
         pulse_s: X-ray pulse, seconds.
-
-    Returns:
-        An XA image with encapsulated pixels, ready to save.
 
     Raises:
         ValueError: `frames` is not (T, H, W) uint8, or the patient id does not say PHANTOM.
@@ -181,12 +159,7 @@ def _describe_exposure(
 
 
 def write_xa(path: Path, data: FileDataset) -> None:
-    """Save a dataset; the file appears whole or not at all.
-
-    Args:
-        path: Target; its folder exists.
-        data: From `xa_dataset`.
-    """
+    """Save a dataset from `xa_dataset`; the file appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     data.save_as(part, enforce_file_format=True)
     part.replace(path)

@@ -29,35 +29,24 @@ BETTER_OVERLAP = 0.50  # share of the main tree, by calibre, that other vessels 
 
 @dataclass(frozen=True)
 class FrameTruth:
-    """Known truth of every frame of a cine.
+    """Known truth of every frame of a cine."""
 
-    Attributes:
-        opacified: (t,) share of the open main tree visible and inside the shutters, 0 to 1.
-        contrast: (t,) mean subject contrast over the open main tree, in log exposure (0.69 halves
-            the light), 0 or more; what lies outside the shutters counts as none.
-        in_field: (t,) share of the open main tree inside the shutters.
-        blur_mm: (t,) median movement of the main tree within one X-ray pulse.
-        foreshortening: (t,) of the worst lesion of 50 % or more, 0 to 1; see `pose`.
-        overlap: (t,) share of the main tree covered by another of its vessels, 0 to 1.
-        standard_view: Whether the view is a standard one.
-        seen: (t, n) bool, which of the tree's points are visible and inside the shutters; the rule
-            does not read it. None where no tree was filmed.
-    """
-
-    opacified: np.ndarray
+    opacified: np.ndarray  # (t,) share of the open main tree visible and in the field, 0 to 1
+    # (t,) mean subject contrast over the open main tree, log exposure (0.69 halves the light); what
+    # lies outside the shutters counts as none
     contrast: np.ndarray
-    in_field: np.ndarray
-    blur_mm: np.ndarray
-    foreshortening: np.ndarray
-    overlap: np.ndarray
-    standard_view: bool
+    in_field: np.ndarray  # (t,) share of the open main tree inside the shutters
+    blur_mm: np.ndarray  # (t,) median movement of the main tree within one X-ray pulse
+    foreshortening: np.ndarray  # (t,) of the worst lesion of 50 % or more, 0 to 1; see pose
+    overlap: np.ndarray  # (t,) share of the main tree covered by another of its vessels, 0 to 1
+    standard_view: bool  # whether the view is a standard one
+    # (t, n) bool, the tree's points that are visible and in the field; not read by the rule
     seen: np.ndarray | None = None
 
     def measured(self) -> dict[str, np.ndarray]:
         """Return what the rule reads, by the names of `quality`'s arguments.
 
-        Returns:
-            (t,) columns, rounded to four decimals: a table of them gives the labels back exactly.
+        (t,) columns, rounded to four decimals: a table of them gives the labels back exactly.
         """
         names = "opacified", "blur_mm", "foreshortening", "overlap"
         columns = {name: np.round(getattr(self, name), 4) for name in names}
@@ -100,16 +89,18 @@ def quality(
         overlap: Share of the main tree covered by another of its vessels, 0 to 1.
         standard_view: Whether the view is a standard one.
 
-    Returns:
-        better, bad or other.
-
     Raises:
         ValueError: A value lies outside its range.
 
     Source:
         The study's own rule; the paper (3.1) gives none.
     """
-    _check(opacified, blur_mm, foreshortening, overlap)
+    shares = opacified, foreshortening, overlap
+    if not (all(0 <= x <= 1 + 1e-9 for x in shares) and blur_mm >= 0):
+        raise ValueError(
+            "a frame needs opacified, foreshortening and overlap 0 to 1 and blur_mm >= 0, "
+            f"got {opacified}, {foreshortening}, {overlap} and {blur_mm}"
+        )
     if opacified < OTHER_OPACIFIED:
         return "other"
     good = (
@@ -120,16 +111,6 @@ def quality(
         and standard_view
     )
     return "better" if good else "bad"
-
-
-def _check(opacified, blur_mm, foreshortening, overlap) -> None:
-    """Refuse impossible measurements, NaN among them."""
-    shares = opacified, foreshortening, overlap
-    if not (all(0 <= x <= 1 + 1e-9 for x in shares) and blur_mm >= 0):
-        raise ValueError(
-            "a frame needs opacified, foreshortening and overlap 0 to 1 and blur_mm >= 0, "
-            f"got {opacified}, {foreshortening}, {overlap} and {blur_mm}"
-        )
 
 
 def label(laterality: str, *measured: float, **more: float) -> str:
@@ -148,47 +129,27 @@ SLIP_SHARE = 0.01  # frames whose label is off by one step for no reason; choice
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """How one sheet strays from the measured truth; all sizes are choices.
+    """How one sheet strays from the measured truth; all sizes are choices."""
 
-    Attributes:
-        name: As in the column `reader`.
-        log_bias: Of opacified and blur, natural logarithm; above 0 the frame seems fuller.
-        share_bias: Taken from foreshortening and overlap.
-        cine_error: Standard deviation of the error that a whole cine shares.
-        frame_error: Standard deviation of each frame's own error.
-    """
-
-    name: str
-    log_bias: float
-    share_bias: float
-    cine_error: float = 0.05
-    frame_error: float = 0.03
+    name: str  # as in the column reader
+    log_bias: float  # of opacified and blur, natural logarithm; above 0 the frame seems fuller
+    share_bias: float  # taken from foreshortening and overlap
+    cine_error: float = 0.05  # standard deviation of the error that a whole cine shares
+    frame_error: float = 0.03  # standard deviation of each frame's own error
 
 
-NOISE_MODELS = (
-    NoiseModel("noise model A", 0.06, 0.03),
-    NoiseModel("noise model B", -0.06, -0.03),
-)
+NOISE_MODELS = (NoiseModel("noise model A", 0.06, 0.03), NoiseModel("noise model B", -0.06, -0.03))
 
 
 def simulate_labels(
     rng: np.random.Generator, truth: FrameTruth, laterality: str, model: NoiseModel
 ) -> list[str]:
-    """Label a cine's frames as one noise model does.
+    """Label a cine's frames as one noise model does: one of the six classes a frame.
 
     Opacified and blur are multiplied by exp(bias + errors), so nothing is ever seen in a frame
     without contrast; foreshortening and overlap are shifted by bias + errors; shares are clipped to
     0 to 1. A slip turns other into bad, better into bad, and bad into better, the last only where
     opacified is at least 0.10. The side is known from the catheter and never wrong.
-
-    Args:
-        rng: Generator of this cine.
-        truth: What the frames show.
-        laterality: LCA or RCA.
-        model: The noise model.
-
-    Returns:
-        One of the six classes a frame.
 
     Raises:
         ValueError: `laterality` is neither LCA nor RCA.

@@ -25,21 +25,13 @@ DIASTASIS = 0.78  # share of a beat at which the heart stands still
 
 
 class Scene(NamedTuple):
-    """A patient before the camera: what `render.film` takes, `frames, truth = film(*scene(7))`.
+    """A patient before the camera: `frames, truth = film(*scene(7, "LCA"))`."""
 
-    Attributes:
-        rng: Generator of the chest, the noise and the reflux.
-        subject: The patient.
-        tree: The injected side, with its lesions.
-        shot: C-arm, injection, heartbeat, display.
-        pose: Where the tree is in every frame.
-    """
-
-    rng: np.random.Generator
+    rng: np.random.Generator  # of the chest, the noise and the reflux
     subject: Subject
-    tree: Tree
-    shot: Shot
-    pose: Pose
+    tree: Tree  # the injected side, with its lesions
+    shot: Shot  # C-arm, injection, heartbeat, display
+    pose: Pose  # where the tree is in every frame
 
 
 def scene(
@@ -77,36 +69,21 @@ def _streams(stream: int, seed: int) -> Streams:
 
 @dataclass(frozen=True)
 class Still:
-    """One key frame and everything known about it.
+    """One key frame and everything known about it."""
 
-    Attributes:
-        image: (H, W) uint8.
-        laterality: LCA or RCA.
-        view: Name of the standard view.
-        label: One of the six classes.
-        lesions: Dicts of segment, percent and artery on this side.
-        points: (n, 2) float32 columns and rows of every visible main-branch centreline point, and
-            of the lesions' centres.
-        segments: (n,) int64 AHA number of each point.
-        width_px: (n,) float32 lumen at each point.
-        narrowed: (n,) float32 share of the diameter that lesions take there, 0 to 1.
-        lesion_points: (k, 3) float32 column, row and percent of each visible lesion's centre.
-        primary_deg: DICOM primary angle.
-        secondary_deg: DICOM secondary angle.
-    """
-
-    image: np.ndarray
-    laterality: str
-    view: str
-    label: str
-    lesions: list[dict]
+    image: np.ndarray  # (H, W) uint8
+    laterality: str  # LCA or RCA
+    view: str  # name of the standard view
+    label: str  # one of the six classes
+    lesions: list[dict]  # dicts of segment, percent and artery on this side
+    # (n, 2) float32 column and row of visible main centreline points and lesions' centres
     points: np.ndarray
-    segments: np.ndarray
-    width_px: np.ndarray
-    narrowed: np.ndarray
-    lesion_points: np.ndarray
-    primary_deg: float
-    secondary_deg: float
+    segments: np.ndarray  # (n,) int64 AHA number of each point
+    width_px: np.ndarray  # (n,) float32 lumen at each point
+    narrowed: np.ndarray  # (n,) float32 share of the diameter that lesions take there, 0 to 1
+    lesion_points: np.ndarray  # (k, 3) float32 column, row, percent of visible lesions' centres
+    primary_deg: float  # DICOM primary angle
+    secondary_deg: float  # DICOM secondary angle
 
 
 def still(
@@ -117,7 +94,7 @@ def still(
     phase: float = DIASTASIS,
     wait_s: float = 0.45,
 ) -> Still:
-    """Draw one opacified key frame of a patient nobody else shares.
+    """Draw one opacified key frame of a patient nobody else shares, with its truth.
 
     Args:
         seed: 0 or more; the same seed gives the same picture.
@@ -127,9 +104,6 @@ def still(
             None draws 0 to 2.
         phase: Share of the heartbeat that is over; the default is diastasis, when it stands still.
         wait_s: Seconds after the last vessel has begun to fill.
-
-    Returns:
-        The picture and its truth.
 
     Raises:
         ValueError: `seed` is negative, the laterality is unknown, or a lesion is malformed or lies
@@ -167,11 +141,9 @@ def _subject(rng, laterality: str | None, lesion) -> tuple[str, Subject]:
 
 
 def _full(tree: Tree, shot: Shot, phase: float, wait_s: float) -> tuple[Shot, float]:
-    """Stop the heart at a phase, hold the breath, and wait until the tree is full.
+    """Stop the heart at a phase, hold the breath; return the shot and when the tree is full, s.
 
-    Returns:
-        The shot, its injection long enough for what flows slowly behind a tight lesion, and the
-        seconds after which the whole tree is opacified and has not yet washed out.
+    The injection lasts long enough for what flows slowly behind a tight lesion.
     """
     arrival = arrival_s(tree, shot.injection.speed_mm_s)[tree.main & tree.open]
     longest = float(arrival[arrival < NEVER].max())

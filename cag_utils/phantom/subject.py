@@ -20,44 +20,27 @@ HEART_TURN_DEG = (6.0, 8.0, 8.0)
 
 @dataclass(frozen=True)
 class Subject:
-    """What stays the same over a patient's cines.
+    """What stays the same over a patient's cines."""
 
-    Attributes:
-        sex: M or F.
-        dominance: right, balanced or left.
-        tortuosity: Size of the vessels' bends, mm.
-        fineness: Multiplies the number of twigs.
-        body: The chest.
-        heart_rate_bpm: Beats a minute.
-        radial: Catheter from the arm, not from the groin.
-        lesions: Dicts of segment, percent and artery, both sides.
-        hardware: Metal the patient carries.
-        heart_size: Multiplies the vessels' lengths.
-        heart_turn_deg: How the heart lies, about the left, head and front axes.
-    """
-
-    sex: str
-    dominance: str
-    tortuosity: float
-    fineness: float
-    body: Body
-    heart_rate_bpm: float
-    radial: bool
-    lesions: tuple[dict, ...]
-    hardware: Hardware = Hardware()
-    heart_size: float = 1.0
-    heart_turn_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    sex: str  # M or F
+    dominance: str  # right, balanced or left
+    tortuosity: float  # size of the vessels' bends, mm
+    fineness: float  # multiplies the number of twigs
+    body: Body  # the chest
+    heart_rate_bpm: float  # beats a minute
+    radial: bool  # catheter from the arm, not from the groin
+    lesions: tuple[dict, ...]  # dicts of segment, percent and artery, both sides
+    hardware: Hardware = Hardware()  # metal the patient carries
+    heart_size: float = 1.0  # multiplies the vessels' lengths
+    heart_turn_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)  # about left, head, front axes
 
 
 def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> Subject:
-    """Draw a patient.
+    """Draw a patient; trees grow later, from their own generators.
 
     Args:
         rng: Generator.
         lesion_shares: Shares of patients with 0, 1, 2 ... lesions.
-
-    Returns:
-        The patient; trees grow later, from their own generators.
     """
     streams = Streams(rng)
     rng = streams("person")
@@ -81,16 +64,7 @@ def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> 
 def diseased_tree(
     rng: np.random.Generator, subject: Subject, laterality: str
 ) -> tuple[Tree, tuple[Lesion, ...]]:
-    """Grow one side of a patient's circulation with its lesions.
-
-    Args:
-        rng: Generator of this side.
-        subject: The patient.
-        laterality: LCA or RCA.
-
-    Returns:
-        The tree and the lesions of this side.
-    """
+    """Grow one side of a patient's circulation, LCA or RCA; return the tree and its lesions."""
     scale = FEMALE_SCALE if subject.sex == "F" else 1.0
     streams = Streams(rng)
     tree = grow_tree(

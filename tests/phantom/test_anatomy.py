@@ -109,7 +109,6 @@ def test_the_same_generator_state_grows_the_same_tree():
     [
         (lambda: tree(0, "LAD"), "laterality must be one of"),
         (lambda: tree(0, "LCA", "both"), "dominance must be one of"),
-        (lambda: tree(0, "LCA", step_mm=0), "step_mm must be above 0"),
     ],
 )
 def test_bad_trees_are_refused(call, match):

@@ -9,18 +9,18 @@ from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import narrow
 from cag_utils.phantom.anatomy.tree import TWIG_ORDER
 from cag_utils.phantom.imaging.carm import ODD_DEG, VIEWS, CArm, aim, crop, draw_carm
-from cag_utils.phantom.imaging.contrast import (
-    NEVER,
-    Injection,
-    arrival_s,
-    concentration,
-    inlet,
-)
+from cag_utils.phantom.imaging.contrast import NEVER, Injection, arrival_s, concentration, inlet
 from cag_utils.phantom.imaging.detector import TABLE_SIZE, TABLE_STEP, subject_contrast
-from cag_utils.phantom.imaging.motion import beat, breathing, contract, contraction, panning
-from cag_utils.phantom.imaging.pose import inside_shutters, pose_tree
+from cag_utils.phantom.imaging.pose import (
+    beat,
+    breathing,
+    contract,
+    contraction,
+    inside_shutters,
+    pose_tree,
+)
 from cag_utils.phantom.imaging.render import film
-from cag_utils.phantom.imaging.shot import KINDS, draw_shot
+from cag_utils.phantom.imaging.shot import KINDS, draw_shot, panning
 from cag_utils.phantom.imaging.splat import draw_discs, draw_tubes, link_steps
 from cag_utils.phantom.labels import FrameTruth, label, quality
 from cag_utils.phantom.subject import draw_subject

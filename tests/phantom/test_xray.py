@@ -8,8 +8,7 @@ import pytest
 
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.imaging.carm import aim, draw_carm
-from cag_utils.phantom.imaging.catheter import draw_catheter, follow_ostium, ostium_mm
-from cag_utils.phantom.imaging.chest import draw_backdrop, draw_body
+from cag_utils.phantom.imaging.chest import box_chords, draw_backdrop, draw_body, ellipsoid_spans
 from cag_utils.phantom.imaging.detector import (
     TABLE_SIZE,
     TABLE_STEP,
@@ -21,7 +20,7 @@ from cag_utils.phantom.imaging.detector import (
     transmission_table,
 )
 from cag_utils.phantom.imaging.display import FIELDS, Display, draw_look, shutter_field, wedge_depth
-from cag_utils.phantom.imaging.solids import box_chords, ellipsoid_spans
+from cag_utils.phantom.imaging.hardware import draw_catheter, follow_ostium, ostium_mm
 
 
 def rng(seed=0):

@@ -24,19 +24,14 @@ FEMALE_SCALE = 0.91  # women's arteries are 9 % smaller (Dodge 1992, abstract)
 HEART_BASE_MM = np.array([4.0, -40.0, 4.0])  # centre of the atrioventricular ring
 APEX_MM = np.array([46.0, -79.0, 77.0])
 LONG_AXIS_MM = math.dist(APEX_MM, HEART_BASE_MM)
+CAVITY_SHARE = 0.42  # of the way from base to apex: the middle of the left ventricle; choice
 LONG_AXIS = (APEX_MM - HEART_BASE_MM) / LONG_AXIS_MM
 
 
 def spherical_mm(distance_cm, theta_deg, phi_deg) -> np.ndarray:
-    """Turn Dodge's polar coordinates into millimetres.
+    """Turn Dodge's polar coordinates, cm and degrees, into millimetres, (..., 3).
 
-    Args:
-        distance_cm: Distance from the ostium.
-        theta_deg: Azimuth, 0 to the front, positive to the patient's left.
-        phi_deg: Elevation, positive to the head.
-
-    Returns:
-        (..., 3) array, mm.
+    Azimuth 0 is to the front, positive to the patient's left; elevation positive to the head.
     """
     theta, phi = np.deg2rad(theta_deg), np.deg2rad(phi_deg)
     unit = (np.cos(phi) * np.sin(theta), np.sin(phi), np.cos(phi) * np.cos(theta))
@@ -47,60 +42,52 @@ RCA_OSTIUM_MM = spherical_mm(3.7, -25, -23)
 
 # A row a landmark: distance cm, theta deg, phi deg | their SD | lumen mm (men, right dominant)
 MAIN_COURSE = {
-    "LM": np.array(
-        [
-            [0.0, 80, 4, 0.00, 0, 0, 4.6],
-            [0.7, 80, 4, 0.25, 12, 10, 4.5],
-            [1.1, 79, 0, 0.35, 12, 10, 4.5],
-        ]
-    ),
-    "LAD": np.array(
-        [
-            [1.6, 70, -3, 0.5, 10, 9, 3.7],
-            [2.3, 63, -5, 0.6, 9, 9, 3.6],
-            [3.0, 59, -5, 0.7, 8, 9, 3.5],
-            [4.0, 51, -9, 0.8, 7, 9, 2.9],
-            [5.3, 44, -12, 0.8, 7, 9, 2.5],
-            [6.5, 39, -17, 0.8, 7, 8, 2.3],
-            [8.0, 33, -23, 0.9, 8, 7, 2.0],
-            [10.1, 30, -32, 0.9, 8, 7, 1.7],
-            [11.8, 31, -40, 1.0, 9, 7, 1.4],
-            [12.2, 32, -46, 1.0, 9, 7, 1.4],
-            [11.8, 33, -49, 0.9, 10, 7, 1.2],
-            [11.4, 34, -52, 0.9, 10, 7, 1.0],
-        ]
-    ),
-    "LCX": np.array(
-        [
-            [1.4, 86, -12, 0.5, 12, 11, 3.4],
-            [1.8, 94, -24, 0.6, 14, 11, 3.4],
-            [2.2, 102, -31, 0.7, 15, 10, 3.3],
-            [2.6, 107, -33, 0.7, 15, 9, 2.8],
-            [3.1, 116, -37, 0.8, 16, 9, 2.8],
-            [3.6, 120, -41, 0.9, 18, 8, 2.7],
-            [4.1, 126, -45, 0.9, 18, 8, 1.9],
-            [4.8, 135, -51, 1.0, 19, 8, 1.7],
-            [5.4, 141, -56, 1.0, 20, 8, 1.4],
-            [5.7, 156, -67, 0.9, 20, 8, 1.3],  # this row and the next: not when right dominant
-            [5.9, 166, -71, 0.9, 25, 8, 1.2],
-        ]
-    ),
-    "RCA": np.array(
-        [
-            [0.0, -71, -22, 0.0, 0, 0, 4.0],
-            [0.5, -71, -22, 0.1, 10, 10, 4.0],
-            [1.7, -68, -24, 0.4, 12, 10, 3.9],
-            [2.6, -66, -30, 0.6, 12, 9, 3.8],
-            [3.4, -69, -39, 0.7, 11, 8, 3.5],
-            [4.6, -72, -48, 0.7, 11, 8, 3.4],
-            [5.6, -77, -55, 0.8, 12, 7, 3.2],
-            [6.2, -84, -62, 0.9, 14, 6, 3.2],
-            [6.4, -91, -69, 0.9, 20, 5, 3.1],
-            [6.6, -120, -78, 0.9, 12, 4, 3.1],  # this row and the next: not when left dominant
-            [6.7, 105, -77, 0.9, 12, 4, 3.1],
-        ]
-    ),
-}
+    "LM": np.array([
+        [0.0, 80, 4, 0.00, 0, 0, 4.6],
+        [0.7, 80, 4, 0.25, 12, 10, 4.5],
+        [1.1, 79, 0, 0.35, 12, 10, 4.5],
+    ]),
+    "LAD": np.array([
+        [1.6, 70, -3, 0.5, 10, 9, 3.7],
+        [2.3, 63, -5, 0.6, 9, 9, 3.6],
+        [3.0, 59, -5, 0.7, 8, 9, 3.5],
+        [4.0, 51, -9, 0.8, 7, 9, 2.9],
+        [5.3, 44, -12, 0.8, 7, 9, 2.5],
+        [6.5, 39, -17, 0.8, 7, 8, 2.3],
+        [8.0, 33, -23, 0.9, 8, 7, 2.0],
+        [10.1, 30, -32, 0.9, 8, 7, 1.7],
+        [11.8, 31, -40, 1.0, 9, 7, 1.4],
+        [12.2, 32, -46, 1.0, 9, 7, 1.4],
+        [11.8, 33, -49, 0.9, 10, 7, 1.2],
+        [11.4, 34, -52, 0.9, 10, 7, 1.0],
+    ]),
+    "LCX": np.array([
+        [1.4, 86, -12, 0.5, 12, 11, 3.4],
+        [1.8, 94, -24, 0.6, 14, 11, 3.4],
+        [2.2, 102, -31, 0.7, 15, 10, 3.3],
+        [2.6, 107, -33, 0.7, 15, 9, 2.8],
+        [3.1, 116, -37, 0.8, 16, 9, 2.8],
+        [3.6, 120, -41, 0.9, 18, 8, 2.7],
+        [4.1, 126, -45, 0.9, 18, 8, 1.9],
+        [4.8, 135, -51, 1.0, 19, 8, 1.7],
+        [5.4, 141, -56, 1.0, 20, 8, 1.4],
+        [5.7, 156, -67, 0.9, 20, 8, 1.3],  # this row and the next: not when right dominant
+        [5.9, 166, -71, 0.9, 25, 8, 1.2],
+    ]),
+    "RCA": np.array([
+        [0.0, -71, -22, 0.0, 0, 0, 4.0],
+        [0.5, -71, -22, 0.1, 10, 10, 4.0],
+        [1.7, -68, -24, 0.4, 12, 10, 3.9],
+        [2.6, -66, -30, 0.6, 12, 9, 3.8],
+        [3.4, -69, -39, 0.7, 11, 8, 3.5],
+        [4.6, -72, -48, 0.7, 11, 8, 3.4],
+        [5.6, -77, -55, 0.8, 12, 7, 3.2],
+        [6.2, -84, -62, 0.9, 14, 6, 3.2],
+        [6.4, -91, -69, 0.9, 20, 5, 3.1],
+        [6.6, -120, -78, 0.9, 12, 4, 3.1],  # this row and the next: not when left dominant
+        [6.7, 105, -77, 0.9, 12, 4, 3.1],
+    ]),
+}  # fmt: skip
 
 # Share of the vessel's length at which each AHA segment ends.
 SEGMENT_ENDS = {
@@ -112,27 +99,16 @@ SEGMENT_ENDS = {
 
 
 class SideBranch(NamedTuple):
-    """A named side branch.
+    """A named side branch."""
 
-    Attributes:
-        name: D1, OM, PD ...
-        parent: Vessel it leaves.
-        at: Share of the parent's length.
-        offsets_mm: Landmarks relative to its origin.
-        diameters_mm: At the origin and at each landmark.
-        segment: AHA segment.
-        chance: Share of hearts that have it.
-        dominances: Circulations that have it.
-    """
-
-    name: str
-    parent: str
-    at: float
-    offsets_mm: tuple[tuple[float, float, float], ...]
-    diameters_mm: tuple[float, ...]
-    segment: int
-    chance: float = 1.0
-    dominances: tuple[str, ...] = DOMINANCES
+    name: str  # D1, OM, PD
+    parent: str  # vessel it leaves
+    at: float  # share of the parent's length
+    offsets_mm: tuple[tuple[float, float, float], ...]  # landmarks relative to its origin
+    diameters_mm: tuple[float, ...]  # at the origin and at each landmark
+    segment: int  # AHA segment
+    chance: float = 1.0  # share of hearts that have it
+    dominances: tuple[str, ...] = DOMINANCES  # circulations that have it
 
 
 _SEPTAL = ((-1, -6, 5), (-6.2, -17, 12.4), (-12, -28, 18))

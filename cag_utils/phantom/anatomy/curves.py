@@ -5,14 +5,9 @@ from numba import njit
 
 
 def turned(points: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return points in another frame, without BLAS, whose last bit depends on the processor.
+    """Return (..., 3) points in a frame of (3, 3) rows, the same bits on every machine.
 
-    Args:
-        points: (..., 3).
-        axes: (3, 3) rows are the frame's axes.
-
-    Returns:
-        (..., 3), the same bits on every machine.
+    Without BLAS, whose last bit depends on the processor.
     """
     x, y, z = np.moveaxis(points, -1, 0)
     return np.stack([x * axis[0] + y * axis[1] + z * axis[2] for axis in axes], axis=-1)
@@ -30,11 +25,11 @@ def march_epicardium(start, direction, jitter, wander, inward, step_mm, base, ax
         inward: Millimetres a millimetre that the path sinks into the muscle (septals).
         step_mm: Length of one step.
         base: (3,) centre of the valve plane, mm.
-        axis: (3,) unit vector from base to apex.
-        axis_mm: Distance from base to apex.
+        axis: (3,) unit vector from base to apex, `axis_mm` long.
+        axis_mm: Likewise.
 
     Returns:
-        (steps + 1, 3) array, mm.
+        (steps + 1, 3) mm.
     """
     path = np.empty((len(jitter) + 1, 3))
     path[0] = start
@@ -114,15 +109,7 @@ def _slopes(knots, chord):
 
 @njit(cache=True)
 def waves(normals, n):
-    """Stretch a few random values into a smooth line.
-
-    Args:
-        normals: (k, 3) standard normals, k >= 2.
-        n: Length of the result.
-
-    Returns:
-        (n, 3) array through `normals`, flat at each of them.
-    """
+    """Stretch (k, 3) standard normals, k >= 2, into n points through them, flat at each of them."""
     line = np.empty((n, normals.shape[1]))
     last = len(normals) - 1
     for i in range(n):
@@ -136,14 +123,9 @@ def waves(normals, n):
 
 @njit(cache=True)
 def smooth(points, sigma):
-    """Gaussian smoothing along a curve, ends held by point reflection.
+    """Smooth (n, 3) points by a Gaussian of `sigma` samples, ends held by point reflection.
 
-    Args:
-        points: (n, 3).
-        sigma: In samples.
-
-    Returns:
-        (n, 3); a straight, evenly spaced line comes back unchanged.
+    A straight, evenly spaced line comes back unchanged.
     """
     n, half = len(points), int(3 * sigma) + 1
     weight = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
@@ -172,8 +154,8 @@ def vessel(knots, diameters, step_mm, amplitude_mm, long_waves, short_waves, cal
         step_mm: Spacing of the result.
         amplitude_mm: Size of the tortuosity; it fades in over the first third.
         long_waves: (a, 3) standard normals, one about every 16 mm.
-        short_waves: (b, 3) standard normals, one about every 6 mm.
-        calibre_waves: (c, 3) standard normals for the 3 % calibre noise.
+        short_waves: (b, 3) likewise, one about every 6 mm.
+        calibre_waves: (c, 3) likewise, for the 3 % calibre noise.
         sigma: Smoothing, in samples.
 
     Returns:
@@ -195,7 +177,7 @@ def vessel(knots, diameters, step_mm, amplitude_mm, long_waves, short_waves, cal
 
 @njit(cache=True)
 def branching(tangent, out, side, angle_rad, sink):
-    """Return the heading of a twig that leaves its parent.
+    """Return the (3,) heading of a twig that leaves its parent, about unit length.
 
     Args:
         tangent: (3,) along the parent, any length.
@@ -203,9 +185,6 @@ def branching(tangent, out, side, angle_rad, sink):
         side: +1 or -1, which flank it leaves from.
         angle_rad: Angle to the parent.
         sink: How much it dives into the muscle.
-
-    Returns:
-        (3,) heading, about unit length.
     """
     ahead = tangent / np.sqrt((tangent**2).sum())
     normal = out / (np.sqrt((out**2).sum()) + 1e-6)

@@ -22,24 +22,19 @@ from cag_utils.phantom.anatomy.tree import DIGITS, TWIG_ORDER, Tree
 from cag_utils.phantom.streams import Streams
 
 MAIN_MM = 0.8  # narrower side branches are not graded
-MARCH_MM = 4.0
+STEP_MM, MARCH_MM = 1.0, 4.0  # of centreline points, of the walk of a twig
 MOST_STEPS, MOST_WAVES = 16, 64  # drawn for every twig and vessel, however short; enough for all
 # Bends of one patient's branches differ: some are corkscrews, some straight. Choice.
 BEND_SPREAD = 0.45
 WIDEST_BEND_MM = (3.5, 2.8, 1.8)  # of main vessels, side branches, twigs; wider ones would kink
-MAIN_SMOOTH_MM = {
-    "LM": 2.2,
-    "LAD": 3.0,
-    "LCX": 3.0,
-    "RCA": 4.0,
-}  # sharper kinks are not seen; choice
+MAIN_SMOOTH_MM = {"LM": 2.2, "LAD": 3.0, "LCX": 3.0, "RCA": 4.0}  # sharper kinks look odd; choice
 
 
 class _Grower:
     """Collects branches while a tree grows."""
 
-    def __init__(self, streams, dominance, tortuosity, fineness, calibre, step_mm):
-        self.streams, self.dominance, self.step_mm = streams, dominance, step_mm
+    def __init__(self, streams, dominance, tortuosity, fineness, calibre):
+        self.streams, self.dominance = streams, dominance
         self.tortuosity, self.fineness, self.calibre = tortuosity, fineness, calibre
         self.points, self.radius, self.segment = [], [], []
         self.order, self.path, self.names, self.attached = [], [], [], []
@@ -57,10 +52,10 @@ class _Grower:
         points, width, arc = vessel(
             np.ascontiguousarray(knots, dtype=float),
             np.ascontiguousarray(diameters, dtype=float),
-            self.step_mm,
+            STEP_MM,
             min(self.tortuosity * bend, WIDEST_BEND_MM[min(order, 2)]),
             *draw,
-            sigma_mm / self.step_mm,
+            sigma_mm / STEP_MM,
         )
         points, width, arc = (np.round(w, DIGITS) for w in (points, width, arc))
         share = np.round(arc / arc[-1], DIGITS)
@@ -176,9 +171,8 @@ def grow_tree(
     tortuosity: float = 1.0,
     fineness: float = 1.0,
     sex_scale: float = 1.0,
-    step_mm: float = 1.0,
 ) -> Tree:
-    """Grow one patient's left or right coronary tree.
+    """Grow one patient's left or right coronary tree, healthy, at end-diastole.
 
     Args:
         rng: Generator; the same state gives the same tree.
@@ -187,13 +181,9 @@ def grow_tree(
         tortuosity: Size of the bends, about 0.7 to 2.2 mm.
         fineness: Multiplies the mean number of twigs.
         sex_scale: Multiplies every calibre; 0.91 for women.
-        step_mm: Spacing of centreline points.
-
-    Returns:
-        The healthy tree at end-diastole.
 
     Raises:
-        ValueError: `laterality` or `dominance` is unknown, or `step_mm` is not above 0.
+        ValueError: `laterality` or `dominance` is unknown.
 
     Source:
         Dodge 1988 and 1992 by way of corsim's data tables; see `atlas`.
@@ -202,11 +192,9 @@ def grow_tree(
         raise ValueError(f"laterality must be one of {LATERALITIES}, got {laterality!r}")
     if dominance not in DOMINANCES:
         raise ValueError(f"dominance must be one of {DOMINANCES}, got {dominance!r}")
-    if step_mm <= 0:
-        raise ValueError(f"step_mm must be above 0, got {step_mm}")
     streams = Streams(rng)
     calibre = sex_scale * np.exp(0.10 * streams("calibre").standard_normal())
-    grower = _Grower(streams, dominance, tortuosity, fineness, calibre, step_mm)
+    grower = _Grower(streams, dominance, tortuosity, fineness, calibre)
     (_grow_left if laterality == "LCA" else _grow_right)(grower)
     for rule in SIDE_BRANCHES[laterality]:
         grower.sprout(rule)

@@ -26,36 +26,21 @@ COLLATERAL_SHARE = 0.6  # of total occlusions whose bed fills backwards; choice
 
 @dataclass(frozen=True)
 class Lesion:
-    """One stenosis as it sits in a tree.
+    """One stenosis as it sits in a tree."""
 
-    Attributes:
-        segment: AHA number.
-        percent: Percent diameter stenosis at its narrowest point.
-        length_mm: Along the vessel, from healthy lumen to healthy lumen.
-        eccentricity: 0 concentric to 1 one-sided.
-        index: Centreline point of the narrowest lumen.
-        reference_mm: Lumen diameter there without the lesion, interpolated from its healthy ends.
-        kind: focal, diffuse, tandem or bifurcation.
-        collateral: Whether the bed behind a total occlusion fills backwards.
-    """
-
-    segment: int
-    percent: int
-    length_mm: float
-    eccentricity: float
-    index: int
+    segment: int  # AHA number
+    percent: int  # percent diameter stenosis at its narrowest point
+    length_mm: float  # along the vessel, from healthy lumen to healthy lumen
+    eccentricity: float  # 0 concentric to 1 one-sided
+    index: int  # centreline point of the narrowest lumen
+    # lumen diameter there without the lesion, interpolated from its healthy ends
     reference_mm: float
-    kind: str = "focal"
-    collateral: bool = False
-
-    @property
-    def artery(self) -> str:
-        """RCA, LM, LAD or LCX."""
-        return artery_of(self.segment)
+    kind: str = "focal"  # focal, diffuse, tandem or bifurcation
+    collateral: bool = False  # whether the bed behind a total occlusion fills backwards
 
     def as_dict(self) -> dict:
         """What reports and tables carry: segment, percent, artery."""
-        return {"segment": self.segment, "percent": self.percent, "artery": self.artery}
+        return {"segment": self.segment, "percent": self.percent, "artery": artery_of(self.segment)}
 
     def shape(self) -> dict:
         """What only the truth knows: segment, kind, length_mm, eccentricity, collateral."""
@@ -75,7 +60,7 @@ def draw_lesions(
 
     Args:
         rng: Generator.
-        count_shares: Shares of patients with 0, 1, 2 ... lesions; must add up to 1.
+        count_shares: Shares of patients with 0, 1, 2 ... lesions.
         dominance: right, balanced or left; decides whether there is a segment 4 or 15.
 
     Returns:
@@ -122,11 +107,11 @@ def narrow(
     eccentricity: float | None = None,
     healthy: Tree | None = None,
 ) -> tuple[Tree, Lesion]:
-    """Put one stenosis into a segment.
+    """Put one stenosis into a segment; return the narrowed tree and the lesion.
 
     The lumen loses exactly `percent` of its reference diameter at the narrowest point and less
-    around it. Flow behind it slows (`flow.SLOWING`); behind a total occlusion it stops, and in a
-    share of them the bed fills late and backwards through collaterals.
+    around it. Flow behind it slows (`SLOWING`); behind a total occlusion it stops, and in a share
+    of them the bed fills late and backwards through collaterals.
 
     | kind | length | lumen |
     |---|---|---|
@@ -137,21 +122,15 @@ def narrow(
 
     Args:
         rng: Generator; draws whatever is None, site and length.
-        tree: The tree; not changed.
+        tree: Not changed.
         segment: AHA number.
         percent: 25, 50, 75, 90, 99 or 100.
-        kind: One of `KIND_SHARES`, or None to draw one. A segment that is too short for two necks,
-            or has no side branch, gets a focal one; diffuse ones end with their segment.
-        eccentricity: 0 concentric to 1 one-sided, or None to draw one.
-        healthy: The tree before its other lesions, to which percentages refer; None if there are
-            none yet.
-
-    Returns:
-        The narrowed tree and the lesion.
+        kind: One of `KIND_SHARES`; focal where two necks do not fit or no side branch leaves.
+        eccentricity: 0 concentric to 1 one-sided.
+        healthy: The tree before its other lesions, to which percentages refer.
 
     Raises:
-        ValueError: The grade is none of the six, the kind or eccentricity is unknown, or this tree
-            has no such segment.
+        ValueError: An unknown grade, kind or eccentricity, or this tree has no such segment.
     """
     where = tree.points_of(segment)
     _check(tree, where, segment, percent, kind, eccentricity)
@@ -221,11 +200,8 @@ def choose_site(
         rng: Generator.
         tree: The tree.
         where: (k,) indices of the segment's points, k >= 6.
-        kind: focal, diffuse, tandem or bifurcation.
-
-    Returns:
-        (kind, index): focal instead of a tandem in under 24 mm, or of a bifurcation where no
-        reportable branch leaves; the worse neck of a tandem is the distal one.
+        kind: Wanted: focal instead of a tandem in under 24 mm, or of a bifurcation where no
+            reportable branch leaves; the worse neck of a tandem is the distal one.
     """
     middle = int(where[int(len(where) * rng.uniform(0.35, 0.65))])
     if kind == "bifurcation":
@@ -344,14 +320,9 @@ BACKWARDS = 1.5  # mm of normal flow for a mm filled backwards; choice
 
 
 def downstream(tree: Tree, index: int) -> np.ndarray:
-    """Return which points are fed through one centreline point.
+    """Return which points are fed through one centreline point, (n,) bool.
 
-    Args:
-        tree: The tree.
-        index: Centreline point.
-
-    Returns:
-        (n,) bool: points after it on its branch, and every branch that leaves from one of them.
+    Those after it on its branch, and every branch that leaves from one of them.
     """
     fed = (tree.branch == tree.branch[index]) & (np.arange(len(tree.branch)) > index)
     for branch, attached in enumerate(tree.attached):  # parents come before their branches
@@ -364,15 +335,8 @@ def fill_backwards(rng: np.random.Generator, tree: Tree, index: int) -> Tree:
     """Let the bed behind an occlusion fill from its far end, by collaterals of the same side.
 
     Contrast first runs to the ends of the open main vessels (at least as far as the bed's own end
-    is), then takes a detour, enters the bed at its far end and runs back towards the occlusion.
-
-    Args:
-        rng: Generator; draws the detour.
-        tree: The tree with its occlusion.
-        index: Centreline point of the occlusion.
-
-    Returns:
-        The tree with a finite `delay_mm` behind the occlusion; `open` stays False there.
+    is), then takes a drawn detour, enters the bed at its far end and runs back to the occlusion at
+    point `index`: `delay_mm` is finite there, and `open` stays False.
     """
     bed = downstream(tree, index)
     if not bed.any():  # the lesion sits at the very end of its vessel

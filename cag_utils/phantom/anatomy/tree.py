@@ -10,17 +10,9 @@ from cag_utils.phantom.anatomy.curves import turned
 # SYNTAX-score labels of named branches, as ARCADE uses them; all other points take their AHA
 # number, which SYNTAX shares from 1 to 15.
 SYNTAX_BRANCHES = {
-    "D1": "9",
-    "D2": "10",
-    "D3": "10a",
-    "RI": "12",
-    "OM": "12a",
-    "OM2": "12b",
-    "PL": "14",
-    "PL2": "14a",
-    "PDL": "15",
-    "PD": "4",
-}
+    "D1": "9", "D2": "10", "D3": "10a", "RI": "12", "OM": "12a", "OM2": "12b", "PL": "14",
+    "PL2": "14a", "PDL": "15", "PD": "4",
+}  # fmt: skip
 SYNTAX_RIGHT = {"AV": "16", "PL1": "16a", "PL2": "16b"}
 DIGITS = 8  # of a millimetre: coordinates are rounded, so that a last bit decides nothing later
 TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
@@ -28,42 +20,25 @@ TWIG_ORDER = 5  # orders from here on are twigs, too small to report on
 
 @dataclass(frozen=True)
 class Tree:
-    """One side's coronary tree as flat arrays over its n centreline points.
+    """One side's coronary tree as flat arrays over its n centreline points."""
 
-    Attributes:
-        laterality: LCA or RCA.
-        dominance: right, balanced or left.
-        points: (n, 3) mm, end-diastole, in the atlas frame.
-        radius: (n,) lumen radius, mm.
-        segment: (n,) AHA number.
-        order: (n,) 0 main vessel, 1 side branch, from `TWIG_ORDER` twigs.
-        branch: (n,) index into `names`.
-        path_mm: (n,) way from the ostium along the vessels.
-        main: (n,) main vessels and named side branches wide enough to grade when healthy.
-        open: (n,) False where a total occlusion keeps contrast from coming along the vessel.
-        names: Of each branch.
-        attached: Of each branch, the index of the point it leaves from; -1 at the ostium.
-        delay_mm: (n,) extra way that contrast seems to go, by slowed flow behind a stenosis or a
-            detour through collaterals; infinite where none arrives; 0 when healthy.
-        lesions: The narrowings put into the tree so far.
-        narrowed: (n,) share of the diameter that they take, 0 healthy to 1 closed.
-    """
-
-    laterality: str
-    dominance: str
-    points: np.ndarray
-    radius: np.ndarray
-    segment: np.ndarray
-    order: np.ndarray
-    branch: np.ndarray
-    path_mm: np.ndarray
-    main: np.ndarray
-    open: np.ndarray
-    names: tuple[str, ...]
-    attached: np.ndarray
+    laterality: str  # LCA or RCA
+    dominance: str  # right, balanced or left
+    points: np.ndarray  # (n, 3) mm, end-diastole, in the atlas frame
+    radius: np.ndarray  # (n,) lumen radius, mm
+    segment: np.ndarray  # (n,) AHA number
+    order: np.ndarray  # (n,) 0 main vessel, 1 side branch, from TWIG_ORDER twigs
+    branch: np.ndarray  # (n,) index into names
+    path_mm: np.ndarray  # (n,) way from the ostium along the vessels
+    main: np.ndarray  # (n,) main vessels and named side branches wide enough to grade when healthy
+    open: np.ndarray  # (n,) False where a total occlusion keeps contrast from coming along
+    names: tuple[str, ...]  # of each branch
+    attached: np.ndarray  # of each branch, the index of the point it leaves from; -1 at the ostium
+    # (n,) extra way that contrast seems to go: slowed flow behind a stenosis, or a detour through
+    # collaterals; infinite where none arrives, 0 when healthy
     delay_mm: np.ndarray | None = None
-    lesions: tuple = ()
-    narrowed: np.ndarray | None = None
+    lesions: tuple = ()  # the narrowings put into the tree so far
+    narrowed: np.ndarray | None = None  # (n,) share of the diameter that lesions take, 0 to 1
 
     def __post_init__(self):
         for name in ("delay_mm", "narrowed"):
@@ -84,10 +59,10 @@ class Tree:
         return np.where(label != "", label, self.segment.astype(str))
 
     def placed(self, size: float, turn_deg: tuple[float, float, float]) -> "Tree":
-        """Return the tree of a larger or smaller heart that lies otherwise in the chest.
+        """Return the tree of a larger or smaller heart (calibres stay) that lies otherwise.
 
         Args:
-            size: Multiplies every length along the vessels; calibres stay.
+            size: Multiplies every length along the vessels, above 0.
             turn_deg: About the patient's left, head and front axes, around the ostium.
 
         Raises:

@@ -53,18 +53,12 @@ PLANS: dict[str, tuple[str, str]] = {
 
 
 class Decision(NamedTuple):
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        plan: Key of `PLANS`.
-        condition: The condition in words.
-        guideline: Guideline, year and class of recommendation, as commonly summarised.
-        fits: The condition as code: takes the record and the checked lesions of one side.
-    """
-
-    plan: str
-    condition: str
-    guideline: str
+    plan: str  # key of PLANS
+    condition: str  # the condition in words
+    guideline: str  # guideline, year and class of recommendation, as commonly summarised
+    # the condition as code: the record, and the checked lesions of one side
     fits: Callable[[Record, list[dict]], bool]
 
 
@@ -130,27 +124,13 @@ DECISIONS: tuple[Decision, ...] = (
 
 
 def decide_plan(record: Record, lesions_of_side: Iterable[Mapping]) -> str:
-    """Return the plan key for one side: a simplified teaching rule, not guidance.
+    """Return the key of `PLANS` for one side: the first row of `DECISIONS` that fits.
 
-    First row that fits, from facts in the report and lesions in the picture:
-
-    | if | plan | after |
-    |---|---|---|
-    | no lesion on this side | none | ESC 2021 prevention, I |
-    | every lesion <= 50 %, and the left main < 50 % | medical | ACC/AHA/SCAI 2021, 3: harm |
-    | acute infarction and a lesion >= 90 % | emergency_pci | ESC 2023 ACS, I |
-    | bypass grafts or hemodialysis | context | ACC/AHA/SCAI 2021, 1 |
-    | left main >= 50 %, or #6 and the circumflex >= 75 % | heart_team | ESC/EACTS 2018, I |
-    | a total occlusion (100 %) | cto | ESC/EACTS 2018, IIa |
-    | a lesion of 90 or 99 % | pci | ESC/EACTS 2018, I |
-    | else (75 %) | functional | ESC/EACTS 2018, I |
+    A simplified teaching rule from facts in the report and lesions in the picture, not guidance.
 
     Args:
         record: Supplies `acute` and `complex_host`.
         lesions_of_side: `{segment, percent}` of the side in the picture.
-
-    Returns:
-        A key of `PLANS`.
 
     Raises:
         ValueError: A lesion is malformed.
@@ -163,11 +143,9 @@ def decide_plan(record: Record, lesions_of_side: Iterable[Mapping]) -> str:
 
 
 def decision_table() -> pd.DataFrame:
-    """Return the decision table for printing, marked as a teaching rule.
+    """Return the decision table for printing: `if`, `plan`, `guideline`, `note`, in their order.
 
-    Returns:
-        One row a decision, in the order they are tried: `if`, `plan`, `guideline`, and `note`
-        (`TEACHING_NOTE` in every row, so that no copy loses it).
+    The note marks it as a teaching rule in every row, so that no copy loses it.
     """
     rows = [(row.condition, row.plan, row.guideline, TEACHING_NOTE) for row in DECISIONS]
     return pd.DataFrame(rows, columns=["if", "plan", "guideline", "note"])

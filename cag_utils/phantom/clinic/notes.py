@@ -20,17 +20,11 @@ SEPARATORS = {"en": (", ", "/", ", "), "ja": ("、", ",", "/", "・")}  # of abb
 
 
 class Sentence(NamedTuple):
-    """One sentence in both languages.
+    """One sentence in both languages."""
 
-    Attributes:
-        pattern: The pair of templates it was filled from.
-        en: English.
-        ja: Japanese.
-    """
-
-    pattern: phrases.Pair
-    en: str
-    ja: str
+    pattern: phrases.Pair  # the pair of templates it was filled from
+    en: str  # english
+    ja: str  # japanese
 
 
 def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
@@ -38,7 +32,7 @@ def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
 
     Args:
         rng: Generator; picks patterns, the same in both languages, and each language's typing.
-        record: The patient, from `draw_record`.
+        record: From `draw_record`.
 
     Returns:
         `{"ja": ..., "en": ...}`, sentence by sentence the same; 25 to 60 English words before
@@ -55,17 +49,10 @@ def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
 
 
 def write_sentences(rng: np.random.Generator, record: Record) -> list[Sentence]:
-    """Write the sentences of a report before they are typed.
+    """Return the sentences of a report in their order, before they are typed.
 
     Who, why, history and the first test are always told; further tests, drugs, the request and
     small talk as far as the drawn length goes.
-
-    Args:
-        rng: Generator.
-        record: The patient, from `draw_record`.
-
-    Returns:
-        Sentences in the order of the note.
 
     Raises:
         ValueError: The record lacks a detail that a sentence quotes.

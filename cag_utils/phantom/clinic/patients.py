@@ -11,19 +11,10 @@ SEXES = {"M": ("man", "男性"), "F": ("woman", "女性")}
 ACUTE = ("stemi", "nstemi")
 # The phantom's own round numbers for a patient sent to angiography in Japan; no register behind.
 PREVALENCE = {
-    "hypertension": 0.66,
-    "diabetes": 0.36,
-    "dyslipidemia": 0.58,
-    "smoking": 0.2,
-    "ex_smoking": 0.22,
-    "family_history": 0.12,
-    "ckd": 0.14,
-    "hemodialysis": 0.05,
-    "atrial_fibrillation": 0.08,
-    "stroke": 0.07,
-    "pad": 0.06,
-    "obesity": 0.08,
-}
+    "hypertension": 0.66, "diabetes": 0.36, "dyslipidemia": 0.58, "smoking": 0.2,
+    "ex_smoking": 0.22, "family_history": 0.12, "ckd": 0.14, "hemodialysis": 0.05,
+    "atrial_fibrillation": 0.08, "stroke": 0.07, "pad": 0.06, "obesity": 0.08,
+}  # fmt: skip
 # Choice: factors that are likelier, never certain, with a tight stenosis; women smoke less.
 WITH_DISEASE = {"diabetes": 1.25, "dyslipidemia": 1.15, "ckd": 1.25, "pad": 1.5}
 IN_WOMEN = {"smoking": 0.35, "ex_smoking": 0.35}
@@ -34,29 +25,17 @@ CABG_SHARE = 0.08  # of patients with a tight stenosis and old enough; choice
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a patient before the angiogram.
+    """What is known of a patient before the angiogram."""
 
-    Attributes:
-        age: Years, 38 to 92.
-        sex: M or F.
-        risk_factors: Keys of `phrases.RISK_FACTORS`.
-        indication: Key of `phrases.INDICATIONS`.
-        history: Any of cabg, pci, mi.
-        tests: Keys of `phrases.TESTS`, most important first.
-        ef: Left ventricular ejection fraction, percent.
-        drugs: Keys of `phrases.DRUGS`.
-        details: Numbers and words that sentences quote, from `measurements.draw_details`.
-    """
-
-    age: int
-    sex: str
-    risk_factors: tuple[str, ...]
-    indication: str
-    history: tuple[str, ...]
-    tests: tuple[str, ...]
-    ef: int
-    drugs: tuple[str, ...] = ()
-    details: dict[str, int | float | str] = field(default_factory=dict)
+    age: int  # years, 38 to 92
+    sex: str  # M or F
+    risk_factors: tuple[str, ...]  # keys of phrases.RISK_FACTORS
+    indication: str  # key of phrases.INDICATIONS
+    history: tuple[str, ...]  # any of cabg, pci, mi
+    tests: tuple[str, ...]  # keys of phrases.TESTS, most important first
+    ef: int  # left ventricular ejection fraction, percent
+    drugs: tuple[str, ...] = ()  # keys of phrases.DRUGS
+    details: dict[str, int | float | str] = field(default_factory=dict)  # what sentences quote
 
     @property
     def acute(self) -> bool:
@@ -73,17 +52,14 @@ def draw_record(rng: np.random.Generator, lesions: Iterable[Mapping], sex: str) 
     """Draw a patient's history that fits, without giving away, the lesions of both sides.
 
     Only the worst grade counts: which segment, artery or side is diseased changes nothing, so the
-    record cannot name it.
+    record cannot name it. Acute, and bypass grafts, only if something is at least 75 % narrowed; an
+    old infarction only then or with a former PCI. A positive stress test, prior disease and a low
+    ejection fraction are likelier, never certain, with worse disease.
 
     Args:
         rng: Generator.
         lesions: All lesions of the patient, `{segment, percent}`; may be empty.
         sex: M or F.
-
-    Returns:
-        The record. Acute, and bypass grafts, only if something is at least 75 % narrowed; an old
-        infarction only then or with a former PCI. A positive stress test, prior disease and a low
-        ejection fraction are likelier, never certain, with worse disease.
 
     Raises:
         ValueError: `sex` is neither M nor F, or a lesion is malformed.
@@ -151,11 +127,7 @@ def _draw_risks(rng: np.random.Generator, worst: int, sex: str) -> tuple[str, ..
 
 
 def _draw_tests(
-    rng: np.random.Generator,
-    worst: int,
-    indication: str,
-    risks: tuple[str, ...],
-    history: tuple[str, ...],
+    rng, worst: int, indication: str, risks: tuple[str, ...], history: tuple[str, ...]
 ) -> tuple[str, ...]:
     extra = ["renal", "lipids", "hba1c", "blood_pressure"]
     if indication in ACUTE:
@@ -208,21 +180,28 @@ def draw_details(
     failing = indication == "heart_failure"
     bnp = (200, 900) if failing else (40, 200) if indication == "dyspnea" else (8, 90)
     pressure = (132, 162) if "hypertension" in risks else (104, 130)
+    ldl = 185 if "dyslipidemia" in risks else LDL_LIMIT  # treated or not
+    hba1c = (HBA1C_LIMIT, 9.0) if "diabetes" in risks else (5.2, 6.2)
+    calcium = 220 if worst >= 50 else 90  # its median: higher with disease, never telling by itself
+    # nobody with recent heart failure is put on a treadmill
+    stress = STRESS_KINDS[1:] if failing else STRESS_KINDS
     return {
         "hours": int(rng.integers(2, ONSET_LIMIT)),
         "months": int(rng.integers(2, 13)),
         "ccs": str(rng.choice(["I", "II", "III"])),
         "nyha": str(rng.choice(["II", "III"])),
         "ck": int(rng.integers(25, 320)) * 10,
-        "ldl": _draw_ldl(rng, risks),
-        "hba1c": _draw_hba1c(rng, risks),
+        "ldl": int(rng.integers(68, ldl)),
+        "hba1c": round(float(rng.uniform(*hba1c)), 1),
         "bnp": int(rng.integers(*bnp)),
-        "calcium": _draw_calcium(rng, worst),
+        "calcium": int(
+            min(calcium * np.exp(rng.normal(0, 1.0)), 1800)
+        ),  # below any year of our time
         "creatinine": creatinine,
         "egfr": egfr,
         "systolic": int(rng.integers(*pressure)),
         "diastolic": int(rng.integers(62, 92)),
-        "stress_kind": _draw_stress_kind(rng, indication),
+        "stress_kind": str(rng.choice(stress)),
         "surgery": str(rng.choice(SURGERIES)),
         **_draw_times(rng, age, history, indication),
     }
@@ -231,15 +210,9 @@ def draw_details(
 def draw_drugs(
     rng: np.random.Generator, risks: tuple[str, ...], history: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Draw the drugs that go with a history; most, not all, patients take what is usual.
+    """Draw the drugs that go with a history: at most 4 keys of `phrases.DRUGS`, maybe none.
 
-    Args:
-        rng: Generator.
-        risks: Keys of `phrases.RISK_FACTORS`.
-        history: Any of cabg, pci, mi.
-
-    Returns:
-        Keys of `phrases.DRUGS`, at most 4; empty if none is taken.
+    Most, not all, patients take what is usual.
     """
     dialysed = "hemodialysis" in risks
     reasons = {
@@ -283,30 +256,6 @@ def _draw_kidney(rng, age: int, sex: str, risks: tuple[str, ...]) -> tuple[float
         target = rng.uniform(25, 54) if "ckd" in risks else rng.uniform(66, 95)
         creatinine = round(float((estimated_gfr(1.0, age, sex) / target) ** (1 / 1.094)), 2)
     return creatinine, round(estimated_gfr(creatinine, age, sex))
-
-
-def _draw_ldl(rng, risks: tuple[str, ...]) -> int:
-    """Treated or not, with dyslipidemia; below the limit without."""
-    high = 185 if "dyslipidemia" in risks else LDL_LIMIT
-    return int(rng.integers(68, high))
-
-
-def _draw_hba1c(rng, risks: tuple[str, ...]) -> float:
-    if "diabetes" in risks:
-        return round(float(rng.uniform(HBA1C_LIMIT, 9.0)), 1)
-    return round(float(rng.uniform(5.2, 6.2)), 1)
-
-
-def _draw_calcium(rng, worst: int) -> int:
-    """Agatston score: higher with disease on average, and never telling by itself."""
-    median = 220 if worst >= 50 else 90
-    return int(min(median * np.exp(rng.normal(0, 1.0)), 1800))  # below any year of our time
-
-
-def _draw_stress_kind(rng, indication: str) -> str:
-    # Nobody with recent heart failure is put on a treadmill.
-    kinds = STRESS_KINDS[1:] if indication == "heart_failure" else STRESS_KINDS
-    return str(rng.choice(kinds))
 
 
 def _draw_times(rng, age: int, history: tuple[str, ...], indication: str) -> dict[str, int]:

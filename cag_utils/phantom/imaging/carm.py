@@ -31,27 +31,16 @@ _ODD_RANGE_DEG = ((-60, 95), (-42, 42))
 
 @dataclass(frozen=True)
 class CArm:
-    """One position of the C-arm, DICOM's patient-centred conventions.
+    """One position of the C-arm, DICOM's patient-centred conventions."""
 
-    Attributes:
-        primary_deg: LAO positive, RAO negative (DICOM PositionerPrimaryAngle).
-        secondary_deg: CRA positive, CAU negative (DICOM PositionerSecondaryAngle).
-        source_detector_mm: SID.
-        source_isocentre_mm: SOD, taken as the distance to the patient.
-        pixel_mm: Pixel pitch at the detector.
-        size_px: Rows and columns.
-        isocentre_mm: (3,) point the arm turns about, atlas frame.
-        shift_px: (2,) where the table puts the isocentre, right and down from the picture's middle.
-    """
-
-    primary_deg: float
-    secondary_deg: float
-    source_detector_mm: float
-    source_isocentre_mm: float
-    pixel_mm: float
-    size_px: int
-    isocentre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    shift_px: tuple[float, float] = (0.0, 0.0)
+    primary_deg: float  # LAO positive, RAO negative (DICOM PositionerPrimaryAngle)
+    secondary_deg: float  # CRA positive, CAU negative (DICOM PositionerSecondaryAngle)
+    source_detector_mm: float  # SID
+    source_isocentre_mm: float  # SOD, taken as the distance to the patient
+    pixel_mm: float  # pixel pitch at the detector
+    size_px: int  # rows and columns
+    isocentre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the arm turns about it
+    shift_px: tuple[float, float] = (0.0, 0.0)  # of the isocentre, to the right and down
 
     @property
     def magnification(self) -> float:
@@ -97,15 +86,7 @@ class CArm:
         return u.reshape(shape), v.reshape(shape), scale.reshape(shape)
 
     def rays(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source and the unit rays through picture positions.
-
-        Args:
-            u: (...) column, pixels.
-            v: (...) row, pixels.
-
-        Returns:
-            ((3,) source mm, (..., 3) unit vectors).
-        """
+        """Return the source, (3,) mm, and (..., 3) unit rays through (...) columns and rows."""
         right, up, ahead = self.axes
         middle = (self.size_px - 1) / 2
         x = (u - middle - self.shift_px[0]) * self.pixel_mm
@@ -194,12 +175,9 @@ def aim(arm: CArm, points: np.ndarray, keep: np.ndarray | None = None) -> CArm:
     """Move table and arm so that an artery fills the picture's middle.
 
     Args:
-        arm: The arm, any isocentre.
+        arm: Any isocentre.
         points: (n, 3) centreline, mm.
         keep: (k, 3) mm, what must not fall off the edge, such as the catheter's tip.
-
-    Returns:
-        The arm with its isocentre in the artery and the shift that centres it.
     """
     centre = (np.percentile(points, 4, axis=0) + np.percentile(points, 96, axis=0)) / 2
     still = replace(arm, isocentre_mm=tuple(map(float, centre)), shift_px=(0.0, 0.0))
@@ -214,13 +192,10 @@ def crop(arm: CArm, points: np.ndarray, share: float, towards: int) -> CArm:
     """Shift the table until only a share of an artery is left in the picture.
 
     Args:
-        arm: An aimed arm.
+        arm: Aimed.
         points: (n, 3) centreline, mm.
         share: Of the points that stay in the picture, 0 to 1.
         towards: 0 off the right edge, 1 off the lower, 2 off the left, 3 off the upper one.
-
-    Returns:
-        The shifted arm.
 
     Raises:
         ValueError: `share` is not 0 to 1 or `towards` not 0 to 3.

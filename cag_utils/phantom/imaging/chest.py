@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numba import njit
 
 from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.hardware import Hardware, fixed_strands
-from cag_utils.phantom.imaging.solids import box_chords, ellipsoid_spans, rays_near
 from cag_utils.phantom.imaging.splat import draw_discs
 from cag_utils.phantom.streams import Streams
 
@@ -19,27 +19,16 @@ SOFT_TISSUE_PER_MM = 0.0195  # effective attenuation at 70 to 90 kVp; assumption
 
 @dataclass(frozen=True)
 class Body:
-    """One patient's chest.
+    """One patient's chest."""
 
-    Attributes:
-        scale: Size against a middling adult.
-        heart: Size of the heart shadow.
-        diaphragm_mm: Height of the diaphragm's domes.
-        scoliosis_mm: Sideways step a vertebra.
-        bone: Density of the spine.
-        rib: Density of the ribs.
-        lung: Air in the lungs, share of soft tissue that is missing.
-        texture: Strength of lung markings.
-    """
-
-    scale: float
-    heart: float
-    diaphragm_mm: float
-    scoliosis_mm: float
-    bone: float
-    rib: float
-    lung: float
-    texture: float
+    scale: float  # size against a middling adult
+    heart: float  # size of the heart shadow
+    diaphragm_mm: float  # height of the diaphragm's domes
+    scoliosis_mm: float  # sideways step a vertebra
+    bone: float  # density of the spine
+    rib: float  # density of the ribs
+    lung: float  # air in the lungs, share of soft tissue that is missing
+    texture: float  # strength of lung markings
 
 
 def draw_body(rng: np.random.Generator) -> Body:
@@ -197,14 +186,8 @@ VERTEBRA_MIDDLE_MM, VERTEBRA_REACH_MM = np.array([0, -2.0, -16]), 42.0
 def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) -> np.ndarray:
     """Trace vertebral bodies with end plates, pedicles, facets and spinous processes.
 
-    Args:
-        rng: Generator.
-        source: (3,) mm.
-        rays: (n, 3) unit vectors.
-        body: The chest, a `chest.Body`.
-
     Returns:
-        (n,) float32 optical depth of a spine of density 1.
+        Optical depth of a spine of density 1 along n rays from `source`, (n,) float32.
     """
     bone = np.zeros(len(rays))
     top = rng.uniform(-12, 12)
@@ -249,17 +232,7 @@ def _vertebra(source, rays, centre, turn) -> np.ndarray:
 
 
 def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarray:
-    """Draw hollow ribs.
-
-    Args:
-        rng: Generator.
-        arm: Where source and detector are.
-        body: The chest, a `chest.Body`.
-        margin_px: Border of the backdrop.
-
-    Returns:
-        Optical depth at half the backdrop's resolution, float32.
-    """
+    """Draw hollow ribs: optical depth at half the backdrop's resolution, float32."""
     span = (arm.size_px + 2 * margin_px) // 2
     picture, spans = np.zeros((span, span), np.float32), np.zeros((span, 2), np.int64)
     turn = np.linspace(0.15, 2.8, 300)
@@ -277,3 +250,69 @@ def ribs(rng: np.random.Generator, arm: CArm, body, margin_px: int) -> np.ndarra
     draw_discs(picture, spans, *where, radius[near], RIB_PER_MM * piece[near])
     draw_discs(picture, spans, *where, 0.74 * radius[near], MARROW_PER_MM * piece[near])
     return cv2.GaussianBlur(picture, (0, 0), 0.7 * arm.size_px / 512)
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def rays_near(source, rays, centre, reach):
+    """Return the rising indices of the (n, 3) unit rays that pass a point within `reach` mm.
+
+    `source` and `centre` are (3,) mm, farther apart than that.
+    """
+    away = source - centre
+    limit = (away**2).sum() - reach * reach
+    kept, count = np.empty(len(rays), np.int64), 0
+    for n in range(len(rays)):
+        along = rays[n, 0] * away[0] + rays[n, 1] * away[1] + rays[n, 2] * away[2]
+        kept[count] = n
+        count += along * along > limit
+    return kept[:count]
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def ellipsoid_spans(source, rays, centre, half_axes, turn):
+    """Return where rays enter and leave an ellipsoid.
+
+    Args:
+        source: (3,) mm.
+        rays: (n, 3) unit vectors.
+        centre: (3,) mm.
+        half_axes: (3,) mm.
+        turn: (3, 3) rows are the ellipsoid's own axes.
+
+    Returns:
+        ((n,) entry, (n,) exit) mm from the source; equal where the ray misses.
+    """
+    entry, leave = np.empty(len(rays)), np.empty(len(rays))
+    own = turn / half_axes.reshape(3, 1)  # to where the ellipsoid is the unit sphere
+    start = (own * (source - centre)).sum(axis=1)
+    constant = (start**2).sum() - 1
+    for n in range(len(rays)):
+        x, y, z = rays[n, 0], rays[n, 1], rays[n, 2]
+        square = half = 0.0
+        for i in range(3):
+            d = own[i, 0] * x + own[i, 1] * y + own[i, 2] * z
+            square += d * d
+            half += d * start[i]
+        inside = half * half - square * constant
+        root = np.sqrt(max(inside, 0.0))
+        entry[n] = (-half - root) / square if inside > 0 else 0.0
+        leave[n] = (-half + root) / square if inside > 0 else 0.0
+    return entry, leave
+
+
+@njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def box_chords(source, rays, centre, half_mm, turn):
+    """Return the length of rays within a box; arguments as for `ellipsoid_spans`."""
+    chord = np.zeros(len(rays))
+    start = np.empty(3)
+    for i in range(3):
+        start[i] = ((source - centre) * turn[i]).sum()
+    for n in range(len(rays)):
+        enter, leave = 0.0, 1e9
+        for i in range(3):
+            d = rays[n, 0] * turn[i, 0] + rays[n, 1] * turn[i, 1] + rays[n, 2] * turn[i, 2]
+            d = d if abs(d) > 1e-9 else 1e-9
+            a, b = (-half_mm[i] - start[i]) / d, (half_mm[i] - start[i]) / d
+            enter, leave = max(enter, min(a, b)), min(leave, max(a, b))
+        chord[n] = max(0.0, leave - enter)
+    return chord

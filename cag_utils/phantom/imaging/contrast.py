@@ -20,21 +20,13 @@ _TABLE_S = np.linspace(-0.5, 8.0, 2048)
 
 @dataclass(frozen=True)
 class Injection:
-    """One hand injection.
+    """One hand injection."""
 
-    Attributes:
-        start_s: From the first frame; `NEVER` if nothing is injected.
-        duration_s: How long undiluted contrast enters.
-        strength: 1 is undiluted contrast without streaming loss.
-        speed_mm_s: Mean speed of the front.
-        pulsatility: Half swing of the flow over a beat, share of the mean.
-    """
-
-    start_s: float
-    duration_s: float
-    strength: float
-    speed_mm_s: float
-    pulsatility: float
+    start_s: float  # from the first frame; NEVER if nothing is injected
+    duration_s: float  # how long undiluted contrast enters
+    strength: float  # 1 is undiluted contrast without streaming loss
+    speed_mm_s: float  # mean speed of the front
+    pulsatility: float  # half swing of the flow over a beat, share of the mean
 
     def clock(self, time_s: np.ndarray, rr_s: float, phase: float) -> np.ndarray:
         """Return seconds of mean flow since the injection began.
@@ -86,15 +78,10 @@ def inlet_table(duration_s: float, **shape: float) -> tuple[np.ndarray, float, f
 
 
 def arrival_s(tree: Tree, speed_mm_s: float) -> np.ndarray:
-    """Return when the front reaches each centreline point.
+    """Return when the front reaches each centreline point, (n,) seconds after the injection began.
 
-    Args:
-        tree: The tree; its `delay_mm` slows points behind a tight stenosis, sends collaterals round
-            and keeps contrast out where nothing arrives.
-        speed_mm_s: Mean speed of the front.
-
-    Returns:
-        (n,) seconds after the injection began, growing along every open vessel; thin vessels lag.
+    It grows along every open vessel; thin vessels lag. The tree's `delay_mm` slows points behind a
+    tight stenosis, sends collaterals round and keeps contrast out where nothing arrives.
 
     Raises:
         ValueError: The speed is not above 0.
@@ -109,25 +96,15 @@ def arrival_s(tree: Tree, speed_mm_s: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bed:
-    """Points whose contrast rises and falls alike, once it has arrived.
+    """Points whose contrast rises and falls alike, once it has arrived."""
 
-    Attributes:
-        points: (n,) bool.
-        strength: Share of the injection's strength.
-        table: From `inlet_table`.
-    """
-
-    points: np.ndarray
-    strength: float
-    table: tuple[np.ndarray, float, float]
+    points: np.ndarray  # (n,) bool
+    strength: float  # share of the injection's strength
+    table: tuple[np.ndarray, float, float]  # from inlet_table
 
 
 def beds(tree: Tree, duration_s: float) -> list[Bed]:
-    """Split a tree by how the bolus has changed on its way.
-
-    Args:
-        tree: The tree.
-        duration_s: Length of the injection, above 0.
+    """Split a tree by how a bolus of so many seconds, above 0, has changed on its way.
 
     Returns:
         Every point that contrast reaches, in exactly one bed: open ones in steps of 30 mm, as
@@ -147,7 +124,7 @@ def beds(tree: Tree, duration_s: float) -> list[Bed]:
 
 
 def concentration(clock_s: np.ndarray, tree: Tree, injection: Injection) -> np.ndarray:
-    """Return how much contrast is at each point in each frame.
+    """Return how much contrast is at each point in each frame; what the renderer draws.
 
     Args:
         clock_s: (t,) from `Injection.clock`.
@@ -155,7 +132,7 @@ def concentration(clock_s: np.ndarray, tree: Tree, injection: Injection) -> np.n
         injection: The injection.
 
     Returns:
-        (t, n) share of undiluted contrast, 0 to `strength`; what the renderer draws.
+        (t, n) share of undiluted contrast, 0 to `strength`.
     """
     filled = np.zeros((len(clock_s), len(tree.points)))
     arrival = arrival_s(tree, injection.speed_mm_s)

@@ -36,27 +36,16 @@ MIXED = 0.8  # contrast in the mixture with blood at the catheter's tip; choice
 
 @dataclass(frozen=True)
 class Detector:
-    """The still part of a cine's pictures, at full size.
+    """The still part of a cine's pictures, at full size."""
 
-    Attributes:
-        background: (H + 2m, W + 2m) float32 grey levels of the chest, with margin.
-        scatter: (H, W) float32 scattered over primary radiation.
-        noise_sigma: (H, W) float32 grey levels.
-        field: (H, W) float32 light that the shutters let through, 0 to 1.
-        texture: (H + 96, W + 96) float32 noise of unit variance.
-        gain: Grey levels a unit of log exposure.
-        contrast_per_mm: Optical depth of a thin layer of the contrast that leaves the catheter.
-        transmission: Table of the hardening beam, see `transmission_table`.
-    """
-
-    background: np.ndarray
-    scatter: np.ndarray
-    noise_sigma: np.ndarray
-    field: np.ndarray
-    texture: np.ndarray
-    gain: np.float32
-    contrast_per_mm: float
-    transmission: np.ndarray
+    background: np.ndarray  # (H + 2m, W + 2m) float32 grey levels of the chest, with margin
+    scatter: np.ndarray  # (H, W) float32 scattered over primary radiation
+    noise_sigma: np.ndarray  # (H, W) float32 grey levels
+    field: np.ndarray  # (H, W) float32 light that the shutters let through, 0 to 1
+    texture: np.ndarray  # (H + 96, W + 96) float32 noise of unit variance
+    gain: np.float32  # grey levels a unit of log exposure
+    contrast_per_mm: float  # optical depth of a thin layer of the contrast that leaves the catheter
+    transmission: np.ndarray  # table of the hardening beam, see transmission_table
 
 
 def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: int) -> Detector:
@@ -72,9 +61,6 @@ def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: i
         depth: (H + 2m, W + 2m) float32 optical depth.
         look: The laboratory's look.
         margin_px: m.
-
-    Returns:
-        Everything that does not change from frame to frame.
 
     Raises:
         ValueError: `depth` holds a NaN or infinity.
@@ -110,15 +96,9 @@ def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: i
 
 
 def noise_texture(rng: np.random.Generator, look: Look, side_px: int) -> np.ndarray:
-    """Draw a picture of detector noise.
+    """Draw (side_px, side_px) float32 detector noise of mean about 0 and variance about 1.
 
-    Args:
-        rng: Generator.
-        look: Supplies the detector's blur and the share of read-out noise.
-        side_px: Rows and columns.
-
-    Returns:
-        (side_px, side_px) float32 of mean about 0 and variance about 1.
+    The look supplies the detector's blur and the share of read-out noise.
     """
     white = rng.standard_normal((side_px, side_px), dtype=np.float32)
     quantum = cv2.GaussianBlur(white, (0, 0), look.grain_px)
@@ -158,17 +138,14 @@ def subject_contrast(depth, scatter, transmission):
 
 @njit(cache=True, nogil=True, error_model="numpy")  # strict: labels rest on it
 def contrast_at(depth, scatter, transmission, u, v):
-    """Return the subject contrast at picture positions.
+    """Return the (n,) subject contrast at picture positions; beside the picture the edge counts.
 
     Args:
         depth: (H, W) float32 optical depth of contrast.
         scatter: (H, W) float32 scattered over primary radiation.
         transmission: (769,) float32, from `transmission_table`.
-        u: (n,) columns, pixels; beside the picture the edge counts.
+        u: (n,) columns, pixels.
         v: (n,) rows.
-
-    Returns:
-        (n,) float32, see `subject_contrast`.
     """
     height, width = depth.shape
     there, veil = np.empty(len(u), np.float32), np.empty(len(u), np.float32)
@@ -191,11 +168,7 @@ def _log_exposure(depth, scatter, transmission):
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def _soften(depth, spans, y, taps, column, line):
-    """Blur one row of a picture into `line`, where there is something to blur.
-
-    Returns:
-        Its first and one past its last column; the rest of `line` is left as it was.
-    """
+    """Blur one row into `line` where there is something; return from which column to which."""
     height, width = depth.shape
     reach = len(taps) // 2
     first, last = width, -1
@@ -328,22 +301,14 @@ def detected_spectrum(kvp: float, copper_mm: float, water_mm: float) -> np.ndarr
 
 
 def contrast_per_mm(weights: np.ndarray, iodine_g_ml: float = IODINE_G_ML) -> float:
-    """Return the attenuation of a thin layer of undiluted contrast, per mm, above blood's.
-
-    Args:
-        weights: From `detected_spectrum`.
-        iodine_g_ml: Iodine in the contrast medium.
-    """
+    """Return the attenuation of a thin layer of undiluted contrast, per mm, above blood's."""
     return float(0.1 * (weights * _per_cm(_IODINE, iodine_g_ml)).sum())
 
 
 def transmission_table(weights: np.ndarray) -> np.ndarray:
-    """Tabulate how much of the beam a contrast-filled path lets through.
+    """Tabulate how much of a beam (from `detected_spectrum`) a contrast-filled path lets through.
 
     The beam hardens: thick contrast takes out less than its first millimetre promises.
-
-    Args:
-        weights: From `detected_spectrum`.
 
     Returns:
         (769,) float32 transmission at optical depths 0, 1/64 ... 12, where the optical depth is the

@@ -15,66 +15,34 @@ OPEN = np.clip(np.arange(256) / 40, 0, 1)  # what is black stays black whatever 
 
 @dataclass(frozen=True)
 class Look:
-    """How the laboratory shows its pictures.
+    """How the laboratory shows its pictures."""
 
-    Attributes:
-        kvp: Tube voltage, kV.
-        copper_mm: Added filtration.
-        gain: Grey levels a unit of log exposure.
-        level: Mean grey of the background.
-        compression: Share of the coarse background contrast that the display takes out.
-        spread: Largest standard deviation of the background, in log exposure.
-        photons: Detected quanta a pixel at 512 px.
-        electronic: Share of the noise variance that is white read-out noise.
-        scatter: Scattered over primary radiation where the patient is middling.
-        glare: Veiling glare of the detector, share of the mean exposure.
-        grain_px: Detector's own blur, which colours the quantum noise.
-        blur_px: Focal spot and detector, at the drawn size.
-        sharpen: Strength of the vendor's edge enhancement; 0 is none.
-        sharpen_px: Its radius.
-        curve: Exponent of the display curve; 1 is logarithmic exposure as it is.
-        field: One of `FIELDS`.
-        shutter_grey: How light the shutters are, share of the picture's grey.
-        shutters: (4,) left, right, top and bottom edge of the field, shares of its size.
-        shutter_soft: Penumbra, share of the size.
-        flicker: Spread of the automatic exposure's error from frame to frame, grey levels.
-        wedge: Optical depth of a half-transparent filter over one side; 0 is none.
-        wedge_at: (angle rad, distance from the middle, softness), shares of the size.
-    """
-
-    kvp: float
-    copper_mm: float
-    gain: float
-    level: float
-    compression: float
-    spread: float
-    photons: float
-    electronic: float
-    scatter: float
-    glare: float
-    grain_px: float
-    blur_px: float
-    sharpen: float
-    sharpen_px: float
-    curve: float
-    field: str
-    shutter_grey: float
-    shutters: tuple[float, float, float, float]
-    shutter_soft: float
-    flicker: float
-    wedge: float
-    wedge_at: tuple[float, float, float]
+    kvp: float  # tube voltage, kV
+    copper_mm: float  # added filtration
+    gain: float  # grey levels a unit of log exposure
+    level: float  # mean grey of the background
+    compression: float  # share of the coarse background contrast that the display takes out
+    spread: float  # largest standard deviation of the background, in log exposure
+    photons: float  # detected quanta a pixel at 512 px
+    electronic: float  # share of the noise variance that is white read-out noise
+    scatter: float  # scattered over primary radiation where the patient is middling
+    glare: float  # veiling glare of the detector, share of the mean exposure
+    grain_px: float  # detector's own blur, which colours the quantum noise
+    blur_px: float  # focal spot and detector, at the drawn size
+    sharpen: float  # strength of the vendor's edge enhancement; 0 is none
+    sharpen_px: float  # its radius
+    curve: float  # exponent of the display curve; 1 is logarithmic exposure as it is
+    field: str  # one of FIELDS
+    shutter_grey: float  # how light the shutters are, share of the picture's grey
+    shutters: tuple[float, float, float, float]  # left, right, top, bottom; shares
+    shutter_soft: float  # penumbra, share of the size
+    flicker: float  # spread of the automatic exposure's error from frame to frame, grey levels
+    wedge: float  # optical depth of a half-transparent filter over one side; 0 is none
+    wedge_at: tuple[float, float, float]  # angle rad, distance from the middle, softness
 
 
 def draw_look(rng: np.random.Generator, size_px: int) -> Look:
     """Draw a laboratory's look.
-
-    Args:
-        rng: Generator.
-        size_px: Rows and columns.
-
-    Returns:
-        The look.
 
     Source:
         kVp of 45 real XA headers, 87 (81 to 105); all else chosen by eye, wider than public
@@ -118,11 +86,7 @@ def _shutters(rng) -> tuple[float, float, float, float]:
 
 
 def shutter_field(look: Look, size_px: int) -> np.ndarray:
-    """Return the light that the collimator lets through.
-
-    Returns:
-        (H, W) float32, 1 in the open field, `shutter_grey` behind the shutters.
-    """
+    """Return the collimator's light, (H, W) float32, 1 in the field, `shutter_grey` beside it."""
     left, right, top, bottom = look.shutters
     at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
     soft = look.shutter_soft
@@ -182,8 +146,7 @@ class Display:
 
         Args:
             frame: (H, W) float32 grey levels, 0 to 255. Enhancement adds `sharpen` times what a
-                Gaussian of `sharpen_px` takes away, so a shutter's edge gets the bright rim of
-                real ones.
+                Gaussian takes away, so a shutter's edge gets the bright rim of real ones.
             out: (H, W) uint8, written.
             error: Grey levels by which the exposure is off.
         """
@@ -199,13 +162,10 @@ class Display:
 
 
 def _wide_blur(frame: np.ndarray, sigma: float, shrink: int) -> np.ndarray:
-    """Blur by a wide Gaussian on a coarse grid.
+    """Blur by a wide Gaussian on a coarse grid: (H / shrink, W) float32; `_show` reads in between.
 
     Means of squares and the linear interpolation between them have a variance of their own, which
     the Gaussian between the two leaves out.
-
-    Returns:
-        (H / shrink, W) float32; `_show` interpolates between the rows.
     """
     height, width = frame.shape
     coarse = cv2.resize(frame, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
@@ -216,15 +176,7 @@ def _wide_blur(frame: np.ndarray, sigma: float, shrink: int) -> np.ndarray:
 
 @njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def _show(frame, soft, strength, curve, out):
-    """Add to a picture what its blurred copy of as many or fewer rows takes away; then the curve.
-
-    Args:
-        frame: (H, W) float32.
-        soft: (k, W) float32, every H / k th row.
-        strength: Of the enhancement.
-        curve: (257,) float32 grey level shown for each whole level, read in between.
-        out: (H, W) uint8, written.
-    """
+    """Add to a picture what its blurred copy of as many or fewer rows takes away; the curve."""
     height, width = frame.shape
     last, half = len(soft) - 1, np.float32(0.5)
     more, top = np.float32(1) + strength, np.float32(255)

@@ -1,9 +1,16 @@
-"""Metal in the picture: sternal wires, leads, electrodes, guide wires, stents."""
+"""What lies in the chest beside the patient: catheter, sternal wires, leads, wires, stents."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from cag_utils.phantom.anatomy.atlas import (
+    CAVITY_SHARE,
+    HEART_BASE_MM,
+    LONG_AXIS,
+    LONG_AXIS_MM,
+    RCA_OSTIUM_MM,
+)
 from cag_utils.phantom.anatomy.curves import resample
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.streams import Streams
@@ -19,21 +26,13 @@ STEP_MM = 1.0
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a patient carries.
+    """What a patient carries."""
 
-    Attributes:
-        sternal_wires: Loops that close the breast bone after open surgery.
-        leads: Pacemaker or defibrillator leads.
-        electrodes: ECG electrodes with cables on the skin.
-        stents: Old stents, that many in each side's tree.
-        seed: Of where it lies, so that every cine of a patient shows it in the same place.
-    """
-
-    sternal_wires: int = 0
-    leads: int = 0
-    electrodes: int = 0
-    stents: int = 0
-    seed: int = 0
+    sternal_wires: int = 0  # loops that close the breast bone after open surgery
+    leads: int = 0  # pacemaker or defibrillator leads
+    electrodes: int = 0  # ECG electrodes with cables on the skin
+    stents: int = 0  # old stents, that many in each side's tree
+    seed: int = 0  # of where it lies, so that every cine of a patient shows it in the same place
 
     @property
     def streams(self) -> Streams:
@@ -43,33 +42,23 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Strand:
-    """One wire.
+    """One wire."""
 
-    Attributes:
-        points: (n, 3) mm at end-diastole.
-        radius_mm: Of the wire.
-        per_mm: Attenuation.
-        hold: (n,) how far each point follows the heart, 0 to 1.
-    """
-
-    points: np.ndarray
-    radius_mm: float
-    per_mm: float
-    hold: np.ndarray
+    points: np.ndarray  # (n, 3) mm at end-diastole
+    radius_mm: float  # of the wire
+    per_mm: float  # attenuation
+    hold: np.ndarray  # (n,) how far each point follows the heart, 0 to 1
 
 
 def draw_hardware(
     rng: np.random.Generator, surgery: bool | None = None, stented: bool | None = None
 ) -> Hardware:
-    """Draw what a patient carries.
+    """Draw what a patient carries; frequencies: choice.
 
     Args:
         rng: Generator.
         surgery: Whether the breast bone was ever opened; None draws it (6 %).
         stented: Whether there is an old stent; None draws it (15 %).
-
-    Returns:
-        The hardware. Frequencies: choice.
     """
     chance = rng.random(4)
     surgery = chance[0] < 0.06 if surgery is None else surgery
@@ -84,15 +73,7 @@ def draw_hardware(
 
 
 def fixed_strands(hardware: Hardware, scale: float) -> list[Strand]:
-    """Draw the wires that move with the chest alone.
-
-    Args:
-        hardware: What the patient carries.
-        scale: Of the chest.
-
-    Returns:
-        Sternal loops with their twisted knots, cables and electrodes.
-    """
+    """Draw the wires that move with a chest of this scale: sternal loops, cables, electrodes."""
     wires, pads, own = hardware.sternal_wires, hardware.electrodes, hardware.streams
     return [
         *(_sternal_loop(own("sternal wire", i), i, scale) for i in range(wires)),
@@ -158,10 +139,6 @@ def _strand(knots: np.ndarray, radius_mm: float, per_mm: float) -> Strand:
 def guide_wire(rng: np.random.Generator, tree: Tree) -> np.ndarray:
     """Choose a guide wire's way down a main vessel.
 
-    Args:
-        rng: Generator.
-        tree: The tree.
-
     Returns:
         (k,) indices of centreline points from the ostium on, before any total occlusion.
     """
@@ -176,11 +153,7 @@ def guide_wire(rng: np.random.Generator, tree: Tree) -> np.ndarray:
 
 
 def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
-    """Choose where old stents lie.
-
-    Args:
-        hardware: Says how many at most; one that would not fit is left out.
-        tree: The tree.
+    """Choose where old stents lie; one that would not fit is left out.
 
     Returns:
         For each stent the indices of its centreline points, 12 to 30 mm of a main vessel.
@@ -199,3 +172,113 @@ def stent_pieces(hardware: Hardware, tree: Tree) -> list[np.ndarray]:
         if len(piece) >= 6:
             pieces.append(piece)
     return pieces
+
+
+# Knots from the ostium up the ascending aorta, mm from the ostium of each side: the shapes that
+# laboratories use most. The aortic root lies to the right of the left ostium; a Judkins left leans
+# on its far wall, an extra back-up lies lower, a Judkins right hangs straight. Choice, by eye.
+_SHAPES = {
+    "LCA": (
+        ((0, 0, 0), (-11, 3, 3), (-27, 10, 7), (-35, 24, 10), (-34, 45, 10)),  # Judkins left
+        ((0, 0, 0), (-9, -3, 3), (-24, -4, 7), (-36, 10, 9), (-35, 40, 9)),  # extra back-up
+        ((0, 0, 0), (-8, -7, 4), (-19, -12, 7), (-32, 2, 9), (-34, 38, 9)),  # Amplatz left
+    ),
+    "RCA": (
+        ((0, 0, 0), (6, 2, -9), (8, 10, -17), (3, 28, -20), (-6, 52, -20)),  # Judkins right
+        ((0, 0, 0), (7, -6, -8), (11, -3, -18), (5, 18, -22), (-5, 48, -21)),  # Amplatz right
+    ),
+}
+_SHAPE_SHARES = {"LCA": (0.65, 0.22, 0.13), "RCA": (0.8, 0.2)}
+# The arch and beyond, atlas frame: over to the descending aorta, or out to the right or left arm.
+_ARCH = ((-31, 66, 9), (-22, 88, 0))
+_WAYS = {
+    "femoral": ((0, 97, -25), (20, 84, -58), (23, 40, -80), (20, -30, -84), (16, -140, -86)),
+    "right arm": ((-36, 108, 2), (-58, 128, 8), (-95, 138, 0)),
+    "left arm": ((2, 104, -20), (22, 118, -30), (58, 136, -12), (100, 140, 0)),
+}
+
+
+def ostium_mm(laterality: str) -> np.ndarray:
+    """Return the ostium of one side, (3,) mm."""
+    return np.zeros(3) if laterality == "LCA" else RCA_OSTIUM_MM
+
+
+def tip_mm(laterality: str) -> np.ndarray:
+    """Return where the last 3 cm of the usual engaged catheter lie, (3, 3) mm."""
+    return ostium_mm(laterality) + np.array(_SHAPES[laterality][0][:3], float)
+
+
+def draw_catheter(
+    rng: np.random.Generator, laterality: str, radial: bool, pigtail: bool = False
+) -> np.ndarray:
+    """Draw the catheter's course from its tip to the picture's edge, (n, 3) mm, 1.2 mm apart.
+
+    Args:
+        rng: Generator; chooses the shape and bends it.
+        laterality: LCA or RCA.
+        radial: From the arm, mostly the right one, else from the groin.
+        pigtail: In the left ventricle instead of an ostium.
+    """
+    shape = int(rng.choice(len(_SHAPES[laterality]), p=_SHAPE_SHARES[laterality]))
+    near = np.array(_SHAPES[laterality][shape], float)
+    bend = rng.normal(0, 1.8, near.shape) * np.linspace(0, 2, len(near))[:, None]
+    near = ostium_mm(laterality) + near * np.exp(rng.normal(0, 0.12)) + bend
+    ahead = near[1] - near[0]
+    near[0] -= 2 * ahead / np.sqrt((ahead**2).sum())  # engaged by 2 mm
+    if pigtail:
+        near = np.vstack([_pigtail_course(rng), [[-24.0, 25, 9], [-30, 45, 9]]])
+    arm = "left arm" if rng.random() < 0.15 else "right arm"
+    far = np.vstack([_ARCH, _WAYS[arm if radial else "femoral"]]) + rng.normal(0, 4, 3)
+    knots = np.vstack([near, far])
+    return resample(np.ascontiguousarray(knots), np.zeros(len(knots)), 1.2)[0]
+
+
+def follow_ostium(course: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Move the tip with the heart; the shaft stays where the aorta holds it.
+
+    Args:
+        course: (n, 3) mm at end-diastole.
+        moved: (t, 3) mm, how far the ostium has moved in each frame.
+
+    Returns:
+        (t, n, 3) mm.
+    """
+    grip = np.exp(-np.arange(len(course)) / 30)
+    return course[None] + grip[None, :, None] * moved[:, None]
+
+
+def reflux_discs(
+    rng: np.random.Generator, u: np.ndarray, v: np.ndarray, scale: float, weight: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a puff of contrast that spills back into the aortic root.
+
+    Args:
+        rng: Generator.
+        u: (n,) catheter columns of this frame, the tip first.
+        v: (n,) rows.
+        scale: Pixels per mm.
+        weight: Optical depth of one disc.
+
+    Returns:
+        (u, v, radius px, weight), each (14,).
+    """
+    count = 14
+    scatter = rng.normal(0, 2.6, (count, 2)) * scale
+    along = np.array([u[9] - u[3], v[9] - v[3]])
+    centre = np.array([u[4], v[4]]) + scatter + rng.uniform(0.1, 1.5, (count, 1)) * along
+    centre[:, 1] += 0.3 * np.abs(scatter[:, 0])  # contrast is heavy
+    return (
+        centre[:, 0],
+        centre[:, 1],
+        rng.uniform(1.6, 4.0, count) * scale,
+        np.full(count, weight),
+    )
+
+
+def _pigtail_course(rng: np.random.Generator) -> np.ndarray:
+    """Knots of a pigtail catheter in the ventricle, tip first, (k, 3) mm."""
+    middle = HEART_BASE_MM + CAVITY_SHARE * LONG_AXIS_MM * LONG_AXIS
+    turn = np.linspace(0, 1.7 * np.pi, 9)[:, None]
+    curl = 6.0 * (np.cos(turn) * LONG_AXIS + np.sin(turn) * np.array([0, 1.0, 0]))
+    valve = np.array([-12.0, -12, 8])
+    return np.vstack([middle + curl, 0.5 * (middle + valve), valve]) + rng.normal(0, 2, 3)

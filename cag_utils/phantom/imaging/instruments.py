@@ -3,21 +3,9 @@
 import numpy as np
 
 from cag_utils.phantom.anatomy.tree import Tree
-from cag_utils.phantom.imaging.catheter import draw_catheter, follow_ostium, ostium_mm, reflux_discs
+from cag_utils.phantom.imaging import hardware
 from cag_utils.phantom.imaging.contrast import inlet
-from cag_utils.phantom.imaging.hardware import (
-    COIL_PER_MM,
-    GUIDE_WIRE_MM,
-    STEEL_PER_MM,
-    STENT_PER_MM,
-    STENT_WALL_MM,
-    TIP_MM,
-    guide_wire,
-    lead_strands,
-    stent_pieces,
-)
-from cag_utils.phantom.imaging.motion import beat
-from cag_utils.phantom.imaging.pose import Pose
+from cag_utils.phantom.imaging.pose import Pose, beat
 from cag_utils.phantom.imaging.shot import Shot
 from cag_utils.phantom.imaging.splat import draw_discs, draw_tubes
 from cag_utils.phantom.streams import Streams
@@ -28,14 +16,7 @@ LUMEN_SHARE, REFLUX = 0.62, 1.1  # of the outer radius; strength of the puff; ch
 
 
 class Moving:
-    """A wire or tube with a place in every frame.
-
-    Attributes:
-        points: (t, n, 3) mm.
-        u: (t, n) columns, pixels.
-        v: (t, n) rows.
-        scale: (t, n) pixels per mm.
-    """
+    """A wire or tube in every frame: `points` (t, n, 3) mm, `u`, `v` and `scale` (t, n)."""
 
     def __init__(self, points: np.ndarray, shot: Shot):
         self.points = np.ascontiguousarray(points)
@@ -46,15 +27,7 @@ class Moving:
         self.steps = np.full(n - 1, 2)
 
     def draw(self, image, spans, i: int, radius: np.ndarray, per_mm: float) -> None:
-        """Add it as it lies in frame `i`.
-
-        Args:
-            image: (H, W) float32 optical depth, changed in place.
-            spans: (H, 2) int64 touched columns, changed in place.
-            i: Frame.
-            radius: (n,) mm.
-            per_mm: Attenuation; negative takes away.
-        """
+        """Add it to a picture as it lies in frame `i`; negative attenuation takes away."""
         draw_tubes(
             image, spans, self.u[i], self.v[i], self.scale[i], self.none, self.none, self.points[i],
             radius, self.none, self.links, self.steps, 0.0, np.ones(2), -1.0, 0.5, per_mm, 1,
@@ -62,16 +35,7 @@ class Moving:
 
 
 class Instruments:
-    """All of one cine's instruments.
-
-    Args:
-        rng: Generator.
-        subject: Supplies access and hardware.
-        tree: The side the catheter is in.
-        shot: The cine's settings.
-        pose: Positions in every frame.
-        per_mm: Attenuation of contrast as it leaves the catheter.
-    """
+    """All of one cine's instruments; `per_mm` is the attenuation of undiluted contrast."""
 
     def __init__(self, rng, subject: Subject, tree: Tree, shot: Shot, pose: Pose, per_mm: float):
         self.streams, self.shot, self.per_mm = Streams(rng), shot, per_mm
@@ -81,47 +45,43 @@ class Instruments:
         self.lumen = inlet(np.maximum(clock + CATHETER_LEAD_S, -9), injection.duration_s)
         # (what, radius mm, attenuation per mm)
         self.tubes: list[tuple[Moving, np.ndarray, float]] = []
-        for strand in lead_strands(subject.hardware):
+        for strand in hardware.lead_strands(subject.hardware):
             shift = strand.hold[:, None] * (beat(strand.points, pose.state) - strand.points)
             moving = Moving(strand.points + shift + pose.breath_mm[:, None], shot)
             radius = np.full(len(strand.points), strand.radius_mm)
             self.tubes.append((moving, radius, strand.per_mm))
-        for piece in stent_pieces(subject.hardware, tree):
+        for piece in hardware.stent_pieces(subject.hardware, tree):
             moving = Moving(pose.points[:, piece], shot)
-            outer = np.full(len(piece), float(tree.radius[piece].max()) + STENT_WALL_MM)
-            self.tubes.append((moving, outer, STENT_PER_MM))
-            self.tubes.append((moving, outer - STENT_WALL_MM, -STENT_PER_MM))
+            outer = np.full(len(piece), float(tree.radius[piece].max()) + hardware.STENT_WALL_MM)
+            self.tubes.append((moving, outer, hardware.STENT_PER_MM))
+            self.tubes.append((moving, outer - hardware.STENT_WALL_MM, -hardware.STENT_PER_MM))
         if shot.guide_wire:
-            self._add_wire(guide_wire(self.streams("wire"), tree), tree, pose)
+            self._add_wire(hardware.guide_wire(self.streams("wire"), tree), tree, pose)
 
     def _catheter(self, subject: Subject, tree: Tree, pose: Pose) -> Moving | None:
         """The catheter in every frame; none in an empty run."""
         if self.shot.kind == "empty":
             return None
         pigtail = self.shot.ventricle is not None
-        course = draw_catheter(self.streams("catheter"), tree.laterality, subject.radial, pigtail)
-        ostium = ostium_mm(tree.laterality)[None] + 1e-3
+        course = hardware.draw_catheter(
+            self.streams("catheter"), tree.laterality, subject.radial, pigtail
+        )
+        ostium = hardware.ostium_mm(tree.laterality)[None] + 1e-3
         moved = (beat(ostium, pose.state) - ostium)[:, 0] + pose.breath_mm
-        return Moving(follow_ostium(course, moved), self.shot)
+        return Moving(hardware.follow_ostium(course, moved), self.shot)
 
     def _add_wire(self, way: np.ndarray, tree: Tree, pose: Pose) -> None:
         """A steel wire with a dense coil at its end."""
-        thin = np.full(len(way), GUIDE_WIRE_MM)
+        thin = np.full(len(way), hardware.GUIDE_WIRE_MM)
         moving = Moving(pose.points[:, way], self.shot)
-        self.tubes.append((moving, thin, STEEL_PER_MM))
-        tip = tree.path_mm[way] > tree.path_mm[way[-1]] - TIP_MM
+        self.tubes.append((moving, thin, hardware.STEEL_PER_MM))
+        tip = tree.path_mm[way] > tree.path_mm[way[-1]] - hardware.TIP_MM
         if tip.sum() >= 2:
             coil = Moving(pose.points[:, way[tip]], self.shot)
-            self.tubes.append((coil, thin[tip], COIL_PER_MM - STEEL_PER_MM))
+            self.tubes.append((coil, thin[tip], hardware.COIL_PER_MM - hardware.STEEL_PER_MM))
 
     def draw(self, image: np.ndarray, spans: np.ndarray, i: int) -> None:
-        """Add everything in frame `i`.
-
-        Args:
-            image: (H, W) float32 optical depth, changed in place.
-            spans: (H, 2) int64 touched columns, changed in place.
-            i: Frame.
-        """
+        """Add everything in frame `i` to (H, W) optical depth and its (H, 2) touched columns."""
         for moving, radius, per_mm in self.tubes:
             moving.draw(image, spans, i, radius, per_mm)
         if self.catheter is None:
@@ -136,4 +96,6 @@ class Instruments:
         if shot.reflux and self.lumen[i] > 0.1 and shot.ventricle is None:
             weight = REFLUX * shot.reflux * self.lumen[i] * self.per_mm * strength
             near = self.catheter.u[i], self.catheter.v[i], self.catheter.scale[i, 0]
-            draw_discs(image, spans, *reflux_discs(self.streams("reflux", i), *near, weight))
+            draw_discs(
+                image, spans, *hardware.reflux_discs(self.streams("reflux", i), *near, weight)
+            )

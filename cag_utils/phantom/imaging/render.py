@@ -26,7 +26,7 @@ BLUR_STEP_PX = 1.3  # movement within a pulse from which more than one exposure 
 def film(
     rng: np.random.Generator, subject: Subject, tree: Tree, shot: Shot, pose: Pose | None = None
 ) -> tuple[np.ndarray, FrameTruth]:
-    """Render a cine.
+    """Render a cine: (t, H, W) uint8 frames, and their truth.
 
     Args:
         rng: Generator of the chest, the noise and the reflux.
@@ -34,9 +34,6 @@ def film(
         tree: The injected tree, with its lesions.
         shot: The cine's settings.
         pose: From `pose_tree`, if it is already there.
-
-    Returns:
-        ((t, H, W) uint8 frames, their truth).
     """
     pose, streams = pose or pose_tree(tree, shot), Streams(rng)
     depth = draw_backdrop(
@@ -126,12 +123,7 @@ class _Canvas:
             )  # fmt: skip
 
     def contrast(self, i: int) -> np.ndarray:
-        """Measure how dark the vessels of frame `i` are at every centreline point, mid-pulse.
-
-        Returns:
-            (n,) subject contrast; see `detector.subject_contrast`. Beside the picture: as at its
-            edge.
-        """
+        """Measure the (n,) subject contrast of frame `i` at the centreline points, mid-pulse."""
         pose, still = self.pose, self.detector
         u, v = pose.u[i] + 0.5 * pose.du[i], pose.v[i] + 0.5 * pose.dv[i]
         return contrast_at(self.depth, still.scatter, still.transmission, u, v)

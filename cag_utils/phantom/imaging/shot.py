@@ -6,27 +6,12 @@ import numpy as np
 
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.imaging.carm import CArm, aim, crop, draw_carm
-from cag_utils.phantom.imaging.catheter import tip_mm
 from cag_utils.phantom.imaging.contrast import NEVER, SPEED_MM_S, Injection
 from cag_utils.phantom.imaging.display import Look, draw_look
-from cag_utils.phantom.imaging.motion import panning
+from cag_utils.phantom.imaging.hardware import tip_mm
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 
-# Kinds of cine. All but the first fail in a way that a single frame shows.
-KINDS = (
-    "normal",
-    "weak",
-    "slow",
-    "short",
-    "noninjected",
-    "cropped",
-    "panned",
-    "blurred",
-    "oddview",
-    "empty",
-    "ventriculogram",
-)
 NO_CORONARY = ("noninjected", "empty", "ventriculogram")
 # Shares of cines by kind. The CNN's cohort shows what an archive holds, the corpus is what a report
 # would be written from. Choice.
@@ -41,58 +26,35 @@ CINE_SHARES = {
         "cropped": 0.01, "panned": 0.03, "blurred": 0.01,
     },
 }  # fmt: skip
+KINDS = tuple(CINE_SHARES["cnn"])  # all but the first fail in a way that a single frame shows
 MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
 
 
 @dataclass(frozen=True)
 class Shot:
-    """The settings of one cine.
+    """The settings of one cine."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        view: Name of the standard view, or odd.
-        standard: Whether it is a standard view.
-        n_frames: Frames.
-        frame_rate: Frames a second.
-        arm: C-arm, aimed.
-        look: Display and noise.
-        injection: The coronary bolus.
-        ventricle: The bolus of a ventriculogram, else None.
-        rr_s: Seconds a beat.
-        phase: Share of a beat over at the first frame.
-        breath_mm: Depth of breathing, 0 for a held breath.
-        breath_s: Seconds a breath.
-        breath_phase: Radians.
-        pan_px: (n_frames, 2) table movement.
-        pulse_s: Length of the X-ray pulse.
-        catheter_mm: Outer radius.
-        catheter_per_mm: Attenuation of its wall.
-        reflux: Contrast that spills into the aorta, share.
-        blush: Strength of the myocardial blush, log exposure.
-        guide_wire: Whether a wire lies in the artery, as during an intervention.
-    """
-
-    kind: str
-    view: str
-    standard: bool
+    kind: str  # one of KINDS
+    view: str  # name of the standard view, or odd
+    standard: bool  # a standard view
     n_frames: int
-    frame_rate: float
-    arm: CArm
-    look: Look
-    injection: Injection
-    ventricle: Injection | None
-    rr_s: float
-    phase: float
-    breath_mm: float
-    breath_s: float
-    breath_phase: float
-    pan_px: np.ndarray
-    pulse_s: float
-    catheter_mm: float
-    catheter_per_mm: float
-    reflux: float
-    blush: float
-    guide_wire: bool
+    frame_rate: float  # frames a second
+    arm: CArm  # C-arm, aimed
+    look: Look  # display and noise
+    injection: Injection  # the coronary bolus
+    ventricle: Injection | None  # the bolus of a ventriculogram, else None
+    rr_s: float  # seconds a beat
+    phase: float  # share of a beat over at the first frame
+    breath_mm: float  # depth of breathing, 0 for a held breath
+    breath_s: float  # seconds a breath
+    breath_phase: float  # radians
+    pan_px: np.ndarray  # (n_frames, 2) table movement
+    pulse_s: float  # length of the X-ray pulse
+    catheter_mm: float  # outer radius
+    catheter_per_mm: float  # attenuation of its wall
+    reflux: float  # contrast that spills into the aorta, share
+    blush: float  # strength of the myocardial blush, log exposure
+    guide_wire: bool  # a wire lies in the artery, as during an intervention
 
     @property
     def time_s(self) -> np.ndarray:
@@ -133,9 +95,6 @@ def draw_shot(
         size_px: Rows and columns, at least 64.
         view: Standard view, or None to draw one.
 
-    Returns:
-        The settings.
-
     Raises:
         ValueError: A value breaks its rule, or the view is none of this side's.
 
@@ -143,7 +102,13 @@ def draw_shot(
         Pulse 6.7 ms in the headers of 45 real XA cines, read once for this study; breathing
         Shechter et al. 2004 (IEEE Trans Med Imaging 23:1046); the rest are choices.
     """
-    _check(kind, n_frames, frame_rate, size_px)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
+        raise ValueError(
+            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
+            f"got {n_frames}, {frame_rate} and {size_px}"
+        )
     odd, streams = kind == "oddview", Streams(rng)
     name, arm = draw_carm(streams("arm"), tree.laterality, size_px, view, odd)
     arm = _aimed(streams("aim"), kind, tree, arm)
@@ -176,22 +141,26 @@ def draw_shot(
     )
 
 
-def _check(kind: str, n_frames: int, frame_rate: float, size_px: int) -> None:
-    """Refuse what cannot be shot."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    if n_frames < 1 or frame_rate <= 0 or size_px < 64:
-        raise ValueError(
-            "a cine needs n_frames >= 1, frame_rate > 0 and size_px >= 64, "
-            f"got {n_frames}, {frame_rate} and {size_px}"
-        )
-
-
 def _pan(rng, kind: str, n_frames: int, size_px: int) -> np.ndarray:
     """Pan the table in panned cines, and in one of eight others."""
     pans = rng.random() < 0.12 or kind == "panned"
     travel = rng.normal(0, 0.05, 2) * size_px
     return panning(n_frames, rng.uniform(0.35, 0.8), travel * pans, 0.7 * MARGIN_SHARE * size_px)
+
+
+def panning(
+    n_frames: int, start: float, travel_px: tuple[float, float], limit_px: float
+) -> np.ndarray:
+    """Return a table pan, (n_frames, 2) pixels: nothing until `start`, then off, faster and faster.
+
+    Args:
+        n_frames: Frames of the cine.
+        start: Share of the cine after which the table moves.
+        travel_px: Right and down, at the end.
+        limit_px: No larger shift than this either way.
+    """
+    progress = np.clip((np.arange(n_frames) / n_frames - start) / 0.35, 0, 1) ** 1.3
+    return np.clip(progress[:, None] * np.asarray(travel_px), -limit_px, limit_px)
 
 
 def _aimed(rng, kind: str, tree: Tree, arm: CArm) -> CArm:

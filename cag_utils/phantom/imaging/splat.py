@@ -55,11 +55,11 @@ def _read(table, at):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def draw_discs(image, spans, u, v, radius_px, weight):
-    """Add discs one by one.
+    """Add discs one by one to a picture, in place.
 
     Args:
-        image: (H, W) float32, changed in place.
-        spans: (H, 2) int64 first and last touched column of each row, changed in place.
+        image: (H, W) float32.
+        spans: (H, 2) int64 first and last touched column of each row.
         u: (n,) columns, pixels.
         v: (n,) rows, pixels.
         radius_px: (n,) pixels.
@@ -123,28 +123,16 @@ def draw_tubes(
 
 @njit(cache=True, nogil=True)
 def wipe(image, spans):
-    """Empty a picture where it was drawn on, and its spans.
-
-    Args:
-        image: (H, W) float32, changed in place.
-        spans: (H, 2) int64 touched columns, changed in place.
-    """
+    """Empty a picture where it was drawn on, and its spans, in place."""
     for y in range(len(image)):
         image[y, spans[y, 0] : spans[y, 1] + 1] = 0
         spans[y, 0], spans[y, 1] = image.shape[1], -1
 
 
 def link_steps(points: np.ndarray, radius: np.ndarray, links: np.ndarray, pixel_mm: float):
-    """Return how many discs each link needs to look smooth.
+    """Return how many discs each link needs to look smooth, (m,) int64, at least 1.
 
-    Args:
-        points: (n, 3) mm.
-        radius: (n,) mm.
-        links: (m,) indices of points joined to the next one.
-        pixel_mm: Pixel size at the heart.
-
-    Returns:
-        (m,) int64, at least 1: a disc every 0.6 radii or 0.8 pixels, whichever is larger.
+    A disc every 0.6 radii or 0.8 pixels, whichever is larger; arguments as for `draw_tubes`.
     """
     length = np.linalg.norm(points[links + 1] - points[links], axis=1)
     width = 0.5 * (radius[links] + radius[links + 1])

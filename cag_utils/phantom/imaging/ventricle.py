@@ -3,16 +3,15 @@
 import cv2
 import numpy as np
 
-from cag_utils.phantom.anatomy.atlas import HEART_BASE_MM, LONG_AXIS, LONG_AXIS_MM
+from cag_utils.phantom.anatomy.atlas import CAVITY_SHARE, HEART_BASE_MM, LONG_AXIS, LONG_AXIS_MM
 from cag_utils.phantom.imaging.carm import CArm
+from cag_utils.phantom.imaging.chest import ellipsoid_spans
 from cag_utils.phantom.imaging.detector import Detector
-from cag_utils.phantom.imaging.solids import ellipsoid_spans
 
 # Cavity at end-diastole, half axes along and across; it loses 22 % of its length and 38 % of its
 # width in systole, an ejection fraction of about 0.7. Choice, order of magnitude from textbooks.
 HALF_AXES_MM = np.array([40.0, 24.0, 24.0])
 SHORTENING = np.array([0.22, 0.38, 0.38])
-CENTRE_SHARE = 0.42  # of the way from base to apex
 DILUTION = 0.12  # contrast in the ventricle's blood, share of what leaves the catheter
 CELLS = 96
 # Soft tissue at about 0.02 per mm, and a third of the cavity's chord that is gone: 0.0065 a mm.
@@ -20,15 +19,12 @@ EJECTED_PER_MM = 0.0065
 
 
 def cavity_depth(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
-    """Return how far rays run through the cavity.
+    """Return how far rays run through the cavity, (size_px, size_px) float32 mm.
 
     Args:
         arm: Where source and detector are.
         state: Contraction, 0 to 1.
         shift_mm: (3,) shift with breathing.
-
-    Returns:
-        (size_px, size_px) float32, mm.
     """
     chord = _coarse_cavity(arm, state, shift_mm)
     return cv2.resize(chord, (arm.size_px, arm.size_px), interpolation=cv2.INTER_LINEAR)
@@ -42,7 +38,7 @@ def _coarse_cavity(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     across /= np.linalg.norm(across)
     turn = np.stack([LONG_AXIS, across, np.cross(LONG_AXIS, across)])
     # the base comes down, the apex stays
-    share = CENTRE_SHARE + state * SHORTENING[0] * HALF_AXES_MM[0] / LONG_AXIS_MM
+    share = CAVITY_SHARE + state * SHORTENING[0] * HALF_AXES_MM[0] / LONG_AXIS_MM
     centre = HEART_BASE_MM + share * LONG_AXIS_MM * LONG_AXIS + shift_mm
     half_axes = HALF_AXES_MM * (1 - state * SHORTENING)
     entry, leave = ellipsoid_spans(source, rays.reshape(-1, 3), centre, half_axes, turn)
@@ -54,10 +50,6 @@ def heart_swell(arm: CArm, detector: Detector) -> np.ndarray:
 
     The heart ejects about a tenth of its volume, so rays through its middle have less to cross.
 
-    Args:
-        arm: Where source and detector are.
-        detector: Supplies gain and scatter.
-
     Returns:
         (96, size_px) float32 grey levels, 0 and more: smooth, so that few rows do.
     """
@@ -66,12 +58,3 @@ def heart_swell(arm: CArm, detector: Detector) -> np.ndarray:
     scatter = cv2.resize(detector.scatter, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
     swell = detector.gain * EJECTED_PER_MM * soft / (1 + scatter)
     return cv2.resize(swell, (arm.size_px, CELLS), interpolation=cv2.INTER_LINEAR)
-
-
-def pigtail_course(rng: np.random.Generator) -> np.ndarray:
-    """Return the knots of a pigtail catheter in the ventricle, tip first, (k, 3) mm."""
-    middle = HEART_BASE_MM + CENTRE_SHARE * LONG_AXIS_MM * LONG_AXIS
-    turn = np.linspace(0, 1.7 * np.pi, 9)[:, None]
-    curl = 6.0 * (np.cos(turn) * LONG_AXIS + np.sin(turn) * np.array([0, 1.0, 0]))
-    valve = np.array([-12.0, -12, 8])
-    return np.vstack([middle + curl, 0.5 * (middle + valve), valve]) + rng.normal(0, 2, 3)
