@@ -15,16 +15,11 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import (
     constants,
+    errors,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
     snapshot_download,
-)
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
 )
 
 from cag_utils.study import under_root
@@ -33,8 +28,12 @@ if TYPE_CHECKING:  # registries hold checkpoints, and tables read registries: no
     import torch
 
 HUB_TIMEOUT_S = 5
-WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS_FILE = "model.safetensors"
+NO_PICKLE = (
+    "A .bin is a pickle, which can run code, so it is not read here; where you trust it, convert "
+    "it once and pass the folder:  state = torch.load('pytorch_model.bin', weights_only=True); "
+    "safetensors.torch.save_file(state, 'model.safetensors')"
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class Checkpoint:
     @property
     def folder(self) -> Path | None:
         """The folder it is read from, None for a repository on the hub."""
-        folder = under_root(self.repo)
-        return folder if folder.is_dir() else None
+        return folder if (folder := under_root(self.repo)).is_dir() else None
 
     @property
     def snapshot(self) -> Path | None:
@@ -86,16 +84,10 @@ class Checkpoint:
 
 # The one repository that two rooms read: as a backbone's image tower and as an embedder.
 CONCEPTCLIP = Checkpoint(
-    "JerrryNie/ConceptCLIP",
-    "main",
-    "https://huggingface.co/JerrryNie/ConceptCLIP",
-    "conceptclip",
-    licence="MIT",
-    gated=True,
-    parameters=0.54e9,
-    download_gb=2.2,  # float32: 0.43e9 in the image tower, 0.11e9 in PubMedBERT
-    command="hf auth login && hf download JerrryNie/ConceptCLIP",
-)
+    "JerrryNie/ConceptCLIP", "main", "https://huggingface.co/JerrryNie/ConceptCLIP", "conceptclip",
+    licence="MIT", gated=True, command="hf auth login && hf download JerrryNie/ConceptCLIP",
+    parameters=0.54e9, download_gb=2.2,  # float32: 0.43e9 in the image tower, 0.11e9 in PubMedBERT
+)  # fmt: skip
 
 
 def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
@@ -103,8 +95,7 @@ def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
 
     Args:
         checkpoint: The entry.
-        source: A folder (a relative one starts at the repository root), or `owner/name` on the
-            hub, with `@revision` if not main; empty changes nothing.
+        source: A folder (from the repository's root) or `owner/name[@revision]`; empty: the entry.
 
     Raises:
         FileNotFoundError: It is neither a folder nor the name of a repository.
@@ -116,7 +107,7 @@ def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
             checkpoint, repo=str(folder), revision="", licence="its own", gated=False, download_gb=0
         )
     repo, _, revision = source.partition("@")
-    if not HUB_ID.fullmatch(repo):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise FileNotFoundError(f"{source!r} is neither a folder nor owner/name[@revision]")
     if repo == checkpoint.repo:
         return replace(checkpoint, revision=revision or checkpoint.revision)
@@ -140,52 +131,40 @@ def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
     """
     if checkpoint.snapshot:
         return
-    head = f"{checkpoint.repo} cannot be loaded: "
-    if constants.is_offline_mode():
-        raise ConnectionError(f"{head}offline mode is on (HF_HUB_OFFLINE).\n{checkpoint.way_out}")
-    name, revision = "config.json", checkpoint.revision
-    url = hf_hub_url(checkpoint.repo, name, revision=revision, endpoint=endpoint)
-    try:
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
-    except EntryNotFoundError:
-        return  # whoever is told that this file is not there may read the others
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            why = f"it is gated ({status})"
-            raise PermissionError(f"{head}{why}.\n{checkpoint.way_out}") from error
-        why = f"the hub answered {status} for revision {revision}"
-        raise ConnectionError(f"{head}{why}.\n{checkpoint.way_out}") from error
-    except Exception as error:  # the client's error class depends on the hub's version
-        why = f"the hub did not answer ({type(error).__name__}: {error})"
-        raise ConnectionError(f"{head}{why}.\n{checkpoint.way_out}") from error
+    repo, revision = checkpoint.repo, checkpoint.revision
+    refusal, why, cause = ConnectionError, "offline mode is on (HF_HUB_OFFLINE)", None
+    if not constants.is_offline_mode():
+        url = hf_hub_url(repo, "config.json", revision=revision, endpoint=endpoint)
+        try:
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+            return
+        except errors.EntryNotFoundError:
+            return  # whoever is told that this file is not there may read the others
+        except errors.HfHubHTTPError as error:
+            status, cause = error.response.status_code, error
+            why = f"the hub answered {status} for revision {revision}"
+            if status in (401, 403):
+                refusal, why = PermissionError, f"it is gated ({status})"
+        except Exception as error:  # the client's error class depends on the hub's version
+            why, cause = f"the hub did not answer ({type(error).__name__}: {error})", error
+    raise refusal(f"{repo} cannot be loaded: {why}.\n{checkpoint.way_out}") from cause
 
 
 def is_here(checkpoint: Checkpoint) -> bool:
-    """Say whether all weights are in a folder or the cache, so that nothing is downloaded.
-
-    One file may be there (the configuration, asked for first) and the weights not, or the first of
-    two parts only.
-    """
-    if checkpoint.folder:
-        return True
+    """Say whether all weights, not some parts only, are in a folder or the hub's cache."""
     snapshot = checkpoint.snapshot
-    if snapshot is None or (snapshot / WEIGHTS_FILE).is_file():
-        return snapshot is not None
-    if not (index := snapshot / WEIGHTS_INDEX).is_file():
+    if snapshot is None:
+        return False
+    if checkpoint.folder or (snapshot / WEIGHTS_FILE).is_file():
+        return True
+    if not (index := snapshot / f"{WEIGHTS_FILE}.index.json").is_file():
         return False
     parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     return all((snapshot / name).is_file() for name in set(parts))
 
 
 def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = None) -> Path:
-    """Return a folder or file that `read_safetensors` reads; downloads weights only.
-
-    A tower needs tensors and nothing else, so none of the code in its repository is run.
-
-    Args:
-        pretrained_model_name_or_path: A folder, or a repository's name.
-        revision: Of the repository.
+    """Return what `read_safetensors` reads: the folder itself, or a repository's downloaded file.
 
     Raises:
         FileNotFoundError: The repository holds no `model.safetensors`.
@@ -195,23 +174,15 @@ def fetch_weights(pretrained_model_name_or_path: str, revision: str | None = Non
         return Path(repo)
     try:
         return Path(hf_hub_download(repo, WEIGHTS_FILE, revision=revision))
-    except EntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo} at {revision} has no {WEIGHTS_FILE} (or it is not in the cache, offline), and "
-            "a .bin is a pickle: convert it where you trust it, and pass the folder"
-        ) from error
+    except errors.EntryNotFoundError as error:
+        why = f"{repo} at {revision} has no {WEIGHTS_FILE} (or it is not in the cache, offline)"
+        raise FileNotFoundError(f"{why}. {NO_PICKLE}") from error
 
 
 def resolved_commit(source: str, revision: str = "main") -> str:
-    """Return what exactly was loaded, for the run's record.
+    """Return what exactly was loaded, for the run's record: a repository's commit (40 digits).
 
-    Args:
-        source: A repository on the hub, loaded once, or a folder.
-        revision: Of the repository.
-
-    Returns:
-        The commit, 40 hexadecimal digits; for a folder `sha256:` and a hash of its configuration
-        and weights.
+    Of a folder it is `sha256:` and a hash of its configuration and weights.
 
     Raises:
         FileNotFoundError: The repository is not in the cache.
@@ -228,14 +199,10 @@ def resolved_commit(source: str, revision: str = "main") -> str:
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's tensors; the format holds no code, so none can run.
+    """Read a checkpoint's tensors, by name, on the CPU; the format holds no code to run.
 
     Args:
-        path: A `.safetensors` file, or a folder that holds `model.safetensors` or its parts
-            (`model-00001-of-00002.safetensors`).
-
-    Returns:
-        Name to tensor, on the CPU.
+        path: A `.safetensors` file, or a folder of `model[-00001-of-00002].safetensors`.
 
     Raises:
         FileNotFoundError: There is no such file; a `.bin` is a pickle, and left alone.
@@ -243,34 +210,20 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     path = Path(path)
-    whole = path / WEIGHTS_FILE
+    whole = path if path.suffix == ".safetensors" else path / WEIGHTS_FILE
     parts = [whole] if whole.is_file() else sorted(path.glob("model-*.safetensors"))
-    if path.is_file() and path.suffix == ".safetensors":
-        parts = [path]
     if not parts:
-        raise FileNotFoundError(
-            f"{path} holds no {WEIGHTS_FILE}. A .bin is a pickle, which can run code, so it is "
-            "not read here; where you trust it, convert it once:  "
-            "state = torch.load('pytorch_model.bin', weights_only=True); "
-            "safetensors.torch.save_file(state, 'model.safetensors')"
-        )
+        raise FileNotFoundError(f"{path} holds no {WEIGHTS_FILE}. {NO_PICKLE}")
     return {name: tensor for part in parts for name, tensor in load_file(part).items()}
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read MedCLIP's tensors, which its authors publish as a `.bin` only.
+    """Read MedCLIP's tensors, which its authors publish as a `.bin` only; safetensors come first.
 
-    Safetensors come first. `weights_only` makes torch rebuild tensors and plain containers and
-    refuse everything else, so that no code in the file is run.
-
-    Args:
-        path: A file, or a folder with `pytorch_model.bin` or what `read_safetensors` reads.
-
-    Returns:
-        Name to tensor, on the CPU.
+    `weights_only` makes torch refuse all but tensors and plain containers: no code is run.
 
     Raises:
-        FileNotFoundError: Neither format is there.
+        FileNotFoundError: `path` is neither such a file or its folder, nor safetensors.
     """
     import torch
 
@@ -285,7 +238,7 @@ def _cached(repo: str, revision: str) -> Path | None:
     """Return a repository's folder in the hub's cache; files may be missing in it."""
     try:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except IncompleteSnapshotError as error:
+    except errors.IncompleteSnapshotError as error:
         return Path(error.snapshot_path)
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         return None

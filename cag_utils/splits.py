@@ -1,27 +1,18 @@
 """Who goes to train, validation and test: by patient, by exam or by video, as data on disk."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-ID_COLUMNS = ("patient_id", "exam_id", "video_id")
-
 
 def split_counts(n_groups: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Turn shares into whole numbers of groups by the largest remainder.
-
-    Every split with a share above 0 gets at least one group, taken from the largest split:
-    a test set that rounds to nobody is a mistake nobody would notice.
+    """Turn shares into numbers of groups by the largest remainder, none of them 0 unless asked.
 
     Args:
         n_groups: Number of groups (patients or videos), at least the number of splits.
-        shares: Split name to its share, each in [0, 1], together 1.
-
-    Returns:
-        Split name to number of groups, in the order of `shares`; adds up to `n_groups`.
+        shares: Split name to its share, each in [0, 1], together 1; the result has its order.
 
     Raises:
         ValueError: Shares are negative or do not add up to 1, or there are too few groups.
@@ -31,19 +22,16 @@ def split_counts(n_groups: int, shares: Mapping[str, float]) -> dict[str, int]:
         raise ValueError(f"shares must be >= 0 and add up to 1, got {dict(shares)} (sum {total:g})")
     wanted = [name for name, share in shares.items() if share > 0]
     if n_groups < len(wanted):
-        raise ValueError(
-            f"{n_groups} groups cannot fill {len(wanted)} splits {wanted}; "
-            "add patients, split by video, or ask for fewer splits"
-        )
+        told = f"{n_groups} groups cannot fill {len(wanted)} splits {wanted}"
+        raise ValueError(f"{told}; add patients, split by video, or ask for fewer splits")
     exact = {name: n_groups * share for name, share in shares.items()}
     counts = {name: int(x + 1e-9) for name, x in exact.items()}
-    by_remainder = sorted(wanted, key=lambda name: counts[name] - exact[name])
-    for name in by_remainder[: n_groups - sum(counts.values())]:
+    spare = n_groups - sum(counts.values())
+    for name in sorted(wanted, key=lambda name: counts[name] - exact[name])[:spare]:
         counts[name] += 1
     for name in wanted:
-        if counts[name] == 0:
-            largest = max(wanted, key=counts.__getitem__)
-            counts[largest] -= 1
+        if counts[name] == 0:  # nobody would notice a test set that rounds to nobody
+            counts[max(wanted, key=counts.__getitem__)] -= 1
             counts[name] = 1
     return counts
 
@@ -54,17 +42,14 @@ def split_groups(
     seed: int,
     strata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Assign every group, whole, to one split.
-
-    The answer depends on the set of groups and the seed alone: neither the order of the rows
-    nor how often a group appears changes it.
+    """Assign every group, whole, to one split, whatever the order and number of its rows.
 
     Args:
         groups: Group ids, one per row; repeats are the same group (a patient's many frames).
         shares: Split name to its share, together 1, e.g. `{"train": .8, "val": .1, "test": .1}`.
-        seed: Seed of the shuffle.
-        strata: Group id to stratum (for example the side a video shows). Groups are then dealt
-            stratum by stratum, so that every split gets its part of each; None shuffles all.
+        seed: Of the shuffle.
+        strata: Group id to stratum (for example the side a video shows), dealt one by one so that
+            every split gets its part of each; None shuffles all.
 
     Returns:
         Group id to split name, sorted by group id.
@@ -88,18 +73,10 @@ def split_groups(
     order = [unique[i] for i in np.random.default_rng(seed).permutation(len(unique))]
     if strata is not None:
         order.sort(key=lambda g: strata[g])  # stable: stays shuffled inside a stratum
-    names = _dealing_order(split_counts(len(order), shares))
-    return dict(sorted(zip(order, names, strict=True)))
-
-
-def _dealing_order(counts: Mapping[str, int]) -> list[str]:
-    """Spread each split's turns evenly over the deck, so any stretch of it holds all splits."""
-    turns = [
-        ((i + 0.5) / n, rank, name)
-        for rank, (name, n) in enumerate(counts.items())
-        for i in range(n)
-    ]
-    return [name for _, _, name in sorted(turns)]
+    counts = enumerate(split_counts(len(order), shares).items())
+    # Each split's turns, spread evenly over the deck: any stretch of it holds all splits.
+    turns = sorted(((i + 0.5) / n, rank, name) for rank, (name, n) in counts for i in range(n))
+    return dict(sorted(zip(order, (name for _, _, name in turns), strict=True)))
 
 
 def assert_disjoint(splits: pd.DataFrame, by: str = "patient_id", verbose: bool = True) -> None:
@@ -120,27 +97,25 @@ def assert_disjoint(splits: pd.DataFrame, by: str = "patient_id", verbose: bool 
     per_group = splits.groupby(by)["split"].nunique()
     if len(crossing := per_group[per_group > 1].index):
         where = sorted(splits.loc[splits[by] == crossing[0], "split"].unique())
-        raise ValueError(
-            f"{len(crossing)} values of {by} are in more than one split, first {crossing[0]!r} "
-            f"in {where}; split by {by} to keep them together"
-        )
+        told = f"{len(crossing)} values of {by} are in more than one split, first {crossing[0]!r}"
+        raise ValueError(f"{told} in {where}; split by {by} to keep them together")
     if verbose:
-        counts = Counter(splits.drop_duplicates(by)["split"])
+        counts = splits.groupby("split")[by].nunique()
         text = ", ".join(f"{name} {counts[name]}" for name in splits["split"].unique())
         print(f"no {by} is in two splits: {text}")  # noqa: T201  the count is the evidence
 
 
 def write_splits(splits: pd.DataFrame, path: Path) -> Path:
-    """Write the splits table (ids and split, one row per video), sorted so that it diffs well.
+    """Write the splits table to a CSV, one row per video, sorted so that it diffs well.
 
     Args:
-        splits: Columns patient_id, exam_id, video_id, split; more columns and rows are dropped.
+        splits: Columns patient_id, exam_id, video_id, split; others and repeats are dropped.
         path: The CSV to write.
 
     Raises:
         ValueError: A column is missing or a video is in two splits.
     """
-    columns = [*ID_COLUMNS, "split"]
+    columns = ["patient_id", "exam_id", "video_id", "split"]
     if missing := set(columns) - set(splits.columns):
         raise ValueError(f"splits table lacks {sorted(missing)}; it needs {columns}")
     assert_disjoint(splits, "video_id", verbose=False)
@@ -151,17 +126,10 @@ def write_splits(splits: pd.DataFrame, path: Path) -> Path:
 
 
 def read_splits(path: Path, by: str) -> pd.DataFrame:
-    """Read a splits table and check it on the way in, printing the counts.
-
-    Args:
-        path: CSV written by `write_splits`.
-        by: Column that must not cross splits.
-
-    Returns:
-        One row per video: patient_id, exam_id, video_id, split (all text).
+    """Read what `write_splits` wrote, all as text, and print the counts.
 
     Raises:
-        ValueError: The table is not disjoint by `by`, or lacks a column.
+        ValueError: A value of the column `by` is in two splits, or a column is missing.
     """
     splits = pd.read_csv(path, dtype=str)
     assert_disjoint(splits, by)

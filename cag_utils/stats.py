@@ -28,30 +28,26 @@ def cluster_bootstrap(
 ) -> list[Estimate]:
     """Estimate statistics of sums with a percentile bootstrap over groups.
 
-    Frames of one patient resemble each other. Resampling frames would pretend that they are
-    independent and give an interval that is too narrow; so patients are drawn with replacement,
-    each with all of their frames. A mean, an F1 and a calibration error need nothing of a patient
-    but the sums over their frames, and sums of drawn patients are one matrix product.
+    Frames of one patient resemble each other: resampling them would give an interval that is too
+    narrow, so patients are drawn with replacement, each with all of their frames. A mean, an F1 and
+    a calibration error need only the sums over a patient's frames: one matrix product.
 
     Args:
         groups: (n,) the patient or exam of each row.
         values: (n, ...) what adds up of each row: a number and a one for a mean, a cell of a
             confusion matrix for an F1.
-        statistic: Sums (...) to one or m figures, and for all resamples at once (r, ...) to (r,) or
-            (r, m).
+        statistic: Sums (...) to one or m figures; all resamples at once, (r, ...) to (r[, m]).
         n_resamples: Bootstrap samples, 1 or more.
         seed: Of the resampling.
         level: Confidence level, between 0 and 1.
 
     Returns:
-        An estimate for each of the m figures. A resample on which a figure is undefined (no lesion
-        was drawn, say) is left out of its interval; a figure that is undefined for all rows, or in
-        every resample, is NaN. With one group there is nothing to resample: the interval is the
-        value itself. Where a skewed figure falls outside its interval, that is widened to hold it.
+        An estimate for each of the m figures. Resamples in which one is undefined (no lesion was
+        drawn, say) are left out of its interval; undefined for all rows or in every resample, it is
+        NaN. With one group the interval is the value. One that misses its value is widened to it.
 
     Raises:
-        ValueError: There is no row, a row has no group, or `n_resamples` or `level` is out of
-            range.
+        ValueError: There is no row, or a row has no group.
 
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 8.
@@ -61,10 +57,6 @@ def cluster_bootstrap(
         raise ValueError("no rows to bootstrap")
     if (codes < 0).any():
         raise ValueError(f"{(codes < 0).sum()} rows have no group (patient, exam): whose are they?")
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be 1 or more, got {n_resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
     values = np.asarray(values, float)
     sums = np.zeros((len(names), *values.shape[1:]))
     np.add.at(sums, codes, values)
@@ -78,25 +70,11 @@ def cluster_bootstrap(
 
 
 def mean_interval(
-    data: pd.DataFrame,
-    groups: str,
-    column: str,
-    n_resamples: int,
-    seed: int,
-    level: float = 0.95,
+    data: pd.DataFrame, groups: str, column: str, n_resamples: int, seed: int, level: float = 0.95
 ) -> Estimate:
-    """Estimate a column's mean with `cluster_bootstrap`.
+    """Estimate the mean over rows of `column`, `groups` naming the patient or exam of each row.
 
-    Args:
-        data: One row an observation.
-        groups: Column that names the patient or exam.
-        column: Numbers, none missing.
-        n_resamples: Bootstrap samples, 1 or more.
-        seed: Of the resampling.
-        level: Confidence level, between 0 and 1.
-
-    Returns:
-        The mean over rows and its interval.
+    The other arguments are those of `cluster_bootstrap`.
 
     Raises:
         ValueError: As `cluster_bootstrap`, or a number is missing.
@@ -105,42 +83,24 @@ def mean_interval(
     if np.isnan(x).any():
         raise ValueError(f"{np.isnan(x).sum()} rows have no {column}: a mean would hide them")
     pairs = np.column_stack([x, np.ones_like(x)])
-    [found] = cluster_bootstrap(
-        data[groups], pairs, lambda sums: sums[..., 0] / sums[..., 1], n_resamples, seed, level
-    )
-    return found
+    mean = lambda sums: sums[..., 0] / sums[..., 1]  # noqa: E731
+    return cluster_bootstrap(data[groups], pairs, mean, n_resamples, seed, level)[0]
 
 
 def paired_difference(
-    data: pd.DataFrame,
-    groups: str,
-    first: str,
-    second: str,
-    n_resamples: int,
-    seed: int,
+    data: pd.DataFrame, groups: str, first: str, second: str, n_resamples: int, seed: int,
     level: float = 0.95,
-) -> Estimate:
-    """Estimate the mean of `first - second` over rows that hold both, by group.
+) -> Estimate:  # fmt: skip
+    """Estimate the mean over rows (cases) of `first - second`, two models' figures of the case.
 
-    Args:
-        data: One row a case, with both columns.
-        groups: Column that names the patient or exam.
-        first: Column of one model's figures.
-        second: Column of the other's, on the same cases.
-        n_resamples: Bootstrap samples.
-        seed: Of the resampling.
-        level: Confidence level.
-
-    Returns:
-        The mean difference and its interval; an interval clear of 0 tells the two apart.
+    The other arguments are those of `mean_interval`. An interval clear of 0 tells the two apart.
 
     Raises:
         ValueError: As `cluster_bootstrap`, or a figure is missing on either side.
     """
-    if data[[first, second]].isna().any(axis=None):
-        raise ValueError(f"a paired difference needs both {first!r} and {second!r} on every row")
-    paired = data.assign(_difference=data[first].astype(float) - data[second].astype(float))
-    return mean_interval(paired, groups, "_difference", n_resamples, seed, level)
+    name = f"{first} - {second}"
+    paired = data.assign(**{name: data[first].astype(float) - data[second].astype(float)})
+    return mean_interval(paired, groups, name, n_resamples, seed, level)
 
 
 def _percentiles(value: float, samples: np.ndarray, level: float) -> Estimate:

@@ -129,7 +129,7 @@ def test_a_snapshot_known_to_be_partial_still_names_its_commit(monkeypatch, tmp_
     snapshot = lay(tmp_path, "nobody/nothing", config__json="{}")
 
     def partial(*_, **__):
-        raise hub.IncompleteSnapshotError("one file is missing", snapshot_path=str(snapshot))
+        raise hub.errors.IncompleteSnapshotError("one file is missing", snapshot_path=str(snapshot))
 
     monkeypatch.setattr(hub, "snapshot_download", partial)
     assert resolved_commit("nobody/nothing") == COMMIT and not is_here(NOWHERE)
@@ -174,12 +174,12 @@ def test_weights_of_a_tower_come_from_a_folder_or_the_hub(monkeypatch, tmp_path)
     def download(repo, name, revision):
         asked.append((name, revision))
         if repo == "a/pickle":
-            raise hub.EntryNotFoundError("not there")
+            raise hub.errors.EntryNotFoundError("not there")
         return f"/cache/{name}"
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     assert fetch_weights("a/b", "main").name == "model.safetensors"
-    with pytest.raises(FileNotFoundError, match="a .bin is a pickle"):
+    with pytest.raises(FileNotFoundError, match="A .bin is a pickle"):
         fetch_weights("a/pickle", "main")
     assert asked == [("model.safetensors", "main")] * 2
 

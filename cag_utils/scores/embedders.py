@@ -18,12 +18,7 @@ import open_clip
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    PreTrainedTokenizerBase,
-    SwinConfig,
-)
+from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase, SwinConfig
 
 from cag_utils.hub import (
     CONCEPTCLIP,
@@ -68,47 +63,33 @@ class Pixels:
     grey: bool = False
 
     def fit(self, picture: Image.Image | np.ndarray) -> Image.Image:
-        """Return the picture as `side` x `side` RGB.
-
-        Args:
-            picture: A PIL image, or a (H, W) or (H, W, 3) uint8 array.
+        """Return a PIL image, or a (H, W) or (H, W, 3) uint8 array, as `side` x `side` RGB.
 
         Raises:
             ValueError: An array is not uint8, or of another shape.
         """
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-                raise ValueError(
-                    "a picture is (H, W) or (H, W, 3) uint8, got "
-                    f"{picture.shape} {picture.dtype}: window it to 0..255 first"
-                )
+                found = f"{picture.shape} {picture.dtype}: window it to 0..255 first"
+                raise ValueError(f"a picture is (H, W) or (H, W, 3) uint8, got {found}")
             picture = Image.fromarray(picture)
         picture = picture.convert("L") if self.grey else picture.convert("RGB")
         if self.pad:
-            picture = self._padded(picture)
-        size = (self.side, self.side)
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            width, height = picture.size
+            side = max(self.side, width, height)  # MedCLIP pads what is small, it does not enlarge
+            square = Image.new(picture.mode, (side, side))
+            square.paste(picture, ((side - width) // 2, (side - height) // 2))
+            picture = square
+        if picture.size != (self.side, self.side):
+            picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
         return picture.convert("RGB")
 
-    def _padded(self, picture: Image.Image) -> Image.Image:
-        width, height = picture.size
-        side = max(self.side, width, height)  # MedCLIP pads what is small, it does not enlarge
-        square = Image.new(picture.mode, (side, side))
-        square.paste(picture, ((side - width) // 2, (side - height) // 2))
-        return square
-
     def tensor(self, fitted: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
-        """Turn fitted pictures into (n, 3, side, side) float32 network input.
-
-        Args:
-            fitted: What `fit` returned, or (side, side[, 3]) uint8 arrays of the same.
-        """
+        """Turn what `fit` returned, or (side, side[, 3]) uint8, into (n, 3, side, side) float32."""
         levels = np.stack([np.asarray(x) for x in fitted])
         pixels = (torch.from_numpy(levels).float() / 255 - self.mean) / self.sd
-        if pixels.ndim == 3:
-            return pixels[:, None].expand(-1, 3, -1, -1)
-        return pixels.permute(0, 3, 1, 2)
+        grey = pixels.ndim == 3
+        return pixels[:, None].expand(-1, 3, -1, -1) if grey else pixels.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -137,8 +118,7 @@ class Entry:
     Attributes:
         title: Its name in tables and figures; where the paper has it, as in the paper's Table 3.
         load: The checkpoint, and its twin's folder or None for the published one, to towers.
-        checkpoint: What is asked of the hub: repository, revision, licence, twin, and what makes
-            it available.
+        checkpoint: What is asked of the hub, and the twin's name.
         context: Tokens of text, special ones included.
         pixels: Preprocessing, by size.
         languages: What its text tower was trained on.
@@ -168,36 +148,33 @@ def _load_medclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
     folder = twin or under_root(MEDCLIP_FOLDER)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing.\n{checkpoint.way_out}")
-    state = read_state(folder)
     if twin:
-        found = read_json(twin / "config.json")
-        model = MedClip(SwinConfig(**found["vision"]), BertConfig(**found["text"]), found["dim"])
-        tokenizer = AutoTokenizer.from_pretrained(twin)
+        sizes = read_json(twin / "config.json")
+        model = MedClip(SwinConfig(**sizes["vision"]), BertConfig(**sizes["text"]), sizes["dim"])
     else:
         model = MedClip()
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.repo, revision=checkpoint.revision)
-    load_published(model, state)
-    return Towers(model.encode_image, model.encode_text, tokenizer, model)
+    load_published(model, read_state(folder))
+    return Towers(model.encode_image, model.encode_text, _tokenizer(checkpoint, twin), model)
 
 
 def _load_conceptclip(checkpoint: Checkpoint, twin: Path | None) -> Towers:
-    if twin:
-        found = read_json(twin / "config.json")
-        model = ConceptClip(found["tower"], BertConfig(**found["text"]))
-        load_published(model, read_safetensors(twin))
-        tokenizer = AutoTokenizer.from_pretrained(twin)
-    else:
-        repo, revision = checkpoint.repo, checkpoint.revision
-        state = read_safetensors(fetch_weights(repo, revision))
-        model = load_published(ConceptClip(), state)
-        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
+    source = twin or fetch_weights(checkpoint.repo, checkpoint.revision)
+    sizes = read_json(twin / "config.json") if twin else None
+    model = ConceptClip(sizes["tower"], BertConfig(**sizes["text"])) if sizes else ConceptClip()
+    load_published(model, read_safetensors(source))
     unit = partial(functional.normalize, dim=-1)
     return Towers(
         lambda pixels: unit(model.encode_image(pixels)[0]),
-        lambda ids, mask: unit(model.encode_text(ids)[0]),  # it masks padding by its id
-        tokenizer,
+        lambda ids, mask: unit(model.encode_text(ids)),  # it masks padding by its id
+        _tokenizer(checkpoint, twin),
         model,
     )
+
+
+def _tokenizer(checkpoint: Checkpoint, twin: Path | None) -> PreTrainedTokenizerBase:
+    if twin:
+        return AutoTokenizer.from_pretrained(twin)
+    return AutoTokenizer.from_pretrained(checkpoint.repo, revision=checkpoint.revision)
 
 
 EMBEDDERS: dict[str, Entry] = {
@@ -212,7 +189,7 @@ EMBEDDERS: dict[str, Entry] = {
             licence="Apache-2.0",
             download_gb=4.6,
             command="hf download timm/ViT-SO400M-14-SigLIP2-378   (4.6 GB, once)",
-        ),
+        ),  # fmt: skip
         context=64,
         pixels={"real": Pixels(378), "tiny": Pixels(SIGLIP2_TINY_PX)},
         languages=("en", "ja"),
@@ -222,8 +199,8 @@ EMBEDDERS: dict[str, Entry] = {
     "medclip": Entry(
         "MedCLIP",
         _load_medclip,
-        Checkpoint(
-            "emilyalsentzer/Bio_ClinicalBERT",  # the tokenizer; the weights are no repository's
+        Checkpoint(  # of the tokenizer; the weights are no repository's
+            "emilyalsentzer/Bio_ClinicalBERT",
             "main",
             "https://github.com/RyanWangZf/MedCLIP",
             "medclip",
@@ -233,7 +210,7 @@ EMBEDDERS: dict[str, Entry] = {
                 f"unzip medclip-vit-pretrained.zip -d {MEDCLIP_FOLDER} && "
                 "hf download emilyalsentzer/Bio_ClinicalBERT"
             ),
-        ),
+        ),  # fmt: skip
         context=77,
         # mean and SD are its package's own (medclip/constants.py)
         pixels=dict.fromkeys(SIZES, Pixels(224, 0.58628, 0.27950, pad=True, grey=True)),
@@ -252,15 +229,7 @@ EMBEDDERS: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class Embedder:
-    """A loaded embedder.
-
-    Attributes:
-        name: Its key in `EMBEDDERS`.
-        size: tiny or real.
-        entry: Its registry entry.
-        towers: Its network.
-        device: Where it runs.
-    """
+    """A loaded embedder: an entry of `EMBEDDERS` by its key, `tiny` or `real`, on a device."""
 
     name: str
     size: str
@@ -270,7 +239,7 @@ class Embedder:
 
     @property
     def pixels(self) -> Pixels:
-        """How it looks at a picture."""
+        """Its preprocessing."""
         return self.entry.pixels[self.size]
 
     @torch.inference_mode()
@@ -299,14 +268,7 @@ class Embedder:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Embed texts; what exceeds the context is cut, see `truncated`.
-
-        Args:
-            texts: Any number, at least one.
-            batch_size: Texts a pass.
-
-        Returns:
-            (n, d) float64.
+        """Embed texts, `batch_size` a pass, to (n, d) float64; what `truncated` tells is cut.
 
         Raises:
             ValueError: No text, or an empty one: nothing was said that could be close to anything.
@@ -333,11 +295,7 @@ class Embedder:
         return batch["input_ids"], batch["attention_mask"]
 
     def truncated(self, texts: Sequence[str]) -> np.ndarray:
-        """Tell which texts are longer than the context and lose their end.
-
-        Returns:
-            (n,) bool.
-        """
+        """Tell, as (n,) bool, which texts are longer than the context and lose their end."""
         cleaned = [self.towers.clean(text) for text in texts]
         counts = [len(self.towers.tokenizer(x, truncation=False)["input_ids"]) for x in cleaned]
         return np.array(counts, dtype=int) > self.entry.context
@@ -351,8 +309,8 @@ def load_embedder(
     Args:
         name: A key of `EMBEDDERS`.
         size: `real` for the published checkpoint, `tiny` for its twin.
-        device: A torch device; the GPU if there is one, else the CPU.
-        twins: Folder that holds the tiny twins' folders; the shipped ones by default.
+        device: A torch device; the GPU if there is one, else the CPU, if None.
+        twins: Folder that holds the tiny twins' folders.
 
     Raises:
         ValueError: Unknown name or size.
@@ -367,10 +325,8 @@ def load_embedder(
     if twin is None:
         check_access(entry.checkpoint)
     elif not twin.is_dir():
-        raise FileNotFoundError(
-            f"the tiny twin is missing from {twin}: it ships with the repository, "
-            "so restore it with  git checkout -- cag_utils/weights"
-        )
+        why = f"the tiny twin is missing from {twin}: it ships with the repository"
+        raise FileNotFoundError(f"{why}, so restore it with  git checkout -- cag_utils/weights")
     towers = entry.load(entry.checkpoint, twin)
     towers.module.to(device).eval()
     return Embedder(name, size, entry, towers, device)

@@ -80,14 +80,11 @@ class Entities:
 
 
 def read_entities(text: str, language: str) -> Entities:
-    """Read the entities of a findings text.
+    """Read what a findings text states.
 
     Args:
         text: Free text; may be empty.
         language: en or ja. `ja` also understands English, which Japanese notes mix in.
-
-    Returns:
-        What the text states.
 
     Raises:
         ValueError: `language` is neither en nor ja.
@@ -95,30 +92,17 @@ def read_entities(text: str, language: str) -> Entities:
     check_choice("language", language, ("en", "ja"))
     sentences = [s for s in lexicon.SENTENCE.split(_normalise(text)) if s.strip()]
     read = [_read_sentence(sentence, language) for sentence in sentences]
-    stenoses = _located(
-        [found for found, _ in read], [_find_places(s, language) for s in sentences]
-    )
+    places = [_find_places(s, language) for s in sentences]
+    stenoses = _located([found for found, _ in read], places)
     plans = [plan for s in sentences for plan in _plans(s, language)]
+    shown = [s for s in sentences if not lexicon.NOT_IMAGED[language].search(s)]
+    sides = {_side(place) for s in shown for place in _find_places(s, language)}
     return Entities(
-        sides=frozenset(side for s in sentences for side in _sides(s, language)),
+        sides=frozenset(sides - {None}),
         stenoses=_distinct(stenoses),
         cleared=frozenset(scope for _, cleared in read for scope in cleared),
         plans=tuple(dict.fromkeys(plans)),
     )
-
-
-def to_grade(percent: int) -> int:
-    """Map a percentage to its AHA step: 0, 25 (1-25), 50 (26-50), 75, 90, 99 (91-99) or 100.
-
-    Raises:
-        ValueError: `percent` is not 0 to 100.
-
-    Source:
-        AHA grading (Austen 1975): each step covers the values up to and including it.
-    """
-    if not 0 <= percent <= 100:
-        raise ValueError(f"a stenosis is 0 to 100 percent, got {percent}")
-    return next(step for step in (0, 25, 50, 75, 90, 99, 100) if percent <= step)
 
 
 class _Mark(NamedTuple):
@@ -143,7 +127,11 @@ def _normalise(text: str) -> str:
 def _find_places(clause: str, language: str) -> list[_Mark]:
     """Return the places of a clause, left to right; an artery and its segment become one."""
     named = [_named_place(m) for m in lexicon.PLACE[language].finditer(clause)]
-    numbers = [n for m in lexicon.NUMBER[language].finditer(clause) for n in _numbered(m)]
+    numbers = [
+        _Mark(m.start(), m.end(), segment=int(digits))
+        for m in lexicon.NUMBER[language].finditer(clause)
+        for digits in re.findall(r"\d+", next(filter(None, m.groups())))
+    ]
     for place in named:
         bare = lexicon.BARE_NUMBER.match(clause, place.end)
         if bare and place.artery in lexicon.PART_OF:
@@ -176,11 +164,6 @@ def _named_place(match: re.Match) -> _Mark:
         segment = lexicon.PART_OF[artery][which]
     whole = segment is None and name == artery.lower()  # not a diagonal or septal branch
     return _Mark(match.start(), match.end(), artery, segment, whole=whole)
-
-
-def _numbered(match: re.Match) -> list[_Mark]:
-    digits = next(filter(None, match.groups()))
-    return [_Mark(match.start(), match.end(), segment=int(n)) for n in re.findall(r"\d+", digits)]
 
 
 def _find_grades(clause: str, language: str) -> list[_Mark]:
@@ -217,14 +200,6 @@ def _order(mark: _Mark) -> tuple[int, int]:
     return mark.start, mark.segment or 0
 
 
-def _sides(sentence: str, language: str) -> set[str]:
-    """Return the sides a sentence names, unless it says that they are not imaged."""
-    if lexicon.NOT_IMAGED[language].search(sentence):
-        return set()
-    places = _find_places(sentence, language)
-    return {side for place in places if (side := _side(place))}
-
-
 def _side(place: _Mark) -> str | None:
     if place.artery:
         return "RCA" if place.artery == "RCA" else "LCA"
@@ -245,7 +220,8 @@ def _read_sentence(sentence: str, language: str) -> tuple[list[Stenosis], set[st
         stenoses += found
         denied |= absent and not elsewhere
         if not found:
-            cleared |= {_scope(place) for place in _find_places(clause, language)}
+            places = _find_places(clause, language)
+            cleared |= {f"#{p.segment}" if p.segment else str(p.artery) for p in places}
     return stenoses, (cleared or {"all"}) if denied else set()
 
 
@@ -258,10 +234,6 @@ def _located(read: list[list[Stenosis]], places: list[list[_Mark]]) -> list[Sten
             alone = stenosis.artery is None and stenosis.segment is None
             located.append(_stenosis(beside[0], stenosis.percent) if alone and beside else stenosis)
     return located
-
-
-def _scope(place: _Mark) -> str:
-    return f"#{place.segment}" if place.segment else str(place.artery)
 
 
 def _stenoses(clause: str, language: str) -> list[Stenosis]:
@@ -320,7 +292,7 @@ def _stenosis(place: _Mark, percent: int | None) -> Stenosis:
 
 def _plans(sentence: str, language: str) -> Iterator[str]:
     """Yield the plan of each part of a sentence; past procedures are no plan."""
-    for part in re.split(r";", sentence):
+    for part in sentence.split(";"):
         if lexicon.HISTORY.search(part) and not lexicon.ADVICE.search(part):
             continue
         for plan, pattern in lexicon.PLANS.items():
@@ -332,12 +304,9 @@ def _plans(sentence: str, language: str) -> Iterator[str]:
 def _distinct(stenoses: list[Stenosis]) -> tuple[Stenosis, ...]:
     """Drop repeats, and vaguer mentions of a stenosis that is stated in full elsewhere."""
     unique = set(stenoses)
-    vague = {
-        s
-        for s in unique
-        for other in unique - {s}
-        if (s.percent is None or s.percent == other.percent)
-        and (s.segment is None or s.segment == other.segment)
-        and (s.artery is None or s.artery == other.artery)
-    }
+
+    def vaguer(s: Stenosis, other: Stenosis) -> bool:
+        return all(said is None or said == full for said, full in zip(s, other, strict=True))
+
+    vague = {s for s in unique if any(vaguer(s, other) for other in unique - {s})}
     return tuple(sorted(unique - vague, key=lambda s: (s.segment or 99, s.percent or 0, str(s))))

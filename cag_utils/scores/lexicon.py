@@ -16,7 +16,7 @@ _SUFFIX = r"(?:[ -]?(?:coronary )?(?:artery|arteries|branch))?"
 def _either(english: str, japanese: str) -> dict[str, re.Pattern]:
     """Compile one pattern per language."""
     en = rf"{_B}(?:{english}){_E}"
-    return {"en": re.compile(en), "ja": re.compile(f"{en}|{japanese}" if japanese else en)}
+    return {"en": re.compile(en), "ja": re.compile(f"{en}|{japanese}")}
 
 
 # name -> (English, Japanese, artery or side, AHA segment or None). First match at a place wins.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cag_utils.params import check_choice
-from cag_utils.scores.entities import Entities, Stenosis, to_grade
+from cag_utils.scores.entities import Entities, Stenosis
 from cag_utils.scores.lexicon import PLANS
 from cag_utils.segments import AHA_SEGMENTS, LATERALITIES, artery_of, check_lesion, laterality_of
 
@@ -41,13 +41,27 @@ MAIN_STEM_PLANS = {"functional", "pci", "emergency_pci", "heart_team"}  # left m
 INTERVENTIONS = {"pci", "emergency_pci", "cto", "heart_team"}
 
 
+def to_grade(percent: int) -> int:
+    """Map a percentage to its AHA step: 0, 25 (1-25), 50 (26-50), 75, 90, 99 (91-99) or 100.
+
+    Raises:
+        ValueError: `percent` is not 0 to 100.
+
+    Source:
+        AHA grading (Austen 1975): each step covers the values up to and including it.
+    """
+    if not 0 <= percent <= 100:
+        raise ValueError(f"a stenosis is 0 to 100 percent, got {percent}")
+    return next(step for step in STEPS if percent <= step)
+
+
 def truth_entities(laterality: str, lesions: Iterable[Mapping], plan: str) -> Entities:
     """Return the entities of a known truth, as `read_entities` reads them from perfect findings.
 
     Args:
         laterality: LCA or RCA.
         lesions: `{segment, percent}` of that side.
-        plan: Plan key.
+        plan: A key of `lexicon.PLANS`.
 
     Raises:
         ValueError: Unknown laterality or plan, or a malformed lesion.
@@ -61,26 +75,25 @@ def truth_entities(laterality: str, lesions: Iterable[Mapping], plan: str) -> En
 
 
 def score(output: Entities, truth: Entities) -> dict[str, float | None]:
-    """Mark one output.
-
-    Args:
-        output: What the model's text states.
-        truth: What is so.
+    """Mark what a model's text states against the truth.
 
     Returns:
         `overall` (0 to 10), the errors of `CRITERIA`, `segment_match`, `laterality_match` and
-        `unparseable` (0 or 1), and of the truth's lesions `lesions_named`, the share whose segment
-        is named, and `grades_near`, of those with a grade the share that is named with one at most
-        one AHA step off; None without such a lesion. A criterion whose truth is unknown (own
-        findings in which no side, stenosis or plan can be read) is None, never 0.
+        `unparseable` (0 or 1); of the truth's lesions `lesions_named`, the share whose segment is
+        named, and `grades_near`, the share of the graded ones named at most one AHA step off. What
+        the truth does not tell (own findings without side, stenosis or plan) is None, never 0.
     """
-    errors = {name: criterion.wrong(output, truth) for name, criterion in CRITERIA.items()}
-    if output.unparseable:
-        errors = {name: None if error is None else True for name, error in errors.items()}
-    errors = {name: None if error is None else int(error) for name, error in errors.items()}
+    errors, earned, points = {}, 0.0, 0.0
+    for name, criterion in CRITERIA.items():
+        wrong = criterion.wrong(output, truth)
+        errors[name] = None if wrong is None else int(wrong or output.unparseable)
+        if wrong is not None:
+            points += criterion.points
+            part = criterion.partial
+            earned += part(output, truth, wrong) if part else criterion.points * (not wrong)
     side_error = errors["laterality_error"]
     return {
-        "overall": 0.0 if output.unparseable else _overall(errors, output, truth),
+        "overall": 0.0 if output.unparseable else round(10 * earned / points, 2),
         **errors,
         "segment_match": int(_segments_match(output, truth)) if _says_where(truth) else None,
         "laterality_match": None if side_error is None else 1 - side_error,
@@ -91,15 +104,9 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
 def contradictions(entities: Entities) -> frozenset[str]:
     """Return what in a text contradicts itself.
 
-    Five kinds: an artery that does not own the segment number; two grades for one segment; stenoses
-    on both sides of one picture; a significant stenosis where the text denies any; and a plan that
-    does not fit the worst grade stated, or excludes another plan stated.
-
-    Args:
-        entities: What the text states.
-
-    Returns:
-        One short phrase each; empty when the text is consistent.
+    Five kinds, one short phrase each: an artery that does not own the segment number; two grades
+    for one segment; stenoses on both sides of one picture; a significant stenosis where the text
+    denies any; a plan that does not fit the worst grade stated, or excludes another plan stated.
     """
     found = {f"{s.artery} #{s.segment}" for s in entities.stenoses if _wrong_artery(s)}
     graded = {(s.segment, s.percent) for s in entities.stenoses if s.segment and s.percent}
@@ -115,30 +122,11 @@ def contradictions(entities: Entities) -> frozenset[str]:
     return frozenset(found | _plan_conflicts(entities))
 
 
-def _overall(errors: Mapping[str, int | None], output: Entities, truth: Entities) -> float:
-    known = [(CRITERIA[name], error) for name, error in errors.items() if error is not None]
-    earned = sum(criterion.earned(output, truth, bool(error)) for criterion, error in known)
-    return round(10 * earned / sum(criterion.points for criterion, _ in known), 2)
-
-
-def _side_wrong(output: Entities, truth: Entities) -> bool | None:
-    return None if truth.laterality is None else output.laterality != truth.laterality
-
-
 def _vessel_wrong(output: Entities, truth: Entities) -> bool | None:
     if not _says_where(truth):
         return None
     misplaced = any(_wrong_artery(s) for s in set(output.stenoses) - set(truth.stenoses))
     return misplaced or not _segments_match(output, truth)
-
-
-def _plan_wrong(output: Entities, truth: Entities) -> bool | None:
-    return None if truth.plan is None else output.plan != truth.plan
-
-
-def _illogical(output: Entities, truth: Entities) -> bool:
-    """What the truth itself says so (serial lesions of one segment) is no contradiction."""
-    return bool(contradictions(output) - contradictions(truth))
 
 
 def _grade_wrong(output: Entities, truth: Entities) -> bool | None:
@@ -185,20 +173,14 @@ def _lesion_shares(output: Entities, truth: Entities) -> dict[str, float | None]
     true = [s for s in truth.stenoses if s.segment]
     if not true:
         return {"lesions_named": None, "grades_near": None}
-    graded = [s for s in true if s.percent is not None]
-    numbers = output.segments
-    near = [s for s in graded if any(_near(x, s) for x in output.stenoses)]
+    near = []
+    for one in (s for s in true if s.percent is not None):
+        said = [x.percent for x in output.stenoses if x.segment == one.segment and x.percent]
+        near.append(any(_grades_apart(percent, one.percent) <= 1 for percent in said))
     return {
-        "lesions_named": sum(s.segment in numbers for s in true) / len(true),
-        "grades_near": len(near) / len(graded) if graded else None,
+        "lesions_named": sum(s.segment in output.segments for s in true) / len(true),
+        "grades_near": sum(near) / len(near) if near else None,
     }
-
-
-def _near(said: Stenosis, true: Stenosis) -> bool:
-    """Whether it is the same segment, with a grade at most one AHA step off."""
-    if said.segment != true.segment or not said.percent:
-        return False
-    return _grades_apart(said.percent, true.percent) <= 1
 
 
 def _grades_apart(one: int, other: int) -> int:
@@ -249,8 +231,7 @@ class Criterion:
         word: What figures and claims call it.
         points: Its weight in the overall score.
         wrong: Output and truth to whether the error is there; None where the truth does not say.
-        partial: Output, truth and whether the error is there to the points earned, 0 to `points`;
-            None is all or nothing.
+        partial: Output, truth and that answer to the points earned; None is all or nothing.
     """
 
     word: str
@@ -258,18 +239,19 @@ class Criterion:
     wrong: Callable[[Entities, Entities], bool | None]
     partial: Callable[[Entities, Entities, bool], float] | None = None
 
-    def earned(self, output: Entities, truth: Entities, wrong: bool) -> float:
-        """Return the points that an output earns."""
-        if self.partial:
-            return self.partial(output, truth, wrong)
-        return 0.0 if wrong else float(self.points)
-
 
 # By the name of its column: on a reader's sheet, in every table here and in the paper's Table 4.
 CRITERIA: dict[str, Criterion] = {
-    "laterality_error": Criterion("laterality", 2, _side_wrong),
+    "laterality_error": Criterion(
+        "laterality", 2, lambda out, true: true.laterality and out.laterality != true.laterality
+    ),
     "vessel_error": Criterion("vessel", 3, _vessel_wrong, _vessel_points),
-    "treatment_error": Criterion("treatment", 2, _plan_wrong),
-    "logical_error": Criterion("logical", 1, _illogical),
+    "treatment_error": Criterion(
+        "treatment", 2, lambda out, true: true.plan and out.plan != true.plan
+    ),
+    # What the truth itself says so (serial lesions of one segment) is no contradiction.
+    "logical_error": Criterion(
+        "logical", 1, lambda out, true: bool(contradictions(out) - contradictions(true))
+    ),
     "stenosis_error": Criterion("stenosis", 2, _grade_wrong, _grade_points),
 }

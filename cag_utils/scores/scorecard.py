@@ -1,26 +1,53 @@
-"""From marks to Table 4: score all generations, summarise by model, compare tuned with untuned."""
+"""From texts to Table 4: the rubric's marks or a reader's, their summary, tuned against untuned.
 
+A reader scores a blinded sheet (`blank_sheet`), which is read back with every cell checked.
+"""
+
+import hashlib
 import json
+import re
+import string
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 
 from cag_utils.backbones import bases_of
+from cag_utils.identity import read_table
 from cag_utils.profiles import Stats
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import CRITERIA, score, truth_entities
-from cag_utils.stats import Estimate, mean_interval, paired_difference
+from cag_utils.stats import UNDEFINED, mean_interval, paired_difference
 
-RUBRIC = "rubric"  # the "reader" of a score that a program gave
 LESION_SHARES = ("lesions_named", "grades_near")
 MATCHES = ("segment_match", "laterality_match", "unparseable", *LESION_SHARES)
-INTERVALS = {
-    "overall": "overall",
-    "segment": "segment_match",
-    **{name: name for name in LESION_SHARES},
-}
 COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
+WHOSE = {
+    "case_id": "must name a case, e.g. case-0001",
+    "model": "must be a model or its blinded code",
+    "reader": "must name or number the reader who gave the score",
+}
+BLIND = re.compile(r"[A-Z]-[0-9a-f]{6}")  # a letter and the sheet it belongs to
+# What the reader sees of an item. Not the prompt: few-shot examples would give untuned models away.
+SHOWN = ("png", "report", "ground_truth", "output")
+
+
+def cases_of(generations: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of 03's `pairs` that 05's `generations` are about, by `case_id`.
+
+    Raises:
+        ValueError: There is nothing to score, or a generated case is not in `pairs`.
+    """
+    if generations.empty:
+        raise ValueError("no generations to score: generations.csv is empty; run notebook 05")
+    rows = pairs.drop_duplicates("case_id").set_index("case_id")
+    cases = sorted(set(generations["case_id"]))
+    if strays := [case for case in cases if case not in rows.index]:
+        raise ValueError(f"{len(strays)} generated cases are not in pairs.csv, e.g. {strays[:3]}")
+    return rows.loc[cases]
 
 
 def score_generations(
@@ -36,22 +63,18 @@ def score_generations(
         language: en or ja.
 
     Returns:
-        One row a generation: case_id, model, reader, patient_id and the columns of `rubric.score`.
+        One row a generation: case_id, model, reader ("rubric"), patient_id and what `rubric.score`
+        returns.
 
     Raises:
-        ValueError: There is nothing to score, or a generated case is not in `pairs`.
+        ValueError: As `cases_of`.
     """
-    if generations.empty:
-        raise ValueError("no generations to score: generations.csv is empty; run notebook 05")
-    rows = pairs.drop_duplicates("case_id").set_index("case_id")
-    cases = sorted(set(generations["case_id"]))
-    if strays := [case for case in cases if case not in rows.index]:
-        raise ValueError(f"{len(strays)} generated cases are not in pairs.csv, e.g. {strays[:3]}")
-    truths = {case: truth_of(rows.loc[case], language) for case in cases}
+    rows = cases_of(generations, pairs)
+    truths = {case: truth_of(row, language) for case, row in rows.iterrows()}
     scored = []
     for item in generations.itertuples():
         text = item.output if item.status == "ok" and isinstance(item.output, str) else ""
-        head = {"case_id": item.case_id, "model": item.model, "reader": RUBRIC}
+        head = {"case_id": item.case_id, "model": item.model, "reader": "rubric"}
         head["patient_id"] = rows["patient_id"][item.case_id]
         scored.append(head | score(read_entities(text, language), truths[item.case_id]))
     marks = pd.DataFrame(scored)
@@ -60,12 +83,7 @@ def score_generations(
 
 
 def truth_of(row: Mapping, language: str) -> Entities:
-    """Return the truth of one row of pairs.csv: the phantom's own, else read from its findings.
-
-    Args:
-        row: A row of pairs.csv.
-        language: en or ja; which findings to read where no truth columns are.
-    """
+    """Return the truth of a row of pairs.csv: the phantom's, or read from its findings."""
     stated = [row.get(f"truth_{key}") for key in ("laterality", "lesions", "plan")]
     if all(isinstance(value, str) for value in stated):
         laterality, lesions, plan = stated
@@ -77,8 +95,8 @@ def score_by_sheet(sheet: pd.DataFrame, marks: pd.DataFrame) -> pd.DataFrame:
     """Put readers' scores in the rubric's place; what entities match stays from the program.
 
     Args:
-        sheet: As `review.read_sheet` returns it.
-        marks: As `score_generations` returns it, for the same cases and models.
+        sheet: From `read_sheet`.
+        marks: From `score_generations`, for the same cases and models.
 
     Returns:
         One row a line of the sheet, with the columns of `marks`.
@@ -112,10 +130,9 @@ def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFra
         seed: Of the bootstrap, by patient.
 
     Returns:
-        model, cases, mean, sd, the error counts (missing where no truth was known), and
-        for overall, segment and the two shares of lesions (`lesions_named`, and `grades_near`) the
-        estimate with `_low` and `_high`, laterality, the error rates (`<error>_rate`) and
-        `unparseable_rate`.
+        model, cases, mean, sd, the error counts (missing where no truth was known); for overall,
+        segment and `LESION_SHARES` the estimate with `_low` and `_high` (NaN where own findings
+        name no vessel); `<error>_rate`, laterality and `unparseable_rate`.
     """
     rows = []
     for model in in_order(scores["model"]):
@@ -123,8 +140,10 @@ def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFra
         row = {"model": model, "cases": part["case_id"].nunique()}
         row |= {"mean": part["overall"].mean(), "sd": part["overall"].std()}
         row |= {name: part[name].sum(min_count=1) for name in CRITERIA}
-        for name, column in INTERVALS.items():
-            found = _interval(part, column, stats, seed)
+        for column in ("overall", "segment_match", *LESION_SHARES):
+            known, name = part.dropna(subset=column), column.removesuffix("_match")
+            draws = (stats.n_resamples, seed, stats.level)
+            found = UNDEFINED if known.empty else mean_interval(known, "patient_id", column, *draws)
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         row |= {f"{name}_rate": part[name].mean() for name in CRITERIA}
         row |= {"laterality": part["laterality_match"].mean()}
@@ -155,9 +174,9 @@ def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         seed: Of the bootstrap, by patient.
 
     Returns:
-        One row a tuned model whose base was run and a measure (the overall mark, each criterion as
-        the share without that error, and what entities match): model, base, measure, cases,
-        difference (tuned - base), low, high, beats_base (low > 0).
+        `COMPARED`, one row a tuned model whose base was run and a measure (overall, each criterion
+        as the share without that error, and what entities match); `difference` is tuned - base,
+        and it `beats_base` if `low` is above 0.
     """
     case = ["patient_id", "case_id"]
     right = {f"{criterion.word}_right": 1 - scores[name] for name, criterion in CRITERIA.items()}
@@ -165,42 +184,26 @@ def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
     scores = scores.assign(**right)
     wide = {name: scores.pivot_table(name, case, "model", aggfunc="mean") for name in gains}
     rows = []
-    for tuned, base in _tuned_and_base(set(scores["model"])):
-        for measure in gains:
+    models = set(scores["model"])
+    for tuned in (m for m in MODEL_NAMES if m.endswith("_lora") and m in models):
+        candidates = [f"{name}_base" for name in bases_of(tuned.removesuffix("_lora"))]
+        base = next((name for name in candidates if name in models), None)
+        for measure in gains if base else ():
             both = wide[measure].reindex(columns=[tuned, base]).dropna().reset_index()
             if both.empty:
                 continue
-            found = paired_difference(
-                both, "patient_id", tuned, base, stats.n_resamples, seed, stats.level
-            )
-            head = {"model": tuned, "base": base, "measure": measure, "cases": len(both)}
-            interval = {"difference": found.value, "low": found.low, "high": found.high}
-            rows.append(head | interval | {"beats_base": found.low > 0})
+            draws = (stats.n_resamples, seed, stats.level)
+            found = paired_difference(both, "patient_id", tuned, base, *draws)
+            rows.append((tuned, base, measure, len(both), *found, found.low > 0))
     return pd.DataFrame(rows, columns=list(COMPARED))
-
-
-def _tuned_and_base(models: set[str]) -> list[tuple[str, str]]:
-    """Pair each tuned model with its base, or with the one that stands in for it."""
-    pairs = []
-    for tuned in (m for m in MODEL_NAMES if m.endswith("_lora") and m in models):
-        candidates = [f"{name}_base" for name in bases_of(tuned.removesuffix("_lora"))]
-        pairs += [(tuned, base) for base in candidates if base in models][:1]
-    return pairs
 
 
 def flat_metrics(summary: pd.DataFrame, compared: pd.DataFrame) -> dict[str, float | int | None]:
     """Return the figures of both tables under keys such as `gemma3_lora.segment_accuracy`."""
-    renamed = {
-        "cases": "n",
-        "mean": "overall_mean",
-        "overall_low": "overall_mean_low",
-        "overall_high": "overall_mean_high",
-        "sd": "overall_sd",
-        "segment": "segment_accuracy",
-        "segment_low": "segment_accuracy_low",
-        "segment_high": "segment_accuracy_high",
-        "laterality": "laterality_accuracy",
-    }
+    renamed = {"cases": "n", "mean": "overall_mean", "sd": "overall_sd"}
+    renamed |= {"overall_low": "overall_mean_low", "overall_high": "overall_mean_high"}
+    renamed |= {f"segment{end}": f"segment_accuracy{end}" for end in ("", "_low", "_high")}
+    renamed |= {"laterality": "laterality_accuracy"}
     kept = [*renamed, *(f"{name}_rate" for name in CRITERIA), "unparseable_rate"]
     kept += [f"{name}{end}" for name in LESION_SHARES for end in ("", "_low", "_high")]
     figures = {}
@@ -213,8 +216,78 @@ def flat_metrics(summary: pd.DataFrame, compared: pd.DataFrame) -> dict[str, flo
     return {name: None if pd.isna(value) else value for name, value in figures.items()}
 
 
-def _interval(part: pd.DataFrame, column: str, stats: Stats, seed: int) -> Estimate:
-    known = part.dropna(subset=column)
-    if known.empty:  # own findings that name no vessel: nothing to be right about
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    return mean_interval(known, "patient_id", column, stats.n_resamples, seed, stats.level)
+def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Make an empty, blinded score sheet and the key, kept from the reader, that unblinds it.
+
+    Cases come in random order, and within each the models' texts in random order under the letters
+    A, B, C ...; a letter stands for another model in the next case. It carries the sheet's own
+    number, so that the key of another run is refused instead of naming the wrong models.
+
+    Args:
+        generations: 05's table: case_id, model, output, and what else of `SHOWN` it has.
+        seed: Order of cases and letters.
+
+    Returns:
+        The sheet (case_id, model as a code such as `B-3f09c1`, the item, empty columns for reader,
+        overall and the errors) and the key (case_id, code, model).
+
+    Raises:
+        ValueError: A model wrote two texts for one case.
+    """
+    twice = generations.duplicated(["case_id", "model"])
+    if twice.any():
+        row = generations[twice].iloc[0]
+        raise ValueError(f"{row['model']} has two texts for {row['case_id']}; keep one")
+    rng = np.random.default_rng(seed)
+    ordered = generations.sort_values(["case_id", "model"])
+    content = ordered[["case_id", "model", "output"]].to_csv(index=False) + str(seed)
+    number = hashlib.sha256(content.encode()).hexdigest()[:6]
+    cases = {case: part for case, part in ordered.groupby("case_id", sort=False)}
+    parts = []
+    for case in rng.permutation(list(cases)):
+        part = cases[case].iloc[rng.permutation(len(cases[case]))]
+        codes = [f"{letter}-{number}" for letter in string.ascii_uppercase[: len(part)]]
+        parts.append(part.assign(code=codes))
+    items = pd.concat(parts, ignore_index=True)
+    shown = [name for name in SHOWN if name in items]
+    sheet = items[["case_id", "code", *shown]].rename(columns={"code": "model"})
+    blank = {name: "" for name in ("reader", "overall", *CRITERIA)}
+    return sheet.assign(**blank), items[["case_id", "code", "model"]]
+
+
+def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Read a filled score sheet and name the file, row and rule of everything wrong in it.
+
+    Args:
+        path: CSV with case_id, model, reader, overall (0 to 10) and the errors (0 or 1), read by
+            `tables.read_table`.
+        key: From `blank_sheet`, or several in one table; for blinded codes in `model`.
+
+    Returns:
+        One row a case, model and reader, in the file's order, unblinded.
+
+    Raises:
+        ValueError: As `read_table`, or a blinded code is not in the key.
+        FileNotFoundError: There is no such file.
+    """
+    error = pa.Column(float, pa.Check.isin((0, 1)))  # a spreadsheet may write 1 as 1.0
+    schema = pa.DataFrameSchema(
+        {name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in WHOSE}
+        | {"overall": pa.Column(float, pa.Check.in_range(0, 10))}
+        | dict.fromkeys(CRITERIA, error),
+        unique=list(WHOSE),
+        coerce=True,
+    )
+    rules = WHOSE | {"overall": "must be a number from 0 to 10"}
+    rules |= dict.fromkeys(CRITERIA, "must be 0 (no error) or 1 (error)")
+    sheet = read_table(path, schema, rules, "this reader scored this text twice; keep one row")
+    model_of = {} if key is None else key.set_index(["case_id", "code"])["model"].to_dict()
+    places = list(zip(sheet["case_id"], sheet["model"], strict=True))
+    for row, (case, code) in enumerate(places):
+        if BLIND.fullmatch(code) and (case, code) not in model_of:
+            known = sorted(letter for name, letter in model_of if name == case)
+            rule = f"the key knows {known}" if known else "the key has no such case"
+            place = f"{path}: row {row + 2}: model {code!r} of {case}"
+            raise ValueError(f"{place}: {rule}; use the key of this sheet")
+    models = [model_of.get(place, place[1]) for place in places]
+    return sheet.astype(dict.fromkeys(CRITERIA, int)).assign(model=models)

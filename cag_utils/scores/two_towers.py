@@ -19,11 +19,10 @@ from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 # timm adds what it registers to this list
 __all__ = ["ConceptClip", "MedClip", "load_published", "masked_mean", "published_state"]
 
-TINY_PATCH_PX, TINY_WIDTH, TINY_DEPTH, TINY_HEADS = 16, 128, 6, 4  # as the twins' SigLIP tower
+TINY_WIDTH = 128  # of the twins' towers, as of their SigLIP tower
 SIGLIP2_TINY_PX, CONCEPTCLIP_TINY_PX = 224, 192  # 14 x 14 and 12 x 12 patches
-BIO_CLINICAL_BERT = {"vocab_size": 28996}  # otherwise BERT-base
-PUBMED_BERT = {"vocab_size": 30522}
-CONCEPTCLIP_TOWER = "vit_so400m_patch14_siglip_384"
+BIO_CLINICAL_BERT, PUBMED_BERT = {"vocab_size": 28996}, {"vocab_size": 30522}  # else BERT-base
+SO400M = "vit_so400m_patch14_siglip_384"
 
 # Swin's tensors as MedCLIP published them, and as transformers 5 calls them.
 SWIN_NAMES = (
@@ -42,9 +41,9 @@ BUFFERS = re.compile(r"(embeddings\.position_ids|relative_position_index)$")
 
 def _tiny_siglip(side_px: int, **kwargs) -> VisionTransformer:
     kwargs = {k: v for k, v in kwargs.items() if not k.startswith(("pretrained", "cache_dir"))}
-    sizes = {"embed_dim": TINY_WIDTH, "depth": TINY_DEPTH, "num_heads": TINY_HEADS}
+    sizes = {"patch_size": 16, "embed_dim": TINY_WIDTH, "depth": 6, "num_heads": 4}
     kwargs = {"global_pool": "map", "class_token": False} | kwargs
-    return VisionTransformer(img_size=side_px, patch_size=TINY_PATCH_PX, **sizes, **kwargs)
+    return VisionTransformer(img_size=side_px, **sizes, **kwargs)
 
 
 @register_model
@@ -69,10 +68,10 @@ class MedClip(nn.Module):
     """MedCLIP's two towers: Swin, and BERT read at hidden states 1, 2 and last.
 
     The published package averages over padding too, so that a text's vector depends on its
-    neighbours in the batch. Here padding never counts: the vector equals that of the text alone.
+    neighbours in the batch; here it equals that of the text alone.
 
     Args:
-        vision: Swin's configuration; the default is Swin-tiny, patch 4, window 7, 224 px.
+        vision: Swin's configuration; Swin-tiny, patch 4, window 7, 224 px, if None.
         text: BERT's configuration; Bio_ClinicalBERT if None.
         dim: Of the shared space.
 
@@ -108,9 +107,6 @@ class MedClip(nn.Module):
 class ConceptClip(nn.Module):
     """ConceptCLIP: a SigLIP tower with map pooling, and BERT with mean pooling and one matrix.
 
-    The names of the tensors (`visual.trunk.*`, `text.transformer.*`, `text.proj.weight`) and what
-    `forward` returns are those of the published model.
-
     Args:
         tower: timm's name of the image tower; its width is the dimension of the shared space.
         text: BERT's configuration; PubMedBERT if None.
@@ -119,13 +115,13 @@ class ConceptClip(nn.Module):
         Nie et al., ConceptCLIP, 2025; https://huggingface.co/JerrryNie/ConceptCLIP.
     """
 
-    def __init__(self, tower: str = CONCEPTCLIP_TOWER, text: BertConfig | None = None):
+    def __init__(self, tower: str = SO400M, text: BertConfig | None = None):
         super().__init__()
         text = text or BertConfig(**PUBMED_BERT)
         self.visual = TimmModel(tower, embed_dim=0, pool="map", proj="none")
         dim = self.visual.trunk.num_features
         self.text = HFTextEncoder(
-            "", dim, config=text, pooler_type="mean_pooler", proj_type="linear", output_tokens=True
+            "", dim, config=text, pooler_type="mean_pooler", proj_type="linear"
         )
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.logit_bias = nn.Parameter(torch.zeros(()))
@@ -133,36 +129,19 @@ class ConceptClip(nn.Module):
     def encode_image(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (B, 3, S, S) pixels to (B, dim) unit vectors and (B, patches, dim) patch vectors."""
         tokens = self.visual.trunk.forward_features(pixels)
-        pooled = self.visual.trunk.forward_head(tokens)
-        return functional.normalize(pooled, dim=-1), tokens
+        return functional.normalize(self.visual.trunk.forward_head(tokens), dim=-1), tokens
 
-    def encode_text(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map (B, L) token ids to (B, dim) unit vectors and (B, L, D) token vectors."""
-        pooled, tokens = self.text(ids)
-        return functional.normalize(pooled, dim=-1), tokens
-
-    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> dict:
-        """Return the published model's dictionary for pictures and texts."""
-        image, image_tokens = self.encode_image(pixel_values)
-        text, text_tokens = self.encode_text(input_ids)
-        return {
-            "image_features": image,
-            "text_features": text,
-            "logit_scale": self.logit_scale.exp(),
-            "image_token_features": image_tokens,
-            "text_token_features": text_tokens,
-        }
+    def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """Map (B, L) token ids to (B, dim) unit vectors."""
+        return functional.normalize(self.text(ids), dim=-1)
 
 
 def load_published(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Load a published state dict into one of our networks, whatever release wrote it.
+    """Load a published state dict, whatever release wrote it, and return the model (float32).
 
     Args:
         model: `MedClip` or `ConceptClip`, of the same sizes.
         state: Published names; half precision is fine.
-
-    Returns:
-        The model in evaluation mode, float32.
 
     Raises:
         ValueError: A tensor is missing, left over or of another shape.
@@ -173,7 +152,7 @@ def load_published(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Mo
     except RuntimeError as error:
         name = type(model).__name__
         raise ValueError(f"this is not a {name} checkpoint of these sizes: {error}") from error
-    return model.eval()
+    return model
 
 
 def published_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -26,14 +26,14 @@ from scipy.stats import spearmanr
 
 from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, estimate_cell
+from cag_utils.scores.scorecard import cases_of
 from cag_utils.stats import mean_interval
 
 if TYPE_CHECKING:  # it brings torch, which the arithmetic here can do without
     from cag_utils.scores.embedders import Embedder
 
 MAX_AREA_UNIT = 3 * 3**0.5 / 4  # an equilateral triangle on a great circle: unit vectors
-NOT_RUN = "not run"
-BLANK_PX, BLANK_LEVEL = 512, 128  # a picture without content: even grey
+BLANK = np.full((512, 512), 128, np.uint8)  # a picture without content: even grey
 
 
 def to_unit(vectors: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def to_unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def triangle_area(image: np.ndarray, truth: np.ndarray, report: np.ndarray) -> np.ndarray:
-    """Return the areas of n triangles, Equation 1.
+    """Return the areas of n triangles, Equation 1, as (n,) float64, 0 or more.
 
     Anchored at the truth, the corner that lies next to the report: squares of the small side enter
     as they are, not as the difference of two large ones. In float32 the printed form lost a true
@@ -61,25 +61,18 @@ def triangle_area(image: np.ndarray, truth: np.ndarray, report: np.ndarray) -> n
         truth: (n, d) of the true reports.
         report: (n, d) of the generated reports.
 
-    Returns:
-        (n,) float64, 0 or more.
-
     Raises:
         ValueError: The shapes differ, or a number is not finite.
     """
     i, g, r = (np.asarray(x, dtype=np.float64) for x in (image, truth, report))
     if not (i.shape == g.shape == r.shape and i.ndim == 2):
-        raise ValueError(
-            f"image, truth and report need one shape (n, d), got {i.shape}, {g.shape}, {r.shape}"
-        )
+        shapes = f"{i.shape}, {g.shape}, {r.shape}"
+        raise ValueError(f"image, truth and report need one shape (n, d), got {shapes}")
     if not all(np.isfinite(x).all() for x in (i, g, r)):
         raise ValueError("an embedding holds NaN or infinity: leave the case out and count it")
-    to_image, to_report = i - g, r - g
-    squares = np.einsum("nd,nd->n", to_image, to_image) * np.einsum(
-        "nd,nd->n", to_report, to_report
-    )
-    inner = np.einsum("nd,nd->n", to_image, to_report)
-    return 0.5 * np.sqrt(np.maximum(squares - inner**2, 0.0))
+    a, b = i - g, r - g
+    aa, bb, ab = (np.einsum("nd,nd->n", x, y) for x, y in ((a, a), (b, b), (a, b)))
+    return 0.5 * np.sqrt(np.maximum(aa * bb - ab**2, 0.0))
 
 
 def vlscore(area: np.ndarray, max_area: float = MAX_AREA_UNIT) -> np.ndarray:
@@ -87,8 +80,8 @@ def vlscore(area: np.ndarray, max_area: float = MAX_AREA_UNIT) -> np.ndarray:
 
     Args:
         area: Any shape, 0 or more.
-        max_area: C. For unit vectors the theoretical maximum is 1.299; if all cosines are at least
-            0 it is 0.866. The original metric takes the largest area seen, per embedder.
+        max_area: C. For unit vectors the theoretical maximum is 1.299, or 0.866 if no cosine is
+            below 0. The original metric takes the largest area seen, per embedder.
 
     Raises:
         ValueError: `max_area` is not positive, or an area is negative.
@@ -111,7 +104,7 @@ def score_cases(
     normalise: bool = True,
     max_area: float = MAX_AREA_UNIT,
 ) -> pd.DataFrame:
-    """Score n cases.
+    """Return `area` and `vlscore` of n cases, in order.
 
     Args:
         image: (n, d) embeddings of the pictures.
@@ -119,9 +112,6 @@ def score_cases(
         report: (n, d) of the generated reports.
         normalise: Scale each embedding to length 1 first.
         max_area: C.
-
-    Returns:
-        `area` and `vlscore`, one row a case, in order.
     """
     if normalise:
         image, truth, report = to_unit(image), to_unit(truth), to_unit(report)
@@ -156,24 +146,16 @@ class Space:
 
 
 def join_cases(generations: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Give every generation its patient and picture.
-
-    Args:
-        generations: 05's table.
-        pairs: 03's table.
+    """Give every generation of 05's table its patient and picture, from 03's.
 
     Returns:
         case_id, patient_id, png, model, output ("" where empty), ground_truth, empty (bool).
 
     Raises:
-        ValueError: There is nothing to score, a case is not in `pairs`, or a truth is empty.
+        ValueError: As `cases_of`, or a truth is empty.
     """
-    if generations.empty:
-        raise ValueError("no generations to score: generations.csv is empty; run notebook 05")
-    rows = pairs.drop_duplicates("case_id")[["case_id", "patient_id", "png"]]
+    rows = cases_of(generations, pairs)[["patient_id", "png"]].reset_index()
     cases = generations.merge(rows, "left", "case_id", validate="many_to_one")
-    if strays := sorted(set(cases.loc[cases["png"].isna(), "case_id"])):
-        raise ValueError(f"{len(strays)} generated cases are not in pairs.csv, e.g. {strays[:3]}")
     if cases["ground_truth"].fillna("").str.strip().eq("").any():
         raise ValueError("a case has no ground truth to be scored against: mend pairs.csv")
     cases["output"] = cases["output"].fillna("").astype(str)
@@ -182,28 +164,23 @@ def join_cases(generations: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def embed(embedder: Embedder, cases: pd.DataFrame, folder: Path) -> Space:
-    """Embed every picture and every distinct text of a study.
+    """Embed every picture and every distinct text: models repeat themselves and each other.
 
     Args:
         embedder: A loaded one.
         cases: From `join_cases`.
         folder: What `png` is relative to.
-
-    Returns:
-        Its vectors. Models repeat themselves and each other, so this is far fewer than there are
-        rows.
     """
     pictures = cases.drop_duplicates("case_id")
     files = [Image.open(folder / png) for png in pictures["png"]]
     said = cases.loc[~cases["empty"], "output"]
     texts = sorted({*said, *cases["ground_truth"]})
     cut = embedder.truncated(texts)
-    blank = np.full((BLANK_PX, BLANK_PX), BLANK_LEVEL, np.uint8)
     return Space(
         images=dict(zip(pictures["case_id"], embedder.images(files), strict=True)),
         texts=dict(zip(texts, embedder.texts(texts), strict=True)),
         truncated=frozenset(text for text, lost in zip(texts, cut, strict=True) if lost),
-        blank=embedder.images([blank])[0],
+        blank=embedder.images([BLANK])[0],
     )
 
 
@@ -220,20 +197,14 @@ def score_models(cases: pd.DataFrame, space: Space, name: str, settings: Vlscore
         case_id, patient_id, model, embedder, area (NaN for an empty output), vlscore (0 for one),
         truncated (whether output or truth lost its end), empty; in the order of `cases`.
     """
-    rows = cases[["case_id", "patient_id", "model", "empty"]].assign(
-        embedder=name,
-        area=np.nan,
-        vlscore=0.0,
-        truncated=cases["output"].isin(space.truncated)
-        | cases["ground_truth"].isin(space.truncated),
-    )
+    rows = cases[["case_id", "patient_id", "model"]].assign(embedder=name, area=np.nan, vlscore=0.0)
     said = ~cases["empty"]
     if said.any():
         corners = space.corners(cases[said])
         found = score_cases(*corners, settings.normalise, settings.max_area)
         rows.loc[said, ["area", "vlscore"]] = found.to_numpy()
-    columns = ["case_id", "patient_id", "model", "embedder", "area", "vlscore", "truncated"]
-    return rows[[*columns, "empty"]]
+    cut = cases[["output", "ground_truth"]].isin(space.truncated).any(axis=1)
+    return rows.assign(truncated=cut, empty=cases["empty"])
 
 
 def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlscore) -> pd.DataFrame:
@@ -249,9 +220,8 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
         settings: Normalisation and C.
 
     Returns:
-        model, embedder, control (as written, shuffled images, blank image, shuffled reports),
-        vlscore (mean over non-empty outputs). A model with fewer than two of those has no rows:
-        there is nothing to exchange.
+        model, embedder, control, vlscore (mean over non-empty outputs). A model with fewer than two
+        of those has no rows: there is nothing to exchange.
     """
     rows = []
     for model, part in cases[~cases["empty"]].groupby("model", sort=False):
@@ -268,9 +238,8 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
         for control, corners in controls.items():
             found = score_cases(*corners, settings.normalise, settings.max_area)
             rows.append((model, name, control, float(found["vlscore"].mean())))
-    return pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"]).astype(
-        {"vlscore": float}
-    )
+    table = pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"])
+    return table.astype({"vlscore": float})
 
 
 def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
@@ -284,13 +253,17 @@ def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
         `text_text` (truth with report), `image_truth` and `image_report`: -1 to 1, NaN where one of
         the two does not vary. Near -1 for text_text means: the score is a distance between texts.
     """
+    found = dict.fromkeys(("text_text", "image_truth", "image_report"), float("nan"))
     said = cases[~cases["empty"]]
-    if said.empty:
-        return dict.fromkeys(("text_text", "image_truth", "image_report"), float("nan"))
+    if len(said) < 3:
+        return found
     i, g, r = map(to_unit, space.corners(said))
     area = triangle_area(i, g, r)
-    pairs = {"text_text": (g, r), "image_truth": (i, g), "image_report": (i, r)}
-    return {name: _spearman(area, (a * b).sum(1)) for name, (a, b) in pairs.items()}
+    for name, (a, b) in zip(found, ((g, r), (i, g), (i, r)), strict=True):
+        cosine = (a * b).sum(1)
+        if np.ptp(area) and np.ptp(cosine):
+            found[name] = float(spearmanr(area, cosine).statistic)
+    return found
 
 
 def summarise_vlscores(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
@@ -320,14 +293,12 @@ def summarise_vlscores(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.Data
 def table3(summary: pd.DataFrame, printed: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Lay a summary out as the paper's Table 3, with the paper's figures beside.
 
+    Every model of the study has a row an embedder: `not run`, or a missing value of the paper's.
+
     Args:
         summary: From `summarise_vlscores`.
         printed: `report.paper_table("table3_vlscore")`.
         titles: Embedder to its name in the table and in the paper's, in the order of the table.
-
-    Returns:
-        One row a model and embedder: every model of the study, `not run` where it has no rows, and
-        a missing value where the paper has none.
     """
     ours = summary.set_index(["model", "embedder"])
     paper = printed.set_index(["model", "embedder"])
@@ -335,7 +306,7 @@ def table3(summary: pd.DataFrame, printed: pd.DataFrame, titles: Mapping[str, st
     for model, name in MODEL_NAMES.items():
         for embedder, shown in titles.items():
             key = (model, embedder)
-            row = {"Model": name, "Embedder": shown, "VLScore (interval)": NOT_RUN}
+            row = {"Model": name, "Embedder": shown, "VLScore (interval)": "not run"}
             if key in ours.index:
                 x = ours.loc[key]
                 row["VLScore (interval)"] = estimate_cell(x["mean"], x["low"], x["high"])
@@ -347,9 +318,3 @@ def table3(summary: pd.DataFrame, printed: pd.DataFrame, titles: Mapping[str, st
     columns = ["Model", "Embedder", "Cases", "VLScore (interval)", "SD", "Area T", "Empty"]
     table = pd.DataFrame(rows, columns=[*columns, "Truncated", "Paper mean", "Paper SD"])
     return table.astype({"Cases": "Int64"})
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(spearmanr(a, b).statistic)

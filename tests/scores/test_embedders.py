@@ -13,13 +13,7 @@ from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import paper_table
 from cag_utils.scores import embedders, vlscore
 from cag_utils.scores.embedders import EMBEDDERS, Entry, Pixels, Towers, load_embedder
-from cag_utils.scores.two_towers import (
-    ConceptClip,
-    MedClip,
-    load_published,
-    masked_mean,
-    published_state,
-)
+from cag_utils.scores.two_towers import ConceptClip, MedClip, load_published, published_state
 from cag_utils.vlm.conceptclip import convert_tower, pooling_side
 
 TEXTS = [
@@ -84,9 +78,8 @@ def test_siglip2_texts_are_padded_to_64_as_open_clip_does(twins):
 def test_squashing_agrees_with_open_clip():
     rng = np.random.default_rng(1)
     picture = Image.fromarray(rng.integers(0, 256, (90, 130, 3), dtype=np.uint8))
-    look = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     cfg = open_clip.transform.PreprocessCfg(
-        size=64, interpolation="bicubic", resize_mode="squash", **look
+        64, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", resize_mode="squash"
     )
     theirs = open_clip.transform.image_transform_v2(cfg, is_train=False)(picture)
     ours = Pixels(64)
@@ -116,48 +109,38 @@ def test_grey_arrays_and_rgb_images_are_the_same_picture():
 
 
 def test_the_real_siglip2_has_the_registrys_sizes():
-    name = "ViT-SO400M-14-SigLIP2-378"
+    name, entry = "ViT-SO400M-14-SigLIP2-378", EMBEDDERS["siglip2"]
     config = open_clip.get_model_config(name)
-    entry = EMBEDDERS["siglip2"]
     assert config["text_cfg"]["context_length"] == entry.context == 64
     assert config["vision_cfg"]["image_size"] == entry.pixels["real"].side == 378
-    assert config["embed_dim"] == 1152 and (
-        "webli" in open_clip.list_pretrained_tags_by_model(name)
-    )
+    assert config["embed_dim"] == 1152
+    assert "webli" in open_clip.list_pretrained_tags_by_model(name)
 
 
 @pytest.mark.parametrize(
     "build, wanted, absent",
     [
-        (
-            lambda: ConceptClip().state_dict(),
-            {
-                "visual.trunk.pos_embed": (1, 729, 1152),
-                "visual.trunk.patch_embed.proj.weight": (1152, 3, 14, 14),
-                "visual.trunk.blocks.26.attn.qkv.weight": (3 * 1152, 1152),
-                "visual.trunk.attn_pool.latent": (1, 1, 1152),
-                "text.proj.weight": (1152, 768),
-                "text.transformer.embeddings.word_embeddings.weight": (30522, 768),
-                "text.transformer.encoder.layer.11.output.dense.weight": (768, 3072),
-            },
-            ("blocks.27.",),
-        ),
-        (
-            lambda: published_state(MedClip()),
-            {
-                f"{SWIN}.0.blocks.0.attention.self.query.weight": (96, 96),
-                f"{SWIN}.2.blocks.5.intermediate.dense.weight": (1536, 384),
-                f"{SWIN}.3.blocks.1.output.dense.weight": (768, 3072),
-                f"{SWIN}.0.blocks.0.attention.self.relative_position_bias_table": (169, 3),
-                "vision_model.projection_head.weight": (512, 768),
-                "text_model.projection_head.weight": (512, 768),
-                "text_model.model.embeddings.word_embeddings.weight": (28996, 768),
-            },
-            ("q_proj", "mlp.fc"),
-        ),
+        (lambda: ConceptClip().state_dict(), {
+            "visual.trunk.pos_embed": (1, 729, 1152),
+            "visual.trunk.patch_embed.proj.weight": (1152, 3, 14, 14),
+            "visual.trunk.blocks.26.attn.qkv.weight": (3 * 1152, 1152),
+            "visual.trunk.attn_pool.latent": (1, 1, 1152),
+            "text.proj.weight": (1152, 768),
+            "text.transformer.embeddings.word_embeddings.weight": (30522, 768),
+            "text.transformer.encoder.layer.11.output.dense.weight": (768, 3072),
+        }, ("blocks.27.",)),
+        (lambda: published_state(MedClip()), {
+            f"{SWIN}.0.blocks.0.attention.self.query.weight": (96, 96),
+            f"{SWIN}.2.blocks.5.intermediate.dense.weight": (1536, 384),
+            f"{SWIN}.3.blocks.1.output.dense.weight": (768, 3072),
+            f"{SWIN}.0.blocks.0.attention.self.relative_position_bias_table": (169, 3),
+            "vision_model.projection_head.weight": (512, 768),
+            "text_model.projection_head.weight": (512, 768),
+            "text_model.model.embeddings.word_embeddings.weight": (28996, 768),
+        }, ("q_proj", "mlp.fc")),
     ],
     ids=["conceptclip", "medclip"],
-)
+)  # fmt: skip
 def test_the_real_networks_have_the_published_names_and_sizes(build, wanted, absent):
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in build().items()}
@@ -180,13 +163,9 @@ def test_medclip_loads_what_was_published_years_ago(tmp_path):
     ours = {k.removeprefix("vision_model.model."): v for k, v in state.items()}
     assert set(old) <= set(ours) and all(torch.equal(ours[k], v) for k, v in old.items())
     state["text_model.model.embeddings.position_ids"] = torch.arange(80)[None]
-    state["vision_model.model.encoder.layers.0.blocks.0.attention.self.relative_position_index"] = (
-        torch.zeros(49, 49, dtype=torch.long)
-    )
+    state[f"{SWIN}.0.blocks.0.attention.self.relative_position_index"] = torch.zeros(49, 49)
     load_published(other, state)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
-    )
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_medclip_reads_hidden_states_1_2_and_last():
@@ -195,22 +174,10 @@ def test_medclip_reads_hidden_states_1_2_and_last():
     states = model.text_model.model(input_ids=ids, output_hidden_states=True).hidden_states
     mean = torch.stack([states[1], states[2], states[3]]).mean(0).mean(1)  # as the package does
     wanted = torch.nn.functional.normalize(model.text_model.projection_head(mean), dim=-1)
-    torch.testing.assert_close(model.encode_text(ids, torch.ones_like(ids)), wanted)
-
-
-def test_a_masked_mean_by_hand():
-    tokens = torch.tensor([[[1.0], [3.0], [100.0]]])
-    assert masked_mean(tokens, torch.tensor([[1, 1, 0]])).tolist() == [[2.0]]
-
-
-def test_conceptclip_returns_the_published_dictionary(twins):
-    model = twins["conceptclip"].towers.module
-    ids, _ = twins["conceptclip"].tokens(TEXTS)
-    found = model(torch.zeros(3, 3, 192, 192), ids)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    assert shapes["image_features"] == shapes["text_features"] == (3, 128)
-    assert shapes["image_token_features"] == (3, 144, 128) and shapes["logit_scale"] == ()
-    assert shapes["text_token_features"][:2] == tuple(ids.shape)
+    mask = torch.ones_like(ids)
+    torch.testing.assert_close(model.encode_text(ids, mask), wanted)
+    padded = (torch.nn.functional.pad(x, (0, 3)) for x in (ids, mask))  # padding never counts
+    torch.testing.assert_close(model.encode_text(*padded), wanted)
 
 
 def test_the_conceptclip_twins_tower_fits_gemma3(twins):
@@ -251,7 +218,6 @@ def test_a_pretrained_tower_keeps_its_outputs_and_carries_positions_over(twins):
 def test_a_built_twin_can_be_loaded(tmp_path):
     for name in NAMES:
         build_embedder(name, tmp_path / name, TEXTS * 50, seed=1)
-    for name in NAMES:
         assert len(load_embedder(name, "tiny", "cpu", tmp_path).texts(TEXTS)) == 3
         assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) < 4.5e6
 
@@ -276,12 +242,9 @@ def test_refuses_what_it_cannot_use(call, match, twins):
         call(twins["conceptclip"])
 
 
-def test_a_missing_twin_names_the_command(tmp_path):
+def test_missing_weights_name_the_folder_and_the_command(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="git checkout"):
         load_embedder("siglip2", "tiny", twins=tmp_path)
-
-
-def test_medclip_names_the_folder_it_wants(monkeypatch, tmp_path):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     monkeypatch.setattr(embedders, "check_access", lambda _: None)
     with pytest.raises(FileNotFoundError, match="checkpoints/medclip(.|\n)*curl(.|\n)*tiny"):
@@ -296,14 +259,9 @@ def test_an_embedder_is_added_by_one_entry(monkeypatch, tmp_path):
         assert twin == tmp_path / "madeup" and checkpoint.twin == "madeup"
         return Towers(made.image, made.text, made.tokenizer, made.module, str.upper)
 
-    entry = Entry(
-        "MadeUpCLIP",
-        load,
-        Checkpoint("nobody/nothing", "main", "https://huggingface.co/nobody", "madeup"),
-        context=12,
-        pixels={"real": Pixels(224), "tiny": Pixels(224)},
-        languages=("en", "ja"),
-    )
+    source = Checkpoint("nobody/nothing", "main", "https://huggingface.co/nobody", "madeup")
+    pixels = {"real": Pixels(224), "tiny": Pixels(224)}
+    entry = Entry("MadeUpCLIP", load, source, 12, pixels, languages=("en", "ja"))
     monkeypatch.setitem(EMBEDDERS, "madeup", entry)
     (tmp_path / "madeup").mkdir()
     for k in range(2):

@@ -60,11 +60,9 @@ def test_whatever_a_reader_validated_is_right_by_itself(own):
 
 
 def test_a_lesion_that_the_truth_does_not_grade_is_not_asked_for_its_grade():
-    known = Entities(
-        frozenset({"RCA"}), (Stenosis("RCA", 1, 90), Stenosis("RCA", 1, None)), frozenset(), ()
-    )
+    known = Entities(frozenset({"RCA"}), (Stenosis("RCA", 1, 90), Stenosis("RCA", 1, None)))
     assert (score(known, known)["lesions_named"], score(known, known)["grades_near"]) == (1, 1)
-    ungraded = Entities(frozenset({"RCA"}), (Stenosis("RCA", 2, None),), frozenset(), ())
+    ungraded = Entities(frozenset({"RCA"}), (Stenosis("RCA", 2, None),))
     marks = score(ungraded, ungraded)
     assert marks["lesions_named"] == 1 and marks["grades_near"] is None
     assert score(ungraded, known)["grades_near"] == 0
@@ -108,13 +106,10 @@ def test_errors_cost_and_swapping_output_and_truth_keeps_what_is_symmetric(one, 
         # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
         (f"LCX #12 shows 90% stenosis. {CONTEXT}", 7, {"vessel"}),
         # 2 side + 1 grade off by a step
-        (
-            "LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
-            3,
-            {"vessel", "treatment", "logical"},
-        ),
+        ("LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
+         3, {"vessel", "treatment", "logical"}),
     ],
-)
+)  # fmt: skip
 def test_the_papers_figure_3(text, overall, wrong):
     marks = mark(text, truth((11, 75)))
     assert marks["overall"] == overall and errors(marks) == wrong
@@ -209,15 +204,13 @@ def test_contradictions(text, expected):
 
 
 def test_the_shares_of_lesions_by_hand():
-    truth = truth_entities(
-        "LCA", [{"segment": 6, "percent": 90}, {"segment": 11, "percent": 50}], "pci"
-    )
-    both = mark("LAD #6 shows 75% stenosis. LCX #11 shows 100% stenosis.", truth)
+    two = truth((6, 90), (11, 50), plan="pci")
+    both = mark("LAD #6 shows 75% stenosis. LCX #11 shows 100% stenosis.", two)
     assert (both["lesions_named"], both["grades_near"]) == (1.0, 0.5)  # 75 is next to 90
-    one = mark("LCX #11 shows 25% stenosis. LCX #13 shows 90% stenosis.", truth)
+    one = mark("LCX #11 shows 25% stenosis. LCX #13 shows 90% stenosis.", two)
     assert (one["lesions_named"], one["grades_near"]) == (0.5, 0.5)
-    assert mark("Sorry.", truth)["lesions_named"] == 0
-    healthy = mark("No significant stenosis in the LCA.", truth_entities("LCA", [], "none"))
+    assert mark("Sorry.", two)["lesions_named"] == 0
+    healthy = mark("No significant stenosis in the LCA.", truth(plan="none"))
     assert healthy["lesions_named"] is None and healthy["grades_near"] is None
 
 

@@ -1,26 +1,29 @@
 import json
 import math
+import shutil
 
 import pandas as pd
-import papermill as pm
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cag_utils.paper.claims import compare_claims
 from cag_utils.phantom.clinic.findings import write_findings
 from cag_utils.profiles import Stats
-from cag_utils.scores.readers import blank_sheet, read_sheet
 from cag_utils.scores.rubric import CRITERIA, Criterion
 from cag_utils.scores.scorecard import (
     against_base,
+    blank_sheet,
     flat_metrics,
+    read_sheet,
     score_by_sheet,
     score_generations,
     summarise_marks,
     table4,
     truth_of,
 )
-from cag_utils.study import read_json, root
 from tests.paper.test_claims import CNN
+from tests.running import execute
 
 STATS = Stats(n_resamples=200, level=0.95)
 TRUTHS = (
@@ -88,12 +91,6 @@ def test_an_empty_or_refused_output_is_wrong_not_left_out():
     assert scored["unparseable"].tolist() == [1, 1] + [0] * 6
 
 
-def test_both_languages():
-    table = pairs()
-    made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
-    assert (score_generations(made, table, "ja")["overall"] == 10).all()
-
-
 def test_own_data_without_truth_columns_are_judged_by_their_findings():
     table = pairs()
     bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
@@ -102,6 +99,8 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings():
         score_generations(made, bare, "en"), score_generations(made, table, "en")
     )
     assert truth_of(bare.iloc[2], "ja") == truth_of(table.iloc[2], "ja")
+    made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
+    assert (score_generations(made, table, "ja")["overall"] == 10).all()
 
 
 def test_unknown_truth_stays_missing_in_the_table():
@@ -158,12 +157,9 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
 
 
 def test_a_gain_on_half_of_the_patients_is_not_clear():
-    def half(row):  # right on two of four patients, refused on the others
-        return perfect(row) if row["case_id"] < "case-0004" else sorry(row)
-
-    def rest(row):
-        return sorry(row) if row["case_id"] < "case-0003" else perfect(row)
-
+    # right on two of four patients, and on the others and one case more
+    half = lambda row: perfect(row) if row["case_id"] < "case-0004" else sorry(row)  # noqa: E731
+    rest = lambda row: sorry(row) if row["case_id"] < "case-0003" else perfect(row)  # noqa: E731
     compared = against_base(marks({"gemma3_base": half, "gemma3_lora": rest}), STATS, 0)
     compared = compared[compared["cases"] == 8]  # lesions: the fourth patient alone differs
     assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
@@ -196,7 +192,7 @@ def test_flat_metrics():
 
 
 def sheet(scored, reader, overall):
-    blank = {name: 0 for name in CRITERIA}
+    blank = dict.fromkeys(CRITERIA, 0)
     return scored[["case_id", "model"]].assign(reader=reader, overall=overall, **blank)
 
 
@@ -260,51 +256,142 @@ def test_refuses_what_does_not_belong_together():
         score_by_sheet(foreign, scored)
 
 
-@pytest.fixture
-def outputs(tmp_path):
-    """What notebooks 03 and 05 leave, for six patients and three models."""
-    table = pairs(6).assign(png="x.png", report_en="A report.", report_ja="報告。")
-    folder = tmp_path / "smoke" / "03_build_corpus" / "all"
-    folder.mkdir(parents=True)
-    table.to_csv(folder / "pairs.csv", index=False)
-    answers = {"gemma3_base": sorry, "gemma3_lora": lambda row: row["findings_ja"]}
-    answers["paligemma2_lora"] = lambda row: "" if row["case_id"] < "case-0004" else "LAD #6 75%"
-    made = generations(table, answers).assign(
-        language="ja", prompt="p", seconds=0.1, n_tokens=9, ground_truth="truth"
-    )
-    folder = tmp_path / "smoke" / "05_generate_reports" / "ja"
-    folder.mkdir(parents=True)
-    made.to_csv(folder / "generations.csv", index=False)
-    return tmp_path
-
-
-def execute(outputs, **params):
-    """Run notebook 07 on the fixture; return its folder and metrics."""
-    settings = {"out_root": str(outputs), "profile": "smoke"} | params
-    source = root() / "notebooks" / "07_physician_scores.ipynb"
-    pm.execute_notebook(source, outputs / "out.ipynb", settings, cwd=outputs, progress_bar=False)
-    name = "ja_scores_filled_csv" if params else "ja"  # a sheet leaves the study's own run alone
-    folder = outputs / "smoke" / "07_physician_scores" / name
-    return folder, read_json(folder / "metrics.json")
-
-
 @pytest.mark.notebook
-def test_the_notebook_with_the_rubric_and_then_with_a_readers_sheet(outputs):
-    folder, metrics = execute(outputs)
-    assert metrics["reader"] == "rubric" and metrics["gemma3_lora.overall_mean"] == 10
-    assert metrics["gemma3_lora.segment_gain_clear"] == 1
-    assert metrics["paligemma2_lora.unparseable_rate"] == pytest.approx(4 / 12)
-    text = (folder / "table4_scores.md").read_text(encoding="utf-8")
+def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path):
+    shutil.copytree(study / "smoke", tmp_path / "smoke")
+    rubrics = tmp_path / "smoke" / "07_physician_scores" / "ja"
+    text = (rubrics / "table4_scores.md").read_text(encoding="utf-8")
     assert "rubric (a program, no physician)" in text and "cardiologist" not in text
     columns = ["case_id", "model", "reader", "overall", *CRITERIA, "segment_match"]
-    assert list(pd.read_csv(folder / "scores.csv").columns)[: len(columns)] == columns
-    assert all((folder / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
-
-    sheet = pd.read_csv(folder / "blank_sheet.csv")
+    assert list(pd.read_csv(rubrics / "scores.csv").columns)[: len(columns)] == columns
+    assert all((rubrics / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
+    sheet = pd.read_csv(rubrics / "blank_sheet.csv")
     assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
-    sheet = sheet.assign(reader="reader 1", overall=4.0, **{name: 0 for name in CRITERIA})
-    sheet.to_csv(outputs / "filled.csv", index=False)
-    folder, metrics = execute(outputs, scores=str(outputs / "filled.csv"))
+    sheet = sheet.assign(reader="reader 1", overall=4.0, **dict.fromkeys(CRITERIA, 0))
+    sheet.to_csv(tmp_path / "filled.csv", index=False)
+    metrics = execute("07_physician_scores", tmp_path, scores=str(tmp_path / "filled.csv"))
     assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
-    text = (folder / "table4_scores.md").read_text(encoding="utf-8")
+    [own] = set(rubrics.parent.glob("ja_*filled_csv"))  # the study's own run is left alone
+    text = (own / "table4_scores.md").read_text(encoding="utf-8")
     assert "scored by reader 1" in text and "rubric" not in text
+
+
+# Score sheets: made blind, filled by a reader, read back.
+
+MODELS = ["gemma3_base", "gemma3_lora", "paligemma2_lora"]
+
+
+def texts(n_cases):
+    rows = [(f"case-{i:04d}", m) for i in range(1, n_cases + 1) for m in MODELS]
+    table = pd.DataFrame(rows, columns=["case_id", "model"])
+    # The text tells no model's name, and the seconds would give the model away.
+    return table.assign(output=[f"text {i}" for i in range(len(rows))], seconds=1.0, prompt="shots")
+
+
+def filled(tmp_path, **changes):
+    """Write a filled sheet of two rows; `changes` maps a column to its two cells."""
+    row = {"case_id": "case-0001", "model": "A", "reader": "r1", "overall": "7.5"}
+    sheet = pd.DataFrame([row | {name: "0" for name in CRITERIA}] * 2)
+    sheet["case_id"] = ["case-0001", "case-0002"]
+    for name, cells in changes.items():
+        sheet[name] = cells
+    path = tmp_path / "scores.csv"
+    sheet.to_csv(path, index=False)
+    return path
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, seed):
+    table = texts(n_cases)
+    sheet, key = blank_sheet(table, seed)
+    joined = sheet.rename(columns={"model": "code"}).merge(key, on=["case_id", "code"])
+    back = joined.sort_values(["case_id", "model"])[["case_id", "model", "output"]]
+    wanted = table.sort_values(["case_id", "model"])[["case_id", "model", "output"]]
+    assert back.to_numpy().tolist() == wanted.to_numpy().tolist()
+    assert (sheet[["reader", "overall", *CRITERIA]] == "").all(axis=None)
+
+
+def test_the_sheet_is_blind_shuffled_and_repeatable():
+    table = texts(40)
+    sheet, key = blank_sheet(table, 3)
+    text = sheet.to_csv()
+    assert not any(model in text for model in MODELS) and "seconds" not in sheet
+    assert "shots" not in text  # a few-shot prompt would tell the untuned models
+    assert set(sheet["model"].str[:2]) == {"A-", "B-", "C-"} and sheet["model"].nunique() == 3
+    # One letter stands for every model somewhere: a reader cannot learn who A is.
+    assert key.groupby("code")["model"].nunique().tolist() == [3, 3, 3]
+    assert sheet["case_id"].drop_duplicates().tolist() != sorted(set(table["case_id"]))
+    pd.testing.assert_frame_equal(sheet, blank_sheet(table, 3)[0])
+    assert not sheet.equals(blank_sheet(table, 4)[0])
+    pd.testing.assert_frame_equal(sheet, blank_sheet(table.sample(frac=1, random_state=1), 3)[0])
+    with pytest.raises(ValueError, match="gemma3_base has two texts for case-0001"):
+        blank_sheet(pd.concat([table, table[:1]]), 0)
+
+
+def test_a_filled_sheet_comes_back_unblinded(tmp_path):
+    table = texts(3)
+    sheet, key = blank_sheet(table, 1)
+    sheet = sheet.assign(reader="reader 1", overall=range(9), **dict.fromkeys(CRITERIA, 0))
+    sheet.loc[0, "vessel_error"] = 1
+    sheet.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
+    read = read_sheet(tmp_path / "scores.csv", key)
+    assert read["model"].tolist() == key["model"].tolist()
+    assert read["overall"].tolist() == list(map(float, range(9)))
+    assert read["vessel_error"].tolist() == [1] + [0] * 8
+    assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
+
+
+@pytest.mark.parametrize(
+    "column, cells, match",
+    [
+        ("overall", ["7", "11"], r"scores\.csv: row 3: overall '11' must be a number from 0 to 10"),
+        ("overall", ["", ""], r"row 2: overall '' must be a number .*\(2 rows in all\)"),
+        ("overall", ["7,5", "3"], r"row 2: overall '7,5' must be"),
+        ("overall", ["7", "nan"], r"row 3: overall 'nan' must be"),
+        ("vessel_error", ["0", "2"], r"row 3: vessel_error '2' must be 0 \(no error\) or 1"),
+        ("logical_error", ["yes", "0"], r"row 2: logical_error 'yes' must be 0"),
+        ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error '0\.5' must be 0"),
+        ("case_id", ["", "case-0002"], r"row 2: case_id '' must name a case"),
+        ("model", ["A", ""], r"row 3: model '' must be a model"),
+        ("case_id", ["case-0001"] * 2, r"row 3: this reader scored this text twice"),
+    ],
+)
+def test_names_file_row_and_rule(column, cells, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        read_sheet(filled(tmp_path, **{column: cells}))
+
+
+def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
+    a, b = "A-00ff00", "B-00ff00"
+    key = pd.DataFrame({"case_id": ["case-0001"], "code": [a], "model": ["gemma3_lora"]})
+    with pytest.raises(ValueError, match=f"row 3: model '{a}' of case-0002: the key has no such"):
+        read_sheet(filled(tmp_path, model=[a, a]), key)
+    path = filled(tmp_path, case_id=["case-0001"] * 2, model=[a, b])
+    with pytest.raises(ValueError, match=rf"row 3: model '{b}' of case-0001: .* knows \['{a}'\]"):
+        read_sheet(path, key)
+    with pytest.raises(ValueError, match="use the key of this sheet"):
+        read_sheet(path)
+
+
+def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
+    sheet, key = blank_sheet(texts(2), 1)
+    _, other = blank_sheet(texts(2).assign(output="another text"), 1)
+    filled_in = sheet.assign(reader="r", overall=5, **dict.fromkeys(CRITERIA, 0))
+    filled_in.to_csv(tmp_path / "scores.csv", index=False)
+    with pytest.raises(ValueError, match="use the key of this sheet"):
+        read_sheet(tmp_path / "scores.csv", other)
+    both = pd.concat([other, key])
+    assert read_sheet(tmp_path / "scores.csv", both)["model"].tolist() == key["model"].tolist()
+
+
+def test_without_a_key_models_go_by_name_and_a_spreadsheets_decimals_are_marks(tmp_path):
+    path = filled(tmp_path, vessel_error=["1.0", "0.0"])
+    read = read_sheet(path)
+    assert read["model"].tolist() == ["A", "A"] and read["vessel_error"].dtype == int
+    assert read["vessel_error"].tolist() == [1, 0]
+    read.drop(columns="reader").to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"scores\.csv: no column \['reader'\]"):
+        read_sheet(path)
+    with pytest.raises(FileNotFoundError, match="none.csv is missing"):
+        read_sheet(tmp_path / "none.csv")
