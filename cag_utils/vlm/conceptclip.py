@@ -14,16 +14,13 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
-    PreTrainedConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 PATCHES = "patch_embed.proj.weight"  # the one name every timm ViT has, whatever its prefix
-
 CONVERTED_GELU = "gelu"  # the exact one; the published SigLIP of Gemma3 has gelu_pytorch_tanh
-
 BLOCK_NAMES = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
@@ -34,13 +31,7 @@ BLOCK_NAMES = {
 
 
 def tower_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keep the image tower of a ConceptCLIP state dict, under timm's own names.
-
-    Args:
-        state: Names with any prefix (`visual.trunk.` in open_clip's layout) or none.
-
-    Returns:
-        The tower's tensors without the prefix.
+    """Keep the image tower of a ConceptCLIP state dict, under timm's own names without a prefix.
 
     Raises:
         ValueError: No timm vision transformer is in it, or more than one.
@@ -53,20 +44,6 @@ def tower_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         )
     start = prefixes[0]
     return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
-
-
-def tower_width(state: Mapping[str, torch.Tensor]) -> int:
-    """Return the width of the image tower in a ConceptCLIP or bare timm state dict.
-
-    Raises:
-        ValueError: As `tower_state`.
-    """
-    return tower_state(state)[PATCHES].shape[0]
-
-
-def has_converted_tower(config: PreTrainedConfig) -> bool:
-    """Say whether a saved Gemma3 carries a converted tower: only those have the exact GELU."""
-    return getattr(config.vision_config, "hidden_act", None) == CONVERTED_GELU
 
 
 def tower_config(
@@ -113,12 +90,8 @@ def tower_config(
 def rename_tower(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give timm's tower tensors the names of SiglipVisionModel, splitting qkv in three.
 
-    Args:
-        state: Tower tensors under timm's names; `attn_pool.*` and heads are dropped, since
-            Gemma3 reads the patches and not the pooled vector.
-
-    Returns:
-        Name to tensor; the tensors are shared, not copied.
+    The tensors are shared, not copied. `attn_pool.*` and heads are dropped: Gemma3 reads the
+    patches and not the pooled vector.
 
     Raises:
         ValueError: A tensor has no place in a SigLIP tower (a class token, LayerScale...).
@@ -152,8 +125,8 @@ def convert_tower(
 
     Args:
         state: A ConceptCLIP or bare timm state dict.
-        heads: Attention heads.
-        side: Input side in pixels; 0 means patches x patch size.
+        heads: As `tower_config`.
+        side: As `tower_config`.
 
     Returns:
         The tower in evaluation mode; `(batch, 3, side, side)` pixels in [-1, 1] give
@@ -166,22 +139,17 @@ def convert_tower(
     tower.load_state_dict(renamed, assign=True)
     device = tower.embeddings.position_embedding.weight.device
     # a buffer that no checkpoint holds, so it is still on the meta device
-    tower.embeddings.position_ids = torch.arange(tower.embeddings.num_positions, device=device)[
-        None
-    ]
+    positions = torch.arange(tower.embeddings.num_positions, device=device)
+    tower.embeddings.position_ids = positions[None]
     return tower.eval()
 
 
 def pooling_side(grid: int, wanted: int) -> int:
     """Choose how many patches a side Gemma3's projector pools into one token.
 
-    Args:
-        grid: Patches a side, 27 for ConceptCLIP.
-        wanted: Gemma3's own pooling, 4 for the published checkpoints.
-
-    Returns:
-        The divisor of `grid` nearest to `wanted`, of two the larger (fewer tokens). Anything but a
-        divisor drops patches at the right and lower edges, silently. 27 and 4 give 3: 81 tokens.
+    The divisor of `grid` (patches a side) nearest to `wanted` (Gemma3's own pooling), of two the
+    larger (fewer tokens). Anything but a divisor drops patches at the right and lower edges,
+    silently. ConceptCLIP's 27 and the published 4 give 3: 81 tokens.
     """
     divisors = [k for k in range(1, grid + 1) if grid % k == 0]
     return min(divisors, key=lambda k: (abs(k - wanted), -k))
@@ -193,15 +161,8 @@ def swap_tower(
     """Put another tower into Gemma3, in place, and return a processor that fits it.
 
     The projector is rebuilt, because it fixes its pooling when it is made, and gets Gemma3's
-    weights back, because a fresh one is all zeros and passes no gradient.
-
-    Args:
-        model: Gemma3; changed in place.
-        processor: Its processor; left as it is.
-        tower: A converted tower of the width that Gemma3's projector reads.
-
-    Returns:
-        The model, and a new processor: squash to the tower's side, bicubic, mean = SD = 0.5.
+    weights back, because a fresh one is all zeros and passes no gradient. The new processor
+    squashes to the tower's side, bicubic, mean = SD = 0.5.
 
     Raises:
         ValueError: The tower's width is not the projector's.

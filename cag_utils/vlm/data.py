@@ -9,6 +9,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -29,20 +30,13 @@ KEY_DIGITS = 16
 class FeatureStore:
     """Tower tokens on disk, one file a picture.
 
-    A picture's file lies in a folder named by the tower's weights, what the processor does to
-    pixels, and the number type; its own name is its content's hash. So nothing stale is ever read,
-    and twins that share a tower share its tokens. One picture costs patches x width numbers: 0.1 MB
-    for a twin (196 x 128, float32), 9.4 MB for Gemma3 (4,096 x 1,152, bfloat16).
+    The folder is named by all that tokens depend on (`tower_key`), a file by its picture's content.
+    So nothing stale is ever read, and twins that share a tower share its tokens. One picture costs
+    0.1 MB for a twin (196 x 128, float32), 9.4 MB for Gemma3 (4,096 x 1,152, bfloat16).
     """
 
     def __init__(self, root: str | Path, model: PreTrainedModel, processor: ProcessorMixin):
-        """Find or make this tower's folder below `root`.
-
-        Args:
-            root: Of all towers, e.g. `outputs/<profile>/04_finetune/tower_features`.
-            model: A backbone, without or with an adapter.
-            processor: Its processor.
-        """
+        """Find or make the folder of the model's tower below `root`; an adapter is no matter."""
         self.tower = next(m for n, m in model.named_modules() if n.endswith("vision_tower"))
         self.processor = processor
         self.dtype = model.dtype
@@ -51,18 +45,13 @@ class FeatureStore:
         self.files: dict[str, Path] = {}
 
     def fill(self, images: Sequence[str], batch_size: int = 16) -> int:
-        """Compute what is missing.
+        """Compute what is missing, `batch_size` pictures a pass, and return how many that were.
 
         Several processes may fill one store: each file appears whole or not at all.
-
-        Args:
-            images: Paths of pictures.
-            batch_size: Pictures a pass.
-
-        Returns:
-            How many were computed; the others were there.
         """
-        self.files |= {path: self._file(path) for path in images}
+        for path in images:
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:KEY_DIGITS]
+            self.files[path] = self.folder / f"{digest}.safetensors"
         lost = [path for path in dict.fromkeys(images) if not self.files[path].is_file()]
         # each process in its own order: of two that fill one store each does about a half
         random.Random(os.getpid()).shuffle(lost)
@@ -87,10 +76,6 @@ class FeatureStore:
             raise ValueError(f"no tower features of {strays[0]}: call fill() with it first")
         return torch.stack([load_file(self.files[path])[FORWARD_NAME] for path in images])
 
-    def _file(self, image: str) -> Path:
-        digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()[:KEY_DIGITS]
-        return self.folder / f"{digest}.safetensors"
-
     @torch.no_grad()
     def _encode(self, images: Sequence[str]) -> torch.Tensor:
         weight = next(self.tower.parameters())
@@ -102,24 +87,13 @@ class FeatureStore:
 
 
 def prepare_pixels(images: Sequence[str], processor: ProcessorMixin) -> torch.Tensor:
-    """Return what the tower reads: (pictures, 3, side, side), normalised.
-
-    Args:
-        images: Paths of pictures.
-        processor: Of the backbone.
-    """
+    """Return the pictures as the tower reads them: (pictures, 3, side, side), normalised."""
     pictures = [open_picture(path, processor) for path in images]
     return processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
 
 
 def tower_key(tower: torch.nn.Module, processor: ProcessorMixin, dtype: torch.dtype) -> str:
-    """Return a hash of all that a picture's tokens depend on, besides the picture.
-
-    Args:
-        tower: Its weights and configuration count.
-        processor: Its picture settings count.
-        dtype: Of the stored numbers.
-    """
+    """Return a hash of all that tokens depend on but the picture: weights, settings, type."""
     settings = processor.image_processor.to_dict()
     shape = {k: v for k, v in tower.config.to_dict().items() if not k.startswith(("_", "transf"))}
     digest = hashlib.sha256(json.dumps([settings, shape, str(dtype)], default=str).encode())
@@ -129,33 +103,22 @@ def tower_key(tower: torch.nn.Module, processor: ProcessorMixin, dtype: torch.dt
     return digest.hexdigest()[:KEY_DIGITS]
 
 
-def accept_features(model: PreTrainedModel) -> torch.utils.hooks.RemovableHandle:
+def accept_features(model: PreTrainedModel) -> None:
     """Let a backbone take `tower_features` in place of `pixel_values`.
 
     The projector is trained, so it is called inside the forward pass: under the trainer's mixed
     precision and wrappers, with gradients, and through PEFT's trained copy of it.
-
-    Args:
-        model: Gemma3 or PaliGemma, without or with an adapter.
-
-    Returns:
-        A handle; its `remove()` undoes it.
     """
 
     def feed(module, args, kwargs):
         tokens = kwargs.pop(FORWARD_NAME, None)
         return args, kwargs | (project(module, tokens) if tokens is not None else {})
 
-    return core_of(model).register_forward_pre_hook(feed, with_kwargs=True)
+    core_of(model).register_forward_pre_hook(feed, with_kwargs=True)
 
 
 def project(core: torch.nn.Module, tokens: torch.Tensor) -> dict:
-    """Return tower tokens as the keyword that `forward` and `generate` take for a picture.
-
-    Args:
-        core: From `core_of`.
-        tokens: (pictures, patches, width), from `FeatureStore.read`.
-    """
+    """Return tokens of `FeatureStore.read` as what `forward` and `generate` take for a picture."""
     seen = core.multi_modal_projector(tokens)
     image = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=seen)
     return {"mm_encoder_outputs": {"image": image}}
@@ -167,32 +130,25 @@ def core_of(model: PreTrainedModel) -> torch.nn.Module:
 
 
 PADDING = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
-ASKING, ANSWERING = "user", "assistant"  # TRL's chat roles
 
 
-class PaliGemmaCollator:
-    """Prompt-completion examples as PaliGemma's prefix and suffix.
+def collate_prefixes(processor: PaliGemmaProcessor, examples: Sequence[Mapping]) -> BatchFeature:
+    """Make a batch with labels (-100 on prefix and padding) of prompts and completions.
 
     TRL's own collator cannot feed PaliGemma prompt-completion data, and with chat messages it
     leaves `token_type_ids` at 0: every answer token would see the ones it is to predict. Here the
     prefix (picture and prompt) is bidirectional, the suffix causal, and only the suffix is scored.
     """
-
-    def __init__(self, processor: PaliGemmaProcessor):
-        self.processor = processor
-
-    def __call__(self, examples: Sequence[Mapping]) -> BatchFeature:
-        """Return a batch with labels; -100 on prefix and padding."""
-        batch = self.processor(
-            images=[[e["images"][0]] for e in examples],
-            text=[f"<image>{e['prompt'][-1]['content']}" for e in examples],
-            suffix=[e["completion"][-1]["content"] for e in examples],
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-        )
-        batch["labels"][batch["attention_mask"] == 0] = -100
-        return batch
+    batch = processor(
+        images=[[e["images"][0]] for e in examples],
+        text=[f"<image>{e['prompt'][-1]['content']}" for e in examples],
+        suffix=[e["completion"][-1]["content"] for e in examples],
+        return_tensors="pt",
+        padding=True,
+        padding_side="right",
+    )
+    batch["labels"][batch["attention_mask"] == 0] = -100
+    return batch
 
 
 def plain_collator(processor: ProcessorMixin) -> Callable[[Sequence[Mapping]], BatchFeature]:
@@ -201,22 +157,17 @@ def plain_collator(processor: ProcessorMixin) -> Callable[[Sequence[Mapping]], B
     TRL's own for the chat style, ours for the prefix style.
     """
     if prompt_style(processor) == "prefix":
-        return PaliGemmaCollator(processor)
+        return partial(collate_prefixes, processor)
     return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
 
 
 def to_cases(
     examples: pd.DataFrame, processor: ProcessorMixin, batch_size: int = 32
 ) -> datasets.Dataset:
-    """Make tokens of all cases, once.
+    """Make tokens of all cases of `examples.read_examples`, once, `batch_size` a pass.
 
     The tokens do not depend on the picture, only on how many image tokens the processor spends, so
     a blank one stands in for all.
-
-    Args:
-        examples: Columns image, prompt, answer, from `examples.read_examples`.
-        processor: Of the backbone.
-        batch_size: Cases a pass.
 
     Returns:
         Columns image (path), input_ids, token_type_ids, labels (-100 but for the answer), length.
@@ -225,12 +176,8 @@ def to_cases(
     blank = Image.new("RGB", (side, side))
     rows = []
     for start in range(0, len(examples), batch_size):
-        part = examples.iloc[start : start + batch_size]
-        talks = [
-            conversation(blank, prompt, answer)
-            for prompt, answer in zip(part["prompt"], part["answer"], strict=True)
-        ]
-        rows += _unpad(collate(talks))
+        part = examples.iloc[start : start + batch_size].itertuples()
+        rows += _unpad(collate([conversation(blank, case.prompt, case.answer) for case in part]))
     for row, image in zip(rows, examples["image"], strict=True):
         row["image"] = image
     return datasets.Dataset.from_list(rows)
@@ -252,16 +199,15 @@ class CaseCollator:
         batch = {}
         for name, filler in PADDING.items():
             filler = self.processor.tokenizer.pad_token_id if filler is None else filler
-            rows = [_values(case, name) for case in cases]
+            rows = [
+                [1] * len(case["input_ids"]) if name == "attention_mask" else list(case[name])
+                for case in cases
+            ]
             batch[name] = torch.tensor([row + [filler] * (width - len(row)) for row in rows])
         images = [case["image"] for case in cases]
         if self.store is None:
             return batch | {"pixel_values": prepare_pixels(images, self.processor)}
         return batch | {FORWARD_NAME: self.store.read(images)}
-
-
-def _values(case: Mapping, name: str) -> list[int]:
-    return [1] * len(case["input_ids"]) if name == "attention_mask" else list(case[name])
 
 
 def _unpad(batch: Mapping[str, torch.Tensor]) -> list[dict]:
@@ -278,6 +224,6 @@ def conversation(picture: Image.Image | str, prompt: str, answer: str) -> dict:
     """Return one case as TRL's prompt and completion, each a list of one message."""
     return {
         "images": [picture],
-        "prompt": [{"role": ASKING, "content": prompt}],
-        "completion": [{"role": ANSWERING, "content": answer}],
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": answer}],
     }

@@ -9,7 +9,7 @@ import io
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,6 @@ from PIL import Image
 from tqdm import tqdm
 
 OPENAI_URL = "https://api.openai.com/v1"
-TIMEOUT_S = 120
-RETRIES = 3
 MAX_COMPLETION_TOKENS = 4096  # a reasoning model's hidden tokens count too
 
 
@@ -38,13 +36,9 @@ class Endpoint:
 
     model: str
     base_url: str
-    api_key: str
-    timeout_s: float = TIMEOUT_S
-    retries: int = RETRIES
-
-    def __repr__(self):
-        """Leave the key out: a notebook prints what a cell ends on."""
-        return f"Endpoint({self.model!r} at {self.base_url!r})"
+    api_key: str = field(repr=False)  # a notebook prints what a cell ends on
+    timeout_s: float = 120
+    retries: int = 3
 
 
 class EndpointError(RuntimeError):
@@ -52,15 +46,10 @@ class EndpointError(RuntimeError):
 
 
 def find_endpoint(model: str, environment: Mapping[str, str] = os.environ) -> Endpoint | None:
-    """Read the endpoint from the environment.
+    """Read the endpoint of a model from the environment; None if it names none.
 
-    Args:
-        model: Name of the model.
-        environment: `CAG_API_BASE_URL` or `OPENAI_BASE_URL`, and `OPENAI_API_KEY`. A key alone
-            means OpenAI; an address alone a server that wants no key.
-
-    Returns:
-        The endpoint, or None if neither is set.
+    It is `CAG_API_BASE_URL` or `OPENAI_BASE_URL`, and `OPENAI_API_KEY`. A key alone means OpenAI;
+    an address alone a server that wants no key.
     """
     url = environment.get("CAG_API_BASE_URL") or environment.get("OPENAI_BASE_URL")
     key = environment.get("OPENAI_API_KEY")
@@ -72,11 +61,9 @@ def find_endpoint(model: str, environment: Mapping[str, str] = os.environ) -> En
 def reason_not_to_ask(endpoint: Endpoint | None, source: str, send_own_images: bool) -> str:
     """Say why the endpoint must not be asked; an empty text if it may.
 
-    Args:
-        endpoint: From `find_endpoint`.
-        source: The profile's `data.source`.
-        send_own_images: The user's explicit word. A frame may carry burnt-in text, and a rare case
-            can be recognised: de-identification must be settled with the hospital first.
+    Only the phantom's pictures (the profile's `data.source`) leave without the user's explicit
+    word: a frame may carry burnt-in text, and a rare case can be recognised, so de-identification
+    must be settled with the hospital first.
     """
     if endpoint is None:
         return "no endpoint: set CAG_API_BASE_URL or OPENAI_API_KEY"
@@ -98,11 +85,6 @@ def ask(endpoint: Endpoint, images: Sequence[str], prompts: Sequence[str]) -> pd
     """Ask about each case, one request a case.
 
     No temperature is sent: o4-mini takes none, so its answers differ from run to run.
-
-    Args:
-        endpoint: Whom.
-        images: Paths of frames.
-        prompts: One a frame.
 
     Returns:
         One row a case: output, seconds, n_tokens (visible and hidden), status (`refusal` when the

@@ -17,17 +17,6 @@ from cag_utils.params import check_choice
 from cag_utils.vlm.data import FeatureStore, core_of, project
 
 STATUSES = ("ok", "empty", "refusal")
-COLUMNS = (
-    "case_id",
-    "model",
-    "language",
-    "prompt",
-    "output",
-    "seconds",
-    "n_tokens",
-    "status",
-    "ground_truth",
-)
 SHOT_WORDS = {
     "en": ("Examples of the answer, from other patients:", "Report: ", "Answer: "),
     "ja": ("他の患者の回答例：", "レポート：", "回答："),
@@ -46,44 +35,23 @@ REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 FINDING = re.compile(r"#\s*\d+|\d+\s*[%％]")
 
 
-def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> np.ndarray:
-    """Count the tokens of each prompt's text: (N,) int; a picture costs every case the same."""
-    if not prompts:
-        return np.zeros(0, int)
-    return np.array([len(ids) for ids in processor.tokenizer(list(prompts))["input_ids"]])
+def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> list[int]:
+    """Count the tokens of each prompt's text; a picture costs every case the same."""
+    return [len(processor.tokenizer(text)["input_ids"]) for text in prompts]
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
-    """Sort cases by length and cut them into batches.
+    """Sort cases by length, stably, and cut them into batches of row numbers.
 
     A batch is padded to its longest prompt, so full batches of neighbours in length waste least.
     The longest come first: what does not fit into memory fails at once.
-
-    Args:
-        lengths: (N,) tokens of each prompt.
-        batch_size: Most cases of a batch.
-
-    Returns:
-        Row numbers of each batch; every row once, equal lengths in their order.
     """
     order = np.argsort(-np.asarray(lengths, int), kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Return the ids that end an answer or fill the space after it."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return [i for i in [*ends, config.pad_token_id] if i is not None]
-
-
 def count_tokens(made: torch.Tensor, ends: Iterable[int]) -> list[int]:
-    """Count the tokens of each answer up to its end.
-
-    Args:
-        made: (cases, tokens) ids.
-        ends: Ids of end and padding.
-    """
+    """Count the tokens of each answer, (cases, tokens), up to an id of end or padding."""
     ended = torch.isin(made, torch.tensor(list(ends)))
     return [int(row.nonzero()[0]) if row.any() else len(row) for row in ended]
 
@@ -94,12 +62,6 @@ def answer_status(output: str) -> str:
     The rule: nothing but white space and punctuation is `empty`. A text with a phrase of refusal
     is a `refusal`, unless it names a segment (#11) or a grade (75%): then the model answered, with
     an apology. All else is `ok`, right or wrong.
-
-    Args:
-        output: What the model wrote.
-
-    Returns:
-        ok, empty or refusal.
     """
     if not re.search(r"\w", output):
         return "empty"
@@ -109,10 +71,10 @@ def answer_status(output: str) -> str:
 
 
 def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Draw the examples that untuned models are shown; sides take turns.
+    """Draw the examples that untuned models are shown, from the train split.
 
     Args:
-        examples: From `examples.read_examples`; only the train split is drawn from.
+        examples: From `examples.read_examples`.
         n_shots: How many.
         rng: Generator.
 
@@ -149,9 +111,7 @@ def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
     if shots.empty:
         return prompt
     lead, report, answer = SHOT_WORDS[language]
-    blocks = [
-        f"{report}{row.report}\n{answer}{row.answer}" for row in shots.itertuples(index=False)
-    ]
+    blocks = [f"{report}{row.report}\n{answer}{row.answer}" for row in shots.itertuples()]
     return "\n\n".join([lead, *blocks, prompt])
 
 
@@ -167,9 +127,6 @@ def generate_answers(
 ) -> pd.DataFrame:
     """Let a model answer greedily, with `model.generate` and its key-value cache.
 
-    Cases are sorted by the length of their prompt before they are cut into batches, so that short
-    prompts are not padded to long ones. A batch ends with its longest answer.
-
     Args:
         model: Tuned or not, in evaluation mode.
         processor: Its processor.
@@ -179,8 +136,7 @@ def generate_answers(
             bfloat16 may break a near tie the other way).
         max_new_tokens: Longest answer.
         label: Of the progress bar; empty shows none.
-        features: Folder of tower features (`data.FeatureStore`): models that share a tower
-            compute a picture once. Empty runs the tower for each case.
+        features: Folder of a `FeatureStore`; empty runs the tower for each case.
 
     Returns:
         One row a case, in the order given: output, seconds (a batch's time shared out evenly),
@@ -213,7 +169,7 @@ def generate_answers(
 def generation_table(
     examples: pd.DataFrame, prompts: Sequence[str], answers: pd.DataFrame, model: str, language: str
 ) -> pd.DataFrame:
-    """Put answers into the table that the later notebooks read.
+    """Put answers into the table that the later notebooks read; no case is dropped.
 
     Args:
         examples: One row a case, in the order of the answers.
@@ -223,7 +179,7 @@ def generation_table(
         language: en or ja.
 
     Returns:
-        Columns `COLUMNS`; no case is dropped.
+        case_id, model, language, prompt, output, seconds, n_tokens, status, ground_truth.
 
     Raises:
         ValueError: Not one answer a case.
@@ -247,7 +203,7 @@ def generation_table(
             "status": statuses,
             "ground_truth": examples["answer"].to_numpy(),
         }
-    )[list(COLUMNS)]
+    )
 
 
 def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
@@ -268,4 +224,6 @@ def _answer_batch(model, processor, images, prompts, max_new_tokens: int, store)
     made = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, do_sample=False)
     made = made[:, batch["input_ids"].shape[1] :].cpu()
     texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
-    return texts, count_tokens(made, end_tokens(model))
+    ends, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
+    ends = [*ends, pad] if isinstance(ends, list) else [ends, pad]
+    return texts, count_tokens(made, [i for i in ends if i is not None])

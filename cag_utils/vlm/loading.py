@@ -32,8 +32,17 @@ from cag_utils.hub import Checkpoint, check_access, fetch_weights, override, rea
 from cag_utils.params import check_choice
 from cag_utils.shipped import check_phantom
 from cag_utils.study import PACKAGE
-from cag_utils.vlm.conceptclip import convert_tower, has_converted_tower, swap_tower, tower_width
+from cag_utils.vlm.conceptclip import (
+    CONVERTED_GELU,
+    PATCHES,
+    convert_tower,
+    swap_tower,
+    tower_state,
+)
 
+WEIGHTS = PACKAGE / "weights"
+SIZES = ("tiny", "real")
+QUANTISED = ("none", "4bit")
 FUSED = "fused_uncapped"  # not "sdpa...": transformers refuses that name for Gemma2
 AttentionInterface.register(FUSED, sdpa_attention_forward)
 AttentionMaskInterface.register(FUSED, sdpa_mask)
@@ -43,13 +52,7 @@ def fuse_attention(model: PreTrainedModel) -> bool:
     """Let a PaliGemma whose language model caps no attention scores use PyTorch's fused attention.
 
     The results are the same up to rounding. Any other model is left as it is: fused already, or
-    in need of its caps, or told to use another kind.
-
-    Args:
-        model: A backbone; its language model is switched.
-
-    Returns:
-        Whether it was switched.
+    in need of its caps, or told to use another kind. Returns whether it was switched.
     """
     text = model.config.get_text_config()
     capped = getattr(text, "attn_logit_softcapping", None)
@@ -57,11 +60,6 @@ def fuse_attention(model: PreTrainedModel) -> bool:
         return False
     model.model.language_model.set_attn_implementation(FUSED)
     return True
-
-
-WEIGHTS = PACKAGE / "weights"
-SIZES = ("tiny", "real")
-QUANTISED = ("none", "4bit")
 
 
 def load_backbone(
@@ -90,9 +88,7 @@ def load_backbone(
         The model in evaluation mode, and its processor.
 
     Raises:
-        ValueError: Unknown name or size; a checkpoint given for a twin; 4bit without a GPU or
-            bitsandbytes; a tower of unknown width; or model and processor do not fit each other,
-            or not the registry.
+        ValueError: As `find_sources`, `quantisation` and `check_layout`; a tower of unknown width.
         PermissionError: The checkpoint is gated and this machine has no access.
         ConnectionError: The checkpoint is neither in the cache nor reachable.
         FileNotFoundError: The folder or the twin is missing, or holds no safetensors.
@@ -126,11 +122,7 @@ def find_sources(
 ) -> tuple[Checkpoint, Checkpoint | None]:
     """Return where model and tower come from; no tower where none is to be put in.
 
-    Args:
-        name: A key of `BACKBONES`.
-        size: tiny or real.
-        checkpoint: As `load_backbone`.
-        tower_checkpoint: As `load_backbone`.
+    Args: as `load_backbone`.
 
     Raises:
         ValueError: Unknown name or size, checkpoints given for a twin, or a tower given for a
@@ -147,8 +139,8 @@ def find_sources(
     if not backbone.tower:
         return source, None
     if checkpoint and not tower_checkpoint:
-        config = AutoConfig.from_pretrained(**locate(source, size))
-        if has_converted_tower(config):
+        vision = AutoConfig.from_pretrained(**locate(source, size)).vision_config
+        if getattr(vision, "hidden_act", None) == CONVERTED_GELU:  # swapped already
             return source, None
     return source, override(backbone.tower.checkpoint, tower_checkpoint)
 
@@ -156,26 +148,15 @@ def find_sources(
 def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
     """Return what `from_pretrained` needs to find a checkpoint, after a check that takes seconds.
 
-    Args:
-        checkpoint: Where its weights come from.
-        size: tiny or real.
-
-    Returns:
-        `pretrained_model_name_or_path`, and for a published checkpoint `revision`.
-
     Raises:
         FileNotFoundError: The twin's folder is missing.
-        PermissionError: As `check_access`.
-        ConnectionError: As `check_access`.
+        PermissionError, ConnectionError: As `check_access`.
     """
     if size == "real":
         if checkpoint.folder:
             return {"pretrained_model_name_or_path": str(checkpoint.folder)}
         check_access(checkpoint)
-        return {
-            "pretrained_model_name_or_path": checkpoint.repo,
-            "revision": checkpoint.revision,
-        }
+        return {"pretrained_model_name_or_path": checkpoint.repo, "revision": checkpoint.revision}
     folder = check_phantom(WEIGHTS / checkpoint.twin)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -222,10 +203,7 @@ def model_layout(config: PreTrainedConfig) -> tuple[int, int]:
 def check_layout(processor: ProcessorMixin, image_px: int, image_tokens: int) -> None:
     """Check that a processor squashes to the expected side and spends the expected tokens.
 
-    Args:
-        processor: What was loaded.
-        image_px: From the registry for its own checkpoints, from the model for any other.
-        image_tokens: Likewise.
+    The registry says both for its own checkpoints, the model for any other.
 
     Raises:
         ValueError: It does not: another resolution or revision.
@@ -245,13 +223,12 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*IProgress not found.*")
 
 
 def _read_tower(entry: Tower, weights: Path) -> SiglipVisionModel:
     """Convert a tower whose width says how many heads it has."""
-    state = read_safetensors(weights)
-    width = tower_width(state)
+    state = tower_state(read_safetensors(weights))
+    width = state[PATCHES].shape[0]
     if width not in entry.heads:
         raise ValueError(
             f"the tower in {weights} is {width} wide, and its heads show in no tensor: "

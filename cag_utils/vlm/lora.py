@@ -5,12 +5,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
-from cag_utils.corpus.examples import encode_prompts, open_picture, read_examples
-from cag_utils.vlm.jobs import Job
 from cag_utils.vlm.loading import load_backbone
 
 PROJECTOR = "multi_modal_projector"
@@ -22,8 +19,8 @@ def lora_config(
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: Of the thin matrices.
-        alpha: LoRA's scale is alpha over rank.
+        rank: Of the thin matrices; LoRA's scale is `alpha` over it.
+        alpha: See rank.
         dropout: On LoRA's input.
         targets: Regular expression of module names, `Backbone.lora_targets`.
 
@@ -43,13 +40,10 @@ def lora_config(
 def lora_optimiser(
     model: torch.nn.Module, rate: float, projector_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """Return AdamW with one learning rate for LoRA's matrices and another for the projector.
+    """Return AdamW with two peak learning rates.
 
-    Args:
-        model: With an adapter.
-        rate: Peak learning rate of LoRA's matrices, which start from nothing.
-        projector_rate: That of the projector, which has learnt before.
-        weight_decay: Of both.
+    One is that of LoRA's matrices, which start from nothing, the other that of the projector, which
+    has learnt before.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lora = [p for name, p in trained.items() if "lora_" in name]
@@ -60,9 +54,6 @@ def lora_optimiser(
 
 def trainable_table(model: torch.nn.Module) -> pd.DataFrame:
     """Count what an adapted model trains, part by part.
-
-    Args:
-        model: A model with an adapter.
 
     Returns:
         One row a part and method: part (image tower, projector, language model: q_proj ...),
@@ -89,16 +80,13 @@ def raise_trained_to_float32(model: torch.nn.Module) -> None:
 
 
 def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
-    """Write the adapter, and only it.
+    """Write the adapter, and only it; return its folder.
 
     Args:
         model: The tuned model. Its projector is put back to the base's type first, so the live
             model and the reloaded one compute the same.
         folder: Made if missing.
         base: The base's name for `adapter_config.json`, never this machine's path.
-
-    Returns:
-        The folder.
     """
     tower = (v for n, v in model.named_parameters() if "vision_tower" in n)
     dtype = next(v.dtype for v in tower if v.is_floating_point())  # QLoRA: 4-bit ones are integers
@@ -113,24 +101,15 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str) -> Path:
 
 
 def load_tuned(
-    backbone: str,
-    size: str,
-    adapter: str | Path,
-    device: str | None = None,
-    quantise: str = "none",
-    checkpoint: str = "",
-    tower_checkpoint: str = "",
-) -> tuple[PeftModel | PreTrainedModel, ProcessorMixin]:
+    backbone: str, size: str, adapter: str | Path, **where: str
+) -> tuple[PeftModel, ProcessorMixin]:
     """Load a base and put a saved adapter on it.
 
     Args:
         backbone: A key of `backbones.BACKBONES`.
         size: tiny or real; must be the one it was tuned at.
         adapter: Folder written by `save_adapter`.
-        device: As `load_backbone`.
-        quantise: As `load_backbone`.
-        checkpoint: As `load_backbone`; must be the one it was tuned on.
-        tower_checkpoint: Likewise.
+        **where: As `load_backbone`; the checkpoints must be those it was tuned on.
 
     Returns:
         The tuned model in evaluation mode, and the base's processor.
@@ -142,8 +121,7 @@ def load_tuned(
         raise FileNotFoundError(
             f"no adapter in {adapter}: run notebook 04_finetune with -p backbone {backbone} first"
         )
-    where = {"checkpoint": checkpoint, "tower_checkpoint": tower_checkpoint}
-    model, processor = load_backbone(backbone, size, device, quantise=quantise, **where)
+    model, processor = load_backbone(backbone, size, **where)
     return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
 
 
@@ -152,14 +130,9 @@ def save_merged(
 ) -> Path:
     """Write a model as one ordinary checkpoint, its adapter added into the weights.
 
-    Args:
-        model: From `load_tuned`, or an untuned one. The adapter is gone afterwards: go on with the
-            folder, or load anew.
-        processor: Its processor.
-        folder: Made if missing.
-
     Returns:
-        The folder, which `from_pretrained` and any server of Hugging Face models read.
+        The folder, which `from_pretrained` and any server of Hugging Face models read. The model
+        has lost its adapter: go on with the folder, or load anew.
     """
     plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
     plain.save_pretrained(folder)
@@ -172,71 +145,12 @@ def _part(name: str) -> str:
         return "image tower"
     if PROJECTOR in name:
         return "projector"
+    other = "embeddings" if "embed_tokens" in name or "lm_head" in name else "norms"
     words = name.split(".")
-    kind = next((p for p in PROJECTIONS if p in words), None)
-    if kind is None:
-        kind = "embeddings" if "embed_tokens" in name or "lm_head" in name else "norms"
-    return f"language model: {kind}"
+    return f"language model: {next((p for p in PROJECTIONS if p in words), other)}"
 
 
 def _method(name: str, values: torch.nn.Parameter) -> str:
     if not values.requires_grad:
         return "frozen"
     return "LoRA" if "lora_" in name else "full"
-
-
-PROBES = 4  # validation cases whose next-token logits are compared
-
-
-def probe(job: Job, model: torch.nn.Module, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
-    """Return the logits of the first answer token for a few validation cases, (cases, tokens)."""
-    examples = read_examples(job.pairs, job.language, job.outputs)
-    few = examples[examples["split"] == "val"].head(PROBES)
-    pictures = [open_picture(path, processor) for path in few["image"]]
-    batch = encode_prompts(processor, pictures, list(few["prompt"])).to(model.device)
-    with torch.inference_mode():
-        logits = model(**batch, logits_to_keep=1).logits[:, -1]
-    return {"logits": logits.float().cpu().contiguous()}
-
-
-def reload_difference(job: Job) -> float:
-    """Load base and adapter afresh and compare with the live model's logits.
-
-    Returns:
-        The largest absolute difference: 0 on one machine in float32, a rounding step or two in
-        bfloat16, though the parameters are the same.
-    """
-    quantise = job.finetune.quantise
-    where = {"quantise": quantise} | job.source
-    model, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **where)
-    live = load_file(job.path / "probe.safetensors")["logits"]
-    return _difference(probe(job, model, processor), {"logits": live})
-
-
-def merge_adapter(job: Job, folder: str | Path) -> float:
-    """Write a finished run as one plain model, and check that it says the same.
-
-    LoRA is added to the base's weights and the projector put in the base's place. The folder needs
-    neither PEFT nor this package: `AutoModelForImageTextToText` and `transformers serve` read it.
-
-    Args:
-        job: A finished run. A 4-bit run is merged into the full base, not the quantised one.
-        folder: For the model and its processor; made if missing.
-
-    Returns:
-        The largest absolute difference of a logit between the model read back from the folder and
-        base plus adapter: rounding, below 1e-4 in float32.
-
-    Raises:
-        FileNotFoundError: The run has no adapter yet.
-    """
-    tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
-    before, dtype = probe(job, tuned, processor), tuned.dtype
-    device = tuned.device
-    save_merged(tuned, processor, folder)
-    merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
-    return _difference(probe(job, merged, AutoProcessor.from_pretrained(folder)), before)
-
-
-def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    return float((one["logits"] - other["logits"]).abs().max())

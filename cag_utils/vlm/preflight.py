@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from cag_utils.backbones import LANGUAGE_MODEL_ONLY, get_backbone
 from cag_utils.hub import Checkpoint, is_here, resolved_commit
-from cag_utils.vlm.loading import find_sources, locate, quantisation
+from cag_utils.vlm.loading import find_sources, locate, model_layout, quantisation
 from cag_utils.vlm.lora import PROJECTOR
 
 GB = 1e9
@@ -21,34 +21,24 @@ MARGIN = 1.2  # a choice: fragments, kernels' scratch space
 CONTEXT_GB = 0.6  # a choice: what CUDA and its libraries take before the first tensor
 # QLoRA (Dettmers et al. 2023): 4 bits, and 0.127 bits of doubly quantised constants
 PACKED_BYTES = (4 + 0.127) / 8
+TEXT_TOKENS = 768  # prompt and answer of one case, about
 TRAINED_BYTES = 16  # float32: the weight, its gradient, and AdamW's two moments
+COLUMNS = ["check", "needed", "present", "ok"]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of one transformer.
-
-    Attributes:
-        layers: How many.
-        width: Of the hidden state.
-        inner: Width of the feed-forward part.
-        kv_width: Key heads times their width, what a cached token costs; 0 where nothing is cached.
-    """
+    """The layers of one transformer: how many, width of the hidden state and of the inner part."""
 
     layers: int
     width: int
     inner: int
-    kv_width: int = 0
 
     def kept(self, tokens: int, checkpointing: bool) -> int:
-        """Return how many numbers one forward pass keeps for the backward pass.
+        """Return how many numbers one case's forward pass keeps for the backward pass.
 
         A layer keeps about 8 vectors of its width and 4 of its inner width a token. With gradient
         checkpointing each layer keeps its input alone, and one layer at a time is computed again.
-
-        Args:
-            tokens: Of one case.
-            checkpointing: Whether layers are computed again.
         """
         layer = 8 * self.width + 4 * self.inner
         per_token = self.layers * (self.width if checkpointing else layer)
@@ -95,21 +85,15 @@ def footprint(
         model = AutoModelForImageTextToText.from_config(config)
     adapted = [m.weight.shape for n, m in model.named_modules() if re.fullmatch(targets, n)]
     text, vision = config.text_config, config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
     return Footprint(
         parameters=sum(p.numel() for p in model.parameters()),
         packable=sum(rows * columns for rows, columns in adapted),
         adapter_sides=sum(rows + columns for rows, columns in adapted),
         projector=sum(p.numel() for n, p in model.named_parameters() if PROJECTOR in n),
-        language=Stack(
-            text.num_hidden_layers,
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_key_value_heads * text.head_dim,
-        ),
+        language=Stack(text.num_hidden_layers, text.hidden_size, text.intermediate_size),
         tower=Stack(vision.num_hidden_layers, vision.hidden_size, vision.intermediate_size),
-        patches=patches,
-        image_tokens=image_tokens or getattr(config, "mm_tokens_per_image", patches),
+        patches=(vision.image_size // vision.patch_size) ** 2,
+        image_tokens=image_tokens or model_layout(config)[1],
     )
 
 
@@ -124,7 +108,7 @@ def training_gb(
     bytes_each: int,
     rank: int,
     batch_size: int,
-    text_tokens: int,
+    text_tokens: int = TEXT_TOKENS,
     quantise: str = "none",
     checkpointing: bool = True,
 ) -> float:
@@ -147,35 +131,6 @@ def training_gb(
     case = size.language.kept(tokens, checkpointing) + size.tower.kept(size.patches, checkpointing)
     acts = batch_size * case * bytes_each / GB
     return (weights_gb(size, bytes_each, quantise) + trained + acts) * MARGIN
-
-
-def generation_gb(
-    size: Footprint,
-    bytes_each: int,
-    batch_size: int,
-    text_tokens: int,
-    quantise: str = "none",
-) -> float:
-    """Return what answering takes, GB: (weights + cache + one layer at work) x margin.
-
-    A token's keys and values are kept in every layer; windowed layers are counted in full.
-
-    Args:
-        size: Of the model.
-        bytes_each: Of one number.
-        batch_size: Cases at a time.
-        text_tokens: Prompt and longest answer of one case.
-        quantise: none or 4bit.
-    """
-    tokens = size.image_tokens + text_tokens
-    language = size.language
-    cache = 2 * language.layers * language.kv_width * tokens
-    work = max(
-        stack.kept(n, False) // stack.layers
-        for stack, n in ((language, tokens), (size.tower, size.patches))
-    )
-    acts = batch_size * (cache + work) * bytes_each / GB
-    return (weights_gb(size, bytes_each, quantise) + acts) * MARGIN
 
 
 FIXES = {
@@ -205,27 +160,22 @@ class Machine:
     bfloat16: bool
 
 
-def read_machine(device: str | None = None) -> Machine:
-    """Measure this machine.
-
-    Args:
-        device: cuda or cpu; the GPU if there is one, else the CPU, if None.
-    """
+def read_machine() -> Machine:
+    """Measure this machine: its GPU if there is one, else its CPU."""
     cache = Path(constants.HF_HUB_CACHE)
     there = next(p for p in (cache, *cache.parents) if p.exists())
     disk = shutil.disk_usage(there).free / GB
-    device = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
-    if device == "cpu":
+    if not torch.cuda.is_available():
         return Machine("cpu", "CPU", psutil.virtual_memory().available / GB, disk, True)
     gpus = range(torch.cuda.device_count())
     free = min(torch.cuda.mem_get_info(i)[0] for i in gpus) / GB
     fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Machine(device, torch.cuda.get_device_name(), free, disk, fast)
+    return Machine("cuda", torch.cuda.get_device_name(), free, disk, fast)
 
 
-def check_rows(
+def check_machine(
     machine: Machine, download_gb: float, memory_gb: float, dtype: str
-) -> list[dict[str, object]]:
+) -> pd.DataFrame:
     """Compare what is needed with what there is.
 
     Args:
@@ -235,81 +185,64 @@ def check_rows(
         dtype: Wanted on a GPU.
 
     Returns:
-        Rows of check, needed, present, ok.
+        One row a check: check, needed, present, ok (all True).
+
+    Raises:
+        RuntimeError: Names every check that failed, and what helps.
     """
     gpu = machine.device != "cpu"
     needed = memory_gb + (CONTEXT_GB if gpu else 0)
     wanted = dtype if gpu else "float32 on a CPU"
     present = ("yes" if machine.bfloat16 else "no") if gpu else "not needed"
-    return [
-        _row("free disk", f"{download_gb:.1f} GB", f"{machine.disk_gb:.1f} GB",
-             machine.disk_gb >= download_gb),
-        _row("GPU memory" if gpu else "memory", f"{needed:.1f} GB",
-             f"{machine.memory_gb:.1f} GB ({machine.name})", machine.memory_gb >= needed),
-        _row("bfloat16", wanted, present,
-             machine.bfloat16 or not gpu or dtype != "bfloat16"),
+    rows = [
+        ("free disk", f"{download_gb:.1f} GB", f"{machine.disk_gb:.1f} GB",
+         machine.disk_gb >= download_gb),
+        ("GPU memory" if gpu else "memory", f"{needed:.1f} GB",
+         f"{machine.memory_gb:.1f} GB ({machine.name})", machine.memory_gb >= needed),
+        ("bfloat16", wanted, present, machine.bfloat16 or not gpu or dtype != "bfloat16"),
     ]  # fmt: skip
-
-
-def raise_failed(table: pd.DataFrame) -> None:
-    """Stop a run that cannot end well.
-
-    Raises:
-        RuntimeError: Names every check that failed, and what helps.
-    """
-    failed = table[~table["ok"]]
-    if failed.empty:
-        return
+    table = pd.DataFrame(rows, columns=COLUMNS)
     lines = [
         f"- {row.check}: needs {row.needed}, there is {row.present}. Try: {FIXES[row.check]}"
-        for row in failed.itertuples()
+        for row in table[~table["ok"]].itertuples()
     ]
-    raise RuntimeError("this machine cannot run it:\n" + "\n".join(lines))
+    if lines:
+        raise RuntimeError("this machine cannot run it:\n" + "\n".join(lines))
+    return table
 
 
 def preflight(
     name: str,
     size: str = "tiny",
     *,
-    train: bool = True,
     batch_size: int = 1,
-    text_tokens: int = 768,
     rank: int = 0,
-    checkpoint: str = "",
-    tower_checkpoint: str = "",
     quantise: str = "none",
-    device: str | None = None,
     machine: Machine | None = None,
+    **where: str,
 ) -> pd.DataFrame:
     """Check in seconds what would otherwise fail after an hour; downloads a configuration at most.
 
     Args:
         name: A key of `backbones.BACKBONES`.
         size: tiny or real. A twin passes the same checks.
-        train: Whether it will be tuned, or only answer.
         batch_size: Cases a process at a time.
-        text_tokens: Prompt and answer of one case, about; its picture is added.
         rank: Of LoRA; 0 takes the registry's.
-        checkpoint: As `load_backbone`.
-        tower_checkpoint: As `load_backbone`.
-        quantise: As `load_backbone`.
-        device: As `load_backbone`.
+        quantise: none or 4bit.
         machine: What there is; measured if None.
+        **where: checkpoint and tower_checkpoint, as `find_sources`.
 
     Returns:
         One row a check: check, needed, present, ok (all True).
 
     Raises:
         ValueError: As `find_sources` and `quantisation`.
-        PermissionError: A gated checkpoint; the message has the licence's address and the command
-            to log in.
-        ConnectionError: A checkpoint is neither in the cache nor reachable.
-        FileNotFoundError: A folder is missing.
+        PermissionError, ConnectionError, FileNotFoundError: As `locate`.
         RuntimeError: Disk, memory or number format do not do; names all that failed, with help.
     """
-    machine = machine or read_machine(device)
+    machine = machine or read_machine()
     quantisation(quantise, machine.device)
-    model, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    model, tower = find_sources(name, size, **where)
     sources = [model, *([tower] if tower else [])]
     rows = [_access_row(source, size) for source in sources]
     entry = get_backbone(name)
@@ -317,28 +250,30 @@ def preflight(
     swapped = entry.image_tokens if tower and size == "real" else 0
     needs = footprint(config, swapped, entry.lora_targets)
     each = 2 if machine.device != "cpu" and entry.dtype == "bfloat16" else 4
-    memory = generation_gb(needs, each, batch_size, text_tokens, quantise)
-    if train:
-        again = size == "real"  # as training sets gradient checkpointing
-        rank = rank or entry.lora_rank
-        memory = training_gb(needs, each, rank, batch_size, text_tokens, quantise, again)
+    again = size == "real"  # as training sets gradient checkpointing
+    rank = rank or entry.lora_rank
+    memory = training_gb(needs, each, rank, batch_size, quantise=quantise, checkpointing=again)
     missing = [s for s in sources if size == "real" and not is_here(s)]
-    download = sum(_download_gb(source, needs) for source in missing)
-    table = pd.DataFrame([*rows, *check_rows(machine, download, memory, entry.dtype)])
-    raise_failed(table)
-    return table
+    # the registry's size, or for any other repository its parameters in bfloat16
+    download = sum(source.download_gb or 2 * needs.parameters / GB for source in missing)
+    checked = check_machine(machine, download, memory, entry.dtype)
+    return pd.concat([pd.DataFrame(rows, columns=COLUMNS), checked], ignore_index=True)
 
 
-def sources_table(
-    name: str, size: str = "tiny", checkpoint: str = "", tower_checkpoint: str = ""
-) -> pd.DataFrame:
-    """Say what exactly was loaded, for the run's record; call it after `load_backbone`.
+def _access_row(source: Checkpoint, size: str) -> tuple[str, str, str, bool]:
+    """Ask for access, which raises if there is none."""
+    locate(source, size)
+    if size == "tiny":
+        return f"access: {source.twin} (twin)", "a folder", "shipped", True
+    if source.folder:
+        return f"access: {source.folder.name}", "a folder", "there", True
+    needed = "licence and login" if source.gated else "the hub or its cache"
+    present = "in the cache" if is_here(source) else "granted"
+    return f"access: {source.repo}", needed, present, True
 
-    Args:
-        name: A key of `backbones.BACKBONES`.
-        size: tiny or real.
-        checkpoint: As `load_backbone`.
-        tower_checkpoint: As `load_backbone`.
+
+def sources_table(name: str, size: str = "tiny", **where: str) -> pd.DataFrame:
+    """Say what exactly `load_backbone` has loaded, for the run's record; takes what it takes.
 
     Returns:
         part (model, image tower), source (a repository, or a folder's name without its path),
@@ -347,11 +282,10 @@ def sources_table(
     Raises:
         FileNotFoundError: It was not loaded yet.
     """
-    model, tower = find_sources(name, size, checkpoint, tower_checkpoint)
+    model, tower = find_sources(name, size, **where)
     rows = []
-    for part, source in (("model", model), ("image tower", tower)):
-        if source is None:
-            continue
+    parts = [("model", model)] + ([("image tower", tower)] if tower else [])
+    for part, source in parts:
         found = locate(source, size)
         where = found["pretrained_model_name_or_path"]
         local = size == "tiny" or source.folder
@@ -365,24 +299,3 @@ def sources_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-def _row(check: str, needed: str, present: str, ok: bool) -> dict[str, object]:
-    return {"check": check, "needed": needed, "present": present, "ok": bool(ok)}
-
-
-def _access_row(source: Checkpoint, size: str) -> dict[str, object]:
-    """Ask for access, which raises if there is none."""
-    locate(source, size)
-    if size == "tiny":
-        return _row(f"access: {source.twin} (twin)", "a folder", "shipped", True)
-    if source.folder:
-        return _row(f"access: {source.folder.name}", "a folder", "there", True)
-    needed = "licence and login" if source.gated else "the hub or its cache"
-    return _row(f"access: {source.repo}", needed, "in the cache" if is_here(source) else "granted",
-                True)  # fmt: skip
-
-
-def _download_gb(source: Checkpoint, needs: Footprint) -> float:
-    """Return the registry's size, or for any other repository its parameters in bfloat16."""
-    return source.download_gb or 2 * needs.parameters / GB

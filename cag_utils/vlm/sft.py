@@ -5,24 +5,27 @@ same job runs in a notebook's process or on several GPUs (`accelerate launch --m
 cag_utils.vlm.sft job.json`), and goes on from its last checkpoint if it was stopped.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import torch
 import trl.trainer.utils as trl_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     EarlyStoppingCallback,
-    PreTrainedModel,
     PrinterCallback,
     ProcessorMixin,
     TrainerCallback,
@@ -34,23 +37,198 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
 from cag_utils.backbones import get_backbone
-from cag_utils.corpus.examples import read_examples
+from cag_utils.corpus.examples import encode_prompts, open_picture, read_examples
+from cag_utils.params import check_choice
+from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import score
 from cag_utils.scores.scorecard import truth_of
-from cag_utils.study import PACKAGE, read_json
+from cag_utils.study import PACKAGE, read_json, write_json
 from cag_utils.vlm.data import CaseCollator, FeatureStore, accept_features, to_cases
 from cag_utils.vlm.generate import generate_answers
-from cag_utils.vlm.jobs import Job, base_name, last_checkpoint, seal, start_folder
-from cag_utils.vlm.loading import load_backbone
+from cag_utils.vlm.loading import SIZES, load_backbone
 from cag_utils.vlm.lora import (
+    load_tuned,
     lora_config,
     lora_optimiser,
-    probe,
     raise_trained_to_float32,
     save_adapter,
+    save_merged,
     trainable_table,
 )
+
+SEAL = "whole.json"  # in a checkpoint: its files' hashes, written last
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one fine-tuning run depends on.
+
+    Attributes:
+        backbone: A key of `backbones.BACKBONES`.
+        size: tiny or real.
+        language: en or ja.
+        pairs: Path of notebook 03's `pairs.csv`.
+        pairs_hash: Of its content: other pairs are another job.
+        outputs: The folder its pictures are relative to.
+        folder: The run's folder.
+        features: Where tower features are kept; runs on the same pictures share it.
+        seed: Of the adapter's start, the order of cases, and dropout.
+        settings: The profile's `finetune` section.
+    """
+
+    backbone: str
+    size: str
+    language: str
+    pairs: str
+    pairs_hash: str
+    outputs: str
+    folder: str
+    features: str
+    seed: int
+    settings: dict = field(repr=False)
+
+    def __post_init__(self):
+        """Check the names and the settings before anything heavy starts.
+
+        Raises:
+            ValueError: Unknown backbone, or settings that are no `finetune` section.
+        """
+        get_backbone(self.backbone)
+        Finetune.model_validate(self.settings)
+
+    @property
+    def finetune(self) -> Finetune:
+        """The settings, checked."""
+        return Finetune.model_validate(self.settings)
+
+    @property
+    def lora(self) -> Lora:
+        """Rank and alpha."""
+        return self.finetune.lora[self.backbone]
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What `load_backbone` and `load_tuned` get beside name and size."""
+        own, swapped = self.finetune.checkpoints, get_backbone(self.backbone).tower
+        tower = self.finetune.tower_checkpoint if swapped else ""
+        return {"checkpoint": own.get(self.backbone, ""), "tower_checkpoint": tower}
+
+    @property
+    def path(self) -> Path:
+        """The run's folder as a path."""
+        return Path(self.folder)
+
+    def examples(self) -> pd.DataFrame:
+        """Read all cases, see `examples.read_examples`."""
+        return read_examples(self.pairs, self.language, self.outputs)
+
+
+def make_job(
+    settings: Finetune,
+    backbone: str,
+    language: str,
+    pairs: str | Path,
+    folder: str | Path,
+    seed: int,
+    size: str = "",
+    epochs: float = 0.0,
+    features: str | Path = "",
+) -> Job:
+    """Describe a run from a profile's settings and what a notebook changes in them.
+
+    Args:
+        settings: `profile.finetune`.
+        backbone: A key of `backbones.BACKBONES`.
+        language: en or ja.
+        pairs: `outputs/<profile>/03_build_corpus/all/pairs.csv`.
+        folder: As `Job`.
+        seed: As `Job`.
+        size: tiny or real; the profile's if empty.
+        epochs: The profile's if 0.
+        features: Folder of tower features; `outputs/<profile>/04_finetune/tower_features` if empty.
+
+    Raises:
+        ValueError: Unknown backbone, size or language, or negative epochs.
+    """
+    check_choice("language", language, settings.languages)
+    size = check_choice("size", size or settings.size, SIZES)
+    if epochs < 0:
+        raise ValueError(f"epochs must be > 0, or 0 for the profile's, got {epochs}")
+    entry = get_backbone(backbone)
+    lora = settings.lora.get(backbone) or Lora(rank=entry.lora_rank, alpha=entry.lora_alpha)
+    changed = {"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
+    pairs = Path(pairs)
+    outputs = pairs.parents[2]  # outputs/<profile>/
+    return Job(
+        backbone=backbone,
+        size=size,
+        language=language,
+        pairs=str(pairs),
+        pairs_hash=hashlib.sha256(pairs.read_bytes()).hexdigest()[:16],
+        outputs=str(outputs),
+        folder=str(folder),
+        features=str(features or outputs / "04_finetune" / "tower_features"),
+        seed=seed,
+        settings=settings.model_copy(update=changed).model_dump(),
+    )
+
+
+def start_folder(job: Job) -> None:
+    """Write `job.json`; leave only whole checkpoints, and logs, of the very same job."""
+    job.path.mkdir(parents=True, exist_ok=True)
+    path = job.path / "job.json"
+    same = path.is_file() and read_json(path) == asdict(job)
+    for folder in _checkpoints(job):
+        if not (same and is_whole(folder)):
+            shutil.rmtree(folder)
+    if last_checkpoint(job) is None:
+        shutil.rmtree(job.path / "tensorboard", ignore_errors=True)
+    _write_at_once(path, asdict(job))
+
+
+def last_checkpoint(job: Job) -> str | None:
+    """Return the last whole checkpoint a stopped run left, if any."""
+    return next((str(folder) for folder in _checkpoints(job)[::-1] if is_whole(folder)), None)
+
+
+def seal(folder: Path) -> None:
+    """Write what a checkpoint holds, as its last file and at once: from now on it counts."""
+    _write_at_once(folder / SEAL, _digests(folder))
+
+
+def is_whole(folder: Path) -> bool:
+    """Say whether a checkpoint holds what its seal says, byte for byte."""
+    path = folder / SEAL
+    return path.is_file() and read_json(path) == _digests(folder)
+
+
+def _checkpoints(job: Job) -> list[Path]:
+    found = (job.path / "checkpoints").glob("checkpoint-*")
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def _write_at_once(path: Path, content: dict) -> None:
+    """A reader finds the old file or the whole new one, also after a kill."""
+    half_made = path.with_name(f"{path.name}.{os.getpid()}")
+    write_json(half_made, content)
+    half_made.replace(path)
+
+
+def base_name(job: Job) -> str:
+    """Return the base's name for the adapter's card: a repository, or a folder without its path."""
+    checkpoint, own = get_backbone(job.backbone).checkpoint, job.source["checkpoint"]
+    if job.size == "tiny":
+        return f"cag_utils/weights/{checkpoint.twin}"
+    return (Path(own).name if Path(own).is_dir() else own) if own else checkpoint.repo
 
 
 class Progress(TrainerCallback):
@@ -61,13 +239,9 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar at the step a resumed run starts from."""
-        hidden = not state.is_world_process_zero
+        done, hidden = state.global_step, not state.is_world_process_zero
         self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.label,
-            mininterval=30,
-            disable=hidden,
+            total=state.max_steps, initial=done, desc=self.label, mininterval=30, disable=hidden
         )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -106,14 +280,6 @@ class Seal(TrainerCallback):
             seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
-class RunLog(TensorBoardCallback):
-    """TensorBoard's log in a folder of our choice: the library takes one from the environment."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.logging_dir = str(folder)
-
-
 LONGEST = {"tiny": 96, "real": 256}  # tokens of an answer; the phantom's are shorter
 SCORES = ("segment", "grade", "laterality", "plan", "overall")
 
@@ -126,13 +292,8 @@ class AnswerScorer:
     """
 
     def __init__(self, job: Job, processor: ProcessorMixin):
-        """Choose the cases: validation, evenly spread, always the same.
-
-        Args:
-            job: Its settings say how many.
-            processor: Of the backbone.
-        """
-        examples = read_examples(job.pairs, job.language, job.outputs)
+        """Choose as many cases as the settings say: validation, evenly spread, always the same."""
+        examples = job.examples()
         val = examples[examples["split"] == "val"]
         self.n_cases = min(job.finetune.eval_cases, len(val))
         self.cases = val.iloc[[i * len(val) // self.n_cases for i in range(self.n_cases)]]
@@ -141,11 +302,7 @@ class AnswerScorer:
         self.job, self.processor = job, processor
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-        """Return the mean of each of `SCORES` over the cases whose truth is known.
-
-        Args:
-            model: The model as it is now; left in the mode it was in.
-        """
+        """Return the mean of each of `SCORES` over the cases whose truth is known."""
         was_training = model.training
         model.eval()
         s, longest = self.job.finetune, LONGEST[self.job.size]
@@ -162,11 +319,7 @@ class AnswerScorer:
 
 
 def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
-    """Mark one answer.
-
-    Args:
-        output: What it states.
-        truth: What is so.
+    """Mark what one answer states.
 
     Returns:
         `segment` (the very AHA numbers), `laterality`, `plan`: 0 or 1; `grade`: share of the true
@@ -174,52 +327,37 @@ def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
         10. None where the truth is unknown, and for `grade` where there is no lesion.
     """
     found = score(output, truth)
-    plan_error = found["treatment_error"]
-    return {
-        "segment": found["segment_match"],
-        "grade": found["grades_near"],
-        "laterality": found["laterality_match"],
-        "plan": None if plan_error is None else 1 - plan_error,
-        "overall": found["overall"],
-    }
+    wrong = found["treatment_error"]
+    plan = None if wrong is None else 1 - wrong
+    named = found["segment_match"], found["grades_near"], found["laterality_match"]
+    return dict(zip(SCORES, (*named, plan, found["overall"]), strict=True))
 
 
 PREFIX = "eval_answers_"  # of the scores in the Trainer's log
 
 
 def loss_history(log: Sequence[Mapping]) -> pd.DataFrame:
-    """Turn the Trainer's log into one row a measurement.
-
-    Args:
-        log: `trainer.state.log_history`.
+    """Turn `trainer.state.log_history` into one row a measurement.
 
     Returns:
         step, epoch, split (train or val), loss (mean over answer tokens), learning_rate (train
         rows only). Step 0 is the untouched base on val.
     """
-    rows = [
-        {
-            "step": entry["step"],
-            "epoch": entry["epoch"],
-            "split": "train" if "loss" in entry else "val",
-            "loss": entry.get("loss", entry.get("eval_loss")),
-            "learning_rate": entry.get("learning_rate"),
-        }
-        for entry in log
-        if "loss" in entry or "eval_loss" in entry
-    ]
+    rows = []
+    for entry in log:
+        split, key = ("train", "loss") if "loss" in entry else ("val", "eval_loss")
+        if key in entry:
+            rate = entry.get("learning_rate")
+            rows.append((entry["step"], entry["epoch"], split, entry[key], rate))
     return pd.DataFrame(rows, columns=["step", "epoch", "split", "loss", "learning_rate"])
 
 
 def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
-    """Turn the Trainer's log into one row an evaluation by generation.
-
-    Args:
-        log: `trainer.state.log_history`.
+    """Turn `trainer.state.log_history` into one row an evaluation by generation.
 
     Returns:
-        step, epoch, and `answer_scores.SCORES`: segment, grade, laterality and plan (shares, 0 to
-        1), overall (0 to 10); missing where no truth is known. Empty if no answers were scored.
+        step, epoch, and `SCORES`: segment, grade, laterality and plan (shares, 0 to 1), overall (0
+        to 10); missing where no truth is known. Empty if no answers were scored.
     """
     rows = [
         {"step": entry["step"], "epoch": entry["epoch"]}
@@ -255,21 +393,7 @@ class EpochGroups(LengthGroupedSampler):
 class CaseTrainer(SFTTrainer):
     """Trains on `data.to_cases`, batched by length; scores answers after each evaluation."""
 
-    def __init__(
-        self,
-        *args,
-        scorer: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
-        **kwargs,
-    ):
-        """Keep the scorer; all else is `SFTTrainer`'s.
-
-        Args:
-            *args: As `SFTTrainer`.
-            scorer: Given the model, returns numbers for the log; none for the loss alone.
-            **kwargs: As `SFTTrainer`.
-        """
-        super().__init__(*args, **kwargs)
-        self.scorer = scorer
+    scorer: AnswerScorer | None = None  # none for the loss alone
 
     def train(self, *args, **kwargs):
         """Train, scoring the answers' tokens alone."""
@@ -319,7 +443,7 @@ def training_config(job: Job, n_train: int, bfloat16: bool) -> SFTConfig:
         bfloat16: Mixed precision; unasked, TRL would choose it on a CPU too.
 
     Raises:
-        ValueError: The processes cannot share a batch evenly.
+        ValueError: As `share_of_batch`.
     """
     s = job.finetune
     each = share_of_batch(s.batch_size, int(os.environ.get("WORLD_SIZE", 1)))
@@ -384,22 +508,24 @@ FOLLOW = "--end-with-parent"
 def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTrainer:
     """Load the base, put a fresh adapter on it, and hand both to TRL with the data.
 
-    Args:
-        job: The run.
-        callbacks: Added to the run's own.
-
     Raises:
         ValueError: 4-bit weights are asked for and cannot be had, or as `training_config`.
     """
     s = job.finetune
     where = {"quantise": s.quantise} | job.source
-    model, processor = load_backbone(job.backbone, job.size, own_device(), **where)
-    examples = read_examples(job.pairs, job.language, job.outputs)
+    # under a launcher each process has a GPU of its own
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    model, processor = load_backbone(job.backbone, job.size, device, **where)
+    examples = job.examples()
     train, val = (to_cases(examples[examples["split"] == x], processor) for x in ("train", "val"))
     config = training_config(job, len(train), model.dtype == torch.bfloat16)
     store = None
     if s.cache_features:
-        store = fill_store(job, model, processor, [*train["image"], *val["image"]], config)
+        store = FeatureStore(job.features, model, processor)
+        images = [*train["image"], *val["image"]]
+        store.fill(images[config.process_index :: config.world_size])
+        config.distributed_state.wait_for_everyone()
+        store.fill(images)  # the other processes' shares are there now
     targets = get_backbone(job.backbone).lora_targets
     trainer = CaseTrainer(
         model=model,
@@ -410,8 +536,8 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
         data_collator=CaseCollator(processor, store),
         peft_config=lora_config(job.lora.rank, job.lora.alpha, s.dropout, targets),
         callbacks=[*own_callbacks(job), *callbacks],
-        scorer=AnswerScorer(job, processor) if s.eval_cases else None,
     )
+    trainer.scorer = AnswerScorer(job, processor) if s.eval_cases else None
     trainer.remove_callback(PrinterCallback)
     raise_trained_to_float32(trainer.model)
     accept_features(trainer.model)
@@ -421,14 +547,11 @@ def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTra
     return trainer
 
 
-def own_device() -> str:
-    """Return where this process computes: under a launcher its own GPU, else the first, or CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
 def own_callbacks(job: Job) -> list[TrainerCallback]:
     """Return what every run of these settings has beside it."""
-    made = [Progress(f"{job.backbone} {job.language}"), RunLog(job.path / "tensorboard"), Seal()]
+    log = TensorBoardCallback()
+    log.logging_dir = str(job.path / "tensorboard")  # the library takes it from the environment
+    made = [Progress(f"{job.backbone} {job.language}"), log, Seal()]
     if job.finetune.warmup_projector_steps:
         made.append(ProjectorFirst(job.finetune.warmup_projector_steps))
     if job.finetune.patience:
@@ -436,29 +559,10 @@ def own_callbacks(job: Job) -> list[TrainerCallback]:
     return made
 
 
-def fill_store(
-    job: Job,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    images: Sequence[str],
-    config: SFTConfig,
-) -> FeatureStore:
-    """Compute the tower's tokens that are not on disk yet, each process a share of them."""
-    store = FeatureStore(job.features, model, processor)
-    store.fill(images[config.process_index :: config.world_size])
-    config.distributed_state.wait_for_everyone()
-    store.fill(images)  # the others' shares are there now
-    return store
-
-
 def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Run a job in this process, or this process's share of it under a launcher.
 
     Goes on from the last checkpoint when the folder holds one of the very same job.
-
-    Args:
-        job: The run.
-        callbacks: For tests.
 
     Returns:
         The adapter's folder. Beside it lie `history.csv`, `eval_history.csv` (scores of answers),
@@ -475,19 +579,14 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
         save_adapter(trainer.model, adapter, base_name(job))
         # without the mixed-precision wrapper, which a reloaded model will not have
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-        save_file(probe(job, model, trainer.processing_class), job.path / "probe.safetensors")
+        logits = probe(job, model, trainer.processing_class)
+        save_file({"logits": logits}, job.path / "probe.safetensors")
         shutil.rmtree(job.path / "checkpoints")  # done: a rerun starts afresh
     return adapter
 
 
 def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
-    """Train, from a checkpoint if there is one, unless patience had run out when it was written.
-
-    Args:
-        trainer: From `make_trainer`.
-        checkpoint: Folder, or None for the beginning.
-        patience: The setting; 0 for none.
-    """
+    """Train, from a checkpoint if there is one, unless patience had run out when it was written."""
     if checkpoint and patience:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         counted = state.stateful_callbacks["EarlyStoppingCallback"]["attributes"]
@@ -496,6 +595,58 @@ def go_on(trainer: CaseTrainer, checkpoint: str | None, patience: int) -> None:
             trainer._load_best_model()
             return
     trainer.train(resume_from_checkpoint=checkpoint)
+
+
+PROBES = 4  # validation cases whose next-token logits are compared
+
+
+def probe(job: Job, model: torch.nn.Module, processor: ProcessorMixin) -> torch.Tensor:
+    """Return the logits of the first answer token for a few validation cases, (cases, tokens)."""
+    examples = job.examples()
+    few = examples[examples["split"] == "val"].head(PROBES)
+    pictures = [open_picture(path, processor) for path in few["image"]]
+    batch = encode_prompts(processor, pictures, list(few["prompt"])).to(model.device)
+    with torch.inference_mode():
+        logits = model(**batch, logits_to_keep=1).logits[:, -1]
+    return logits.float().cpu().contiguous()
+
+
+def reload_difference(job: Job) -> float:
+    """Load base and adapter afresh and compare with the live model's logits.
+
+    Returns:
+        The largest absolute difference: 0 on one machine in float32, a rounding step or two in
+        bfloat16, though the parameters are the same.
+    """
+    where = {"quantise": job.finetune.quantise} | job.source
+    tuned = load_tuned(job.backbone, job.size, job.path / "adapter", **where)
+    live = load_file(job.path / "probe.safetensors")["logits"]
+    return float((probe(job, *tuned) - live).abs().max())
+
+
+def merge_adapter(job: Job, folder: str | Path) -> float:
+    """Write a finished run as one plain model, and check that it says the same.
+
+    LoRA is added to the base's weights and the projector put in the base's place. The folder needs
+    neither PEFT nor this package: `AutoModelForImageTextToText` and `transformers serve` read it.
+
+    Args:
+        job: A finished run. A 4-bit run is merged into the full base, not the quantised one.
+        folder: For the model and its processor; made if missing.
+
+    Returns:
+        The largest absolute difference of a logit between the model read back from the folder and
+        base plus adapter: rounding, below 1e-4 in float32.
+
+    Raises:
+        FileNotFoundError: The run has no adapter yet.
+    """
+    tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
+    before, dtype, device = probe(job, tuned, processor), tuned.dtype, tuned.device
+    save_merged(tuned, processor, folder)
+    merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
+    after = probe(job, merged, AutoProcessor.from_pretrained(folder))
+    return float((after - before).abs().max())
 
 
 def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") -> Path:

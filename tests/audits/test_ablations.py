@@ -9,14 +9,17 @@ import torch
 
 from cag_utils.audits.ablations import answer_states, fit_reader, tell_pairs
 from cag_utils.corpus.examples import encode_prompts, open_picture
+from cag_utils.vlm import loading
 from cag_utils.vlm.loading import load_backbone
-from tests.vlm.sft_world import NAMES, examples_of, make_world
+from tests.vlm.world import NAMES, examples_of, pairs_in, write_pairs, write_twins
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(once):
     """Twins on disk and a corpus; yields the path of `pairs.csv`."""
-    yield from make_world(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "WEIGHTS", once("twins", write_twins))
+        yield pairs_in(once("corpus", write_pairs))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,11 +50,10 @@ from cag_utils.phantom.stills import still
 from cag_utils.profiles import load_profile
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.vlm import loading, sft
-from cag_utils.vlm.data import PaliGemmaCollator, accept_features, conversation
-from cag_utils.vlm.jobs import Job, make_job
+from cag_utils.vlm.data import accept_features, conversation, plain_collator
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.lora import lora_config, raise_trained_to_float32
-from cag_utils.vlm.sft import training_config
+from cag_utils.vlm.sft import Job, make_job, training_config
 
 EPOCHS, ROUNDS, N_DRAWN = 5, 3, 12
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense, data sheets
@@ -154,7 +153,7 @@ def plain_way(job: Job) -> float:
         args=config,
         train_dataset=data,
         processing_class=processor,
-        data_collator=PaliGemmaCollator(processor) if job.backbone == "paligemma2" else None,
+        data_collator=plain_collator(processor) if job.backbone == "paligemma2" else None,
         peft_config=lora_config(job.lora.rank, job.lora.alpha),
     )
     trainer.remove_callback(PrinterCallback)

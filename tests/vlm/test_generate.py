@@ -14,17 +14,20 @@ import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
 from PIL import Image, PngImagePlugin
 
-from cag_utils.corpus.examples import read_examples
+from cag_utils.corpus.pairs import prompt
+from cag_utils.making.captions import random_scene
+from cag_utils.making.twins import make_processor
+from cag_utils.phantom.clinic.findings import PLANS, write_findings
 from cag_utils.vlm import endpoint
 from cag_utils.vlm.endpoint import (
     Endpoint,
@@ -35,25 +38,107 @@ from cag_utils.vlm.endpoint import (
     reason_not_to_ask,
 )
 from cag_utils.vlm.generate import (
-    COLUMNS,
     answer_status,
+    count_tokens,
     few_shot_prompt,
     generate_answers,
     generation_table,
+    length_batches,
     pick_shots,
+    prompt_lengths,
     status_counts,
 )
 from cag_utils.vlm.loading import load_backbone
-from cag_utils.vlm.lora import lora_config, save_merged
-from tests.vlm.twins_world import write_pairs, write_twins
+from cag_utils.vlm.sft import merge_adapter
+from tests.vlm.world import NAMES, examples_of
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    """A corpus of 17 cases."""
-    folder = tmp_path_factory.mktemp("world")
-    pairs = write_pairs(folder / "outputs" / "smoke", train=8, val=2, test=7)
-    return read_examples(pairs, "en", pairs.parents[2])
+def examples(world):
+    """A corpus of 14 cases."""
+    return examples_of(world)
+
+
+# --- decoding: batches and their order change nothing but the speed -----------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """Pictures, and prompts from one character to far longer than a report."""
+    folder = tmp_path_factory.mktemp("asked")
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng) for _ in range(14)]
+    prompts = [
+        prompt(scene.laterality, scene.report[language], language)
+        for scene, language in zip(scenes, ["en", "ja"] * 7, strict=True)
+    ]
+    prompts += ["?", "\n\n".join(prompts[:6]), "LAD"]
+    images = [str(folder / f"{i}.png") for i in range(len(prompts))]
+    for path in images:
+        grey = rng.integers(0, 256, (48, 48), dtype=np.uint8)
+        Image.fromarray(grey).resize((256, 256)).save(path)
+    return images, prompts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_answer_as_one_by_one(twins, asked, name):
+    model, processor = load_backbone(name, "tiny", device="cpu")
+    lengths = prompt_lengths(processor, asked[1])
+    assert min(lengths) < 5 and max(lengths) > 600  # so the batch of 16 is mostly padding
+    one, sixteen = (generate_answers(model, processor, *asked, n, 12) for n in (1, 16))
+    assert one["output"].tolist() == sixteen["output"].tolist()
+    assert one["n_tokens"].tolist() == sixteen["n_tokens"].tolist()
+    assert one["output"].nunique() > 10  # a model that always says the same would prove nothing
+    assert len(one) == 17 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20))
+def test_every_case_is_in_one_batch_and_the_longest_come_first(lengths, batch_size):
+    batches = length_batches(lengths, batch_size)
+    order = [int(i) for rows in batches for i in rows]
+    assert sorted(order) == list(range(len(lengths)))
+    assert all(len(rows) == batch_size for rows in batches[:-1])
+    assert order == sorted(order, key=lambda i: (-lengths[i], i))
+
+
+class Parrot:
+    """A model that repeats the end of its prompt."""
+
+    device = torch.device("cpu")
+    generation_config = SimpleNamespace(eos_token_id=1, pad_token_id=0)
+
+    def generate(self, input_ids, **_):
+        return torch.cat([input_ids, input_ids[:, -4:]], 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 30), max_size=9), batch_size=st.integers(1, 4))
+def test_answers_come_back_in_the_order_of_the_cases(asked, lengths, batch_size):
+    processor = make_processor("paligemma2")
+    prompts = ["the LAD " * n + f"#{i}" for i, n in enumerate(lengths)]
+    images = asked[0][: len(prompts)]
+    made = generate_answers(Parrot(), processor, images, prompts, batch_size, 4)
+    assert [text.split("#")[-1] for text in made["output"]] == [str(i) for i in range(len(made))]
+    assert len(made) == len(lengths) and list(made) == ["output", "seconds", "n_tokens"]
+
+
+def test_tokens_are_counted_up_to_the_end():
+    made = torch.tensor([[5, 6, 1, 0, 0], [5, 6, 7, 8, 9], [1, 0, 0, 0, 0], [5, 2, 1, 5, 1]])
+    assert count_tokens(made, [1, 0]) == [2, 5, 0, 2]
+
+
+@pytest.mark.parametrize("wrong", [(0, 8), (1, 0)])
+def test_sizes_are_checked(wrong):
+    with pytest.raises(ValueError, match="must be >= 1, got"):
+        generate_answers(Parrot(), None, [], [], *wrong)
+
+
+def test_one_prompt_a_frame():
+    with pytest.raises(ValueError, match="one prompt a frame, got 1 frames, 2 prompts"):
+        generate_answers(Parrot(), None, ["a.png"], ["a", "b"], 1, 1)
+
+
+# --- prompts, statuses, the table ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -85,8 +170,6 @@ def test_every_output_has_a_status(output):
 
 
 def test_every_phantom_finding_counts_as_an_answer():
-    from cag_utils.phantom.clinic.findings import PLANS, write_findings
-
     for plan in PLANS:
         for side, segment in (("LCA", 6), ("RCA", 2)):
             for lesions in ([], [{"segment": segment, "percent": 90}]):
@@ -124,7 +207,10 @@ def test_nothing_is_dropped_from_the_table(examples):
     refused = "Sorry, as a base VLM I am not trained to answer this question."
     answers = pd.DataFrame({"output": ["#1 25%", "", refused, "?!"], "seconds": 0.1, "n_tokens": 3})
     table = generation_table(few, list(few["prompt"]), answers, "paligemma2_base", "en")
-    assert tuple(table.columns) == COLUMNS and len(table) == 4
+    assert " ".join(table.columns) == (
+        "case_id model language prompt output seconds n_tokens status ground_truth"
+    )
+    assert len(table) == 4
     assert table["status"].tolist() == ["ok", "empty", "refusal", "empty"]
     assert table["ground_truth"].tolist() == few["answer"].tolist()
     counts = status_counts(table).iloc[0]
@@ -139,6 +225,9 @@ def test_a_status_that_the_server_gave_is_kept(examples):
     )
     table = generation_table(examples.head(2), ["a", "b"], answers, "o4-mini", "en")
     assert table["status"].tolist() == ["refusal", "ok"]
+
+
+# --- a model behind an API ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -269,25 +358,20 @@ def test_own_pictures_leave_only_on_the_users_word():
     assert reason_not_to_ask(somewhere, "folder", True) == ""
 
 
-def test_a_server_of_merged_weights_answers_as_the_model_itself(tmp_path, monkeypatch):
+def test_a_server_of_merged_weights_answers_as_the_model_itself(tuned, tmp_path, monkeypatch):
     """`transformers serve` on a merged twin, asked as notebook 05 asks any endpoint."""
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package, reason=f"transformers serve needs it: pip install {package}")
-    weights = write_twins(tmp_path / "weights")
-    model, processor = load_backbone("gemma3", "real", "cpu", checkpoint=str(weights / "gemma3"))
-    adapted = get_peft_model(model, lora_config(4, 4))
-    for name, values in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(values, std=0.2)
-    folder = str(save_merged(adapted, processor, tmp_path / "merged"))
-    image, prompt = str(tmp_path / "a.png"), "This image is a left coronary angiogram."
+    folder = str(tmp_path / "merged")
+    merge_adapter(tuned["gemma3"], folder)
+    image, text = str(tmp_path / "a.png"), "This image is a left coronary angiogram."
     noise = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
     Image.fromarray(noise).save(image)
     merged = load_backbone("gemma3", "real", "cpu", checkpoint=folder)
-    said = generate_answers(*merged, [image], [prompt], 1, 24)["output"][0]
+    said = generate_answers(*merged, [image], [text], 1, 24)["output"][0]
     monkeypatch.setattr(endpoint, "MAX_COMPLETION_TOKENS", 24)
     with _served(folder, tmp_path / "serve.log") as url:
-        answer = ask(Endpoint(folder, url, "none", 60, 0), [image], [prompt])["output"][0]
+        answer = ask(Endpoint(folder, url, "none", 60, 0), [image], [text])["output"][0]
     assert said and answer == said
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cag_utils.making.twins import build_twin
 from cag_utils.profiles import FOLDER
-from tests.vlm.twins_world import write_pairs
+from tests.vlm.world import write_pairs
 
 # The entry comes first, as it would stand in the registry; all else is what the notebooks call.
 WALK = """
@@ -31,14 +31,13 @@ BACKBONES["mine"] = Backbone(
 
 from cag_utils.corpus.examples import read_examples
 from cag_utils.vlm.generate import generate_answers, generation_table
-from cag_utils.vlm.jobs import make_job
-from cag_utils.vlm.lora import load_tuned, reload_difference
+from cag_utils.vlm.lora import load_tuned
 from cag_utils.vlm.preflight import preflight, sources_table
 from cag_utils.report import MODEL_COLOURS, MODEL_NAMES
 from cag_utils.scores.rubric import CRITERIA
 from cag_utils.scores.scorecard import LESION_SHARES, against_base
 from cag_utils.profiles import parse_profile
-from cag_utils.vlm.sft import run_job
+from cag_utils.vlm.sft import make_job, reload_difference, run_job
 
 profile = parse_profile(sys.stdin.read(), "smoke", "smoke.yaml")
 job = make_job(profile.finetune, "mine", "en", pairs, out, seed=0)
@@ -70,7 +69,7 @@ print(json.dumps({
 
 def test_a_made_up_backbone_is_added_in_one_place_and_runs(tmp_path):
     build_twin("paligemma2", tmp_path / "weights" / "mine_twin")
-    pairs = write_pairs(tmp_path / "outputs" / "smoke", train=8, val=2, test=3)
+    pairs = write_pairs(tmp_path, train=8, val=2, test=3)
     text = (FOLDER / "smoke.yaml").read_text(encoding="utf-8")
     line = "backbones: [paligemma2, gemma3, conceptclip_gemma3]"
     assert line in text

@@ -1,118 +1,82 @@
-"""Fine-tuning: what is trained, what is masked, and that a stopped run ends as if it never was."""
+"""Fine-tuning: what is trained and scored, and that a stopped run ends as if it never was."""
 
 import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
-from cag_utils.corpus.examples import encode_prompts, open_picture, read_examples
-from cag_utils.making.twins import IMAGE_PX
-from cag_utils.profiles import Lora, load_profile
-from cag_utils.vlm import lora, sft
-from cag_utils.vlm.jobs import Job, make_job
+from cag_utils.profiles import Finetune, Lora, load_profile
+from cag_utils.scores.entities import read_entities
+from cag_utils.scores.rubric import truth_entities
+from cag_utils.vlm import loading, lora, sft
 from cag_utils.vlm.loading import load_backbone
-from cag_utils.vlm.lora import (
-    load_tuned,
+from cag_utils.vlm.lora import load_tuned, save_merged, trainable_table
+from cag_utils.vlm.sft import (
+    FSDP,
+    SCORES,
+    SEAL,
+    AnswerScorer,
+    EpochGroups,
+    Job,
+    answer_history,
+    answers_scored_only,
+    last_checkpoint,
+    loss_history,
+    make_job,
+    make_trainer,
+    mark,
+    merge_adapter,
     probe,
     reload_difference,
-    trainable_table,
+    run_job,
+    seal,
+    share_of_batch,
+    start_folder,
+    training_config,
 )
-from cag_utils.vlm.sft import answers_scored_only, make_trainer, run_job, training_config
-from tests.vlm.sft_world import NAMES, batch_of, examples_of, job_for, make_world
+from tests.vlm.world import NAMES, examples_of, job_for
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Twins on disk and a corpus; yields the path of `pairs.csv`."""
-    yield from make_world(tmp_path_factory.mktemp("world"))
+def weights_of(job):
+    return load_file(job.path / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def tuned(world, tmp_path_factory):
-    """One finished run of each backbone."""
-    jobs = {}
-    for name in NAMES:
-        jobs[name] = job_for(world, tmp_path_factory.mktemp(name), name, epochs=1.0)
-        run_job(jobs[name])
-    return jobs
+def history_of(job, split="val"):
+    history = pd.read_csv(job.path / "history.csv")
+    return history[history["split"] == split].sort_values("step")
 
 
-def test_examples_carry_prompt_and_answer_of_one_language(world):
-    english, japanese = examples_of(world), examples_of(world, "ja")
-    assert english["case_id"].is_monotonic_increasing and len(english) == 13
-    first = english.iloc[0]
-    assert "left coronary" in first["prompt"] and first["prompt"].endswith(first["report"])
-    assert "左冠動脈" in japanese["prompt"][0] and japanese["answer"][0].startswith("LCX #11")
-    with pytest.raises(ValueError, match="unknown language 'fr'"):
-        examples_of(world, "fr")
+def same_run(one, other):
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    columns = ["step", "split", "loss"]
+    tables = [pd.read_csv(job.path / "history.csv")[columns] for job in (one, other)]
+    pd.testing.assert_frame_equal(*tables)
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "match"),
-    [
-        ("findings_en", " ", "case-0002 has an empty answer"),
-        ("report_en", "", "case-0002 has an empty report"),
-        ("split", "tests", "did you mean 'test'"),
-    ],
-)
-def test_bad_pairs_are_named(world, tmp_path, column, value, match):
-    table = pd.read_csv(world)
-    table.loc[2, column] = value
-    table.to_csv(tmp_path / "pairs.csv", index=False)
-    with pytest.raises(ValueError, match=match):
-        read_examples(tmp_path / "pairs.csv", "en", world.parents[2])
-
-
-def test_a_lost_picture_is_named(world, tmp_path):
-    with pytest.raises(FileNotFoundError, match="and 12 more pictures"):
-        read_examples(world, "en", tmp_path)
-
-
-def test_pictures_are_shrunk_never_enlarged(world):
-    _, processor = load_backbone("gemma3", "tiny", device="cpu")
-    path = examples_of(world)["image"][0]
-    assert open_picture(path, processor).size == (IMAGE_PX, IMAGE_PX)  # from 256
-    processor.image_processor.size = {"height": 896, "width": 896}
-    picture = open_picture(path, processor)
-    assert (picture.size, picture.mode) == ((256, 256), "RGB")
-
-
-@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
-def test_only_the_answer_is_scored(world, name):
-    _, processor, batch = batch_of(name, world)
-    for row, labels in zip(examples_of(world).head(3).itertuples(), batch["labels"], strict=True):
-        scored = processor.tokenizer.decode(labels[labels >= 0], skip_special_tokens=True)
-        assert scored.strip().removesuffix("<end_of_turn>").strip() == row.answer
-    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
-    last = [int(row[row >= 0][-1]) for row in batch["labels"]]
-    # the end of the answer is learnt too: a model that never learnt to stop never stops
-    ends = processor.tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
-    last = last if name == "paligemma2" else [int(r[r >= 0][-2]) for r in batch["labels"]]
-    assert set(last) <= set(ends)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_training_and_generation_see_the_same_prompt(world, name):
-    _, processor, batch = batch_of(name, world, n=1)
-    row = examples_of(world).iloc[0]
-    asked = encode_prompts(processor, [open_picture(row["image"], processor)], [row["prompt"]])
-    n = asked["input_ids"].shape[1]
-    assert torch.equal(asked["input_ids"][0], batch["input_ids"][0, :n])
-    assert torch.equal(asked["pixel_values"], batch["pixel_values"])
-    assert torch.equal(asked["token_type_ids"][0], batch["token_type_ids"][0, :n])
-    assert (batch["labels"][0, :n] == -100).all() and batch["labels"][0, n] >= 0
+# --- what is trained ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_language_model_lora_and_projector_train(tuned, name):
     table = pd.read_csv(tuned[name].path / "trainable.csv")
     trained = table[table["method"] != "frozen"].set_index("part")
-    want = {f"language model: {p}" for p in PROJECTIONS} | {"projector"}
-    assert set(trained.index) == want
+    assert set(trained.index) == {f"language model: {p}" for p in PROJECTIONS} | {"projector"}
     assert (trained["method"].drop("projector") == "LoRA").all()
     assert trained.loc["projector", "method"] == "full"
     # 4 layers of 160: q_proj is 160 -> 160, so A and B hold r x 160 each
@@ -122,54 +86,47 @@ def test_only_language_model_lora_and_projector_train(tuned, name):
     assert list(tower["method"]) == ["frozen"] and tower["parameters"].item() > 1e6
 
 
-def test_a_plain_list_of_projections_would_hit_the_tower(world):
-    import re
-
+def test_a_plain_list_of_projections_would_hit_the_tower(twins):
     model, _ = load_backbone("gemma3", "tiny", device="cpu")
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     hit = [n for n in names if re.fullmatch(LANGUAGE_MODEL_ONLY, n)]
-    plain = [n for n in names if n.endswith(PROJECTIONS)]
     assert len(hit) == 7 * 4 and not any("vision" in n for n in hit)
-    assert any("vision" in n for n in plain)
+    assert any("vision" in n for n in names if n.endswith(PROJECTIONS))
+    counted = trainable_table(model)["parameters"].sum()
+    assert counted == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_moved_where_they_should_and_nowhere_else(tuned, name):
-    base = load_backbone(name, "tiny", device="cpu")[0].state_dict()
-    saved = load_file(tuned[name].path / "adapter" / "adapter_model.safetensors")
+def test_weights_moved_where_they_should_and_the_adapter_comes_back_exactly(tuned, name):
+    job = tuned[name]
+    base, processor = load_backbone(name, "tiny", device="cpu")
+    saved, before = weights_of(job), base.state_dict()
     assert not any("vision_tower" in key for key in saved)
     assert all(v.abs().max() > 0 for k, v in saved.items() if "lora_B" in k)
-    projector = {
-        k.split("multi_modal_projector.")[1]: v
-        for k, v in saved.items()
-        if "proj" in k and "multi_modal_projector" in k
-    }
+    projector = [key for key in saved if "multi_modal_projector" in key]
     assert len(projector) == 2
-    for key, value in projector.items():
-        assert not torch.equal(base[f"model.multi_modal_projector.{key}"], value)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_reloaded_adapter_answers_exactly_as_the_live_model(tuned, name):
-    job = tuned[name]
+    for key in projector:
+        known = f"model.multi_modal_projector.{key.split('multi_modal_projector.')[1]}"
+        assert not torch.equal(before[known], saved[key])
     assert reload_difference(job) == 0
-    base, processor = load_backbone(name, "tiny", device="cpu")
     live = load_file(job.path / "probe.safetensors")["logits"]
-    assert (probe(job, base, processor)["logits"] - live).abs().max() > 1e-3
+    assert (probe(job, base, processor) - live).abs().max() > 1e-3
 
 
-def test_the_loss_falls_on_train_and_val(tuned):
+def test_the_loss_falls_and_answers_are_marked_and_logged(tuned):
     for job in tuned.values():
-        history = pd.read_csv(job.path / "history.csv")
-        val = history[history["split"] == "val"].sort_values("step")["loss"]
-        assert val.iloc[-1] < val.iloc[0]
-        assert history["loss"].notna().all() and not (job.path / "checkpoints").exists()
-        assert "/" not in history.columns and (job.path / "job.json").is_file()
-
-
-def test_the_adapters_card_names_no_path_of_this_machine(tuned):
-    text = (tuned["gemma3"].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
-    assert '"cag_utils/weights/gemma3"' in text
+        val = history_of(job)["loss"].tolist()
+        assert val[-1] < val[0] and not (job.path / "checkpoints").exists()
+        marks = pd.read_csv(job.path / "eval_history.csv")
+        assert marks["step"].tolist() == [0, 2] and list(marks.columns[2:]) == list(SCORES)
+        assert marks["segment"].between(0, 1).all()
+        log = EventAccumulator(str(job.path / "tensorboard")).Reload()
+        tags = set(log.Tags()["scalars"])
+        assert {"train/loss", "eval/loss", "eval/answers_segment"} <= tags
+        logged = [event.value for event in log.Scalars("eval/loss")]
+        assert logged == pytest.approx(val, rel=1e-5)
+    card = (tuned["gemma3"].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    assert '"cag_utils/weights/gemma3"' in card  # no path of this machine
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
@@ -178,12 +135,11 @@ def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkey
     half = functools.partial(load_backbone, dtype=torch.bfloat16)
     monkeypatch.setattr(sft, "load_backbone", half)
     monkeypatch.setattr(lora, "load_backbone", half)
-    job = job_for(
-        world, tmp_path, name, max_steps=2, learning_rate=1e-5, projector_rate=0.0, warmup_share=0.0
-    )
+    changes = {"max_steps": 1, "learning_rate": 1e-5, "projector_rate": 0.0, "warmup_share": 0.0}
+    job = job_for(world, tmp_path, name, **changes)
     trainer = make_trainer(job)
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
-    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert {p.dtype for p in trained.values()} == {torch.float32} and trainer.optimizer is None
     before = {n: p.detach().clone() for n, p in trained.items()}
     monkeypatch.setattr(sft, "make_trainer", lambda *_: trainer)
     run_job(job)
@@ -195,35 +151,12 @@ def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkey
 def test_loras_matrices_and_the_projector_have_their_own_rates(world, tmp_path):
     trainer = make_trainer(job_for(world, tmp_path, learning_rate=0.02, projector_rate=1e-3))
     names = {id(p): n for n, p in trainer.model.named_parameters()}
-    lora, rest = trainer.optimizer.param_groups
-    assert (lora["lr"], rest["lr"]) == (0.02, 1e-3)
-    assert all("lora_" in names[id(p)] for p in lora["params"])
+    matrices, rest = trainer.optimizer.param_groups
+    assert (matrices["lr"], rest["lr"]) == (0.02, 1e-3)
+    assert all("lora_" in names[id(p)] for p in matrices["params"])
     assert all("projector" in names[id(p)] for p in rest["params"])
     trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
-    assert trained == {id(p) for group in (lora, rest) for p in group["params"]}
-    assert make_trainer(job_for(world, tmp_path, projector_rate=0.0)).optimizer is None
-
-
-def test_trl_defaults_that_bite_are_set(world, tmp_path):
-    job = job_for(world, tmp_path, warmup_share=0.5)
-    config = training_config(job, n_train=12, bfloat16=False)
-    assert config.max_length is None and config.report_to == [] and config.use_cpu
-    assert not config.bf16 and not config.gradient_checkpointing
-    assert config.learning_rate == job.finetune.learning_rate and config.warmup_steps == 3
-    real = Job(**(job.__dict__ | {"size": "real"}))
-    assert training_config(real, 12, bfloat16=False).gradient_checkpointing
-
-
-def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
-    settings = load_profile("paper").finetune
-    job = make_job(settings, "paligemma2", "ja", world, tmp_path, seed=0)
-    config = training_config(job, n_train=889, bfloat16=False)
-    assert (config.num_train_epochs, config.learning_rate) == (5.0, 1e-5)
-    assert config.optim == "adamw_torch" and job.size == "real" and settings.projector_rate == 0
-    assert (job.lora.rank, job.lora.alpha) == (16, 16)
-    other = settings.model_copy(update={"lora": {"paligemma2": Lora(rank=4, alpha=8)}})
-    job = make_job(other, "paligemma2", "ja", world, tmp_path, seed=0)
-    assert (job.lora.rank, job.lora.alpha) == (4, 8)
+    assert trained == {id(p) for group in (matrices, rest) for p in group["params"]}
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
@@ -244,6 +177,32 @@ def test_scoring_answers_only_changes_neither_loss_nor_gradients(world, tmp_path
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
+# --- a job and its settings --------------------------------------------------------------------
+
+
+def test_trl_defaults_that_bite_are_set(world, tmp_path):
+    job = job_for(world, tmp_path, warmup_share=0.5)
+    config = training_config(job, n_train=12, bfloat16=False)
+    assert config.max_length is None and config.report_to == [] and config.use_cpu
+    assert not config.bf16 and not config.gradient_checkpointing
+    assert not config.load_best_model_at_end  # without patience the last epoch counts
+    assert config.learning_rate == job.finetune.learning_rate and config.warmup_steps == 3
+    real = Job(**(job.__dict__ | {"size": "real"}))
+    assert training_config(real, 12, bfloat16=False).gradient_checkpointing
+
+
+def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
+    settings = load_profile("paper").finetune
+    job = make_job(settings, "paligemma2", "ja", world, tmp_path, seed=0)
+    config = training_config(job, n_train=889, bfloat16=False)
+    assert (config.num_train_epochs, config.learning_rate) == (5.0, 1e-5)
+    assert config.optim == "adamw_torch" and job.size == "real" and settings.projector_rate == 0
+    assert (job.lora.rank, job.lora.alpha) == (16, 16)
+    other = settings.model_copy(update={"lora": {"paligemma2": Lora(rank=4, alpha=8)}})
+    job = make_job(other, "paligemma2", "ja", world, tmp_path, seed=0)
+    assert (job.lora.rank, job.lora.alpha) == (4, 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -259,25 +218,17 @@ def test_a_bad_job_is_refused_before_anything_starts(world, tmp_path, changes, m
         make_job(load_profile("smoke").finetune, pairs=world, folder=tmp_path, seed=0, **plain)
 
 
-def test_tuning_comes_before_loading(tmp_path):
-    with pytest.raises(FileNotFoundError, match="04_finetune with -p backbone gemma3"):
-        load_tuned("gemma3", "tiny", tmp_path)
-
-
-def test_trainable_table_counts_every_parameter(world):
-    model, _ = load_backbone("gemma3", "tiny", device="cpu")
-    table = trainable_table(model)
-    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
+def test_checkpoints_of_a_backbone_that_is_not_tuned_are_refused():
+    settings = load_profile("smoke").finetune.model_dump()
+    with pytest.raises(ValueError, match="names .'medgemma'., which are not tuned"):
+        Finetune.model_validate(settings | {"checkpoints": {"medgemma": "x"}})
 
 
 def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     folder = tmp_path / "my_gemma"
-    model, processor = load_backbone("gemma3", "tiny", device="cpu")
-    lora.save_merged(model, processor, folder)
-    settings = load_profile("smoke").finetune.model_copy(
-        update={"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
-    )
-    job = make_job(settings, "gemma3", "en", world, tmp_path / "run", seed=0)
+    save_merged(*load_backbone("gemma3", "tiny", device="cpu"), folder)
+    changes = {"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
+    job = job_for(world, tmp_path / "run", **changes)
     assert job.source == {"checkpoint": str(folder), "tower_checkpoint": ""}
     run_job(job)
     assert reload_difference(job) == 0
@@ -285,9 +236,332 @@ def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     assert '"my_gemma"' in card and str(tmp_path) not in card
 
 
-def test_checkpoints_of_a_backbone_that_is_not_tuned_are_refused():
-    settings = load_profile("smoke").finetune.model_dump()
-    with pytest.raises(ValueError, match="names .'medgemma'., which are not tuned"):
-        type(load_profile("smoke").finetune).model_validate(
-            settings | {"checkpoints": {"medgemma": "x"}}
-        )
+def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeypatch):
+    job = job_for(world, tmp_path, quantise="4bit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
+        make_trainer(job)
+    monkeypatch.undo()
+    asked = []
+
+    def note(*_, **where):
+        asked.append(where["quantise"])
+        raise KeyboardInterrupt
+
+    for module in (sft, lora):
+        monkeypatch.setattr(module, "load_backbone", note)
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(job)
+    with pytest.raises(KeyboardInterrupt):
+        load_tuned("gemma3", "real", tmp_path, quantise="4bit")
+    assert asked == ["4bit"] * 2
+
+
+# --- marks and history -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "segment", "grade", "laterality", "plan"),
+    [
+        ("LCX #11 shows 75% stenosis. Consider PCI.", 1, 1, 1, 1),
+        ("LCX #11 shows 90% stenosis. Consider PCI.", 1, 1, 1, 1),  # one AHA step
+        ("LCX #11 shows 99% stenosis. Consider PCI.", 1, 0, 1, 1),  # two
+        ("LCX #13 shows 75% stenosis. Consider PCI.", 0, 0, 1, 1),
+        ("RCA #1 shows 75% stenosis.", 0, 0, 0, 0),
+        ("la la la", 0, 0, 0, 0),
+    ],
+)
+def test_marks_by_hand(text, segment, grade, laterality, plan):
+    truth = truth_entities("LCA", [{"segment": 11, "percent": 75}], "pci")
+    found = mark(read_entities(text, "en"), truth)
+    assert tuple(found) == SCORES
+    assert list(found.values())[:4] == [segment, grade, laterality, plan]
+
+
+def test_an_unknown_truth_is_no_mark():
+    found = mark(read_entities("LCX #11 shows 75% stenosis.", "en"), read_entities("Hello.", "en"))
+    assert found["segment"] is None and found["grade"] is None and found["plan"] is None
+
+
+def test_a_model_that_says_the_truth_gets_full_marks(world, tmp_path, monkeypatch):
+    model, processor = load_backbone("gemma3", "tiny", "cpu")
+    scorer = AnswerScorer(job_for(world, tmp_path, eval_cases=2), processor)
+    answers = examples_of(world).set_index("image")["answer"]
+    monkeypatch.setattr(
+        sft, "generate_answers", lambda _, __, images, *_a, **_k: {"output": answers[images]}
+    )
+    model.train()
+    found = scorer(model)
+    assert model.training
+    assert found["segment"] == found["laterality"] == found["grade"] == 1
+    assert set(scorer.cases["split"]) == {"val"} and len(scorer.cases) == 2
+    greedy = AnswerScorer(job_for(world, tmp_path, eval_cases=9), processor)
+    assert greedy.n_cases == 3 and greedy.cases["case_id"].is_unique  # no more than there are
+
+
+def test_histories_have_a_row_a_measurement_and_what_is_unknown_is_missing():
+    log = [
+        {"step": 0, "epoch": 0.0, "eval_loss": 3.0, "eval_runtime": 1.0},
+        {"step": 0, "epoch": 0.0, "eval_answers_segment": 0.0, "eval_answers_overall": 1.0},
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.5},
+        {"step": 2, "epoch": 1.0, "eval_answers_segment": 0.5, "eval_answers_overall": 4.0},
+        {"step": 2, "epoch": 1.0, "train_runtime": 9.0},
+    ]
+    table = loss_history(log)
+    assert table["loss"].tolist() == [3.0, 2.0, 1.5]
+    assert table["split"].tolist() == ["val", "train", "val"]
+    answers = answer_history(log)
+    assert answers["step"].tolist() == [0, 2] and answers["segment"].tolist() == [0.0, 0.5]
+    assert answers["plan"].isna().all() and answer_history(log[:1]).empty
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 4), (50, 4), (203, 8)])
+def test_every_case_comes_once_an_epoch_and_neighbours_are_alike(n, size):
+    lengths = [(37 * i) % 101 for i in range(n)]
+    groups = EpochGroups(lengths, size, seed=1)
+    first = list(groups)
+    assert sorted(first) == list(range(n)) and len(groups) == n
+    if n > size:
+        batches = [[lengths[i] for i in first[k : k + size]] for k in range(size, n, size)]
+        assert sum(max(b) - min(b) for b in batches) / len(batches) < 35  # by chance about 60
+
+
+def test_epochs_and_seeds_differ_and_come_back():
+    groups = EpochGroups(range(64), 4, seed=1)
+    first = list(groups)
+    groups.set_epoch(1)
+    assert list(groups) != first
+    groups.set_epoch(0)
+    assert list(groups) == first == list(EpochGroups(range(64), 4, 1))
+    assert first != list(EpochGroups(range(64), 4, seed=2))
+
+
+# --- stopped, killed, damaged ------------------------------------------------------------------
+
+# A run that hangs while it writes the second checkpoint: its model is there, its optimiser not.
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from cag_utils.vlm import loading, sft
+from cag_utils.study import read_json
+loading.WEIGHTS = Path(sys.argv[2])
+torch.set_num_threads(1)
+write = sft.CaseTrainer._save_optimizer_and_scheduler
+
+def hang(trainer, folder):
+    if trainer.state.global_step == 4:
+        Path(folder, "optimizer.pt").write_bytes(b"half")
+        Path(sys.argv[3]).touch()
+        time.sleep(600)
+    write(trainer, folder)
+
+sft.CaseTrainer._save_optimizer_and_scheduler = hang
+sft.train(sft.Job(**read_json(Path(sys.argv[1]))))
+"""
+
+
+class Watch(TrainerCallback):
+    """Notes how far LoRA's B has come after each step; stops a run as a crash would."""
+
+    def __init__(self, step=0, save=0):
+        self.step, self.save, self.seen = step, save, {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        matrices = [p.detach().abs().max() for n, p in model.named_parameters() if "lora_B" in n]
+        self.seen[state.global_step] = float(max(matrices))
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.save:
+            raise KeyboardInterrupt
+
+
+def break_off(job, *callbacks):
+    """Start a run that its callbacks stop."""
+    start_folder(job)
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(job, callbacks)
+
+
+LONG = {"epochs": 3.0}
+
+
+@pytest.fixture
+def whole(world, once):
+    """A run of three epochs that nobody stopped, on one thread: more add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = once("whole", lambda folder: run_job(job_for(world, folder, **LONG)))
+    yield job_for(world, folder, **LONG)
+    torch.set_num_threads(before)
+
+
+def test_kill_9_while_a_checkpoint_is_written_and_resume_end_the_same(world, whole, tmp_path):
+    broken, reached = job_for(world, tmp_path / "broken", **LONG), tmp_path / "reached"
+    start_folder(broken)
+    arguments = [str(broken.path / "job.json"), str(loading.WEIGHTS), str(reached)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments], stderr=subprocess.DEVNULL
+    )
+    while not reached.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was still at work
+    assert (broken.path / "checkpoints" / "checkpoint-4" / "optimizer.pt").is_file()
+    assert last_checkpoint(broken).endswith("checkpoint-2")  # two steps an epoch
+    run_job(broken)
+    same_run(whole, broken)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(world, whole, tmp_path):
+    broken = job_for(world, tmp_path, **LONG)
+    break_off(broken, Watch(step=5))  # in the third epoch of two steps
+    newest = broken.path / "checkpoints" / "checkpoint-4"
+    assert last_checkpoint(broken) == str(newest) and newest.with_name("checkpoint-2").is_dir()
+    for name in sorted(path.name for path in newest.iterdir()):  # the seal itself is one of them
+        kept = (newest / name).read_bytes()
+        for damaged in (None, kept[: len(kept) // 2], kept[:-1] + bytes([kept[-1] ^ 1])):
+            (newest / name).unlink()
+            if damaged is not None and name != SEAL:
+                (newest / name).write_bytes(damaged)
+            assert last_checkpoint(broken).endswith("checkpoint-2"), name
+            (newest / name).write_bytes(kept)
+    (newest / "optimizer.pt").write_bytes(b"half")
+    run_job(broken)
+    same_run(whole, broken)
+
+
+def test_checkpoints_of_another_job_are_not_continued(world, tmp_path):
+    job = job_for(world, tmp_path)
+    start_folder(job)
+    folder = tmp_path / "checkpoints" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    (folder / "model").touch()
+    seal(folder)
+    start_folder(job)
+    assert last_checkpoint(job) == str(folder)
+    start_folder(job_for(world, tmp_path, learning_rate=1e-4))
+    assert last_checkpoint(job) is None and not folder.exists()
+
+
+class Spoil(TrainerCallback):
+    """Breaks the model after the first epoch, so that the validation loss gets worse."""
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        for name, values in model.named_parameters():
+            if "lora_B" in name and state.epoch >= 1:
+                values.data.add_(0.5)
+
+
+def test_patience_keeps_the_best_and_has_run_out_after_a_kill_too(world, tmp_path, monkeypatch):
+    patient = {"epochs": 4.0, "patience": 1, "dropout": 0.0}
+    whole, broken = (job_for(world, tmp_path / name, **patient) for name in ("whole", "broken"))
+    start_folder(whole)
+    sft.train(whole, [Spoil()])
+    val = history_of(whole).set_index("step")["loss"].drop(0)
+    assert val.index.tolist() == [2, 4] and val[4] > val[2]  # of 8: two steps an epoch
+    # the adapter is that of the best epoch: its loss is measured again
+    model, _ = load_tuned(whole.backbone, whole.size, whole.path / "adapter")
+    trainer = make_trainer(whole)
+    adapted = {k: v for k, v in model.state_dict().items() if "lora_" in k or "_to_save" in k}
+    trainer.model.load_state_dict(adapted, strict=False)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(val[2], rel=1e-4)
+    break_off(broken, Spoil(), Watch(save=4))
+    assert last_checkpoint(broken).endswith("checkpoint-4")
+    monkeypatch.setattr(sft.CaseTrainer, "train", lambda *_, **__: pytest.fail("trains again"))
+    run_job(broken)
+    same_run(whole, broken)
+
+
+def test_the_projector_learns_alone_first_also_after_a_kill(world, tmp_path):
+    first = {"warmup_projector_steps": 3}
+    whole, broken = (job_for(world, tmp_path / name, **first) for name in ("whole", "broken"))
+    watch = Watch(step=3)
+    break_off(broken, watch)
+    assert watch.seen == {1: 0.0, 2: 0.0, 3: 0.0}  # B starts at zero and stays there
+    run_job(broken)
+    run_job(whole)
+    same_run(whole, broken)
+    assert all(v.abs().max() > 0 for k, v in weights_of(whole).items() if "lora_B" in k)
+
+
+# --- several processes -------------------------------------------------------------------------
+
+
+def test_two_processes_share_a_batch_and_leave_one_adapter(world, tmp_path, monkeypatch):
+    job = job_for(world, tmp_path / "two", dropout=0.0, epochs=1.0)
+    watch = tmp_path / "sitecustomize.py"
+    watch.write_text(_watcher(loading.WEIGHTS))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_job(job, processes=2)
+    found = sorted(path.name for path in tmp_path.glob("rank*"))
+    assert found == ["rank0_of2_batch2", "rank1_of2_batch2"]
+    load_tuned(job.backbone, job.size, job.path / "adapter")
+    alone = job_for(world, tmp_path / "one", dropout=0.0, epochs=1.0)
+    run_job(alone)
+    # the same cases a step, so the same losses but for rounding
+    one, two = (history_of(j, "train") for j in (alone, job))
+    assert one["step"].tolist() == two["step"].tolist()
+    assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-3)
+
+
+def _watcher(weights_folder):
+    """Runs in each process before all else: the twins' folder, and a note of who took part."""
+    return f"""
+import os, sys
+if "RANK" in os.environ and "cag_utils.vlm.sft" in " ".join(sys.orig_argv):
+    from pathlib import Path
+    from trl import SFTConfig
+    from cag_utils.vlm import loading
+    loading.WEIGHTS = Path({str(weights_folder)!r})
+    start = SFTConfig.__init__
+    def noted(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        each = self.per_device_train_batch_size
+        name = f"rank{{os.environ['RANK']}}_of{{os.environ['WORLD_SIZE']}}_batch{{each}}"
+        (Path(__file__).parent / name).touch()
+    SFTConfig.__init__ = noted
+"""
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(world, tmp_path):
+    assert share_of_batch(8, 4) == 2
+    with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3 processes"):
+        run_job(job_for(world, tmp_path), processes=3)
+    assert not (tmp_path / "job.json").exists()
+
+
+def test_a_failed_process_is_reported(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="training on 2 processes failed"):
+        run_job(job_for(world, tmp_path), processes=2)
+
+
+def test_the_settings_for_sharding_are_read_by_accelerate():
+    config = load_config_from_file(str(FSDP))
+    assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
+
+
+# --- merged ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merged_model_says_the_same_without_peft(tuned, tmp_path, name):
+    assert merge_adapter(tuned[name], tmp_path) < 1e-4
+    assert not list(tmp_path.glob("adapter*"))
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
+    base = load_backbone(name, "tiny", "cpu")[0].state_dict()
+    moved = [key for key, values in merged.items() if not torch.equal(values, base[key])]
+    assert moved and not any("vision_tower" in key or "embed_tokens" in key for key in moved)
+
+
+def test_nothing_is_merged_or_loaded_before_training(world, tmp_path):
+    with pytest.raises(FileNotFoundError, match="04_finetune with -p backbone gemma3"):
+        load_tuned("gemma3", "tiny", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no adapter"):
+        merge_adapter(job_for(world, tmp_path), tmp_path / "merged")

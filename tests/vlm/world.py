@@ -1,4 +1,4 @@
-"""A small world for the language-model tests: random twins, and a corpus of flat pictures.
+"""A small world for the language-model tests: random twins, a corpus of flat pictures, small jobs.
 
 The right coronaries are bright and the left ones dark, so even a random tower can tell them apart.
 """
@@ -12,8 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cag_utils.corpus.examples import open_picture, read_examples
 from cag_utils.making.twins import build_twin, save_twin, tower_config
+from cag_utils.profiles import load_profile
+from cag_utils.vlm.data import conversation, plain_collator
+from cag_utils.vlm.loading import load_backbone
+from cag_utils.vlm.sft import Job, make_job
 
+NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
 FINDINGS = {
     "LCA": ("LCX #11 shows 75% stenosis. Consider PCI.", "LCX #11に75%の狭窄が確認できます。"),
     "RCA": ("No significant stenosis in the RCA.", "RCAに有意狭窄は認めません。"),
@@ -28,18 +34,18 @@ def write_twins(folder: Path) -> Path:
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(0.25)
         save_twin(model, processor, folder / kind)
-    tower = timm_twin(seed=0)
     (folder / "conceptclip").mkdir()
-    state = {f"visual.trunk.{k}": v.contiguous() for k, v in tower.state_dict().items()}
+    tower = timm_twin().state_dict()
+    state = {f"visual.trunk.{name}": values.contiguous() for name, values in tower.items()}
     save_file(state, folder / "conceptclip" / "model.safetensors")
     (folder / "conceptclip" / "config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
-def timm_twin(seed: int) -> torch.nn.Module:
+def timm_twin() -> torch.nn.Module:
     """Return a random timm tower of the twins' own sizes."""
     sizes = tower_config()
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return timm.create_model(
         "vit_base_patch16_siglip_224",
         num_classes=0,
@@ -51,29 +57,26 @@ def timm_twin(seed: int) -> torch.nn.Module:
     )
 
 
-def write_pairs(outputs: Path, train: int = 12, val: int = 4, test: int = 5) -> Path:
+def write_pairs(folder: Path, train: int = 8, val: int = 3, test: int = 3) -> Path:
     """Write `pairs.csv` and its pictures as notebook 03 does; returns its path."""
     rng = np.random.default_rng(0)
-    folder = outputs / "03_build_corpus" / "all"
-    (folder / "frames").mkdir(parents=True)
+    outputs = folder / "outputs" / "smoke"
+    frames = outputs / "03_build_corpus" / "all" / "frames"
+    frames.mkdir(parents=True)
     rows = []
     for i, split in enumerate(["train"] * train + ["val"] * val + ["test"] * test):
         side = ("LCA", "RCA")[i % 2]
         level = 60 if side == "LCA" else 190
         grey = (level + rng.integers(-20, 20, (256, 256))).astype(np.uint8)
-        png = folder / "frames" / f"{i:04d}.png"
+        png = frames / f"{i:04d}.png"
         Image.fromarray(grey).save(png)
         english, japanese = FINDINGS[side]
         rows.append(
             {
                 "case_id": f"case-{i:04d}",
                 "patient_id": f"pt-{i:012x}",
-                "exam_id": f"ex-{i:012x}",
-                "video_id": f"vi-{i:012x}",
-                "frame": i,
                 "png": str(png.relative_to(outputs)),
                 "laterality": side,
-                "confidence": 0.9,
                 "report_en": f"{60 + i}-year-old man with chest pain.",
                 "report_ja": f"{60 + i}歳男性。胸痛。",
                 "findings_en": english,
@@ -81,5 +84,34 @@ def write_pairs(outputs: Path, train: int = 12, val: int = 4, test: int = 5) -> 
                 "split": split,
             }
         )
-    pd.DataFrame(rows).to_csv(folder / "pairs.csv", index=False)
-    return folder / "pairs.csv"
+    pairs = frames.with_name("pairs.csv")
+    pd.DataFrame(rows).to_csv(pairs, index=False)
+    return pairs
+
+
+def pairs_in(folder: Path) -> Path:
+    """Return where `write_pairs` has put `pairs.csv`."""
+    return folder / "outputs" / "smoke" / "03_build_corpus" / "all" / "pairs.csv"
+
+
+def job_for(pairs, folder, backbone="gemma3", language="en", **changes) -> Job:
+    """A small job of two epochs of two steps, without answers along the way."""
+    settings = load_profile("smoke").finetune
+    plain = {"batch_size": 4, "max_steps": -1, "epochs": 2.0, "dropout": 0.1, "eval_cases": 0}
+    settings = settings.model_copy(update=plain | changes)
+    return make_job(settings, backbone, language, pairs, folder, seed=3)
+
+
+def examples_of(pairs, language="en"):
+    """All cases of the world."""
+    return read_examples(pairs, language, pairs.parents[2])
+
+
+def batch_of(name, pairs, n=3):
+    """A twin, its processor, and a batch of the first cases as the plain collator makes it."""
+    model, processor = load_backbone(name, "tiny", device="cpu")
+    talks = [
+        conversation(open_picture(row.image, processor), row.prompt, row.answer)
+        for row in examples_of(pairs).head(n).itertuples()
+    ]
+    return model, processor, plain_collator(processor)(talks)
