@@ -24,12 +24,9 @@ def test_every_shipped_file_is_what_its_checksum_says():
     assert len(NETWORKS) >= 7 and checksums() == read_json(WEIGHTS / CHECKSUMS)
 
 
-def test_all_networks_together_are_small():
+def test_all_networks_together_are_small_and_hold_for_the_phantom_as_it_is():
     megabytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) / 1e6
     assert megabytes < 40  # so that a clone stays light
-
-
-def test_every_shipped_network_holds_for_the_phantom_as_it_is():
     assert set(read_json(WEIGHTS / PHANTOM)) == {folder.name for folder in NETWORKS}
     assert [check_phantom(folder) for folder in NETWORKS] == NETWORKS
 

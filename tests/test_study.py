@@ -28,11 +28,6 @@ def demo(tmp_path, monkeypatch):
     )
 
 
-@pytest.fixture
-def run(demo):
-    return demo(seed=3)
-
-
 def test_a_run_lands_in_its_own_folder(demo, tmp_path):
     run = demo(language="ja", n_workers=7)
     assert run.dir == tmp_path / "my runs/smoke/04_finetune/gemma3_ja" and run.dir.is_dir()
@@ -84,7 +79,8 @@ def test_a_missing_input_names_the_command_that_makes_it(notebook, path, told, t
     assert given == {"profile": "smoke", "out_root": str(out)} | told
 
 
-def test_a_notebook_reads_lower_numbers_alone(run):
+def test_a_notebook_reads_lower_numbers_alone(demo):
+    run = demo()
     path = run.outputs / "03_build_corpus" / "all" / "pairs.csv"
     path.parent.mkdir(parents=True)
     path.touch()
@@ -94,7 +90,8 @@ def test_a_notebook_reads_lower_numbers_alone(run):
             run.need(later)
 
 
-def test_metrics_are_flat_and_plain(run):
+def test_metrics_are_flat_and_plain(demo):
+    run = demo(seed=3)
     saved = run.save_metrics({"f1": np.float32(0.5), "n": np.int64(3), "note": None})
     assert saved == {"f1": 0.5, "n": 3, "note": None} == study.read_json(run.dir / "metrics.json")
     facts = study.read_json(run.dir / "provenance.json")
@@ -112,13 +109,10 @@ def test_the_seed_makes_global_generators_repeat():
     assert draws[0] == draws[1]
 
 
-def test_a_phantoms_folder_follows_its_settings():
+def test_own_data_must_be_there_and_a_phantoms_folder_follows_its_settings(tmp_path, monkeypatch):
     smoke = load_profile("smoke")
     larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
     assert study.data_dir(smoke) != study.data_dir(larger)
-
-
-def test_own_data_must_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="data.folder"):
         study.data_dir(load_profile("paper"))
