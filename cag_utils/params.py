@@ -68,11 +68,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> str:
-    """Return `value` if it is one of `known`.
-
-    Raises:
-        ValueError: It is not; the message suggests the nearest name.
-    """
+    """Return `value` if it is one of `known`; else ValueError suggests the nearest."""
     known = list(known)
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}{did_you_mean(value, known)}")

@@ -179,16 +179,7 @@ def load_profile(name: str) -> Profile:
 
 
 def parse_profile(text: str, name: str, where: str) -> Profile:
-    """Check the text of a profile.
-
-    Args:
-        text: YAML.
-        name: The profile's name.
-        where: Path for error messages.
-
-    Raises:
-        ValueError: As `load_profile`.
-    """
+    """Check the text of a profile, YAML from `where`; ValueError as `load_profile`."""
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a profile is a mapping of sections, got {content!r}")

@@ -79,11 +79,7 @@ KEPT_NAMES = ("gpu.md", *APPENDICES)
 
 
 def main(study_only: bool = False) -> None:
-    """Run the study, measure, collect, write.
-
-    Args:
-        study_only: Leave appendices and benchmarks, half of the time, as they are in the reference.
-    """
+    """Run the study, measure, collect, write; then appendices and benchmarks, half of the time."""
     facts = provenance()  # before a tracked file is written, or the commit would say "dirty"
     profile = load_profile(PROFILE)
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
@@ -161,11 +157,7 @@ def measured_run(command: list[str]) -> dict[str, float]:
 
 
 def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
-    """Collect the study's figures from the notebooks' metrics under one flat set of keys.
-
-    Args:
-        outputs: `outputs/<profile>/` of a finished study.
-        backbones: Fine-tuned backbones.
+    """Collect a finished study's figures (`outputs/<profile>/`) under one flat set of keys.
 
     Returns:
         Keys such as `cnn.laterality_f1`, `finetune.gemma3.en.segment_accuracy`,
@@ -196,12 +188,12 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
 
 
 def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
-    """Run benchmarks and return their figures as `benchmark.<name>`.
+    """Run benchmarks, whose last line is a JSON object; return figures as `benchmark.<name>`.
 
     Beside those of each file stands `benchmark.<file>.yardstick`, seconds as `measure_yardstick`.
 
     Args:
-        folder: Holds `bench_*.py`; each prints one JSON object as its last line.
+        folder: Holds `bench_*.py`.
         wanted: Name of a file without its suffix, or a pattern.
 
     Raises:
@@ -216,12 +208,7 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
 
 
 def copy_study(outputs: Path, folder: Path) -> None:
-    """Replace the reference's tables and figures by those of notebook 08; leave the appendices'.
-
-    Args:
-        outputs: `outputs/<profile>/` of a finished study.
-        folder: `outputs/reference/`.
-    """
+    """Replace the tables and figures in the reference's folder by those of notebook 08."""
     for old in folder.iterdir():
         if old.suffix in KEPT_SUFFIXES - {".json"} and not old.name.startswith(KEPT_NAMES):
             old.unlink()
@@ -231,12 +218,12 @@ def copy_study(outputs: Path, folder: Path) -> None:
 
 
 def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
-    """Run an appendix, copy its tables and figures, and return its headline figures.
+    """Run an appendix, copy its tables and figures under its name, and return its figures.
 
     Args:
         name: One of `APPENDICES`.
         outputs: `outputs/<profile>/`.
-        folder: `outputs/reference/`; a copy carries the appendix's name.
+        folder: `outputs/reference/`.
 
     Raises:
         subprocess.CalledProcessError: The notebook failed.
@@ -257,11 +244,7 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
 
 
 def update_readme(path: Path, metrics: dict[str, float]) -> None:
-    """Write the results between the README's markers.
-
-    Raises:
-        ValueError: The markers are not there.
-    """
+    """Write the results between the README's markers; ValueError where these are not there."""
     opening, closing = "<!-- results: make reference -->\n", "<!-- end of results -->"
     replace_between(path, opening, closing, headline_table(metrics))
 

@@ -70,9 +70,6 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
 def copy_result(source: Path, target: Path) -> list[Path]:
     """Copy a saved table or figure, all of its files; both paths are without suffix.
 
-    Returns:
-        The files written.
-
     Raises:
         FileNotFoundError: Nothing was saved under `source`.
     """
@@ -97,11 +94,7 @@ def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 
 def estimate_cell(value: float, low: float, high: float, digits: int = 3) -> str:
-    """Format an estimate and its interval for a table: `0.912 (0.880 to 0.941)`.
-
-    Raises:
-        ValueError: The interval does not hold the estimate.
-    """
+    """Format `0.912 (0.880 to 0.941)`; ValueError if the interval does not hold the estimate."""
     if not low <= value <= high:
         raise ValueError(f"estimate {value} lies outside its interval [{low}, {high}]")
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

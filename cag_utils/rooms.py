@@ -65,20 +65,12 @@ def draw_rooms(package: Path = PACKAGE) -> str:
 
 
 def update_picture(readme: Path, package: Path = PACKAGE) -> None:
-    """Draw the rooms between the README's markers.
-
-    Raises:
-        ValueError: As `replace_between`.
-    """
+    """Draw the rooms between the README's markers; ValueError where these are not there."""
     replace_between(readme, OPEN, CLOSE, draw_rooms(package))
 
 
 def replace_between(page: Path, first: str, last: str, new: str) -> None:
-    """Replace what stands between two markers of a page.
-
-    Raises:
-        ValueError: The markers are not there.
-    """
+    """Replace what stands between two markers of a page; ValueError where these are not there."""
     before, opening, rest = page.read_text(encoding="utf-8").partition(first)
     _, closing, after = rest.partition(last)
     if not closing:

@@ -44,31 +44,19 @@ AHA_SEGMENTS: dict[int, Segment] = {
 
 
 def artery_of(segment: int) -> str:
-    """Return the artery of an AHA segment: RCA 1-4, LM 5, LAD 6-10, LCX 11-15.
-
-    Raises:
-        ValueError: `segment` is not 1 to 15.
-    """
+    """Return the artery of an AHA segment; ValueError for a number that is not 1 to 15."""
     if segment not in AHA_SEGMENTS:
         raise ValueError(f"AHA segments are numbered 1 to 15, got {segment!r}")
     return AHA_SEGMENTS[segment].artery
 
 
 def laterality_of(segment: int) -> str:
-    """Return the side whose injection shows an AHA segment: RCA for 1-4, LCA for 5-15.
-
-    Raises:
-        ValueError: `segment` is not 1 to 15.
-    """
+    """Return the side whose injection shows an AHA segment: RCA for 1-4, LCA for 5-15."""
     return "RCA" if artery_of(segment) == "RCA" else "LCA"
 
 
 def segments_of(laterality: str) -> tuple[int, ...]:
-    """Return the AHA segments that an injection of this side shows, ascending.
-
-    Raises:
-        ValueError: `laterality` is neither LCA nor RCA.
-    """
+    """Return the AHA segments that an injection of this side shows; ValueError for no side."""
     if laterality not in LATERALITIES:
         raise ValueError(f"laterality must be LCA or RCA, got {laterality!r}")
     return tuple(n for n in AHA_SEGMENTS if laterality_of(n) == laterality)

@@ -43,11 +43,7 @@ NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_imag
 
 
 def root() -> Path:
-    """Return `$CAG_ROOT` if set, else the folder that holds `cag_utils/`.
-
-    JupyterLab starts a kernel in the notebook's folder, papermill in the caller's, so a plain
-    relative path would mean two different places.
-    """
+    """Return `$CAG_ROOT` if set, else the folder that holds `cag_utils/`, wherever a kernel is."""
     return Path(os.environ.get("CAG_ROOT") or PACKAGE.parent).resolve()
 
 
@@ -122,10 +118,7 @@ class Run:
         return self.dir.parents[1]
 
     def need(self, path: str) -> Path:
-        """Return an input written by a lower-numbered notebook.
-
-        Args:
-            path: Below `outputs/<profile>/`.
+        """Return an input, below `outputs/<profile>/`, written by a lower-numbered notebook.
 
         Raises:
             FileNotFoundError: It is not there; the message names the command that makes it.

@@ -167,11 +167,7 @@ def _tag(process: psutil.Process) -> str:
 
 
 def run_notebook(arguments: list[str]) -> None:
-    """Run papermill's command line with CurveZMQ: a kernel on plain TCP warns on every start.
-
-    Raises:
-        SystemExit: Always, as papermill does.
-    """
+    """Run papermill's command line with CurveZMQ: a kernel on plain TCP warns on every start."""
     import zmq
     from papermill.cli import papermill
     from papermill.engines import NBClientEngine, papermill_engines
