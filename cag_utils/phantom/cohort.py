@@ -12,6 +12,7 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from cag_utils.phantom import labels
 from cag_utils.phantom.anatomy.atlas import LATERALITIES
 from cag_utils.phantom.clinic.findings import decide_plan, write_findings
 from cag_utils.phantom.clinic.notes import write_report
@@ -20,7 +21,7 @@ from cag_utils.phantom.dicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.phantom.imaging.hardware import draw_hardware
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
-from cag_utils.phantom.labels import NOISE_MODELS, FrameTruth, simulate_labels
+from cag_utils.phantom.labels import FrameTruth, simulate_labels
 from cag_utils.phantom.streams import VERSION, Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.segments import laterality_of
@@ -29,6 +30,7 @@ MARKER = "finished.json"
 STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never share a patient
 LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
 READER = "phantom truth"
+DATES = (2020, 2025), (1, 13), (1, 29)  # made-up years, months and days
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _frame_columns(rng, truth: FrameTruth, side: str) -> dict[str, list]:
     """Columns of a cine's frames: the label, what it follows from, and the noise models' labels."""
     measured = {name: column.tolist() for name, column in truth.measured().items()}
     measured["contrast"] = np.round(truth.contrast, 4).tolist()
-    noisy = {model.name: simulate_labels(rng, truth, side, model) for model in NOISE_MODELS}
+    noisy = {model.name: simulate_labels(rng, truth, side, model) for model in labels.NOISE_MODELS}
     return {"label": truth.labels(side)} | measured | noisy
 
 
@@ -135,8 +137,7 @@ def _exam_row(rng, settings: CohortSettings, number: int, subject: Subject, reco
         "record": json.dumps(asdict(record)),
         "report_ja": report["ja"],
         "report_en": report["en"],
-        "date": f"{2020 + int(rng.integers(5))}{int(rng.integers(1, 13)):02d}"
-        f"{int(rng.integers(1, 29)):02d}",
+        "date": "{:04d}{:02d}{:02d}".format(*(int(rng.integers(*x)) for x in DATES)),
     }
 
 
@@ -147,14 +148,11 @@ def _of_side(subject: Subject, laterality: str) -> list[dict]:
 def _identity(exam: dict, cine: int) -> Identity:
     """DICOM identity of one cine of an exam."""
     return Identity(
-        patient=exam["patient"],
-        sex=exam["sex"],
-        age=exam["age"],
+        **{word: exam[word] for word in ("patient", "sex", "age", "date")},
         study_uid=exam["exam"],
         series_uid=make_uid("series", exam["exam"], cine),
         cine_uid=make_uid("cine", exam["exam"], cine),
         number=cine,
-        date=exam["date"],
         time=f"{9 + cine // 60:02d}{cine % 60:02d}00",
     )
 
@@ -192,15 +190,13 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
         File stem to table; `noise_model_labels` has a simulated sheet, no reader's, a noise model.
     """
     videos = pd.DataFrame([row for exam in exams for row in exam["videos"]])
-    frames = pd.concat(
-        [
-            pd.DataFrame({"video": uid, "frame": range(len(columns["label"]))} | columns)
-            for exam in exams
-            for uid, columns in exam["frames"].items()
-        ],
-        ignore_index=True,
-    )
-    names = [model.name for model in NOISE_MODELS]
+    frames = [
+        pd.DataFrame({"video": uid, "frame": range(len(columns["label"]))} | columns)
+        for exam in exams
+        for uid, columns in exam["frames"].items()
+    ]
+    frames = pd.concat(frames, ignore_index=True)
+    names = [model.name for model in labels.NOISE_MODELS]
     noisy = pd.concat(
         [frames[["video", "frame"]].assign(reader=name, label=frames[name]) for name in names]
     ).sort_index(kind="stable", ignore_index=True)

@@ -5,11 +5,6 @@ eye and gives no rule; this one uses only what a frame shows, measured on the ph
 the tree is dark enough to be seen within the picture, how sharply, whether vessels cover each
 other, whether the lesions' pieces are seen from the side, and whether the view is one that is
 taught. It knows nothing of a reader's taste.
-
-Up to version 6 of the phantom the rule read how dilute the blood was. No picture shows that: the
-same dilution is darker in a wide vessel, a thin patient, a steep display. The limits were redrawn
-with it, after a look at which frames a network got wrong; so F1s of the two versions do not
-compare.
 """
 
 from dataclasses import dataclass

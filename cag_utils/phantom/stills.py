@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cag_utils.phantom.anatomy.atlas import LATERALITIES
-from cag_utils.phantom.anatomy.lesions import Lesion
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.imaging.contrast import NEVER, arrival_s
 from cag_utils.phantom.imaging.pose import Pose, inside_shutters, pose_tree
@@ -152,14 +151,7 @@ def _full(tree: Tree, shot: Shot, phase: float, wait_s: float) -> tuple[Shot, fl
     return replace(shot, injection=injection, **still), longest + wait_s
 
 
-def _described(
-    image: np.ndarray,
-    truth: FrameTruth,
-    tree: Tree,
-    lesions: tuple[Lesion, ...],
-    shot: Shot,
-    pose: Pose,
-) -> Still:
+def _described(image, truth: FrameTruth, tree: Tree, lesions, shot: Shot, pose: Pose) -> Still:
     """Attach labels, centreline points and lesion centres that can be seen."""
     u, v = pose.u[0], pose.v[0]
     inside = inside_shutters(shot, u, v)

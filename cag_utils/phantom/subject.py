@@ -36,11 +36,9 @@ class Subject:
 
 
 def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> Subject:
-    """Draw a patient; trees grow later, from their own generators.
+    """Draw a patient; `lesion_shares` are those of patients with 0, 1, 2 ... lesions.
 
-    Args:
-        rng: Generator.
-        lesion_shares: Shares of patients with 0, 1, 2 ... lesions.
+    Trees grow later, from their own generators.
     """
     streams = Streams(rng)
     rng = streams("person")

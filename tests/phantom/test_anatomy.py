@@ -25,8 +25,8 @@ def tree(seed, laterality, dominance="right", **more):
 
 @cache
 def hearts(laterality):
-    """The trees of forty hearts."""
-    return [tree(seed, laterality) for seed in range(40)]
+    """The trees of many hearts."""
+    return [tree(seed, laterality) for seed in range(24)]
 
 
 def test_polar_coordinates_by_hand():
@@ -51,15 +51,10 @@ def test_dominance_decides_who_supplies_the_posterior_descending_artery():
 
 @pytest.mark.parametrize(
     ("laterality", "vessel", "mean_mm", "sd_mm"),
-    # Dodge et al. 1992 (Circulation 86:232), abstract: left main and proximal LAD, LCX, RCA of
-    # right-dominant men
-    [
-        ("LCA", "LM", 4.5, 0.5),
-        ("LCA", "LAD", 3.7, 0.4),
-        ("LCA", "LCX", 3.4, 0.5),
-        ("RCA", "RCA", 3.9, 0.6),
-    ],
-)
+    # Dodge et al. 1992 (Circulation 86:232), abstract: right-dominant men
+    [("LCA", "LM", 4.5, 0.5), ("LCA", "LAD", 3.7, 0.4), ("LCA", "LCX", 3.4, 0.5),
+     ("RCA", "RCA", 3.9, 0.6)],
+)  # fmt: skip
 def test_proximal_calibres_lie_in_the_published_range(laterality, vessel, mean_mm, sd_mm):
     found = []
     for grown in hearts(laterality):
@@ -97,11 +92,6 @@ def test_every_tree_is_connected_finite_and_positive(seed, laterality, dominance
         assert attached < first
         assert grown.path_mm[first] == pytest.approx(grown.path_mm[attached])
     assert all(laterality_of(int(s)) == laterality for s in np.unique(grown.segment))
-
-
-def test_the_same_generator_state_grows_the_same_tree():
-    np.testing.assert_array_equal(tree(5, "LCA").points, tree(5, "LCA").points)
-    assert tree(5, "LCA").points.shape != tree(6, "LCA").points.shape
 
 
 @pytest.mark.parametrize(
@@ -148,20 +138,6 @@ def test_a_march_over_the_heart_keeps_its_step_and_leaves_a_cylinder_tangentiall
     assert np.abs(np.hypot(path[:, 0], path[:, 1]) - 30).max() < 2.0
 
 
-@pytest.mark.parametrize("percent", list(GRADE_WEIGHTS))
-def test_a_stenosis_keeps_its_percentage_in_the_radius(percent):
-    healthy = tree(7, "LCA")
-    sick, lesion = narrow(np.random.default_rng(1), healthy, 7, percent, "focal")
-    lost = 1 - sick.radius / healthy.radius
-    stenosis = 100 * (1 - 2 * sick.radius[lesion.index] / lesion.reference_mm)
-    assert stenosis == pytest.approx(percent, abs=1e-6)
-    assert 100 * lost.max() == pytest.approx(percent, abs=10)  # calibre noise against a line
-    assert healthy.segment[lesion.index] == 7
-    assert (lost > 0.01).sum() <= lesion.length_mm + 4
-    assert lesion.reference_mm == pytest.approx(2 * healthy.radius[lesion.index], rel=0.12)
-    assert lesion.as_dict() == {"segment": 7, "percent": percent, "artery": "LAD"}
-
-
 def test_a_total_occlusion_closes_everything_beyond_it_and_nothing_else():
     healthy = tree(8, "RCA")
     sick, lesion = narrow(np.random.default_rng(2), healthy, 2, 100)
@@ -172,15 +148,6 @@ def test_a_total_occlusion_closes_everything_beyond_it_and_nothing_else():
     assert not sick.open[posterior].any() and sick.open[conus].all()
     open_sick, _ = narrow(np.random.default_rng(2), healthy, 2, 99)
     assert open_sick.open.all()
-
-
-@pytest.mark.parametrize(
-    ("segment", "percent", "match"),
-    [(7, 80, "grades are"), (15, 90, "no segment 15"), (2, 90, "no segment 2")],
-)
-def test_bad_lesions_are_refused(segment, percent, match):
-    with pytest.raises(ValueError, match=match):
-        narrow(np.random.default_rng(0), tree(0, "LCA"), segment, percent)
 
 
 @given(st.integers(0, 5_000))

@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -187,11 +185,6 @@ def test_the_printed_decision_table_is_cited_and_marked_as_a_teaching_rule():
     assert table["note"].str.contains("not a treatment recommendation").all()
     # body, year and class of each statement
     assert table["guideline"].str.contains(r"^(?:ESC|ACC)\S* 20\d\d .*\(class [I123]").all()
-    for row in table.itertuples():  # the docstring's table and the code's say the same, in order
-        line = re.search(rf"^    \|.*\| {row.plan} \|.*$", decide_plan.__doc__, re.MULTILINE)[0]
-        assert " ".join(row.guideline.split()[:2]) in line
-    order = re.findall(r"^    \| [^|]+ \| (\w+) \|", decide_plan.__doc__, re.MULTILINE)
-    assert order[1:] == table["plan"].tolist()
 
 
 def test_segments_hand_worked():

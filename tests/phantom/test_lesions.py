@@ -22,7 +22,7 @@ from cag_utils.phantom.imaging.pose import pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.subject import draw_subject
-from cag_utils.segments import laterality_of
+from cag_utils.segments import artery_of, laterality_of
 
 PIXEL_MM, SIZE_PX = 0.3, 256
 LEAST_SCATTER = 0.12  # of the primary: what the detector keeps when a look asks for none
@@ -34,9 +34,6 @@ def rng(seed=0):
 
 def lost_percent(healthy, sick):
     return 100 * (1 - sick.radius / healthy.radius)
-
-
-# --- measured back from the picture --------------------------------------------------------------
 
 
 def one_vessel(tree, name):
@@ -111,16 +108,8 @@ def test_a_rendered_stenosis_measures_what_it_says(segment, vessel, seed, eccent
         sick, lesion = narrow(rng(5), healthy, segment, percent, "focal", eccentricity)
         arm = side_view(sick, lesion.index)
         assert measured_percent(sick, lesion, arm) == pytest.approx(percent, abs=5), percent
-
-
-def test_a_healthy_vessel_measures_no_stenosis():
-    healthy = one_vessel(grow_tree(rng(3), "RCA", fineness=0.0), "RCA")
-    _, lesion = narrow(rng(5), healthy, 2, 75, "focal", 0.0)
-    arm = side_view(healthy, lesion.index)
-    assert measured_percent(healthy, lesion, arm) == pytest.approx(0, abs=8)  # calibre noise
-
-
-# --- shapes ----------------------------------------------------------------------------------
+    if (segment, eccentricity) == (2, 0.0):  # calibre noise alone
+        assert measured_percent(healthy, lesion, side_view(healthy, lesion.index)) < 8
 
 
 def test_an_eccentric_lesion_keeps_one_wall_and_a_concentric_one_its_axis():
@@ -142,7 +131,7 @@ def necks(tree, lesion, sick, depth_percent):
     return int((np.diff(np.r_[0, deep.astype(int)]) == 1).sum())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_tandem_has_two_necks_and_the_worse_one_counts(seed):
     healthy = grow_tree(rng(seed), "LCA")
     sick, lesion = narrow(rng(seed), healthy, 7, 90, "tandem", 0.0)
@@ -193,7 +182,7 @@ def test_a_segment_without_room_or_branch_gets_a_focal_lesion():
     st.integers(0, 10_000), st.sampled_from(DOMINANCES), st.sampled_from(list(SEGMENT_WEIGHTS)),
     st.sampled_from(list(KIND_SHARES)), st.sampled_from([25, 50, 75, 90, 99, 100]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_lesion_keeps_its_percentage_and_its_tree(seed, dominance, segment, kind, percent):
     if dominance not in ONLY_IN.get(segment, (dominance,)):
         return
@@ -205,7 +194,12 @@ def test_any_lesion_keeps_its_percentage_and_its_tree(seed, dominance, segment, 
     assert (sick.radius >= 0).all() and (sick.radius <= healthy.radius).all()
     assert np.isfinite(sick.points).all()
     assert sick.lesions == (lesion,) and lesion.shape()["segment"] == segment
-    assert set(lesion.as_dict()) == {"segment", "percent", "artery"}
+    assert lesion.as_dict() == {
+        "segment": segment,
+        "percent": percent,
+        "artery": artery_of(segment),
+    }
+    assert 100 * (1 - sick.radius / healthy.radius).max() == pytest.approx(percent, abs=13)
     assert sick.open.all() or percent == 100
     assert lesion.collateral <= (percent == 100)
 
@@ -219,13 +213,11 @@ def test_a_second_lesion_refers_to_the_healthy_vessel():
     np.testing.assert_allclose(twice.radius, np.minimum(once.radius, alone.radius))
 
 
-# --- which segments --------------------------------------------------------------------------
-
-
 def test_every_drawn_segment_exists_in_every_heart():
-    for seed in range(15):
+    for seed in range(5):
         for dominance in DOMINANCES:
-            trees = {side: grow_tree(rng(seed), side, dominance) for side in ("LCA", "RCA")}
+            both = ("LCA", "RCA")
+            trees = {side: grow_tree(rng(seed), side, dominance, fineness=0.0) for side in both}
             for segment in SEGMENT_WEIGHTS:
                 size = len(trees[laterality_of(segment)].points_of(segment))
                 assert size >= 6 or dominance not in ONLY_IN.get(segment, (dominance,))
@@ -235,20 +227,19 @@ def test_dominance_decides_about_segments_4_and_15():
     drawn = {
         dominance: {
             lesion["segment"]
-            for seed in range(900)
+            for seed in range(400)
             for lesion in draw_lesions(rng(seed), (0, 0, 0, 0, 1.0), dominance)
         }
         for dominance in DOMINANCES
     }
-    assert drawn["right"] == set(range(1, 15))
-    assert drawn["balanced"] == set(range(1, 15))
+    assert drawn["right"] == drawn["balanced"] == set(range(1, 15))
     assert drawn["left"] == set(range(1, 16)) - {4}
 
 
 def test_only_the_left_main_is_never_occluded():
     occluded = {
         lesion["segment"]
-        for seed in range(1500)
+        for seed in range(900)
         for lesion in draw_lesions(rng(seed), (0, 0, 0, 0, 1.0), "right")
         if lesion["percent"] == 100
     }
@@ -262,6 +253,7 @@ def test_only_the_left_main_is_never_occluded():
         ({"eccentricity": 1.2}, "eccentricity must be 0 to 1"),
         ({"percent": 60}, "grades are"),
         ({"segment": 4}, "has no segment 4"),
+        ({"segment": 15}, "has no segment 15"),
     ],
 )
 def test_impossible_lesions_are_refused(change, match):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cag_utils.phantom.cohort import make_cohort
-from cag_utils.phantom.cohort import CohortSettings
+from cag_utils.phantom.cohort import CohortSettings, make_cohort
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.stills import still
@@ -24,18 +23,18 @@ from cag_utils.phantom.subject import diseased_tree, draw_subject
 
 folder, found = Path(sys.argv[1]), {}
 for name in ("cnn", "corpus"):
-    make_cohort(folder / name, CohortSettings(name, 4, 2, 2, 6, 9, 96), 1)
+    make_cohort(folder / name, CohortSettings(name, 4, 1, 2, 4, 6, 64), 1)
 for seed, side in ((0, "LCA"), (1, "RCA")):
     subject = draw_subject(np.random.default_rng(seed), (0.0, 0.0, 1.0))
     tree, _ = diseased_tree(np.random.default_rng([seed, 1]), subject, side)
-    shot = draw_shot(np.random.default_rng([seed, 2]), subject, tree, n_frames=8, size_px=256)
+    shot = draw_shot(np.random.default_rng([seed, 2]), subject, tree, n_frames=4, size_px=128)
     found[f"pictures_{side}"], truth = film(np.random.default_rng([seed, 3]), subject, tree, shot)
     angles = shot.arm.primary_deg, shot.arm.secondary_deg, shot.arm.source_detector_mm
     facts = {"points": tree.points, "segment": tree.segment, "angles": angles, "seen": truth.seen}
     facts |= truth.measured() | {"labels": truth.labels(side)}
     found |= {f"{key}_{side}": value for key, value in facts.items()}
-for seed in range(3):
-    one = vars(still(seed, 128)).copy()
+for seed in range(2):
+    one = vars(still(seed, 96)).copy()
     found[f"pictures_{seed}"] = one.pop("image")
     one["lesions"] = repr(one["lesions"])
     found |= {f"{key}_{seed}": value for key, value in one.items()}
@@ -97,7 +96,7 @@ def test_the_same_seed_is_the_same_patient_on_another_processor(here, name, tmp_
     for key, value in mine.items():
         if key.startswith("pictures"):
             away = np.abs(value.astype(int) - other[key].astype(int))
-            assert away.max() <= 1 and (away > 0).mean() < 1e-3, (key, away.max())
+            assert away.max() <= 1 and (away > 0).mean() < 2e-3, (key, away.max())
         else:
             np.testing.assert_array_equal(value, other[key], err_msg=key)
 

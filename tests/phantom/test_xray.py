@@ -27,9 +27,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-# --- chest and detector ------------------------------------------------------------------------
-
-
 def test_chords_by_hand():
     rays = np.array([[0.0, 0, 1], [0.0, 1, 0]])
     entry, leave = ellipsoid_spans(
@@ -134,9 +131,6 @@ def test_edge_enhancement_by_hand_and_the_curve():
     assert frame[32, 31] == pytest.approx(60 + 0.8 * (60 - 103.4), abs=3)
     Display(plain_look(sharpen=0.0, curve=2.0)).finish(step, frame)
     assert frame[0, 0] == round(255 * (60 / 255) ** 2) and frame[0, 63] == 100  # 160^2 / 255
-
-
-# --- the beam ----------------------------------------------------------------------------------
 
 
 def test_one_energy_attenuates_exponentially_and_many_harden():

@@ -26,6 +26,8 @@ APEX_MM = np.array([46.0, -79.0, 77.0])
 LONG_AXIS_MM = math.dist(APEX_MM, HEART_BASE_MM)
 CAVITY_SHARE = 0.42  # of the way from base to apex: the middle of the left ventricle; choice
 LONG_AXIS = (APEX_MM - HEART_BASE_MM) / LONG_AXIS_MM
+_ACROSS = np.cross(LONG_AXIS, [0, 1.0, 0]) / np.linalg.norm(np.cross(LONG_AXIS, [0, 1.0, 0]))
+HEART_AXES = np.stack([LONG_AXIS, _ACROSS, np.cross(LONG_AXIS, _ACROSS)])  # the heart's own frame
 
 
 def spherical_mm(distance_cm, theta_deg, phi_deg) -> np.ndarray:

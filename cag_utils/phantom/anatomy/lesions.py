@@ -194,14 +194,10 @@ REFERENCE_MM = 12.0  # healthy vessel on either side that a reference is interpo
 def choose_site(
     rng: np.random.Generator, tree: Tree, where: np.ndarray, kind: str
 ) -> tuple[str, int]:
-    """Return the kind that fits into a segment, and the narrowest point.
+    """Return the kind that fits into a segment's points (6 or more), and the narrowest one.
 
-    Args:
-        rng: Generator.
-        tree: The tree.
-        where: (k,) indices of the segment's points, k >= 6.
-        kind: Wanted: focal instead of a tandem in under 24 mm, or of a bifurcation where no
-            reportable branch leaves; the worse neck of a tandem is the distal one.
+    Focal instead of a tandem in under 24 mm, or of a bifurcation where no reportable branch leaves;
+    the worse neck of a tandem is the distal one.
     """
     middle = int(where[int(len(where) * rng.uniform(0.35, 0.65))])
     if kind == "bifurcation":

@@ -20,36 +20,23 @@ TEACHING_NOTE = (
 )
 # plan key -> (English, Japanese). `context` is the paper's own sentence (Figure 3).
 PLANS: dict[str, tuple[str, str]] = {
-    "none": (
-        "No revascularization is needed; continue risk factor control.",
-        "血行再建は不要です。危険因子の管理を継続してください。",
-    ),
-    "medical": (
-        "Optimal medical therapy and follow-up are recommended.",
-        "至適薬物療法と経過観察を推奨します。",
-    ),
-    "functional": (
-        "Measure FFR or iFR and consider PCI if ischemia is proven.",
-        "FFRまたはiFRを測定し、虚血が証明されればPCIを検討してください。",
-    ),
-    "pci": (
-        "PCI with a drug-eluting stent is recommended.",
-        "薬剤溶出性ステントによるPCIを推奨します。",
-    ),
-    "heart_team": (
-        "Discuss CABG or PCI in the heart team.",
-        "ハートチームでCABGまたはPCIを検討してください。",
-    ),
-    "cto": (
-        "Evaluate ischemia and viability before CTO-PCI.",
-        "CTOに対するPCIの前に、虚血と心筋バイアビリティを評価してください。",
-    ),
+    "none": ("No revascularization is needed; continue risk factor control.",
+             "血行再建は不要です。危険因子の管理を継続してください。"),
+    "medical": ("Optimal medical therapy and follow-up are recommended.",
+                "至適薬物療法と経過観察を推奨します。"),
+    "functional": ("Measure FFR or iFR and consider PCI if ischemia is proven.",
+                   "FFRまたはiFRを測定し、虚血が証明されればPCIを検討してください。"),
+    "pci": ("PCI with a drug-eluting stent is recommended.",
+            "薬剤溶出性ステントによるPCIを推奨します。"),
+    "heart_team": ("Discuss CABG or PCI in the heart team.",
+                   "ハートチームでCABGまたはPCIを検討してください。"),
+    "cto": ("Evaluate ischemia and viability before CTO-PCI.",
+            "CTOに対するPCIの前に、虚血と心筋バイアビリティを評価してください。"),
     "emergency_pci": ("Emergency PCI is recommended.", "緊急PCIを推奨します。"),
     "context": (
         "Consider treatment plan in context of other angiographic findings and comorbidities.",
-        "他のアンギオ画像や、合併症を考慮して、治療方針を検討してください。",
-    ),
-}
+        "他のアンギオ画像や、合併症を考慮して、治療方針を検討してください。"),
+}  # fmt: skip
 
 
 class Decision(NamedTuple):
@@ -65,62 +52,38 @@ class Decision(NamedTuple):
 # Tried from the top. The grades are the phantom's seven steps: 75 stands for 51 to 75 %, 90 for 76
 # to 90 %, so "intermediate" is 75 here and 90 counts as tight.
 DECISIONS: tuple[Decision, ...] = (
-    Decision(
-        "none",
-        "no lesion on this side",
+    Decision("none", "no lesion on this side",
         "ESC 2021 cardiovascular prevention: treat risk factors (class I)",
-        lambda record, lesions: not lesions,
-    ),
-    Decision(
-        "medical",
-        "every lesion <= 50 %, and the left main < 50 %",
+        lambda record, lesions: not lesions),
+    Decision("medical", "every lesion <= 50 %, and the left main < 50 %",
         "ACC/AHA/SCAI 2021 revascularization: no revascularization to improve survival below 70 % "
         "outside the left main or with FFR > 0.80 (class 3: harm)",
-        lambda record, lesions: _worst(lesions) <= 50 and not _left_main(lesions),
-    ),
-    Decision(
-        "emergency_pci",
-        "acute infarction (STEMI or NSTEMI) and a lesion >= 90 %",
+        lambda record, lesions: _worst(lesions) <= 50 and not _left_main(lesions)),
+    Decision("emergency_pci", "acute infarction (STEMI or NSTEMI) and a lesion >= 90 %",
         "ESC 2023 acute coronary syndromes: primary PCI for STEMI within 12 h (class I); immediate "
         "invasive strategy for NSTEMI at very high risk (class I)",
-        lambda record, lesions: record.acute and _worst(lesions) >= 90,
-    ),
-    Decision(
-        "context",
-        "bypass grafts or hemodialysis",
+        lambda record, lesions: record.acute and _worst(lesions) >= 90),
+    Decision("context", "bypass grafts or hemodialysis",
         "ACC/AHA/SCAI 2021 revascularization: heart team where the best strategy is unclear "
         "(class 1)",
-        lambda record, lesions: record.complex_host,
-    ),
-    Decision(
-        "heart_team",
-        "left main >= 50 %, or #6 >= 75 % together with the circumflex >= 75 %",
+        lambda record, lesions: record.complex_host),
+    Decision("heart_team", "left main >= 50 %, or #6 >= 75 % together with the circumflex >= 75 %",
         "ESC/EACTS 2018 myocardial revascularization: CABG for the left main and for two vessels "
         "with the proximal LAD (class I); PCI by SYNTAX score (class I to III)",
-        lambda record, lesions: _left_main(lesions) or _proximal_lad_and_circumflex(lesions),
-    ),
-    Decision(
-        "cto",
-        "a total occlusion (100 %)",
+        lambda record, lesions: _left_main(lesions) or _proximal_lad_and_circumflex(lesions)),
+    Decision("cto", "a total occlusion (100 %)",
         "ESC/EACTS 2018 myocardial revascularization: PCI of a CTO for angina despite therapy or a "
         "large ischemic area (class IIa)",
-        lambda record, lesions: _worst(lesions) == 100,
-    ),
-    Decision(
-        "pci",
-        "a lesion of 90 or 99 %",
+        lambda record, lesions: _worst(lesions) == 100),
+    Decision("pci", "a lesion of 90 or 99 %",
         "ESC/EACTS 2018 myocardial revascularization: no proof of ischemia asked for above 90 %; "
         "drug-eluting stent for any PCI (class I)",
-        lambda record, lesions: _worst(lesions) >= 90,
-    ),
-    Decision(
-        "functional",
-        "else: a lesion of 75 %",
+        lambda record, lesions: _worst(lesions) >= 90),
+    Decision("functional", "else: a lesion of 75 %",
         "ESC/EACTS 2018 myocardial revascularization: FFR or iFR for intermediate lesions without "
         "proof of ischemia (class I)",
-        lambda record, lesions: True,
-    ),
-)
+        lambda record, lesions: True),
+)  # fmt: skip
 
 
 def decide_plan(record: Record, lesions_of_side: Iterable[Mapping]) -> str:

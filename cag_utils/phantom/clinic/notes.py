@@ -42,10 +42,7 @@ def write_report(rng: np.random.Generator, record: Record) -> dict[str, str]:
         ValueError: The record lacks a detail that a sentence quotes.
     """
     sentences = write_sentences(rng, record)
-    return {
-        "ja": type_note(rng, [s.ja for s in sentences], "ja"),
-        "en": type_note(rng, [s.en for s in sentences], "en"),
-    }
+    return {la: type_note(rng, [getattr(s, la) for s in sentences], la) for la in ("ja", "en")}
 
 
 def write_sentences(rng: np.random.Generator, record: Record) -> list[Sentence]:
@@ -191,14 +188,9 @@ OPEN_END_SHARE = 0.25  # of untidy notes lack the last stop
 # habit -> share of untidy notes that have it throughout
 ENGLISH_HABITS = {"tight_commas": 0.15, "yo": 0.15}
 JAPANESE_HABITS = {
-    "wide_digits": 0.12,
-    "wide_letters": 0.03,
-    "latin_commas": 0.12,
-    "wide_stops": 0.06,
-    "narrow_signs": 0.3,
-    "wide_percent": 0.12,
-    "tight_units": 0.12,
-}
+    "wide_digits": 0.12, "wide_letters": 0.03, "latin_commas": 0.12, "wide_stops": 0.06,
+    "narrow_signs": 0.3, "wide_percent": 0.12, "tight_units": 0.12,
+}  # fmt: skip
 _WIDE_DIGITS = str.maketrans({chr(c): chr(c + 0xFEE0) for c in range(ord("0"), ord("9") + 1)})
 _WIDE_LETTERS = str.maketrans(
     {chr(c): chr(c + 0xFEE0) for c in range(ord("A"), ord("z") + 1) if chr(c).isalpha()}

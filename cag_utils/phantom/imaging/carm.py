@@ -172,12 +172,9 @@ def _odd_angles(rng, laterality: str) -> np.ndarray:
 
 
 def aim(arm: CArm, points: np.ndarray, keep: np.ndarray | None = None) -> CArm:
-    """Move table and arm so that an artery fills the picture's middle.
+    """Move table and arm so that an artery, (n, 3) mm, fills the picture's middle.
 
-    Args:
-        arm: Any isocentre.
-        points: (n, 3) centreline, mm.
-        keep: (k, 3) mm, what must not fall off the edge, such as the catheter's tip.
+    `keep`, (k, 3) mm, must not fall off the edge, such as the catheter's tip.
     """
     centre = (np.percentile(points, 4, axis=0) + np.percentile(points, 96, axis=0)) / 2
     still = replace(arm, isocentre_mm=tuple(map(float, centre)), shift_px=(0.0, 0.0))

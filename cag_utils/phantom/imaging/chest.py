@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numba import njit
 
-from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_BASE_MM, LONG_AXIS
+from cag_utils.phantom.anatomy.atlas import APEX_MM, HEART_AXES, HEART_BASE_MM
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.hardware import Hardware, fixed_strands
 from cag_utils.phantom.imaging.splat import draw_discs
@@ -78,10 +78,10 @@ def draw_backdrop(
     _, knobbly = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     bone = spine(rng, source, knobbly.reshape(-1, 3), body).reshape(fine, fine)
     bone *= 1 + _lumps(rng, fine, 60, 0.06)
-    depth = _enlarge(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
-    depth += _enlarge(body.bone * bone, span)
+    depth = _resize(soft - SOFT_TISSUE_PER_MM * body.lung * air, span)
+    depth += _resize(body.bone * bone, span)
     # ribs and lung markings are soft: they meet at half the resolution and are enlarged once
-    lung = _enlarge(np.clip(air / 110, 0, 1), span // 2)
+    lung = _resize(np.clip(air / 110, 0, 1), span // 2)
     marks = ribs(streams("ribs"), arm, body, margin_px)
     markings, texture = _lung_markings(streams("lungs"), arm.size_px, span)
     marks += markings * (0.35 + 0.9 * lung) + body.texture * texture * (0.45 + 0.7 * lung)
@@ -109,15 +109,11 @@ def _draw_hardware(depth, arm: CArm, body: Body, margin_px: int, hardware: Hardw
 
 def _lumps(rng, coarse: int, cells: int, size: float) -> np.ndarray:
     """A smooth random field on the coarse grid."""
-    return size * _resize(rng.standard_normal((cells, cells)), coarse, cv2.INTER_CUBIC)
+    return size * _resize(rng.standard_normal((cells, cells)), coarse)
 
 
-def _resize(picture, span: int, how: int) -> np.ndarray:
+def _resize(picture, span: int, how: int = cv2.INTER_CUBIC) -> np.ndarray:
     return cv2.resize(picture.astype(np.float32), (span, span), interpolation=how)
-
-
-def _enlarge(coarse: np.ndarray, span: int) -> np.ndarray:
-    return _resize(coarse, span, cv2.INTER_CUBIC)
 
 
 def _shared(first, second) -> np.ndarray:
@@ -136,11 +132,8 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
 
     trunk = spans((-15, -40, -15), (175 * k, 2000, 118 * k))
     lungs = [spans((x * k, -20, -20), (68 * k, 140, 92 * k)) for x in (70, -98)]
-    across = np.cross(LONG_AXIS, [0, 1.0, 0])
-    across /= np.linalg.norm(across)
-    turn = np.stack([LONG_AXIS, across, np.cross(LONG_AXIS, across)])
     middle = 0.55 * HEART_BASE_MM + 0.45 * APEX_MM + np.array([-10, 0, -6.0])
-    heart = spans(middle, np.array([68.0, 54, 46]) * body.heart, turn)
+    heart = spans(middle, np.array([68.0, 54, 46]) * body.heart, HEART_AXES)
     liver = spans((-70, dome - 105, 10), (110, 110, 100 * k))
     stomach = spans((70, dome - 112, 5), (95, 105, 95 * k))
     mediastinum = spans((-22, 10, -28), (34, 160, 55))
@@ -172,7 +165,7 @@ def _lung_markings(rng, size_px: int, span: int) -> tuple[np.ndarray, np.ndarray
     for grain, strength in ((5, 0.008), (11, 0.014), (24, 0.022), (56, 0.034)):
         cells = max(4, int(span / (grain * size_px / 512)))
         field = rng.standard_normal((cells, cells), dtype=np.float32)
-        texture += strength * _resize(field, half, cv2.INTER_CUBIC)
+        texture += strength * _resize(field, half)
     return cv2.GaussianBlur(markings, (0, 0), 0.6), texture
 
 

@@ -23,7 +23,6 @@ _IODINE = np.array([25.43, 8.561, 6.553, 35.82, 22.10, 12.32, 7.579, 3.510, 1.94
 # fmt: on
 ALUMINIUM_MM = 3.0  # fixed filtration of a cine tube; choice
 IODINE_G_ML = 0.32  # of contrast medium, usual 300 to 370 mg/ml
-_DENSITY = {"aluminium": 2.699, "copper": 8.96}
 _ENERGIES = np.linspace(20, 150, 131)
 TABLE_STEP, TABLE_SIZE = 1 / 64, 769  # optical depth 0 to 12
 
@@ -232,8 +231,8 @@ def compose(
         transmission: (769,) float32, from `transmission_table`.
         veil: (k, W) float32 grey levels to add, smooth: every H / k th row.
         texture: Noise of unit variance.
-        texture_v: Row of the noise cut-out.
-        texture_u: Column of the noise cut-out.
+        texture_v: Row of its cut-out.
+        texture_u: Column of its cut-out.
         noise_sigma: (H, W) grey levels.
         field: (H, W) light through the shutters.
         taps: (2 r + 1,) float32, the blur of focal spot and detector along a row or column.
@@ -292,8 +291,8 @@ def detected_spectrum(kvp: float, copper_mm: float, water_mm: float) -> np.ndarr
         )
     tube = np.maximum(kvp - _ENERGIES, 0)  # Kramers: photons ~ (E0 - E) / E, times E for energy
     depth = (
-        0.1 * ALUMINIUM_MM * _per_cm(_ALUMINIUM, _DENSITY["aluminium"])
-        + 0.1 * copper_mm * _per_cm(_COPPER, _DENSITY["copper"])
+        0.1 * ALUMINIUM_MM * _per_cm(_ALUMINIUM, 2.699)
+        + 0.1 * copper_mm * _per_cm(_COPPER, 8.96)
         + 0.1 * water_mm * _per_cm(_WATER, 1.0)
     )
     weights = tube * np.exp(-(depth - depth.min()))

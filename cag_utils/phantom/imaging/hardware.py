@@ -85,14 +85,8 @@ def _sternal_loop(rng, level: int, scale: float) -> Strand:
     """A loop around the breast bone, 20 mm below the last one, ends twisted in front."""
     turn = np.linspace(0.15, 2 * np.pi - 0.15, 24)
     size = rng.uniform(9, 14), rng.uniform(3, 7), rng.uniform(5, 8)
-    loop = np.stack(
-        [
-            size[0] * np.sin(turn),
-            size[1] * np.sin(turn + rng.normal(0, 0.4)),
-            size[2] * np.cos(turn),
-        ],
-        axis=1,
-    )
+    sway = turn + rng.normal(0, 0.4)
+    loop = np.stack([size[0] * np.sin(turn), size[1] * np.sin(sway), size[2] * np.cos(turn)], 1)
     knot = loop[-1] + np.cumsum(rng.normal([0, 1, 0], [0.8, 0.6, 0.3], (5, 3)), axis=0)
     where = np.array([-16, 40 - 20 * level, 92 * scale]) + rng.normal(0, [1.5, 2.5, 1])
     return _strand(np.vstack([loop, knot]) + where, rng.uniform(0.35, 0.5), STEEL_PER_MM)
@@ -236,12 +230,7 @@ def draw_catheter(
 def follow_ostium(course: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """Move the tip with the heart; the shaft stays where the aorta holds it.
 
-    Args:
-        course: (n, 3) mm at end-diastole.
-        moved: (t, 3) mm, how far the ostium has moved in each frame.
-
-    Returns:
-        (t, n, 3) mm.
+    A (n, 3) course and (t, 3) ways that the ostium has gone, mm, give (t, n, 3) mm.
     """
     grip = np.exp(-np.arange(len(course)) / 30)
     return course[None] + grip[None, :, None] * moved[:, None]
@@ -267,12 +256,7 @@ def reflux_discs(
     along = np.array([u[9] - u[3], v[9] - v[3]])
     centre = np.array([u[4], v[4]]) + scatter + rng.uniform(0.1, 1.5, (count, 1)) * along
     centre[:, 1] += 0.3 * np.abs(scatter[:, 0])  # contrast is heavy
-    return (
-        centre[:, 0],
-        centre[:, 1],
-        rng.uniform(1.6, 4.0, count) * scale,
-        np.full(count, weight),
-    )
+    return *centre.T, rng.uniform(1.6, 4.0, count) * scale, np.full(count, weight)
 
 
 def _pigtail_course(rng: np.random.Generator) -> np.ndarray:

@@ -122,21 +122,12 @@ def foreshortening(tree: Tree, points: np.ndarray, u: np.ndarray, v: np.ndarray,
 
 def overlap(tree: Tree, u: np.ndarray, v: np.ndarray, scale: np.ndarray, inside: np.ndarray,
             wanted: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-    """Return which share of the main tree another of its vessels covers.
+    """Return which share of the main tree another of its vessels covers, (t,) by calibre, 0 to 1.
 
     Two pieces of vessel cover each other where their outlines meet in the picture although they
-    lie 10 mm or more apart in space, so that neighbours at a fork do not count.
-
-    Args:
-        tree: The tree of n points.
-        u: (t, n) columns, pixels.
-        v: (t, n) rows.
-        scale: (t, n) pixels per mm.
-        inside: (t, n) bool, in the open field; only such points count.
-        wanted: Frames to look at; None looks at up to 8 and interpolates between them.
-
-    Returns:
-        (t,) share by calibre, 0 to 1; 0 where nothing is in the field.
+    lie 10 mm or more apart in space, so that neighbours at a fork do not count. Arguments as for
+    `foreshortening`; only points `inside` the open field count, (t, n) bool. `wanted` are the
+    frames to look at; None looks at up to 8 and interpolates between them.
     """
     count = len(u)
     if wanted is None:
@@ -144,7 +135,7 @@ def overlap(tree: Tree, u: np.ndarray, v: np.ndarray, scale: np.ndarray, inside:
     at = _sample(tree)
     if len(at) < 2:
         return np.zeros(count)
-    gap = _pairwise(*tree.points[at].T)
+    gap = sum((w[:, None] - w[None]) ** 2 for w in tree.points[at].T)
     one, other = np.nonzero(np.triu(gap >= APART_MM**2))
     found = [_share(tree.radius[at], *(w[t, at] for w in (u, v, scale, inside)), one, other)
              for t in wanted]  # fmt: skip
@@ -157,11 +148,6 @@ def _sample(tree: Tree) -> np.ndarray:
     cell = np.floor(tree.path_mm / STRIDE_MM)
     first = np.r_[True, (np.diff(cell) != 0) | (np.diff(tree.branch) != 0)]
     return np.flatnonzero(wide & first)
-
-
-def _pairwise(*columns: np.ndarray) -> np.ndarray:
-    """Squared distances between all points, (k, k)."""
-    return sum((w[:, None] - w[None]) ** 2 for w in columns)
 
 
 def _share(radius, u, v, scale, inside, one, other) -> float:
@@ -220,14 +206,10 @@ def contract(points: np.ndarray, state: float) -> np.ndarray:
     twist = np.deg2rad(state * (-4 + 13 * low)) * (1 - held)
     turned = out * np.cos(twist)[:, None] + np.cross(LONG_AXIS, out) * np.sin(twist)[:, None]
     shrink = 1 - state * (0.10 + 0.05 * low) * (1 - 0.8 * held)
-    descent = (
-        state * 0.135 * (1 - np.clip(height, -0.2, 1)) * (1 + 0.55 * right) * (1 - 0.35 * held)
-    )
-    return (
-        HEART_BASE_MM
-        + turned * shrink[:, None]
-        + ((height + descent) * LONG_AXIS_MM)[:, None] * LONG_AXIS
-    )
+    up = 1 - np.clip(height, -0.2, 1)
+    descent = state * 0.135 * up * (1 + 0.55 * right) * (1 - 0.35 * held)
+    raised = ((height + descent) * LONG_AXIS_MM)[:, None] * LONG_AXIS
+    return HEART_BASE_MM + turned * shrink[:, None] + raised
 
 
 def beat(points: np.ndarray, states: np.ndarray) -> np.ndarray:

@@ -59,12 +59,10 @@ class _Canvas:
         self.shot, self.pose, self.detector = shot, pose, detector
         self.per_mm, self.display = detector.contrast_per_mm, Display(shot.look)
         size = shot.arm.size_px
-        self.depth, self.grey = (
-            np.zeros((size, size), np.float32),
-            np.empty((size, size), np.float32),
-        )
+        self.depth, self.grey = np.zeros((2, size, size), np.float32)
         self.spans = np.tile(np.array([size, -1]), (size, 1))
-        self.taps = _gauss_taps(shot.look.blur_px)
+        blur, reach = shot.look.blur_px, math.ceil(3 * shot.look.blur_px)
+        self.taps = cv2.getGaussianKernel(2 * reach + 1, blur, cv2.CV_32F).ravel()
         self.radius = tree.radius
         steps = link_steps(tree.points, tree.radius, tree.links, shot.arm.isocentre_pixel_mm)
         self.arrival = arrival_s(tree, shot.injection.speed_mm_s)
@@ -86,29 +84,25 @@ class _Canvas:
         self.error = shot.look.flicker * np.array([rng.standard_normal() for rng in frames])
         if shot.ventricle:
             clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
-            self.cavity_share = inlet(
-                np.maximum(clock - VENTRICLE_DELAY_S, -9), shot.ventricle.duration_s, 0.5, 0.9
-            )
+            since = np.maximum(clock - VENTRICLE_DELAY_S, -9)
+            self.cavity_share = inlet(since, shot.ventricle.duration_s, 0.5, 0.9)
 
     def _place_blush(self, tree):
         """A soft cloud around the small vessels, and how strong it is in each frame."""
-        size, cells = self.shot.arm.size_px, 40
+        size, cells = len(self.depth), 40
         tips = tree.open & (tree.order >= 1)
-        at = [
-            np.clip(w[0, tips][::7] / size * cells, 0, cells - 1)
-            for w in (self.pose.v, self.pose.u)
-        ]
+        places = [w[0, tips][::7] / size * cells for w in (self.pose.v, self.pose.u)]
+        at = [np.clip(w, 0, cells - 1) for w in places]
         cloud = np.zeros((cells, cells), np.float32)
         np.add.at(cloud, tuple(w.astype(int) for w in at), 1.0)
         cloud = cv2.GaussianBlur(cloud, (0, 0), 2.5)
         cloud = cv2.resize(cloud, self.swell.shape[::-1], interpolation=cv2.INTER_CUBIC)
         cloud = np.maximum(cloud, 0)
-        strength = (
-            self.shot.blush * self.shot.look.gain / 1.6 * min(1, self.shot.injection.strength)
-        )
+        shot = self.shot
+        strength = shot.blush * shot.look.gain / 1.6 * min(1, shot.injection.strength)
         self.blush = (cloud * strength / max(1e-6, float(cloud.max()))).astype(np.float32)
         since = np.maximum(self.pose.clock_s - BLUSH_DELAY_S, -9)
-        self.blush_share = inlet(since, self.shot.injection.duration_s + 0.8, 0.5, 1.3)
+        self.blush_share = inlet(since, shot.injection.duration_s + 0.8, 0.5, 1.3)
 
     def tree(self, i: int):
         """Draw the opacified vessels of frame `i`."""
@@ -161,8 +155,3 @@ class _Canvas:
         u = margin - 1.2 * unit * self.pose.state[i] - shot.pan_px[i, 0]
         return tuple(float(np.clip(w, 1, 2 * margin - 2))
                      for w in (u, margin - down - shot.pan_px[i, 1]))  # fmt: skip
-
-
-def _gauss_taps(sigma: float) -> np.ndarray:
-    """A Gaussian along one axis, cut off at three standard deviations, (2 r + 1,) float32."""
-    return cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma, cv2.CV_32F).ravel()

@@ -3,7 +3,13 @@
 import cv2
 import numpy as np
 
-from cag_utils.phantom.anatomy.atlas import CAVITY_SHARE, HEART_BASE_MM, LONG_AXIS, LONG_AXIS_MM
+from cag_utils.phantom.anatomy.atlas import (
+    CAVITY_SHARE,
+    HEART_AXES,
+    HEART_BASE_MM,
+    LONG_AXIS,
+    LONG_AXIS_MM,
+)
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.chest import ellipsoid_spans
 from cag_utils.phantom.imaging.detector import Detector
@@ -21,10 +27,7 @@ EJECTED_PER_MM = 0.0065
 def cavity_depth(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     """Return how far rays run through the cavity, (size_px, size_px) float32 mm.
 
-    Args:
-        arm: Where source and detector are.
-        state: Contraction, 0 to 1.
-        shift_mm: (3,) shift with breathing.
+    At a state of contraction, 0 to 1, and a (3,) shift with breathing, mm.
     """
     chord = _coarse_cavity(arm, state, shift_mm)
     return cv2.resize(chord, (arm.size_px, arm.size_px), interpolation=cv2.INTER_LINEAR)
@@ -34,14 +37,11 @@ def _coarse_cavity(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     """`cavity_depth` on a grid of 96 x 96 rays."""
     edge = (np.arange(CELLS) + 0.5) / CELLS * arm.size_px - 0.5
     source, rays = arm.rays(*np.meshgrid(edge, edge))
-    across = np.cross(LONG_AXIS, [0, 1.0, 0])
-    across /= np.linalg.norm(across)
-    turn = np.stack([LONG_AXIS, across, np.cross(LONG_AXIS, across)])
     # the base comes down, the apex stays
     share = CAVITY_SHARE + state * SHORTENING[0] * HALF_AXES_MM[0] / LONG_AXIS_MM
     centre = HEART_BASE_MM + share * LONG_AXIS_MM * LONG_AXIS + shift_mm
     half_axes = HALF_AXES_MM * (1 - state * SHORTENING)
-    entry, leave = ellipsoid_spans(source, rays.reshape(-1, 3), centre, half_axes, turn)
+    entry, leave = ellipsoid_spans(source, rays.reshape(-1, 3), centre, half_axes, HEART_AXES)
     return (leave - entry).reshape(CELLS, CELLS).astype(np.float32)
 
 
