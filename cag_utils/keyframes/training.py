@@ -2,13 +2,8 @@
 
 import hashlib
 import math
-import os
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,13 +29,13 @@ from cag_utils.keyframes.network import (
     probabilities,
     save_model,
 )
+from cag_utils.launch import follow_parent, launch
 from cag_utils.profiles import Cnn
 from cag_utils.study import read_json, write_json
 
 CHECKPOINT = "training.pt"  # of a training that is under way; no output of the workflow's
 EVALUATION_BATCH = 128  # memory only, no influence on the result
 NOT_DECISIVE = {"n_workers"}  # settings that change nothing but the speed
-SHOWN_LINES = 15  # of a failed process's last words
 
 
 def train_cnn(
@@ -95,8 +90,10 @@ def train_cnn(
     epochs = epochs or cnn.epochs
     if count > 1:
         job = {"cnn": cnn.model_dump(), "folder": str(folder.resolve()), "seed": seed}
-        log = folder / "processes.log"
-        launch("cag_utils.keyframes.training", count, data, job | {"epochs": epochs}, log)
+        with tempfile.TemporaryDirectory() as name:
+            hand_over(Path(name), data, job | {"epochs": epochs})
+            log = folder / "processes.log"
+            launch("cag_utils.keyframes.training", Path(name), count, log)
     else:
         _train(data, cnn, folder, seed, epochs, join_processes(device or pick_device()))
     if not keep_checkpoint:
@@ -281,75 +278,19 @@ def _as_drawn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def launch(
-    module: str, count: int, sets: Mapping[str, FrameSet], job: Mapping[str, object], log: Path
-) -> None:
-    """Run a module in several processes on frames and settings that are handed over on disk.
-
-    Args:
-        module: Run as `python -m MODULE FOLDER`; reads the folder with `read_job`.
-        count: Processes, one a GPU; on a machine without, they share the CPU over gloo.
-        sets: Frames by name.
-        job: JSON-ready settings.
-        log: Gets what the processes print, progress bar included, while they run.
-
-    Raises:
-        RuntimeError: A process failed; the message ends with its last words.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for stem, data in sets.items():
-            tensors = {"pictures": data.pictures.contiguous(), "targets": data.targets}
-            save_file(tensors, folder / f"{stem}.safetensors")
-        write_json(folder / "job.json", dict(job))
-        # the launcher's `--cpu` would silently run one process; the module chooses gloo itself
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-        command += ["--num_processes", str(count), "--num_machines", "1", "--main_process_port"]
-        command += ["0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--module", module, str(folder)]
-        with log.open("w", encoding="utf-8") as file:
-            out = {"stdout": file, "stderr": file}
-            with subprocess.Popen(command, stdin=subprocess.PIPE, **out) as process:
-                code = process.wait()  # the pipe stays open for as long as this process lives
-    if code != 0:
-        raise RuntimeError(f"{module} failed in {count} processes:\n{_last_words(log)}")
-
-
-def _last_words(log: Path) -> str:
-    """The end of the first traceback, or of everything."""
-    lines = [x for x in log.read_text(encoding="utf-8").splitlines() if x.strip()]
-    ends = [
-        i for i, x in enumerate(lines) if re.match(r"(\[rank\d+\]: )?\w*(Error|Exception)\b", x)
-    ]
-    end = ends[0] + 1 if ends else len(lines)
-    return "\n".join(lines[max(0, end - SHOWN_LINES) : end])
-
-
-def read_job(folder: Path) -> tuple[dict[str, FrameSet], dict]:
-    """Read what `launch` handed over, and from now on end when the launching process does.
-
-    Returns:
-        The frames by name, and the settings.
-    """
-    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
-    sets = {path.stem: FrameSet(**load_file(path)) for path in folder.glob("*.safetensors")}
-    return sets, read_json(folder / "job.json")
-
-
-def _end_with_parent(folder: Path) -> None:
-    """Wait for the end of the pipe from `launch`, also after a kill, so that no orphan trains on.
-
-    A second training in the same folder would otherwise have a second writer. The frames that
-    were handed over go as well: after a kill nobody else removes them.
-    """
-    os.read(sys.stdin.fileno(), 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+def hand_over(folder: Path, data: Mapping[str, FrameSet], job: Mapping[str, object]) -> None:
+    """Write frames and settings for the processes of a training."""
+    for name, frames in data.items():
+        tensors = {"pictures": frames.pictures.contiguous(), "targets": frames.targets}
+        save_file(tensors, folder / f"{name}.safetensors")
+    write_json(folder / "job.json", dict(job))
 
 
 def main(folder: Path) -> None:
-    """Be one of several processes: `accelerate launch ... -m cag_utils.keyframes.training FOLDER`."""
-    data, job = read_job(folder)
+    """Be one of several processes, on what `hand_over` wrote: `python -m ... FOLDER`."""
+    follow_parent(folder)
+    data = {path.stem: FrameSet(**load_file(path)) for path in folder.glob("*.safetensors")}
+    job = read_json(folder / "job.json")
     cnn, team = Cnn.model_validate(job["cnn"]), join_processes(pick_device())
     _train(data, cnn, Path(job["folder"]), job["seed"], job["epochs"], team)
 

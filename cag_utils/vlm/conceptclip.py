@@ -58,8 +58,7 @@ def tower_config(
             384 pixels in patches of 14: 27 patches, and 6 pixels at the edge that none covers.
 
     Returns:
-        A configuration without pooling head, and with the exact GELU: transformers' default tanh
-        form is off by 3e-4 in the patch outputs.
+        Without pooling head, and with the exact GELU: the default is off by 3e-4 in the patches.
 
     Raises:
         ValueError: The patches do not form a square grid (a class token?), they do not fit the

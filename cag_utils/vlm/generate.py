@@ -73,13 +73,8 @@ def answer_status(output: str) -> str:
 def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -> pd.DataFrame:
     """Draw the examples that untuned models are shown, from the train split.
 
-    Args:
-        examples: From `examples.read_examples`.
-        n_shots: How many.
-        rng: Generator.
-
     Returns:
-        `n_shots` rows, LCA and RCA in turn as far as both exist.
+        `n_shots` rows of the examples, LCA and RCA in turn as far as both exist.
 
     Raises:
         ValueError: The train split is smaller than that.
@@ -94,15 +89,10 @@ def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -
 
 
 def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
-    """Put examples of report and answer before a prompt.
+    """Put examples (columns report, answer) before the dataset's prompt of one case.
 
     The shots are text only: PaliGemma was pretrained on one picture a prompt, and all untuned
     models, o4-mini too, should get the same words. They show the format, not how pictures look.
-
-    Args:
-        prompt: The dataset's prompt of one case.
-        shots: Columns report, answer; none leaves the prompt as it is.
-        language: en or ja.
 
     Raises:
         ValueError: Unknown language.

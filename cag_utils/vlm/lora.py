@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
 from cag_utils.vlm.loading import load_backbone
@@ -19,8 +19,8 @@ def lora_config(
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: Of the thin matrices; LoRA's scale is `alpha` over it.
-        alpha: See rank.
+        rank: Of the thin matrices.
+        alpha: LoRA's scale is alpha over rank.
         dropout: On LoRA's input.
         targets: Regular expression of module names, `Backbone.lora_targets`.
 
@@ -123,21 +123,6 @@ def load_tuned(
         )
     model, processor = load_backbone(backbone, size, **where)
     return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
-
-
-def save_merged(
-    model: PeftModel | PreTrainedModel, processor: ProcessorMixin, folder: str | Path
-) -> Path:
-    """Write a model as one ordinary checkpoint, its adapter added into the weights.
-
-    Returns:
-        The folder, which `from_pretrained` and any server of Hugging Face models read. The model
-        has lost its adapter: go on with the folder, or load anew.
-    """
-    plain = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    plain.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
 
 
 def _part(name: str) -> str:

@@ -55,10 +55,9 @@ class Footprint:
         adapter_sides: Inputs plus outputs of all matrices that LoRA adapts: times the rank, this
             is the number of LoRA's parameters.
         projector: Parameters of the projector, trained in full.
-        language: Its layers.
-        tower: Its layers.
-        patches: Of one picture.
-        image_tokens: Of one picture.
+        language: Layers of the language model.
+        tower: Layers of the image tower.
+        patches: Of one picture, as `image_tokens`.
     """
 
     parameters: int
@@ -124,7 +123,7 @@ def training_gb(
         batch_size: Cases a process and step.
         text_tokens: Prompt and answer of one case, its picture not counted.
         quantise: none or 4bit.
-        checkpointing: Whether layers are computed again in the backward pass.
+        checkpointing: See `Stack.kept`.
     """
     trained = (rank * size.adapter_sides + size.projector) * TRAINED_BYTES / GB
     tokens = size.image_tokens + text_tokens
@@ -176,16 +175,13 @@ def read_machine() -> Machine:
 def check_machine(
     machine: Machine, download_gb: float, memory_gb: float, dtype: str
 ) -> pd.DataFrame:
-    """Compare what is needed with what there is.
+    """Compare what is needed with what there is; the rows are those of `preflight`.
 
     Args:
         machine: What there is.
         download_gb: Still to be fetched.
         memory_gb: Needed on each GPU, or in the machine, without what CUDA itself takes.
         dtype: Wanted on a GPU.
-
-    Returns:
-        One row a check: check, needed, present, ok (all True).
 
     Raises:
         RuntimeError: Names every check that failed, and what helps.

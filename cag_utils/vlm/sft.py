@@ -8,9 +8,7 @@ cag_utils.vlm.sft job.json`), and goes on from its last checkpoint if it was sto
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -38,6 +36,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cag_utils.backbones import get_backbone
 from cag_utils.corpus.examples import encode_prompts, open_picture, read_examples
+from cag_utils.launch import follow_parent, launch
 from cag_utils.params import check_choice
 from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
@@ -53,7 +52,6 @@ from cag_utils.vlm.lora import (
     lora_optimiser,
     raise_trained_to_float32,
     save_adapter,
-    save_merged,
     trainable_table,
 )
 
@@ -158,14 +156,13 @@ def make_job(
     entry = get_backbone(backbone)
     lora = settings.lora.get(backbone) or Lora(rank=entry.lora_rank, alpha=entry.lora_alpha)
     changed = {"epochs": float(epochs or settings.epochs), "lora": {backbone: lora}}
-    pairs = Path(pairs)
-    outputs = pairs.parents[2]  # outputs/<profile>/
+    outputs = Path(pairs).parents[2]  # outputs/<profile>/
     return Job(
         backbone=backbone,
         size=size,
         language=language,
         pairs=str(pairs),
-        pairs_hash=hashlib.sha256(pairs.read_bytes()).hexdigest()[:16],
+        pairs_hash=hashlib.sha256(Path(pairs).read_bytes()).hexdigest()[:16],
         outputs=str(outputs),
         folder=str(folder),
         features=str(features or outputs / "04_finetune" / "tower_features"),
@@ -359,12 +356,8 @@ def answer_history(log: Sequence[Mapping]) -> pd.DataFrame:
         step, epoch, and `SCORES`: segment, grade, laterality and plan (shares, 0 to 1), overall (0
         to 10); missing where no truth is known. Empty if no answers were scored.
     """
-    rows = [
-        {"step": entry["step"], "epoch": entry["epoch"]}
-        | {name: entry.get(PREFIX + name) for name in SCORES}
-        for entry in log
-        if any(key.startswith(PREFIX) for key in entry)
-    ]
+    scored = [entry for entry in log if any(key.startswith(PREFIX) for key in entry)]
+    rows = [(e["step"], e["epoch"], *(e.get(PREFIX + s) for s in SCORES)) for e in scored]
     return pd.DataFrame(rows, columns=["step", "epoch", *SCORES])
 
 
@@ -500,9 +493,6 @@ def share_of_batch(batch_size: int, n_processes: int) -> int:
 
 
 FSDP = PACKAGE / "templates" / "fsdp.yaml"
-PLAIN_PARALLEL = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-PLAIN_PARALLEL += ["--dynamo_backend", "no"]
-FOLLOW = "--end-with-parent"
 
 
 def make_trainer(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> CaseTrainer:
@@ -643,7 +633,8 @@ def merge_adapter(job: Job, folder: str | Path) -> float:
     """
     tuned, processor = load_tuned(job.backbone, job.size, job.path / "adapter", **job.source)
     before, dtype, device = probe(job, tuned, processor), tuned.dtype, tuned.device
-    save_merged(tuned, processor, folder)
+    tuned.merge_and_unload().save_pretrained(folder)
+    processor.save_pretrained(folder)
     merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
     after = probe(job, merged, AutoProcessor.from_pretrained(folder))
     return float((after - before).abs().max())
@@ -671,30 +662,10 @@ def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") ->
     start_folder(job)
     if processes == 1:
         return train(job)
-    # accelerate 1.15's `--cpu` runs one process, whatever is asked; the job itself chooses gloo
-    how = ["--config_file", str(accelerate_config)] if accelerate_config else PLAIN_PARALLEL
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes"]
-    command += [str(processes), "--main_process_port", "0", "--module", "cag_utils.vlm.sft"]
-    # the pipe stays open for as long as this process lives; see `end_with_parent`
-    with subprocess.Popen(
-        [*command, str(job.path / "job.json"), FOLLOW], stdin=subprocess.PIPE
-    ) as started:
-        code = started.wait()
-    if code:
-        raise RuntimeError(f"training on {processes} processes failed; see the output above")
+    launch("cag_utils.vlm.sft", job.path / "job.json", processes, config=accelerate_config)
     return job.path / "adapter"
 
 
-def end_with_parent() -> None:
-    """End this process when the one that launched it ends, also after a kill.
-
-    An orphan would train on, and be a second writer in the folder of a rerun.
-    """
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    if FOLLOW in sys.argv:
-        threading.Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
     train(Job(**read_json(Path(sys.argv[1]))))

@@ -1,6 +1,5 @@
 """Training: learns, keeps its best, shares batches between processes, and survives a kill."""
 
-import json
 import os
 import signal
 import subprocess
@@ -25,10 +24,10 @@ from cag_utils.keyframes.training import (
     augment,
     epoch_batches,
     frame_batches,
-    launch,
     stream,
     train_cnn,
 )
+from cag_utils.launch import launch
 from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
 
@@ -310,70 +309,61 @@ def test_two_processes_train_as_one_does(tmp_path):
 
 
 JOB = """
-import json, os, sys, time
+import os, sys, time
 from pathlib import Path
-import torch
-from accelerate.utils import gather_object
-from cag_utils.keyframes.fitting import join_processes
-from cag_utils.keyframes.training import read_job
-sets, job = read_job(Path(sys.argv[1]))
-team = join_processes(torch.device("cpu"))
-everyone = gather_object([{"rank": team.process_index, "pid": os.getpid()}])
-if team.is_main_process:
-    found = [team.num_processes, sets["a"].targets.tolist(), everyone]
-    Path(job["out"] + ".tmp").write_text(json.dumps(found))
-    Path(job["out"] + ".tmp").replace(job["out"])
-if job["word"] == "fail" and team.process_index == 1:
+from cag_utils.launch import follow_parent
+folder = Path(sys.argv[1])
+follow_parent(folder / "frames")
+rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+(folder / f"{rank}.tmp").write_text(f"{os.getpid()} {size}")
+(folder / f"{rank}.tmp").replace(folder / f"{rank}.pid")
+if rank == "1" and (folder / "fail").exists():
+    while not (folder / "0.pid").exists():
+        time.sleep(0.01)
     raise ValueError("rank 1 cannot go on")
-time.sleep(600 * (job["word"] == "wait"))
-team.wait_for_everyone()
+time.sleep(600)
 """
 
 
 @pytest.fixture
-def job_module(tmp_path, monkeypatch):
+def job_folder(tmp_path, monkeypatch):
     (tmp_path / "team_job.py").write_text(JOB)
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    )
-    return "team_job"
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return tmp_path
 
 
-def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_module, tmp_path):
-    """Rank 0 waits for rank 1 when that one dies: an error, and no hang."""
-    job = {"word": "fail", "out": str(tmp_path / "out.json")}
-    with pytest.raises(RuntimeError, match="rank 1 cannot go on"):
-        launch(job_module, 2, {"a": make_data(4, 2)["train"]}, job, tmp_path / "log")
-    size, targets, everyone = json.loads((tmp_path / "out.json").read_text())
-    assert size == 2 and targets == make_data(4, 2)["train"].targets.tolist()
-    assert [one["rank"] for one in everyone] == [0, 1]
-    assert len({one["pid"] for one in everyone} | {os.getpid()}) == 3
+def read_ranks(folder):
+    return [[int(x) for x in (folder / f"{k}.pid").read_text().split()] for k in (0, 1)]
+
+
+def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_folder):
+    """Rank 0 still works when rank 1 dies: an error, and no hang."""
+    (job_folder / "fail").touch()
+    with pytest.raises(RuntimeError, match="2 processes failed:\n(.*\n)*.*rank 1 cannot go on"):
+        launch("team_job", job_folder, 2, job_folder / "log")
+    (first, size), (second, _) = read_ranks(job_folder)
+    assert size == 2 and len({first, second, os.getpid()}) == 3
 
 
 ORPHANS = """
 import sys
 from pathlib import Path
-from cag_utils.keyframes.training import launch
-from tests.keyframes.test_training import make_data
-out = Path(sys.argv[1])
-job = {"word": "wait", "out": str(out)}
-launch("team_job", 2, {"a": make_data()["train"]}, job, out.with_name("log"))
+from cag_utils.launch import launch
+launch("team_job", Path(sys.argv[1]), 2)
 """
 
 
-def test_no_process_and_no_frame_outlives_a_killed_notebook(job_module, tmp_path, monkeypatch):
-    out, handed_over = tmp_path / "out.json", tmp_path / "temporary"
-    handed_over.mkdir()
-    monkeypatch.setenv("TMPDIR", str(handed_over))
-    notebook = subprocess.Popen([sys.executable, "-c", ORPHANS, str(out)])
-    while not out.exists() and notebook.poll() is None:
+def test_no_process_and_no_frame_outlives_a_killed_notebook(job_folder):
+    (job_folder / "frames").mkdir()
+    notebook = subprocess.Popen([sys.executable, "-c", ORPHANS, str(job_folder)])
+    while len(list(job_folder.glob("*.pid"))) < 2 and notebook.poll() is None:
         time.sleep(0.05)
-    ranks = [psutil.Process(one["pid"]) for one in json.loads(out.read_text())[2]]
-    assert len(ranks) == 2 and list(handed_over.rglob("a.safetensors"))
+    ranks = [psutil.Process(pid) for pid, _ in read_ranks(job_folder)]
     notebook.kill()
     notebook.wait()
     assert not psutil.wait_procs(ranks, timeout=30)[1]
-    assert not list(handed_over.rglob("a.safetensors"))
+    assert not (job_folder / "frames").exists()
 
 
 @pytest.mark.gpu

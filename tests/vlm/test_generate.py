@@ -7,16 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
+import openai
 import pandas as pd
 import pytest
 import torch
@@ -25,9 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from cag_utils.corpus.pairs import prompt
-from cag_utils.making.captions import random_scene
 from cag_utils.making.twins import make_processor
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
+from cag_utils.phantom.clinic.notes import write_report
+from cag_utils.phantom.clinic.patients import draw_record
 from cag_utils.vlm import endpoint
 from cag_utils.vlm.endpoint import (
     Endpoint,
@@ -67,10 +67,9 @@ def asked(tmp_path_factory):
     """Pictures, and prompts from one character to far longer than a report."""
     folder = tmp_path_factory.mktemp("asked")
     rng = np.random.default_rng(0)
-    scenes = [random_scene(rng) for _ in range(14)]
     prompts = [
-        prompt(scene.laterality, scene.report[language], language)
-        for scene, language in zip(scenes, ["en", "ja"] * 7, strict=True)
+        prompt(side, write_report(rng, draw_record(rng, [], "M"))[language], language)
+        for side, language in [("LCA", "en"), ("RCA", "ja"), ("RCA", "en"), ("LCA", "ja")] * 2
     ]
     prompts += ["?", "\n\n".join(prompts[:6]), "LAD"]
     images = [str(folder / f"{i}.png") for i in range(len(prompts))]
@@ -88,8 +87,8 @@ def test_batches_answer_as_one_by_one(twins, asked, name):
     one, sixteen = (generate_answers(model, processor, *asked, n, 12) for n in (1, 16))
     assert one["output"].tolist() == sixteen["output"].tolist()
     assert one["n_tokens"].tolist() == sixteen["n_tokens"].tolist()
-    assert one["output"].nunique() > 10  # a model that always says the same would prove nothing
-    assert len(one) == 17 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
+    assert one["output"].nunique() > 6  # a model that always says the same would prove nothing
+    assert len(one) == 11 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20))
@@ -111,7 +110,7 @@ class Parrot:
         return torch.cat([input_ids, input_ids[:, -4:]], 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(0, 30), max_size=9), batch_size=st.integers(1, 4))
 def test_answers_come_back_in_the_order_of_the_cases(asked, lengths, batch_size):
     processor = make_processor("paligemma2")
@@ -164,6 +163,7 @@ def test_refusals_and_empty_answers_by_the_written_rule(output, status):
     assert answer_status(output) == status
 
 
+@settings(max_examples=30)
 @given(st.text())
 def test_every_output_has_a_status(output):
     assert answer_status(output) in ("ok", "empty", "refusal")
@@ -231,40 +231,26 @@ def test_a_status_that_the_server_gave_is_kept(examples):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
     """An OpenAI-compatible server: answers what its script says, and keeps the requests."""
+    told = SimpleNamespace(requests=[], script=[])
+    told.endpoint = Endpoint("o4-mini", "http://here/v1", "k", 5, 1)
 
-    class Chat(BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802 - the name http.server calls
-            size = int(self.headers["Content-Length"])
-            http.requests.append((self.path, self.headers, json.loads(self.rfile.read(size))))
-            status, message = http.script.pop(0) if http.script else (200, {"content": "fine"})
-            body = {"error": {"message": "told to fail"}}
-            if status == 200:
-                end = message.pop("finish_reason", "stop")
-                choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"}}
-                choice["message"] |= message
-                body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-                body |= {"choices": [choice] if message else []}
-                body |= {"usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}}
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(request):
+        told.requests.append(request)
+        status, message = told.script.pop(0) if told.script else (200, {"content": "fine"})
+        if status != 200:
+            return httpx.Response(status, json={"error": {"message": "told to fail"}})
+        end = message.pop("finish_reason", "stop")
+        choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"} | message}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        body |= {"choices": [choice] if message else []}
+        body |= {"usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}}
+        return httpx.Response(200, json=body)
 
-        def log_message(self, *_):
-            """Keep the test's output clean."""
-
-    http = HTTPServer(("127.0.0.1", 0), Chat)
-    http.requests, http.script = [], []
-    http.endpoint = Endpoint("o4-mini", f"http://127.0.0.1:{http.server_port}/v1", "k", 5, 1)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield http
-    http.shutdown()
-    thread.join()
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=http))
+    return told
 
 
 @pytest.fixture
@@ -285,8 +271,10 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
         7,
         "",
     ]
-    path, headers, body = server.requests[0]
-    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer k"
+    request = server.requests[0]
+    body = json.loads(request.content)
+    assert request.url.path == "/v1/chat/completions"
+    assert request.headers["Authorization"] == "Bearer k"
     assert body["model"] == "o4-mini" and "temperature" not in body
     picture, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is seen?"}
@@ -376,7 +364,7 @@ def test_a_server_of_merged_weights_answers_as_the_model_itself(tuned, tmp_path,
 
 
 @contextmanager
-def _served(folder: str, log: Path):
+def _served(folder: str, log: Path, seconds: float = 180):
     """A real server in a process of its own, on a free port of the loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -389,18 +377,18 @@ def _served(folder: str, log: Path):
         subprocess.Popen([sys.executable, "-c", *command], env=env, stdout=out, stderr=out) as it,
     ):
         try:
-            _wait_for(f"http://127.0.0.1:{port}/health", it, log)
+            end = time.monotonic() + seconds
+            while not _answers(f"http://127.0.0.1:{port}/health"):
+                if it.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"the server did not come up: {log.read_text('utf-8')[-2000:]}")
+                time.sleep(0.3)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             it.kill()
 
 
-def _wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 180):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.3)
-    pytest.fail(f"the server did not come up: {log.read_text(encoding='utf-8')[-2000:]}")
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.TransportError:
+        return False

@@ -80,7 +80,7 @@ def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         got = model.model.vision_tower(pixels).last_hidden_state
-        want = timm_twin().eval().forward_features(pixels)
+        want = timm_twin(plain.config.vision_config).eval().forward_features(pixels)
         other = plain.model.vision_tower(pixels).last_hidden_state
     assert (got - want).abs().max() <= 1e-5 < (got - other).abs().max()
     kept = plain.model.language_model.state_dict()

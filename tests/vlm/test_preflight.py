@@ -90,6 +90,7 @@ def test_more_cases_and_longer_texts_never_need_less(batch, tokens, quantise):
 def test_the_registrys_sizes_are_those_of_the_published_configurations(
     config, entry, sides, tokens
 ):
+    assert footprint(config, image_tokens=81).image_tokens == 81  # of a tower to be swapped in
     found = footprint(config)
     assert found.parameters == pytest.approx(entry.parameters, rel=0.005)
     assert found.adapter_sides == sides and found.image_tokens == tokens
@@ -97,10 +98,6 @@ def test_the_registrys_sizes_are_those_of_the_published_configurations(
     assert found.projector < 4e6
     # their weights alone take 8.6 and 6.1 GB; 80 GB train both, at the paper profile's batch
     assert 1.2 * 2 * entry.parameters / 1e9 < training_gb(found, 2, 16, 4, 768) < 40
-
-
-def test_a_tower_that_will_be_swapped_in_brings_its_own_tokens():
-    assert footprint(GEMMA3_4B, image_tokens=81).image_tokens == 81
 
 
 def test_every_failed_check_is_named_with_its_fix():
@@ -154,14 +151,11 @@ def test_a_folder_is_checked_like_a_published_model(twins):
     table = preflight("conceptclip_gemma3", "real", machine=ROOMY, **parts)
     assert list(table["check"])[:2] == ["access: gemma3", "access: conceptclip"]
     assert table.set_index("check")["needed"]["free disk"] == "0.0 GB"
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        preflight("gemma3", "tiny", machine=replace(ROOMY, device="cpu"), quantise="4bit")
     small = replace(ROOMY, memory_gb=0.1, bfloat16=False)
     with pytest.raises(RuntimeError, match=r"(?s)GPU memory: .*bfloat16: needs bfloat16"):
         preflight("gemma3", "real", machine=small, checkpoint=parts["checkpoint"])
-
-
-def test_four_bits_are_refused_where_they_cannot_be(twins):
-    with pytest.raises(ValueError, match="needs a CUDA GPU"):
-        preflight("gemma3", "tiny", machine=replace(ROOMY, device="cpu"), quantise="4bit")
 
 
 def test_no_access_says_where_the_licence_is_and_how_to_log_in(monkeypatch):

@@ -24,7 +24,7 @@ from cag_utils.scores.entities import read_entities
 from cag_utils.scores.rubric import truth_entities
 from cag_utils.vlm import loading, lora, sft
 from cag_utils.vlm.loading import load_backbone
-from cag_utils.vlm.lora import load_tuned, save_merged, trainable_table
+from cag_utils.vlm.lora import load_tuned, trainable_table
 from cag_utils.vlm.sft import (
     FSDP,
     SCORES,
@@ -226,7 +226,8 @@ def test_checkpoints_of_a_backbone_that_is_not_tuned_are_refused():
 
 def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     folder = tmp_path / "my_gemma"
-    save_merged(*load_backbone("gemma3", "tiny", device="cpu"), folder)
+    for part in load_backbone("gemma3", "tiny", device="cpu"):
+        part.save_pretrained(folder)
     changes = {"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
     job = job_for(world, tmp_path / "run", **changes)
     assert job.source == {"checkpoint": str(folder), "tower_checkpoint": ""}

@@ -11,9 +11,10 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import SiglipVisionConfig
 
 from cag_utils.corpus.examples import open_picture, read_examples
-from cag_utils.making.twins import build_twin, save_twin, tower_config
+from cag_utils.making.twins import build_twin, save_twin
 from cag_utils.profiles import load_profile
 from cag_utils.vlm.data import conversation, plain_collator
 from cag_utils.vlm.loading import load_backbone
@@ -35,16 +36,15 @@ def write_twins(folder: Path) -> Path:
             model.get_input_embeddings().weight.mul_(0.25)
         save_twin(model, processor, folder / kind)
     (folder / "conceptclip").mkdir()
-    tower = timm_twin().state_dict()
+    tower = timm_twin(model.config.vision_config).state_dict()
     state = {f"visual.trunk.{name}": values.contiguous() for name, values in tower.items()}
     save_file(state, folder / "conceptclip" / "model.safetensors")
     (folder / "conceptclip" / "config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
-def timm_twin() -> torch.nn.Module:
+def timm_twin(sizes: SiglipVisionConfig) -> torch.nn.Module:
     """Return a random timm tower of the twins' own sizes."""
-    sizes = tower_config()
     torch.manual_seed(0)
     return timm.create_model(
         "vit_base_patch16_siglip_224",
