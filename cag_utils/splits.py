@@ -106,11 +106,7 @@ def assert_disjoint(splits: pd.DataFrame, by: str = "patient_id", verbose: bool 
 
 
 def write_splits(splits: pd.DataFrame, path: Path) -> Path:
-    """Write the splits table to a CSV, one row per video, sorted so that it diffs well.
-
-    Args:
-        splits: Columns patient_id, exam_id, video_id, split; others and repeats are dropped.
-        path: The CSV to write.
+    """Write patient_id, exam_id, video_id and split to a CSV, one row per video, sorted.
 
     Raises:
         ValueError: A column is missing or a video is in two splits.

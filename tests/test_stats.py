@@ -76,11 +76,8 @@ def test_a_wider_level_gives_a_wider_interval():
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
-def test_one_group_has_nothing_to_resample():
+def test_one_group_or_a_constant_difference_leaves_nothing_to_resample():
     assert mean([1, 3], "aa") == (2, 2, 2)
-
-
-def test_a_constant_difference_is_certain():
     assert difference([3, 5, 9.0], [1, 3, 7.0], [0, 1, 2]) == (2, 2, 2)
 
 

@@ -41,26 +41,31 @@ from cag_utils.study import read_json, under_root
 
 SIZES = ("tiny", "real")
 WEIGHTS = Path(str(files("cag_utils"))) / "weights"
+SIGLIP2 = Checkpoint(
+    "timm/ViT-SO400M-14-SigLIP2-378", "main",
+    "https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378", "siglip2",
+    licence="Apache-2.0", download_gb=4.6,
+    command="hf download timm/ViT-SO400M-14-SigLIP2-378   (4.6 GB, once)",
+)  # fmt: skip
 MEDCLIP_FOLDER = "data/checkpoints/medclip"
+MEDCLIP = Checkpoint(  # the tokenizer's; the weights are no repository's
+    "emilyalsentzer/Bio_ClinicalBERT", "main", "https://github.com/RyanWangZf/MedCLIP", "medclip",
+    licence="none stated; the tokenizer's is MIT",
+    command="curl -LO https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip && "
+    f"unzip medclip-vit-pretrained.zip -d {MEDCLIP_FOLDER} && "
+    "hf download emilyalsentzer/Bio_ClinicalBERT",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """One embedder's preprocessing; bicubic throughout.
+    """One embedder's preprocessing; bicubic throughout."""
 
-    Attributes:
-        side: Of the square the network reads, pixels.
-        mean: Subtracted from levels in 0 to 1, the same for the three channels.
-        sd: Divides what is left.
-        pad: Whether a picture is padded to a black square of at least `side`; else it is squashed.
-        grey: Whether colours are dropped first; the three channels are then equal.
-    """
-
-    side: int
-    mean: float = 0.5
-    sd: float = 0.5
-    pad: bool = False
-    grey: bool = False
+    side: int  # of the square the network reads, pixels
+    mean: float = 0.5  # subtracted from levels in 0 to 1, the same for the three channels
+    sd: float = 0.5  # divides what is left
+    pad: bool = False  # whether it is padded to a black square of `side` or more; else squashed
+    grey: bool = False  # whether colours are dropped first; the three channels are then equal
 
     def fit(self, picture: Image.Image | np.ndarray) -> Image.Image:
         """Return a PIL image, or a (H, W) or (H, W, 3) uint8 array, as `side` x `side` RGB.
@@ -94,46 +99,27 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Towers:
-    """A loaded network: what is left to differ between embedders.
+    """A loaded network: what is left to differ between embedders."""
 
-    Attributes:
-        image: (B, 3, S, S) pixels to (B, d).
-        text: (B, L) ids and their (B, L) mask to (B, d).
-        tokenizer: Of the text tower.
-        clean: Applied to a text before its tokens are counted.
-        module: The network itself, for training and for moving between devices.
-    """
-
-    image: Callable[[torch.Tensor], torch.Tensor]
-    text: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    image: Callable[[torch.Tensor], torch.Tensor]  # (B, 3, S, S) pixels to (B, d)
+    text: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, L) ids and mask to (B, d)
     tokenizer: PreTrainedTokenizerBase
-    module: torch.nn.Module
-    clean: Callable[[str], str] = str.strip
+    module: torch.nn.Module  # the network itself, for training and for moving between devices
+    clean: Callable[[str], str] = str.strip  # applied to a text before its tokens are counted
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One embedder of the registry.
+    """One embedder of the registry."""
 
-    Attributes:
-        title: Its name in tables and figures; where the paper has it, as in the paper's Table 3.
-        load: The checkpoint, and its twin's folder or None for the published one, to towers.
-        checkpoint: What is asked of the hub, and the twin's name.
-        context: Tokens of text, special ones included.
-        pixels: Preprocessing, by size.
-        languages: What its text tower was trained on.
-        loss: What its authors trained it with: InfoNCE or SigLIP's pairwise one.
-        fixed_length: Whether every text is padded to `context`.
-    """
-
-    title: str
-    load: Callable[[Checkpoint, Path | None], Towers]
-    checkpoint: Checkpoint
-    context: int
-    pixels: dict[str, Pixels]
-    languages: tuple[str, ...]
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    fixed_length: bool = False
+    title: str  # in tables and figures; where the paper has it, as in the paper's Table 3
+    load: Callable[[Checkpoint, Path | None], Towers]  # the twin's folder, None: the published one
+    checkpoint: Checkpoint  # what is asked of the hub, and the twin's name
+    context: int  # tokens of text, special ones included
+    pixels: dict[str, Pixels]  # preprocessing, by size
+    languages: tuple[str, ...]  # what its text tower was trained on
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # its authors': InfoNCE or SigLIP's pairwise
+    fixed_length: bool = False  # whether every text is padded to `context`
 
 
 def _load_siglip2(checkpoint: Checkpoint, twin: Path | None) -> Towers:
@@ -181,15 +167,7 @@ EMBEDDERS: dict[str, Entry] = {
     "siglip2": Entry(
         "SigLIP2-so400m",
         _load_siglip2,
-        Checkpoint(
-            "timm/ViT-SO400M-14-SigLIP2-378",
-            "main",
-            "https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378",
-            "siglip2",
-            licence="Apache-2.0",
-            download_gb=4.6,
-            command="hf download timm/ViT-SO400M-14-SigLIP2-378   (4.6 GB, once)",
-        ),  # fmt: skip
+        SIGLIP2,
         context=64,
         pixels={"real": Pixels(378), "tiny": Pixels(SIGLIP2_TINY_PX)},
         languages=("en", "ja"),
@@ -199,18 +177,7 @@ EMBEDDERS: dict[str, Entry] = {
     "medclip": Entry(
         "MedCLIP",
         _load_medclip,
-        Checkpoint(  # of the tokenizer; the weights are no repository's
-            "emilyalsentzer/Bio_ClinicalBERT",
-            "main",
-            "https://github.com/RyanWangZf/MedCLIP",
-            "medclip",
-            licence="none stated; the tokenizer's is MIT",
-            command=(
-                "curl -LO https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip && "
-                f"unzip medclip-vit-pretrained.zip -d {MEDCLIP_FOLDER} && "
-                "hf download emilyalsentzer/Bio_ClinicalBERT"
-            ),
-        ),  # fmt: skip
+        MEDCLIP,
         context=77,
         # mean and SD are its package's own (medclip/constants.py)
         pixels=dict.fromkeys(SIZES, Pixels(224, 0.58628, 0.27950, pad=True, grey=True)),
@@ -246,11 +213,7 @@ class Embedder:
     def images(
         self, pictures: Sequence[Image.Image | np.ndarray], batch_size: int = 32
     ) -> np.ndarray:
-        """Embed pictures, one at a time or many: the vectors are the same.
-
-        Args:
-            pictures: PIL images or uint8 arrays, any size, grey or colour.
-            batch_size: Pictures a pass.
+        """Embed PIL images or uint8 arrays, any size, grey or colour, `batch_size` a pass.
 
         Returns:
             (n, d) float64, as the network gives them: unit vectors for MedCLIP and ConceptCLIP.
@@ -284,13 +247,10 @@ class Embedder:
 
     def tokens(self, cleaned: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and mask, (n, L) long each, of cleaned texts."""
+        padding = "max_length" if self.entry.fixed_length else "longest"
+        cut = {"truncation": True, "max_length": self.entry.context}
         batch = self.towers.tokenizer(
-            cleaned,
-            padding="max_length" if self.entry.fixed_length else "longest",
-            truncation=True,
-            max_length=self.entry.context,
-            return_tensors="pt",
-            return_attention_mask=True,
+            cleaned, padding=padding, **cut, return_tensors="pt", return_attention_mask=True
         )
         return batch["input_ids"], batch["attention_mask"]
 
@@ -309,7 +269,7 @@ def load_embedder(
     Args:
         name: A key of `EMBEDDERS`.
         size: `real` for the published checkpoint, `tiny` for its twin.
-        device: A torch device; the GPU if there is one, else the CPU, if None.
+        device: Of torch; the GPU if there is one, else the CPU, if None.
         twins: Folder that holds the tiny twins' folders.
 
     Raises:

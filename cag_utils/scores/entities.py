@@ -1,10 +1,10 @@
 """Read what a report states: side, stenoses with segment and grade, absence, plan. EN and JA.
 
 Rule-based on purpose: the reader of a model's output must not be a model. It reads the study's
-format exactly and free text with the usual spellings ("segment 11", "11番", "左回旋枝", "total
-occlusion"). The vocabulary is in `lexicon`.
+format exactly and free text with the usual spellings, whose vocabulary is in `lexicon`.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -17,35 +17,21 @@ from cag_utils.segments import AHA_SEGMENTS, artery_of, laterality_of
 
 
 class Stenosis(NamedTuple):
-    """One stated stenosis.
+    """One stated stenosis; None is what the text does not say."""
 
-    Attributes:
-        artery: RCA, LM, LAD or LCX as named; from the segment if none is named; None if unknown.
-        segment: AHA number as stated (a number above 15 is kept, to be judged wrong), or None.
-        percent: 0 to 100 as stated (words: mild 25, moderate 50, severe 90, subtotal 99, occluded
-            100), or None.
-    """
-
-    artery: str | None
-    segment: int | None
-    percent: int | None
+    artery: str | None  # RCA, LM, LAD or LCX as named; from the segment if none is named
+    segment: int | None  # AHA number as stated: one above 15 is kept, to be judged wrong
+    percent: int | None  # 0 to 100 as stated; of words: mild 25, moderate 50, severe 90, ...
 
 
 @dataclass(frozen=True)
 class Entities:
-    """What a text states.
+    """What a text states."""
 
-    Attributes:
-        sides: LCA and RCA, whichever the text names by side, artery or segment.
-        stenoses: Distinct stenoses by AHA number, unknown segments last.
-        cleared: Where the text denies a stenosis: sides, arteries, `#6`, or `all`.
-        plans: Plan keys in order of appearance, distinct.
-    """
-
-    sides: frozenset[str] = frozenset()
-    stenoses: tuple[Stenosis, ...] = ()
-    cleared: frozenset[str] = frozenset()
-    plans: tuple[str, ...] = ()
+    sides: frozenset[str] = frozenset()  # LCA, RCA: named as such, or by artery or segment
+    stenoses: tuple[Stenosis, ...] = ()  # distinct, by AHA number, unknown segments last
+    cleared: frozenset[str] = frozenset()  # where none is: sides, arteries, `#6`, or `all`
+    plans: tuple[str, ...] = ()  # keys of `lexicon.PLANS`, distinct, as they appear
 
     @property
     def laterality(self) -> str | None:
@@ -136,12 +122,10 @@ def _find_places(clause: str, language: str) -> list[_Mark]:
         bare = lexicon.BARE_NUMBER.match(clause, place.end)
         if bare and place.artery in lexicon.PART_OF:
             numbers.append(_Mark(bare.start(), bare.end(), segment=int(bare[1])))
-    merged, used = [], set()
-    for number in sorted(set(numbers), key=_order):
-        owner = _owner(clause, number, named)
-        used |= {owner} if owner else set()
-        merged.append(number._replace(artery=owner.artery if owner else None))
-    return sorted([place for place in named if place not in used] + merged, key=_order)
+    owners = {number: _owner(clause, number, named) for number in sorted(set(numbers), key=_order)}
+    merged = [n._replace(artery=owner.artery if owner else None) for n, owner in owners.items()]
+    alone = [place for place in named if place not in owners.values()]
+    return sorted(alone + merged, key=_order)
 
 
 def _owner(clause: str, number: _Mark, named: list[_Mark]) -> _Mark | None:
@@ -175,10 +159,9 @@ def _find_grades(clause: str, language: str) -> list[_Mark]:
         and not lexicon.NOT_STENOSIS_BEFORE.search(clause[: m.start()])
         and not lexicon.NOT_STENOSIS_AFTER.match(clause[m.end() :])
     ]
-    if not marks and not lexicon.STENOSIS[language].search(clause):
-        return []
     if not marks:
-        return _graded_words(clause, language, lexicon.GRADE_WORDS)
+        stated = lexicon.STENOSIS[language].search(clause)
+        return _graded_words(clause, language, lexicon.GRADE_WORDS) if stated else []
     occluded = _graded_words(clause, language, (99, 100))
     return marks + [word for word in occluded if word.percent not in {m.percent for m in marks}]
 
@@ -196,7 +179,7 @@ def _graded_words(clause: str, language: str, grades) -> list[_Mark]:
 
 
 def _order(mark: _Mark) -> tuple[int, int]:
-    """Sort key: where a mark stands; segments of one list by number."""
+    """Sort by where a mark stands; segments of one list by number."""
     return mark.start, mark.segment or 0
 
 
@@ -271,15 +254,13 @@ def _specific(places: list[_Mark]) -> list[_Mark]:
 
 def _runs(marks: list[_Mark]) -> Iterator[tuple[list[_Mark], list[_Mark]]]:
     """Cut a clause's marks into (places, grades) groups; a leading kind opens each group."""
-    leads_with_place = marks[0].percent is None
-    group: tuple[list[_Mark], list[_Mark]] = ([], [])
+    group = ([], [])
     for mark in marks:
-        is_place = mark.percent is None
-        if is_place == leads_with_place and group[0] and group[1]:
+        if (mark.percent is None) == (marks[0].percent is None) and all(group):
             yield group
             group = ([], [])
-        group[0 if is_place else 1].append(mark)
-    if group[0] and group[1]:
+        group[mark.percent is not None].append(mark)
+    if all(group):
         yield group
 
 
@@ -295,10 +276,8 @@ def _plans(sentence: str, language: str) -> Iterator[str]:
     for part in sentence.split(";"):
         if lexicon.HISTORY.search(part) and not lexicon.ADVICE.search(part):
             continue
-        for plan, pattern in lexicon.PLANS.items():
-            if pattern[language].search(part):
-                yield plan
-                break
+        plans = (plan for plan, words in lexicon.PLANS.items() if words[language].search(part))
+        yield from itertools.islice(plans, 1)
 
 
 def _distinct(stenoses: list[Stenosis]) -> tuple[Stenosis, ...]:

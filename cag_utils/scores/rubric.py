@@ -58,13 +58,9 @@ def to_grade(percent: int) -> int:
 def truth_entities(laterality: str, lesions: Iterable[Mapping], plan: str) -> Entities:
     """Return the entities of a known truth, as `read_entities` reads them from perfect findings.
 
-    Args:
-        laterality: LCA or RCA.
-        lesions: `{segment, percent}` of that side.
-        plan: A key of `lexicon.PLANS`.
-
     Raises:
-        ValueError: Unknown laterality or plan, or a malformed lesion.
+        ValueError: Unknown laterality (LCA or RCA), a lesion that `check_lesion` refuses, or a plan
+            that is no key of `lexicon.PLANS`.
     """
     check_choice("laterality", laterality, LATERALITIES)
     check_choice("plan", plan, PLANS)
@@ -141,9 +137,7 @@ def _grade_wrong(output: Entities, truth: Entities) -> bool | None:
 
 
 def _grade_points(output: Entities, truth: Entities, wrong: bool) -> float:
-    if wrong:
-        return 0.0
-    return 1.0 if _grades_apart(output.worst_percent, truth.worst_percent) else 2.0
+    return 0.0 if wrong else 2.0 - _grades_apart(output.worst_percent, truth.worst_percent)
 
 
 def _vessel_points(output: Entities, truth: Entities, wrong: bool) -> float:
@@ -225,18 +219,13 @@ def _side(stenosis: Stenosis) -> str | None:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One error that a reader may tick, and what being without it is worth.
+    """One error that a reader may tick, and what being without it is worth."""
 
-    Attributes:
-        word: What figures and claims call it.
-        points: Its weight in the overall score.
-        wrong: Output and truth to whether the error is there; None where the truth does not say.
-        partial: Output, truth and that answer to the points earned; None is all or nothing.
-    """
-
-    word: str
-    points: float
+    word: str  # what figures and claims call it
+    points: float  # its weight in the overall score
+    # Output and truth to whether the error is there; None where the truth does not say.
     wrong: Callable[[Entities, Entities], bool | None]
+    # Output, truth and that answer to the points earned; None is all or nothing.
     partial: Callable[[Entities, Entities, bool], float] | None = None
 
 

@@ -58,8 +58,7 @@ def score_generations(
     Args:
         generations: 05's table: case_id, model, output, status. A row whose status is not `ok`
             (empty, refusal) is marked as an empty text: wrong, not left out.
-        pairs: 03's table: case_id, patient_id, and truth_laterality, truth_lesions, truth_plan;
-            without those (own data) the truth is read from findings_<language>.
+        pairs: 03's table: case_id, patient_id, and what `truth_of` reads.
         language: en or ja.
 
     Returns:
@@ -83,7 +82,7 @@ def score_generations(
 
 
 def truth_of(row: Mapping, language: str) -> Entities:
-    """Return the truth of a row of pairs.csv: the phantom's, or read from its findings."""
+    """Return the truth of a row of pairs.csv: its `truth_*`, or read from its findings."""
     stated = [row.get(f"truth_{key}") for key in ("laterality", "lesions", "plan")]
     if all(isinstance(value, str) for value in stated):
         laterality, lesions, plan = stated
@@ -92,11 +91,7 @@ def truth_of(row: Mapping, language: str) -> Entities:
 
 
 def score_by_sheet(sheet: pd.DataFrame, marks: pd.DataFrame) -> pd.DataFrame:
-    """Put readers' scores in the rubric's place; what entities match stays from the program.
-
-    Args:
-        sheet: From `read_sheet`.
-        marks: From `score_generations`, for the same cases and models.
+    """Put a sheet's scores in the place of `marks`; what entities match stays from the program.
 
     Returns:
         One row a line of the sheet, with the columns of `marks`.
@@ -108,10 +103,9 @@ def score_by_sheet(sheet: pd.DataFrame, marks: pd.DataFrame) -> pd.DataFrame:
     joined = sheet.merge(marks[kept], on=["case_id", "model"], how="left", validate="m:1")
     if (stray := joined["patient_id"].isna()).any():
         first = joined[stray].iloc[0]
-        raise ValueError(
-            f"the sheet scores {stray.sum()} texts that 05 did not generate, e.g. "
-            f"{first['model']!r} on {first['case_id']!r}; score the sheet of this run"
-        )
+        example = f"{first['model']!r} on {first['case_id']!r}; score the sheet of this run"
+        told = f"the sheet scores {stray.sum()} texts that 05 did not generate"
+        raise ValueError(f"{told}, e.g. {example}")
     return joined[list(marks.columns)].astype({name: float for name in CRITERIA})
 
 
@@ -122,12 +116,7 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
-    """Return Table 4 in numbers: one row a model.
-
-    Args:
-        scores: One row a case, model and reader.
-        stats: Resamples and level of the intervals.
-        seed: Of the bootstrap, by patient.
+    """Return Table 4 in numbers: one row a model, of `scores` by case, model and reader.
 
     Returns:
         model, cases, mean, sd, the error counts (missing where no truth was known); for overall,
@@ -164,14 +153,9 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
-    """Compare each tuned model with its untuned base, case by case.
+    """Compare each tuned model with its untuned base, case by case, readers averaged.
 
     Where its own base was not run, the registry says whose stands in (`Backbone.stand_in`).
-
-    Args:
-        scores: One row a case, model and reader; readers of one text are averaged.
-        stats: Resamples and level of the intervals.
-        seed: Of the bootstrap, by patient.
 
     Returns:
         `COMPARED`, one row a tuned model whose base was run and a measure (overall, each criterion
@@ -251,7 +235,7 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
     items = pd.concat(parts, ignore_index=True)
     shown = [name for name in SHOWN if name in items]
     sheet = items[["case_id", "code", *shown]].rename(columns={"code": "model"})
-    blank = {name: "" for name in ("reader", "overall", *CRITERIA)}
+    blank = dict.fromkeys(("reader", "overall", *CRITERIA), "")
     return sheet.assign(**blank), items[["case_id", "code", "model"]]
 
 
@@ -259,8 +243,7 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
     """Read a filled score sheet and name the file, row and rule of everything wrong in it.
 
     Args:
-        path: CSV with case_id, model, reader, overall (0 to 10) and the errors (0 or 1), read by
-            `tables.read_table`.
+        path: CSV with case_id, model, reader, overall (0 to 10) and the errors (0 or 1).
         key: From `blank_sheet`, or several in one table; for blinded codes in `model`.
 
     Returns:
@@ -270,14 +253,11 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
         ValueError: As `read_table`, or a blinded code is not in the key.
         FileNotFoundError: There is no such file.
     """
-    error = pa.Column(float, pa.Check.isin((0, 1)))  # a spreadsheet may write 1 as 1.0
-    schema = pa.DataFrameSchema(
-        {name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in WHOSE}
-        | {"overall": pa.Column(float, pa.Check.in_range(0, 10))}
-        | dict.fromkeys(CRITERIA, error),
-        unique=list(WHOSE),
-        coerce=True,
-    )
+    columns = {name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in WHOSE}
+    columns |= {"overall": pa.Column(float, pa.Check.in_range(0, 10))}
+    # Floats: a spreadsheet may write 1 as 1.0.
+    columns |= dict.fromkeys(CRITERIA, pa.Column(float, pa.Check.isin((0, 1))))
+    schema = pa.DataFrameSchema(columns, unique=list(WHOSE), coerce=True)
     rules = WHOSE | {"overall": "must be a number from 0 to 10"}
     rules |= dict.fromkeys(CRITERIA, "must be 0 (no error) or 1 (error)")
     sheet = read_table(path, schema, rules, "this reader scored this text twice; keep one row")

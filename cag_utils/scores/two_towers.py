@@ -1,6 +1,5 @@
-"""Two-tower networks in the layouts their authors published: an image tower and a text tower.
+"""Two-tower networks in the layouts their authors published, for real checkpoints and twins alike.
 
-The real checkpoints and the tiny twins are built by the same classes here; only the sizes differ.
 SigLIP2 needs no class of ours: open_clip has it, and a twin is a folder in open_clip's own layout.
 """
 
@@ -17,7 +16,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
 # timm adds what it registers to this list
-__all__ = ["ConceptClip", "MedClip", "load_published", "masked_mean", "published_state"]
+__all__ = ["ConceptClip", "MedClip", "load_published", "published_state"]
 
 TINY_WIDTH = 128  # of the twins' towers, as of their SigLIP tower
 SIGLIP2_TINY_PX, CONCEPTCLIP_TINY_PX = 224, 192  # 14 x 14 and 12 x 12 patches
@@ -58,12 +57,6 @@ def vit_twin_patch16_siglip_192(pretrained: bool = False, **kwargs) -> VisionTra
     return _tiny_siglip(CONCEPTCLIP_TINY_PX, **kwargs)
 
 
-def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Average (B, L, D) over the L tokens that `mask` (B, L) marks with 1; padding never counts."""
-    weight = mask.to(tokens.dtype)[..., None]
-    return (tokens * weight).sum(1) / weight.sum(1)
-
-
 class MedClip(nn.Module):
     """MedCLIP's two towers: Swin, and BERT read at hidden states 1, 2 and last.
 
@@ -100,7 +93,9 @@ class MedClip(nn.Module):
         """Map (B, L) token ids, with their (B, L) mask, to (B, dim) unit vectors."""
         bert = self.text_model.model
         states = bert(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        pooled = masked_mean((states[1] + states[2] + states[-1]) / 3, mask)
+        tokens = (states[1] + states[2] + states[-1]) / 3
+        weight = mask.to(tokens.dtype)[..., None]
+        pooled = (tokens * weight).sum(1) / weight.sum(1)
         return functional.normalize(self.text_model.projection_head(pooled), dim=-1)
 
 
@@ -120,9 +115,7 @@ class ConceptClip(nn.Module):
         text = text or BertConfig(**PUBMED_BERT)
         self.visual = TimmModel(tower, embed_dim=0, pool="map", proj="none")
         dim = self.visual.trunk.num_features
-        self.text = HFTextEncoder(
-            "", dim, config=text, pooler_type="mean_pooler", proj_type="linear"
-        )
+        self.text = HFTextEncoder("", dim, text, pooler_type="mean_pooler", proj_type="linear")
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.logit_bias = nn.Parameter(torch.zeros(()))
 
@@ -137,11 +130,7 @@ class ConceptClip(nn.Module):
 
 
 def load_published(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Load a published state dict, whatever release wrote it, and return the model (float32).
-
-    Args:
-        model: `MedClip` or `ConceptClip`, of the same sizes.
-        state: Published names; half precision is fine.
+    """Load a published `state`, whatever release wrote it, half precision too; return the model.
 
     Raises:
         ValueError: A tensor is missing, left over or of another shape.

@@ -104,14 +104,9 @@ def score_cases(
     normalise: bool = True,
     max_area: float = MAX_AREA_UNIT,
 ) -> pd.DataFrame:
-    """Return `area` and `vlscore` of n cases, in order.
+    """Return `area` and `vlscore` of n cases, in order, from the corners of `triangle_area`.
 
-    Args:
-        image: (n, d) embeddings of the pictures.
-        truth: (n, d) of the true reports.
-        report: (n, d) of the generated reports.
-        normalise: Scale each embedding to length 1 first.
-        max_area: C.
+    Each embedding is scaled to length 1 first if `normalise`; `max_area` is C.
     """
     if normalise:
         image, truth, report = to_unit(image), to_unit(truth), to_unit(report)
@@ -121,19 +116,12 @@ def score_cases(
 
 @dataclass(frozen=True)
 class Space:
-    """One embedder's vectors of everything a study scores, each computed once.
+    """One embedder's vectors of everything a study scores, each computed once."""
 
-    Attributes:
-        images: Case to (d,) vector of its picture.
-        texts: Text to (d,) vector.
-        truncated: Texts that lost their end.
-        blank: (d,) vector of an even grey picture.
-    """
-
-    images: Mapping[str, np.ndarray]
-    texts: Mapping[str, np.ndarray]
-    truncated: frozenset[str]
-    blank: np.ndarray
+    images: Mapping[str, np.ndarray]  # case to (d,) vector of its picture
+    texts: Mapping[str, np.ndarray]  # text to (d,) vector
+    truncated: frozenset[str]  # texts that lost their end
+    blank: np.ndarray  # (d,) vector of an even grey picture
 
     def corners(self, cases: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return pictures, truths and outputs of non-empty cases: three (n, d) arrays."""
@@ -166,10 +154,7 @@ def join_cases(generations: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 def embed(embedder: Embedder, cases: pd.DataFrame, folder: Path) -> Space:
     """Embed every picture and every distinct text: models repeat themselves and each other.
 
-    Args:
-        embedder: A loaded one.
-        cases: From `join_cases`.
-        folder: What `png` is relative to.
+    `cases` come from `join_cases`, and their `png` is relative to `folder`.
     """
     pictures = cases.drop_duplicates("case_id")
     files = [Image.open(folder / png) for png in pictures["png"]]
@@ -212,12 +197,7 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
 
     A score that reads the picture must fall with the wrong picture; one that reads the report must
     fall with the wrong report. Cases are shifted by half their number, so each gets another one's.
-
-    Args:
-        cases: From `join_cases`.
-        space: From `embed`.
-        name: The embedder's key.
-        settings: Normalisation and C.
+    The arguments are those of `score_models`.
 
     Returns:
         model, embedder, control, vlscore (mean over non-empty outputs). A model with fewer than two
@@ -237,7 +217,7 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
         }
         for control, corners in controls.items():
             found = score_cases(*corners, settings.normalise, settings.max_area)
-            rows.append((model, name, control, float(found["vlscore"].mean())))
+            rows.append((model, name, control, found["vlscore"].mean()))
     table = pd.DataFrame(rows, columns=["model", "embedder", "control", "vlscore"])
     return table.astype({"vlscore": float})
 
@@ -245,9 +225,7 @@ def score_controls(cases: pd.DataFrame, space: Space, name: str, settings: Vlsco
 def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
     """Return Spearman's correlation of the area with the cosines of the triangle's three sides.
 
-    Args:
-        cases: From `join_cases`; empty outputs are left out.
-        space: From `embed`.
+    Empty outputs are left out of `cases` (from `join_cases`).
 
     Returns:
         `text_text` (truth with report), `image_truth` and `image_report`: -1 to 1, NaN where one of
@@ -267,12 +245,7 @@ def side_correlations(cases: pd.DataFrame, space: Space) -> dict[str, float]:
 
 
 def summarise_vlscores(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
-    """Return one row a model and embedder, in the order of `scores`.
-
-    Args:
-        scores: From `score_models`, embedders one below the other.
-        stats: Resamples and level.
-        seed: Of the resampling.
+    """Return one row a model and embedder, in the order of `scores` (from `score_models`).
 
     Returns:
         model, embedder, cases, mean, low, high (interval by patient), sd (over cases, n - 1),

@@ -100,8 +100,7 @@ def test_medclip_pads_black_and_drops_colour():
 
 
 def test_grey_arrays_and_rgb_images_are_the_same_picture():
-    grey = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
-    pixels = Pixels(32)
+    grey, pixels = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64), Pixels(32)
     both = [pixels.fit(grey), pixels.fit(Image.fromarray(grey).convert("RGB"))]
     assert np.array_equal(*map(np.asarray, both))
     fitted = np.asarray(both[0])

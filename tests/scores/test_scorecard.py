@@ -34,11 +34,11 @@ TRUTHS = (
 )
 
 
-def pairs(n_patients=4):
-    """Two frames of each patient, with the phantom's truth."""
+def pairs():
+    """Two frames of each of four patients, with the phantom's truth."""
     rows = []
-    for i in range(2 * n_patients):
-        lesions, side, plan = TRUTHS[i // 2 % 4]
+    for i in range(8):
+        lesions, side, plan = TRUTHS[i // 2]
         texts = {f"findings_{k}": v for k, v in write_findings(lesions, side, plan).items()}
         truth = {"truth_lesions": json.dumps(lesions), "truth_plan": plan}
         head = {"case_id": f"case-{i:04d}", "patient_id": f"pt-{i // 2}", "truth_laterality": side}
@@ -65,10 +65,9 @@ def sorry(row):
     return "Sorry, I can not help with that."
 
 
-def marks(answers=None, n_patients=4):
-    table = pairs(n_patients)
+def marks(answers=None):
     answers = answers or {"gemma3_base": sorry, "gemma3_lora": perfect}
-    return score_generations(generations(table, answers), table, "en")
+    return score_generations(generations(pairs(), answers), pairs(), "en")
 
 
 def test_each_generation_is_marked_against_its_own_case():
@@ -95,9 +94,7 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings():
     table = pairs()
     bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
     made = generations(table, {"gemma3_lora": perfect})
-    pd.testing.assert_frame_equal(
-        score_generations(made, bare, "en"), score_generations(made, table, "en")
-    )
+    assert score_generations(made, bare, "en").equals(score_generations(made, table, "en"))
     assert truth_of(bare.iloc[2], "ja") == truth_of(table.iloc[2], "ja")
     made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
     assert (score_generations(made, table, "ja")["overall"] == 10).all()
@@ -149,6 +146,12 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     assert compared.loc["segment_match", "cases"] == 8
     assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
     assert {f"{name.removesuffix('_error')}_right" for name in CRITERIA} < set(compared.index)
+    figures = flat_metrics(summarise_marks(marks(), STATS, 0), compared.reset_index())
+    ones = "segment_accuracy laterality_accuracy lesions_named grades_near overall_gain_clear"
+    ones = ones.split() + ["segment_gain", "vessel_right_gain"]
+    wanted = dict.fromkeys(ones, 1) | {"overall_mean": 10, "overall_gain": 10, "n": 8}
+    assert {name: figures[f"gemma3_lora.{name}"] for name in wanted} == wanted
+    assert figures["gemma3_base.logical_error_rate"] == 1 and figures["gemma3_base.n"] == 8
     same = against_base(marks({"gemma3_base": perfect, "gemma3_lora": perfect}), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
     worse = against_base(marks({"gemma3_base": perfect, "gemma3_lora": sorry}), STATS, 0)
@@ -178,19 +181,6 @@ def test_which_base_a_tuned_model_is_compared_with():
     assert based(swapped, "gemma3_base", own) == {swapped: own}
 
 
-def test_flat_metrics():
-    scored = marks()
-    figures = flat_metrics(summarise_marks(scored, STATS, 0), against_base(scored, STATS, 0))
-    assert figures["gemma3_lora.overall_mean"] == 10 and figures["gemma3_base.overall_mean"] == 0
-    assert figures["gemma3_lora.segment_accuracy"] == 1 and figures["gemma3_lora.n"] == 8
-    assert figures["gemma3_lora.laterality_accuracy"] == 1
-    assert figures["gemma3_base.logical_error_rate"] == 1
-    assert figures["gemma3_lora.overall_gain"] == 10 and figures["gemma3_lora.segment_gain"] == 1
-    assert figures["gemma3_lora.overall_gain_clear"] == 1
-    assert figures["gemma3_lora.lesions_named"] == figures["gemma3_lora.grades_near"] == 1
-    assert figures["gemma3_lora.vessel_right_gain"] == 1
-
-
 def sheet(scored, reader, overall):
     blank = dict.fromkeys(CRITERIA, 0)
     return scored[["case_id", "model"]].assign(reader=reader, overall=overall, **blank)
@@ -211,10 +201,10 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
 
 def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     """A made-up one, through the calls of notebooks 07 and 08."""
-    plain = marks({"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."})
+    made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
+    plain = marks(made)
     row = Criterion("verbosity", 5, lambda output, truth: len(output.stenoses) > 0)
     monkeypatch.setitem(CRITERIA, "verbosity_error", row)
-    made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
     scored = marks(made | {"gemma3_base": sorry})
     right = scored[scored["case_id"] == "case-0000"].set_index("model")
     assert right["overall"].to_dict() == {"gemma3_lora": 6.67, "gemma3_base": 0}  # 10 of 15 points
@@ -290,13 +280,9 @@ def texts(n_cases):
 
 def filled(tmp_path, **changes):
     """Write a filled sheet of two rows; `changes` maps a column to its two cells."""
-    row = {"case_id": "case-0001", "model": "A", "reader": "r1", "overall": "7.5"}
-    sheet = pd.DataFrame([row | {name: "0" for name in CRITERIA}] * 2)
-    sheet["case_id"] = ["case-0001", "case-0002"]
-    for name, cells in changes.items():
-        sheet[name] = cells
+    row = {"case_id": ["case-0001", "case-0002"], "model": "A", "reader": "r1", "overall": "7.5"}
     path = tmp_path / "scores.csv"
-    sheet.to_csv(path, index=False)
+    pd.DataFrame(row | dict.fromkeys(CRITERIA, "0") | changes).to_csv(path, index=False)
     return path
 
 
@@ -306,9 +292,8 @@ def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, se
     table = texts(n_cases)
     sheet, key = blank_sheet(table, seed)
     joined = sheet.rename(columns={"model": "code"}).merge(key, on=["case_id", "code"])
-    back = joined.sort_values(["case_id", "model"])[["case_id", "model", "output"]]
-    wanted = table.sort_values(["case_id", "model"])[["case_id", "model", "output"]]
-    assert back.to_numpy().tolist() == wanted.to_numpy().tolist()
+    rows, wanted = (t[["case_id", "model", "output"]].to_numpy().tolist() for t in (joined, table))
+    assert sorted(rows) == sorted(wanted)
     assert (sheet[["reader", "overall", *CRITERIA]] == "").all(axis=None)
 
 
@@ -327,19 +312,6 @@ def test_the_sheet_is_blind_shuffled_and_repeatable():
     pd.testing.assert_frame_equal(sheet, blank_sheet(table.sample(frac=1, random_state=1), 3)[0])
     with pytest.raises(ValueError, match="gemma3_base has two texts for case-0001"):
         blank_sheet(pd.concat([table, table[:1]]), 0)
-
-
-def test_a_filled_sheet_comes_back_unblinded(tmp_path):
-    table = texts(3)
-    sheet, key = blank_sheet(table, 1)
-    sheet = sheet.assign(reader="reader 1", overall=range(9), **dict.fromkeys(CRITERIA, 0))
-    sheet.loc[0, "vessel_error"] = 1
-    sheet.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
-    read = read_sheet(tmp_path / "scores.csv", key)
-    assert read["model"].tolist() == key["model"].tolist()
-    assert read["overall"].tolist() == list(map(float, range(9)))
-    assert read["vessel_error"].tolist() == [1] + [0] * 8
-    assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
 
 
 @pytest.mark.parametrize(
@@ -377,12 +349,14 @@ def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
 def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
     sheet, key = blank_sheet(texts(2), 1)
     _, other = blank_sheet(texts(2).assign(output="another text"), 1)
-    filled_in = sheet.assign(reader="r", overall=5, **dict.fromkeys(CRITERIA, 0))
-    filled_in.to_csv(tmp_path / "scores.csv", index=False)
+    full = sheet.assign(reader="r", overall=range(6), **dict.fromkeys(CRITERIA, 0))
+    full.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
     with pytest.raises(ValueError, match="use the key of this sheet"):
         read_sheet(tmp_path / "scores.csv", other)
-    both = pd.concat([other, key])
-    assert read_sheet(tmp_path / "scores.csv", both)["model"].tolist() == key["model"].tolist()
+    read = read_sheet(tmp_path / "scores.csv", pd.concat([other, key]))
+    assert read["model"].tolist() == key["model"].tolist()
+    assert read["overall"].tolist() == list(map(float, range(6)))
+    assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
 
 
 def test_without_a_key_models_go_by_name_and_a_spreadsheets_decimals_are_marks(tmp_path):
