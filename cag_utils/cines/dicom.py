@@ -6,6 +6,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,9 +35,8 @@ SMALL_BYTES = 65536  # longer values, such as pixels, stay on disk until they ar
 class NotACine(ValueError):
     """The file cannot be used.
 
-    Attributes:
-        reason: One of few fixed phrases, also the message; may land in `outputs/`.
-        detail: What the decoder said. It may quote the header or a path: for private eyes only.
+    `reason` is one of few fixed phrases, which may land in `outputs/`; `detail`, what the decoder
+    said, may quote the header or a path: for private eyes only.
     """
 
     def __init__(self, reason: str, detail: object = ""):
@@ -55,48 +55,27 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class Cine:
-    """What the header of one XA cine says.
-
-    Attributes:
-        path: The file.
-        patient: PatientID, or the study's UID when the header has none.
-        exam: Study Instance UID.
-        video: SOP Instance UID.
-        n_frames: Frames, at least 2.
-        rows, columns: Pixels.
-        frame_time_ms: Mean time between frames; NaN when the header gives none.
-        primary_angle_deg: LAO positive, RAO negative; NaN when absent. Signs of old files cannot
-            be trusted.
-        secondary_angle_deg: CRA positive, CAU negative; NaN when absent.
-        spacing_mm: Pixel spacing at the isocentre; NaN when it cannot be known.
-        copies: Further files of the same SOP instance, for when this one's pixels are broken.
-    """
+    """What the header of one XA cine says; numbers that it does not give are NaN."""
 
     path: Path
-    patient: str
-    exam: str
-    video: str
-    n_frames: int
+    patient: str  # PatientID, or the study's UID when the header has none
+    exam: str  # Study Instance UID
+    video: str  # SOP Instance UID
+    n_frames: int  # at least 2
     rows: int
     columns: int
-    frame_time_ms: float
-    primary_angle_deg: float
-    secondary_angle_deg: float
-    spacing_mm: float
-    copies: tuple[Path, ...] = ()
+    frame_time_ms: float  # mean time between frames
+    primary_angle_deg: float  # LAO positive, RAO negative; signs of old files cannot be trusted
+    secondary_angle_deg: float  # CRA positive, CAU negative
+    spacing_mm: float  # pixel spacing at the isocentre
+    copies: tuple[Path, ...] = ()  # further files of the same SOP instance, if this one is broken
 
 
 def scan(folder: Path) -> tuple[list[Cine], list[Rejected]]:
-    """Sort everything below a folder into cines and rejected files.
+    """Sort everything below a folder into cines and rejected files, each in path order.
 
-    Args:
-        folder: An archive in any layout. Hidden files count. A link to a folder is not followed
-            (it could lead round in circles) but rejected like a file.
-
-    Returns:
-        The cines in path order, and every other file with its reason, in path order. Together
-        they are all files there are. Only headers are read, so broken pixels show later, in
-        `iter_frames`.
+    Hidden files count; links to folders, which could lead round in circles, are rejected. Only
+    headers are read: broken pixels show later, in `iter_frames`.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -119,6 +98,12 @@ def scan(folder: Path) -> tuple[list[Cine], list[Rejected]]:
     return list(cines.values()), sorted(rejected)
 
 
+def path_within(path: Path, folder: Path) -> str:
+    """Return a path within a folder as text; names that are not UTF-8 are legal on Linux."""
+    name = os.fsencode(path.relative_to(folder).as_posix())
+    return name.decode("utf-8", "backslashreplace")
+
+
 def read_header(path: Path) -> Cine:
     """Read one file's header, without its pixels.
 
@@ -127,8 +112,7 @@ def read_header(path: Path) -> Cine:
     """
     header = _read(path)
     try:
-        with warnings.catch_warnings():  # they quote the header, and notebooks keep what is printed
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # they quote the header
             _check_kind(header)
             return _describe(path, header)
     except NotACine:
@@ -138,11 +122,11 @@ def read_header(path: Path) -> Cine:
 
 
 def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-    """Decode a cine frame by frame; only one is in memory at a time.
+    """Decode a cine that `read_header` accepts; only one frame is in memory at a time.
 
     Args:
-        path: A file that `read_header` accepts.
-        frames: Frame indices from 0, ascending; all if None.
+        path: The file.
+        frames: Indices from 0, ascending; all if None.
 
     Yields:
         uint8 (H, W), by the rule of `to_eight_bits`.
@@ -193,8 +177,7 @@ def _read(path: Path) -> pydicom.Dataset:
             raise NotACine("not a regular file")
         if facts.st_size == 0:
             raise NotACine("empty file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return pydicom.dcmread(path, defer_size=SMALL_BYTES)
     except NotACine:
         raise
@@ -223,27 +206,21 @@ def _check_kind(header: pydicom.Dataset) -> None:
     if int(header.get("NumberOfFrames") or 1) < 2:
         raise NotACine("single frame, not a cine")
     syntax = header.file_meta.TransferSyntaxUID
+    with suppress(NotImplementedError):
+        if get_decoder(syntax).is_available:
+            return
     name = syntax.name if syntax.name != syntax else "unknown or private"
-    try:
-        is_readable = get_decoder(syntax).is_available
-    except NotImplementedError:
-        is_readable = False
-    if not is_readable:
-        raise NotACine(f"unsupported transfer syntax: {name}")
+    raise NotACine(f"unsupported transfer syntax: {name}")
 
 
 def _describe(path: Path, header: pydicom.Dataset) -> Cine:
     video, exam = str(header.SOPInstanceUID), str(header.StudyInstanceUID)
     if not video or not exam:
         raise NotACine("broken header: no SOP or study instance UID")
+    patient = str(header.get("PatientID", "") or "").strip() or exam
+    sizes = (int(header.NumberOfFrames), int(header.Rows), int(header.Columns))
     return Cine(
-        path=path,
-        patient=str(header.get("PatientID", "") or "").strip() or exam,
-        exam=exam,
-        video=video,
-        n_frames=int(header.NumberOfFrames),
-        rows=int(header.Rows),
-        columns=int(header.Columns),
+        *(path, patient, exam, video, *sizes),
         frame_time_ms=frame_time_ms(header),
         primary_angle_deg=_number(header, "PositionerPrimaryAngle"),
         secondary_angle_deg=_number(header, "PositionerSecondaryAngle"),
@@ -254,22 +231,15 @@ def _describe(path: Path, header: pydicom.Dataset) -> Cine:
 def to_eight_bits(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     """Map one frame's stored values to 0-255, contrast agent dark.
 
-    The rule, in order:
-
-    1. A Modality LUT or rescale is applied, unless the pixels are LOG or DISP: there it leads
-       back to X-ray intensity and is not meant for display.
-    2. Values that now span exactly 0-255 are kept as they are, whatever the window: nothing may
-       depend on a viewer's preset. That is the usual 8-bit cine.
-    3. Files of more than 8 bits are mapped by their window, the first if there are several.
-    4. Everything else is mapped by the full range its values could take, linearly.
-    5. MONOCHROME1 is inverted.
+    A Modality LUT or rescale is applied, unless the pixels are LOG or DISP: there it leads back to
+    X-ray intensity and is not meant for display. Values that now span exactly 0-255, as in the
+    usual 8-bit cine, are kept whatever the window: nothing may depend on a viewer's preset. Files
+    of more than 8 bits are mapped by their (first) window, everything else linearly by the full
+    range its values could take. MONOCHROME1 is inverted.
 
     Args:
-        stored: (H, W) integer, as decoded.
+        stored: (H, W) integer, as decoded; uint8 of the same shape comes back.
         header: The file's attributes; those of the frame's own functional group are not read.
-
-    Returns:
-        uint8 (H, W).
 
     Raises:
         ValueError: The window or the LUT breaks the standard.
@@ -305,10 +275,10 @@ def _modality_range(low: float, high: float, header: pydicom.Dataset) -> tuple[f
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     if slope is None or intercept is None:
         return low, high
-    ends = sorted((low * float(slope) + float(intercept), high * float(slope) + float(intercept)))
-    if ends[0] == ends[1]:
+    least, most = sorted(end * float(slope) + float(intercept) for end in (low, high))
+    if least == most:
         raise ValueError(f"RescaleSlope {slope} maps every pixel to one value")
-    return ends[0], ends[1]
+    return least, most
 
 
 def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset | None:
@@ -317,7 +287,7 @@ def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset | None:
     for name in WINDOW:
         if header.get(name) not in (None, ""):
             view[name] = header[name]
-    if not {"WindowCenter", "WindowWidth"} <= set(view.dir()):
+    if "WindowCenter" not in view or "WindowWidth" not in view:
         return None
     view.BitsStored, view.PixelRepresentation = 8, 0
     view.PhotometricInterpretation = "MONOCHROME2"
@@ -327,8 +297,7 @@ def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset | None:
 def frame_time_ms(header: pydicom.Dataset) -> float:
     """Return the mean time between frames in ms; NaN when the header gives none.
 
-    FrameTime is present more often than CineRate, so it comes first; a FrameTimeVector is averaged
-    without its first step, which is 0 by definition.
+    FrameTime is there more often than CineRate; the first step of a FrameTimeVector is always 0.
 
     Source:
         DICOM PS3.3 C.7.6.5.
@@ -336,8 +305,8 @@ def frame_time_ms(header: pydicom.Dataset) -> float:
     if (time := _number(header, "FrameTime")) > 0:
         return time
     steps = _numbers(header, "FrameTimeVector")[1:]
-    if steps.size and (mean := float(steps.mean())) > 0:
-        return mean
+    if steps.size and steps.mean() > 0:
+        return float(steps.mean())
     for rate in ("CineRate", "RecommendedDisplayFrameRate"):
         if (value := _number(header, rate)) > 0:
             return 1000.0 / value
@@ -346,9 +315,6 @@ def frame_time_ms(header: pydicom.Dataset) -> float:
 
 def spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
     """Return the detector's pixel spacing divided by the magnification; NaN without either.
-
-    The magnification is EstimatedRadiographicMagnificationFactor, or else source-to-detector over
-    source-to-patient distance.
 
     Source:
         DICOM PS3.3 C.8.7.5 (Imager Pixel Spacing is at the detector's front plane).
@@ -377,14 +343,9 @@ def _numbers(header: pydicom.Dataset, name: str) -> np.ndarray:
 
 
 def name_view(primary_deg: float, secondary_deg: float) -> str:
-    """Name a projection from the positioner angles: RAO/LAO first, then caudal/cranial.
+    """Name a projection from the positioner angles in degrees, e.g. `LAO cranial`, `AP caudal`.
 
-    Args:
-        primary_deg: Positive towards LAO, degrees.
-        secondary_deg: Positive towards cranial, degrees.
-
-    Returns:
-        E.g. `LAO cranial`, `AP caudal`, `RAO`; within 10 degrees counts as none.
+    LAO and cranial are positive; within 10 degrees counts as none.
 
     Source:
         DICOM PS3.3 C.8.7.5 (Positioner Primary and Secondary Angle) for the signs.

@@ -1,6 +1,5 @@
 """From a folder of XA cines to the frames worth a look: the rules that pick them, PNG, tables."""
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,7 +13,15 @@ import pandas as pd
 from scipy.signal import find_peaks
 from tqdm import tqdm
 
-from cag_utils.cines.dicom import Cine, NotACine, Rejected, iter_frames, read_header, scan
+from cag_utils.cines.dicom import (
+    Cine,
+    NotACine,
+    Rejected,
+    iter_frames,
+    path_within,
+    read_header,
+    scan,
+)
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
 
@@ -48,14 +55,7 @@ PNG_SETTINGS = [
 
 
 def frame_statistics(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return each frame's mean and variance of pixel intensity, one frame in memory at a time.
-
-    Args:
-        frames: T frames, each (H, W), uint8 or float.
-
-    Returns:
-        Two float64 arrays (T,): mean in grey levels, population variance in grey levels squared.
-    """
+    """Return each (H, W) frame's mean and population variance, two float64 (T,) of grey levels."""
     pairs = [cv2.meanStdDev(frame) for frame in frames]
     table = np.array([(mean[0, 0], sd[0, 0] ** 2) for mean, sd in pairs]).reshape(-1, 2)
     return table[:, 0], table[:, 1]
@@ -64,12 +64,8 @@ def frame_statistics(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarr
 def local_extrema(curve: np.ndarray) -> pd.DataFrame:
     """Find the local maxima and minima of a curve.
 
-    A frame is a maximum if the curve falls on both sides of it. A plateau counts once, at its
-    middle frame (of two middle frames the earlier). The first and last frame have one side only
-    and are never extrema.
-
-    Args:
-        curve: (T,), finite.
+    A frame is a maximum if the curve falls on both sides of it; the first and last have one side
+    only. A plateau counts once, at its middle frame (of two middle frames the earlier).
 
     Returns:
         One row an extremum, by frame: `frame`, `kind` (max or min), `prominence` (how far the
@@ -82,25 +78,21 @@ def local_extrema(curve: np.ndarray) -> pd.DataFrame:
     if curve.ndim != 1 or not np.isfinite(curve).all():
         raise ValueError(f"a curve is (T,) and finite, got shape {curve.shape} with NaN or inf")
     spread = (curve.std() if curve.size else 0.0) or 1.0  # a flat curve has no extremum
-    peaks = [find_peaks(signed, prominence=0) for signed in (curve, -curve)]
-    table = pd.DataFrame(
-        {
-            "frame": np.concatenate([frames for frames, _ in peaks]),
-            "kind": np.repeat(["max", "min"], [len(frames) for frames, _ in peaks]),
-            "prominence": np.concatenate([facts["prominences"] for _, facts in peaks]) / spread,
-        }
-    )
-    return table.sort_values("frame", ignore_index=True)
+    found = []
+    for kind, signed in (("max", curve), ("min", -curve)):
+        frames, facts = find_peaks(signed, prominence=0)
+        heights = facts["prominences"] / spread
+        found.append(pd.DataFrame({"frame": frames, "kind": kind, "prominence": heights}))
+    return pd.concat(found).sort_values("frame", ignore_index=True)
 
 
 def pick_extrema(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd.DataFrame:
     """Pick a cine's frames: extrema of either curve, at least `min_gap` frames apart.
 
-    Extrema crowd together, and which ones survive the gap must not depend on where counting
-    starts. So the most prominent is taken first, then the next that is far enough from all taken,
-    and so on; among equals the earlier frame. The fullest frame of an injection is thus never
-    lost to a flicker just before it. (A ripple's maximum and minimum are equally prominent, so a
-    film played backwards has the same extrema but need not have the same picks.)
+    The most prominent is taken first, then the next that is far enough from all taken, and so on;
+    among equals the earlier frame. The fullest frame of an injection is thus never lost to a
+    flicker just before it. (A ripple's maximum and minimum are equally prominent, so a film played
+    backwards need not have the same picks.)
 
     Args:
         mean: (T,) mean intensity of each frame.
@@ -109,8 +101,7 @@ def pick_extrema(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd
 
     Returns:
         One row a pick, in time order: `frame`, `reason` (e.g. `mean_min`, or several joined by
-        `+`), `prominence`. Empty if both curves are monotone or constant: nothing happened in
-        such a cine.
+        `+`), `prominence`. Empty if nothing happened: both curves are monotone or constant.
 
     Raises:
         ValueError: The curves differ in length, or `min_gap` is below 1.
@@ -132,14 +123,9 @@ def pick_extrema(mean: np.ndarray, variance: np.ndarray, min_gap: int = 5) -> pd
     for frame in sorted(prominence, key=lambda f: (-round(prominence[f], 9), f)):
         if all(abs(frame - other) >= min_gap for other in taken):
             taken.append(frame)
-    taken.sort()
-    return pd.DataFrame(
-        {
-            "frame": np.array(taken, dtype=np.int64),
-            "reason": ["+".join(reasons[frame]) for frame in taken],
-            "prominence": np.array([prominence[frame] for frame in taken], dtype=np.float64),
-        }
-    )
+    rows = [(frame, "+".join(reasons[frame]), prominence[frame]) for frame in sorted(taken)]
+    table = pd.DataFrame(rows, columns=["frame", "reason", "prominence"])
+    return table.astype({"frame": np.int64, "prominence": float})
 
 
 # A rule maps a cine's curves, (T,) mean and (T,) variance of each frame, and the least gap between
@@ -149,21 +135,13 @@ SAMPLING_RULES: dict[str, Rule] = {"extrema": pick_extrema}
 
 
 class Sampled(NamedTuple):
-    """What a folder held; every file is in `videos` or in `rejected`.
+    """What a folder held, tables in path order; every file is in `videos` or in `rejected`."""
 
-    Attributes:
-        frames: One row a pick, `FRAME_COLUMNS`; `png` is relative to the run's folder.
-        videos: One row a cine, `VIDEO_COLUMNS`; `n_picks` is 0 for a cine where nothing happens.
-        statistics: `video_id`, `frame`, `mean`, `variance` of every frame of every cine.
-        rejected: One row a file that is no readable cine, with its reason.
-        links: What the pseudonyms stand for; must never be written below `outputs/`.
-    """
-
-    frames: pd.DataFrame
-    videos: pd.DataFrame
-    statistics: pd.DataFrame
-    rejected: pd.DataFrame
-    links: pd.DataFrame
+    frames: pd.DataFrame  # one row a pick; `png` is relative to the run's folder
+    videos: pd.DataFrame  # one row a cine, also where `n_picks` is 0
+    statistics: pd.DataFrame  # one row a frame of every cine
+    rejected: pd.DataFrame  # one row a file that is no readable cine, with its reason
+    links: pd.DataFrame  # what the pseudonyms stand for; must never be written below `outputs/`
 
 
 def sample_folder(
@@ -179,9 +157,6 @@ def sample_folder(
         min_gap: Least distance between picks, in frames.
         n_workers: Processes; the result does not depend on it.
         rule: A name in `SAMPLING_RULES`.
-
-    Returns:
-        The tables, in path order.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -222,16 +197,12 @@ class _Outcome(NamedTuple):
 
 
 def _sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> _Outcome:
-    """Sample a cine; if its pixels are broken, from further files of the same SOP instance.
-
-    An interrupted copy must not hide a whole one.
-    """
+    """Sample a cine, or a further file of the same instance: a broken one must not hide a whole."""
     broken: list[Rejected] = []
     for path in (cine.path, *cine.copies):
         try:
             used = cine if path == cine.path else read_header(path)
-            with warnings.catch_warnings():  # they quote the header, and notebooks keep them
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):  # they quote the header
                 frames, statistics = _sample(used, out, key, pick, min_gap)
             return _Outcome(used, frames, statistics, broken)
         except NotACine as problem:
@@ -254,7 +225,10 @@ def _sample(
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{frame:04d}.png" for frame in wanted]
     for name, frame in zip(names, pictures, strict=True):
-        _write_png(folder / name, frame)
+        done, data = cv2.imencode(".png", frame, PNG_SETTINGS)
+        if not done:
+            raise OSError(f"OpenCV cannot encode a frame of shape {frame.shape} as PNG")
+        (folder / name).write_bytes(data.tobytes())  # OpenCV would keep silent about a full disk
     rows = picks.assign(
         mean=mean[wanted],
         variance=variance[wanted],
@@ -264,14 +238,6 @@ def _sample(
     curve = pd.DataFrame({"video_id": facts["video_id"], "mean": mean, "variance": variance})
     curve = curve.rename_axis("frame").reset_index()
     return rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS]
-
-
-def _write_png(path: Path, frame: np.ndarray) -> None:
-    """Write a grey PNG; OpenCV itself would keep silent about a full disk."""
-    done, data = cv2.imencode(".png", frame, PNG_SETTINGS)
-    if not done:
-        raise OSError(f"OpenCV cannot encode a frame of shape {frame.shape} as PNG")
-    path.write_bytes(data.tobytes())
 
 
 def _facts(cine: Cine, key: bytes) -> dict:
@@ -290,7 +256,7 @@ def _facts(cine: Cine, key: bytes) -> dict:
 def _rejected(failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
     rows = [
         {
-            "file_id": pseudonym("file", _inside(path, folder), key),
+            "file_id": pseudonym("file", path_within(path, folder), key),
             "suffix": path.suffix.lower() if path.suffix.lower() in KNOWN_SUFFIXES else "other",
             "bytes": _size(path),
             "reason": reason,
@@ -309,23 +275,16 @@ def _size(path: Path) -> int | None:
 
 
 def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
-    rows = []
-    for cine in cines:
-        facts = _facts(cine, key)
-        row = {name: facts[name] for name in ("patient_id", "exam_id", "video_id")}
-        row |= {"patient": cine.patient, "exam": cine.exam, "video": cine.video}
-        rows.append({"path": cine.path} | row)
-    rows += [{"path": path, "reason": reason, "detail": text} for path, reason, text in failures]
+    rows = [
+        _facts(cine, key)
+        | {"path": cine.path, "patient": cine.patient, "exam": cine.exam, "video": cine.video}
+        for cine in cines
+    ]
+    rows += [failure._asdict() for failure in failures]
     table = pd.DataFrame(rows, columns=LINK_COLUMNS).sort_values("path", ignore_index=True)
-    table["file_id"] = [pseudonym("file", _inside(path, folder), key) for path in table["path"]]
+    table["file_id"] = [pseudonym("file", path_within(path, folder), key) for path in table["path"]]
     table["folder"] = str(folder.resolve())
-    return table.assign(path=[_inside(path, folder) for path in table["path"]])
-
-
-def _inside(path: Path, folder: Path) -> str:
-    """A path within the archive as text; names that are not UTF-8 are legal on Linux."""
-    name = os.fsencode(path.relative_to(folder).as_posix())
-    return name.decode("utf-8", "backslashreplace")
+    return table.assign(path=[path_within(path, folder) for path in table["path"]])
 
 
 def _concat(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

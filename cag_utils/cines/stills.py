@@ -21,17 +21,11 @@ class Unreadable(ValueError):
 
 
 def read_still(path: Path) -> np.ndarray:
-    """Read a PNG or JPEG as 8-bit grey.
+    """Read a PNG or JPEG of any size, depth and colours as 8-bit grey, uint8 (H, W).
 
-    16-bit levels are divided by the largest that the fewest bits holding them all can code (8 to
-    16), so that 12-bit levels in a 16-bit file do not come out black. That rule is a choice: such
-    files do not say how deep they are. Colour becomes luminance, transparency is left out.
-
-    Args:
-        path: 8 or 16 bit; grey, RGB, RGBA or a palette; any size.
-
-    Returns:
-        uint8 (H, W).
+    16-bit levels are divided by the largest that the fewest bits holding them all can code, so that
+    12-bit levels in a 16-bit file do not come out black: a choice, as files do not say how deep
+    they are. Colour becomes luminance, transparency is left out.
 
     Raises:
         Unreadable: It is missing, empty, cut short or no picture.
@@ -66,29 +60,15 @@ def _is_whole(data: bytes) -> bool:
 
 
 def fit_picture(grey: np.ndarray, image_px: int) -> np.ndarray:
-    """Squash a picture to the network's square.
-
-    Args:
-        grey: (H, W) uint8.
-        image_px: Side of the square in pixels.
-
-    Returns:
-        (image_px, image_px) uint8, each pixel the mean of what it covers.
-    """
+    """Squash a picture, (H, W) uint8, to a square; each pixel is the mean of what it covers."""
     return cv2.resize(grey, (image_px, image_px), interpolation=cv2.INTER_AREA)
 
 
 def open_field(picture: np.ndarray) -> np.ndarray:
     """Find what the collimator leaves open: inside its straight edges, without black corners.
 
-    Args:
-        picture: (H, W) uint8, at least 64 pixels a side.
-
-    Returns:
-        (H, W) bool.
-
     Raises:
-        ValueError: The picture is no 8-bit picture of one channel, or too small.
+        ValueError: The picture is not (H, W) uint8 of at least 64 pixels a side.
     """
     if picture.ndim != 2 or picture.dtype != np.uint8 or min(picture.shape) < 2 * PATCH_PX:
         raise ValueError(
@@ -117,8 +97,8 @@ def _opening(profile: np.ndarray) -> int:
     """Pixels behind the shutter at the profile's beginning: up to its strongest step, or none."""
     near = 4
     edges = np.arange(3, int(STEP_REACH * len(profile)))
-    rise = np.array([profile[min(e + near, len(profile) - 1)] - profile[max(e - near, 0)]
-                     for e in edges])  # fmt: skip
+    after = profile[np.minimum(edges + near, len(profile) - 1)]
+    rise = after - profile[np.maximum(edges - near, 0)]
     edge = int(edges[np.argmax(rise)])
     behind, inside = np.median(profile[:edge]), np.median(profile[edge + near : edge + 60])
     return edge + near if rise.max() >= STEP_GREY and behind < STEP_SHARE * inside else 0
@@ -132,8 +112,7 @@ def flat_patches(picture: np.ndarray, field: np.ndarray) -> np.ndarray:
         field: (H, W) bool, from `open_field`.
 
     Returns:
-        (n, 32, 32) float64 grey levels, what is left: the flattest 15 % of all whole patches in the
-        open field, by variance.
+        (n, 32, 32) float64 grey levels: the 15 % of all whole patches that vary least.
 
     Raises:
         ValueError: No patch fits into the open field.

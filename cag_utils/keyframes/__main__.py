@@ -48,16 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predict.add_argument(
         "--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER", help="default: the shipped"
     )
-    predict.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="go on after a broken file, list it at the end",
-    )
-    chosen = parser.parse_args(arguments)
-    start = time.monotonic()
+    words = "go on after a broken file, list it at the end"
+    predict.add_argument("--skip-unreadable", action="store_true", help=words)
+    chosen, start = parser.parse_args(arguments), time.monotonic()
     try:
-        with warnings.catch_warnings():  # pydicom's quote the header
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # pydicom's quote the header
             sides, unreadable = write_predictions(
                 chosen.folder, chosen.out, chosen.model, chosen.skip_unreadable
             )

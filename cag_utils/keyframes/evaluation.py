@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from cag_utils.cines.dicom import name_view
 from cag_utils.cines.stills import fit_picture, flat_patches, open_field, read_still
@@ -24,6 +25,7 @@ DISK_PX = 13  # wider than any vessel (5 % of the picture), narrower than the he
 DARKEST = 98  # percentile: vessels cover a few percent of a picture; choice
 N_BINS = 15  # as Guo et al.
 LEAST_P = 1e-12  # a probability of 0 has no logarithm
+GROUP_COLUMNS = ["by", "group", "f1_name", "f1", "low", "high", "frames", "patients"]
 BORDER_PX = 17  # of the open field that is left out: the disk must not reach the shutter
 
 
@@ -31,8 +33,7 @@ def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFr
     """Put a network's answers beside what notebook 00 knows of each frame.
 
     Args:
-        predictions: Notebook 01's `predictions_test.csv`: patient_id, video_id, frame, label and
-            `p_<class>`.
+        predictions: Notebook 01's `predictions_test.csv`.
         frames: Notebook 00's `frames.csv`.
 
     Returns:
@@ -69,8 +70,7 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
 
     Returns:
         One row a class and a last one "weighted": class, precision, recall, f1, low, high, n (true
-        frames). All are NaN for a class without a true frame, precision also for one that was
-        never said.
+        frames). All are NaN without a true frame, precision also for a class never said.
 
     Raises:
         ValueError: As `stats.cluster_bootstrap`, or a label or an answer is unknown.
@@ -82,9 +82,8 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
         raise ValueError(f"labels and answers must be among {sorted(MERGES[name])} and {classes}")
     cells = np.zeros((len(answers), len(classes), len(classes)))
     cells[np.arange(len(answers)), true.to_numpy(int), said.to_numpy(int)] = 1
-    rows = cluster_bootstrap(
-        answers["patient_id"], cells, class_f1s, stats.n_resamples, seed, stats.level
-    )
+    draws = (stats.n_resamples, seed, stats.level)
+    rows = cluster_bootstrap(answers["patient_id"], cells, class_f1s, *draws)
     table, total = pd.DataFrame(rows).set_axis(["f1", "low", "high"], axis=1), cells.sum(0)
     hit, n_true, n_said = np.diag(total), total.sum(1), total.sum(0)
     seen = np.where(n_true > 0, 1.0, np.nan)
@@ -96,14 +95,13 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
 
 
 def class_f1s(confusion: np.ndarray) -> np.ndarray:
-    """Compute the F1 of each class and, last, their mean weighted by true counts.
+    """Compute the F1 of each class and, last, their mean weighted by true counts, as scikit-learn.
 
     Args:
         confusion: (..., k, k) counts, row the true class, column the decided one.
 
     Returns:
         (..., k + 1) in [0, 1]; NaN for a class without a true frame, the mean without any frame.
-        Equal to scikit-learn's `f1_score`.
     """
     true, said = confusion.sum(-1), confusion.sum(-2)
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -116,12 +114,11 @@ def class_f1s(confusion: np.ndarray) -> np.ndarray:
 def score_groups(
     answers: pd.DataFrame, columns: Sequence[str], stats: Stats, seed: int
 ) -> pd.DataFrame:
-    """Score the groups that some columns make, each column by itself.
+    """Score the groups that each of some columns makes, as `score_classes` does.
 
     Args:
-        answers: As for `score_classes`, with `six_class_f1`, `laterality_f1` and the columns; a
-            missing value belongs to no group. Categories keep their order.
-        columns: Columns to group by.
+        answers: As there, with the columns; a missing value belongs to no group.
+        columns: Columns to group by; categories keep their order.
         stats: Number of resamples and level.
         seed: Of the resampling.
 
@@ -136,18 +133,13 @@ def score_groups(
                 last = score_classes(own, name, stats, seed).iloc[-1]
                 scores = {"f1_name": name} | last[["f1", "low", "high"]].to_dict()
                 rows.append({"by": column, "group": str(group)} | scores | sizes)
-    columns_out = ["by", "group", "f1_name", "f1", "low", "high", "frames", "patients"]
-    return pd.DataFrame(rows, columns=columns_out)
+    return pd.DataFrame(rows, columns=GROUP_COLUMNS)
 
 
 def cut_thirds(values: pd.Series) -> pd.Series:
-    """Cut numbers into thirds of about equal size, named by their range.
+    """Cut numbers into thirds of about equal size, ordered categories such as `1: 3.1 to 4.5`.
 
-    Args:
-        values: Numbers; missing ones stay missing.
-
-    Returns:
-        Ordered categories such as `1: 3.1 to 4.5`; fewer than three where many values are equal.
+    Missing values stay missing; where many are equal there are fewer than three categories.
     """
     cut = pd.qcut(values, 3, duplicates="drop").cat.remove_unused_categories()
     ends = [(own.min(), own.max()) for _, own in values.groupby(cut, observed=True)]
@@ -155,17 +147,15 @@ def cut_thirds(values: pd.Series) -> pd.Series:
     return cut.cat.rename_categories(names)
 
 
-def measure_stills(paths: Sequence[Path], n_workers: int = 2) -> pd.DataFrame:
+def measure_stills(paths: Sequence[Path]) -> pd.DataFrame:
     """Measure noise and darkening of stills from the pictures alone.
 
-    Noise is the median standard deviation of the flattest patches of the open field. Darkening
-    says how much darker than beside it the darkest narrow structures are: the 98th percentile of
-    the black-hat (closing less picture) with a disk of 5 % of the picture. A catheter, a wire or
-    a clip counts too: it is what a reader sees as contrast, not a measure of iodine.
+    Noise is the median standard deviation of the flattest patches of the open field; darkening the
+    98th percentile of the black-hat (closing less picture) with a disk of 5 % of the picture. A
+    catheter or a wire darkens too: it is what a reader sees as contrast, no measure of iodine.
 
     Args:
         paths: 8-bit grey stills, at least 64 px a side.
-        n_workers: Threads; the result does not depend on it.
 
     Returns:
         One row a still: noise (grey levels, standard deviation) and darkening (grey levels, 0 to
@@ -175,11 +165,10 @@ def measure_stills(paths: Sequence[Path], n_workers: int = 2) -> pd.DataFrame:
         Unreadable: A still is missing or is no picture.
 
     Source:
-        Black-hat: Serra, Image Analysis and Mathematical Morphology, 1982. Noise as in appendix
-        A1 (`stills.flat_patches`).
+        Black-hat: Serra, Image Analysis and Mathematical Morphology, 1982.
     """
     jobs = (joblib.delayed(_measure)(path) for path in paths)
-    rows = joblib.Parallel(n_jobs=n_workers, prefer="threads")(jobs)
+    rows = joblib.Parallel(n_jobs=2, prefer="threads")(jobs)
     return pd.DataFrame(rows, columns=["noise", "darkening"])
 
 
@@ -203,14 +192,12 @@ def _measure(path: Path) -> tuple[float, float]:
 class Reliability(NamedTuple):
     """How often a network is right at each confidence.
 
-    Attributes:
-        bins: One row a bin that holds frames: from_confidence, to_confidence, n, confidence (mean),
-            right (share), low, high (its interval, NaN where no resample fills the bin).
-        ece: Expected calibration error and its interval, 0 to 1.
+    `bins` has one row a bin that holds frames: from_confidence, to_confidence, n, confidence
+    (mean), right (share), low, high (its interval).
     """
 
     bins: pd.DataFrame
-    ece: Estimate
+    ece: Estimate  # expected calibration error, 0 to 1
 
 
 def reliability(
@@ -223,20 +210,16 @@ def reliability(
 ) -> Reliability:
     """Compare confidence with the share of right answers.
 
-    ECE is top-label and of equal width: the bins cut 0 to 1 evenly (the upper edge belongs to a
-    bin), and the gaps between mean confidence and share right are averaged, weighted by frames.
-    Chance alone makes it larger than 0, and a bootstrap adds chance: it leans upwards.
+    ECE is top-label and of equal width (a bin's upper edge belongs to it). Chance alone makes it
+    larger than 0, and a bootstrap adds chance: it leans upwards.
 
     Args:
         confidence: (n,) probability of the answer given, 0 to 1.
-        right: (n,) whether the answer was right.
-        patients: (n,) patient of each frame; patients are resampled, not frames.
+        right: (n,) whether it was right.
+        patients: (n,) whose frame; patients are resampled, not frames.
         stats: Number of resamples and level.
         seed: Of the resampling.
         n_bins: Bins of equal width.
-
-    Returns:
-        The bins and the ECE.
 
     Raises:
         ValueError: There are no frames, lengths differ, or a confidence lies outside 0 to 1.
@@ -252,9 +235,8 @@ def reliability(
     where = np.clip(np.ceil(p * n_bins).astype(int) - 1, 0, n_bins - 1)
     values = np.zeros((len(p), 3, n_bins))
     values[np.arange(len(p)), :, where] = np.column_stack([np.ones_like(p), p, hit])
-    gaps, *means = cluster_bootstrap(
-        patients, values, _ece_and_means, stats.n_resamples, seed, stats.level
-    )
+    draws = (stats.n_resamples, seed, stats.level)
+    gaps, *means = cluster_bootstrap(patients, values, _ece_and_means, *draws)
     sure, shares = means[:n_bins], means[n_bins:]
     n = values[:, 0].sum(0).astype(int)
     rows = [
@@ -265,24 +247,14 @@ def reliability(
 
 
 def _ece_and_means(sums: np.ndarray) -> np.ndarray:
-    """(..., 3, bins) frames, confidence, right to (..., 1 + 2 bins) ECE, mean confidences, shares.
-
-    Bins without a frame are undefined.
-    """
+    """From (..., 3, bins) frames, confidence, right: ECE, mean confidences, shares right."""
     n, said, right = np.moveaxis(sums, -2, 0)
     ece = np.abs(said - right).sum(-1) / n.sum(-1)
     return np.concatenate([ece[..., None], said / n, right / n], -1)
 
 
 def read_temperature(predictions_val: Path) -> float | None:
-    """Fit a temperature on notebook 01's validation predictions, if it wrote any.
-
-    Args:
-        predictions_val: CSV with label and `p_<class>`.
-
-    Returns:
-        The temperature; None if the file is not there.
-    """
+    """Fit a temperature on notebook 01's validation predictions; None if it wrote none."""
     if not predictions_val.exists():
         return None
     table = pd.read_csv(predictions_val)
@@ -291,14 +263,11 @@ def read_temperature(predictions_val: Path) -> float | None:
 
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Find the temperature that makes the true classes likeliest, on frames kept for it.
+    """Find the temperature, 0.05 to 20, that makes the true classes likeliest.
 
     Args:
         probabilities: (n, k) of the validation frames, rows adding up to 1.
         truth: (n,) int, the true class's column.
-
-    Returns:
-        Temperature, 0.05 to 20: above 1 for a network that is too sure.
 
     Raises:
         ValueError: There are no frames, or lengths differ.
@@ -307,9 +276,8 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
         Guo et al., ICML 2017, section 4.2.
     """
     if not len(probabilities) or len(probabilities) != len(truth):
-        raise ValueError(
-            f"{len(probabilities)} predictions for {len(truth)} labels; need n = n > 0"
-        )
+        text = f"{len(probabilities)} predictions for {len(truth)} labels; need n = n > 0"
+        raise ValueError(text)
     rows = np.arange(len(truth))
 
     def loss(log_temperature: float) -> float:
@@ -320,14 +288,7 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide log-probabilities by a temperature and normalise again; the likeliest class stays.
-
-    Args:
-        probabilities: (n, k), rows adding up to 1.
-        temperature: Above 0; 1 changes nothing.
-
-    Returns:
-        (n, k) float64, rows adding up to 1.
+    """Divide the logarithms of (n, k) probabilities by a temperature and normalise the rows again.
 
     Raises:
         ValueError: The temperature is not above 0.
@@ -335,20 +296,15 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     if not temperature > 0:
         raise ValueError(f"a temperature must be above 0, got {temperature}")
     logs = np.log(np.maximum(np.asarray(probabilities, float), LEAST_P)) / temperature
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return softmax(logs, axis=1)
 
 
 def read_filling(truth_frames: Path, key: bytes) -> pd.DataFrame:
-    """Read how well the vessels of each phantom frame are filled.
-
-    Args:
-        truth_frames: The phantom's `truth_frames.csv`.
-        key: Secret of the pseudonyms.
+    """Read how well the vessels of each frame in the phantom's `truth_frames.csv` are filled.
 
     Returns:
-        video_id, frame, contrast and filling: the opacified share of the tree times its contrast,
-        this study's own measure of a phantom's best frame; no reader ever gave it.
+        video_id (made with the pseudonyms' key), frame, contrast and filling: the opacified share
+        of the tree times its contrast, this study's own measure of a phantom's best frame.
     """
     truth = pd.read_csv(truth_frames, dtype={"video": str})
     names = {video: study_id("video", video, key) for video in set(truth["video"])}
@@ -362,50 +318,41 @@ def pick_firsts(seen: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
 
     Args:
         seen: One row a sampled, labelled frame: patient_id, video_id, frame, label, frame_time_ms,
-            and the columns of `predict.describe`. With a column `filling` (phantom only) the best
-            frame is known as well.
-        min_confidence: See `corpus.choose_key_frames`.
+            the columns of `predict.describe` and, for the phantom, `filling`.
+        min_confidence: See `pairs.choose_key_frames`.
 
     Returns:
-        One row a cine: patient_id, video_id, frame_time_ms, n_sampled, n_better, picked (frame,
-        NaN if none), label (of the picked), confidence, is_better (picked one labelled `better`),
-        nearest (the nearest `better` frame among the sampled), best (of the `better` ones the best
-        filled, the first of equals), and their distances from the picked one, frames_to_nearest
-        and frames_to_best. NaN where there is nothing to tell.
-
-    Raises:
-        ValueError: There are no frames.
+        One row a cine: patient_id, video_id, frame_time_ms, n_sampled, n_better, picked (frame),
+        label (of the picked), confidence, is_better (picked one labelled `better`), nearest (the
+        nearest `better` frame among the sampled), best (of the `better` ones the best filled, the
+        first of equals), and their distances from the picked one, frames_to_nearest and
+        frames_to_best. NaN where there is nothing to tell.
     """
-    if seen.empty:
-        raise ValueError("no frames to pick from")
     chosen = choose_key_frames(seen, 1, min_confidence).set_index("video_id")
     rows = []
     for video, own in seen.groupby("video_id"):
         better = own[own["label"].str.endswith("_better")]
         row = {"patient_id": own["patient_id"].iloc[0], "video_id": video}
         row |= {"frame_time_ms": own["frame_time_ms"].iloc[0], "n_sampled": len(own)}
-        row |= {"n_better": len(better), "best": _best(better)}
         picked = chosen.loc[video] if video in chosen.index else None
-        rows.append(row | _compare(picked, better["frame"].to_numpy(float), row["best"]))
+        rows.append(row | {"n_better": len(better)} | _compare(picked, better))
     return pd.DataFrame(rows)
 
 
-def _best(better: pd.DataFrame) -> float:
-    """The best filled frame; NaN without a better one or without the phantom's truth."""
-    if better.empty or "filling" not in better or better["filling"].isna().all():
-        return float("nan")
-    order = better.sort_values(["filling", "frame"], ascending=[False, True])
-    return float(order["frame"].iloc[0])
-
-
-def _compare(picked: pd.Series | None, better: np.ndarray, best: float) -> dict[str, object]:
+def _compare(picked: pd.Series | None, better: pd.DataFrame) -> dict[str, object]:
     """A cine's pick beside its better frames."""
+    best = nearest = float("nan")
+    if "filling" in better and better["filling"].notna().any():
+        best = float(better.sort_values("frame").set_index("frame")["filling"].idxmax())
     if picked is None:
         names = ("picked", "confidence", "nearest", "frames_to_nearest", "frames_to_best")
-        return dict.fromkeys(names, float("nan")) | {"label": None, "is_better": False}
-    frame = float(picked["frame"])
-    nearest = better[np.abs(better - frame).argmin()] if len(better) else float("nan")
+        row = dict.fromkeys(names, float("nan")) | {"label": None, "is_better": False}
+        return {"best": best} | row
+    frame, others = float(picked["frame"]), better["frame"].to_numpy(float)
+    if len(others):
+        nearest = others[np.abs(others - frame).argmin()]
     return {
+        "best": best,
         "picked": frame,
         "label": picked["label"],
         "confidence": float(picked["confidence"]),
@@ -425,9 +372,8 @@ def summarise_picks(picks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFram
         seed: Of the resampling.
 
     Returns:
-        One row a share: name, share, low, high, cines (it is a share of), chance: the same for a
-        frame drawn evenly from each cine's sampled ones, NaN where that makes no sense. Shares of
-        no cine are NaN.
+        One row a share: name, share, low, high, cines (it is a share of; NaN of none), chance: the
+        same for a frame drawn evenly from each cine's sampled ones, NaN where that has no sense.
     """
     has_pick, has_better = picks["picked"].notna(), picks["n_better"] > 0
     table = picks.assign(
@@ -446,21 +392,16 @@ def summarise_picks(picks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFram
     }
     rows = []
     for name, (of, column) in shares.items():
-        own = table[of]
-        estimate = UNDEFINED
-        if len(own):
-            draws = (stats.n_resamples, seed, stats.level)
-            estimate = mean_interval(own, "patient_id", column, *draws)
+        own, draws = table[of], (stats.n_resamples, seed, stats.level)
+        known = len(own) > 0
+        estimate = mean_interval(own, "patient_id", column, *draws) if known else UNDEFINED
         chance = own["chance"].mean() if column == "is_better" else float("nan")
         rows.append((name, *estimate, len(own), chance))
     return pd.DataFrame(rows, columns=["name", "share", "low", "high", "cines", "chance"])
 
 
 def measure_distances(picks: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate how far picks are from the nearest and from the best `better` frame.
-
-    Args:
-        picks: Of `pick_firsts`.
+    """Tabulate how far the picks of `pick_firsts` are from the nearest and best `better` frame.
 
     Returns:
         One row each for nearest and best (the latter only if a best one is known): to, cines,

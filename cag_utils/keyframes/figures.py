@@ -19,13 +19,10 @@ WRONG_SIDE, WRONG_QUALITY = "#D55E00", "#0072B2"  # as the F1s: sides orange, si
 
 
 def draw_confusion(matrix: np.ndarray) -> tuple[plt.Figure, pd.DataFrame]:
-    """Draw a six-class confusion matrix, in frames and in percent of each row.
-
-    Args:
-        matrix: (6, 6) counts, row the true class.
+    """Draw a six-class confusion matrix, (6, 6) with a row a true class.
 
     Returns:
-        The figure and its cells: true, predicted, n, row_percent (NaN in a row without a frame).
+        The figure, and its cells: true, predicted, n, row_percent (NaN without a true frame).
     """
     n_true = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, n_true, out=np.full(matrix.shape, np.nan), where=n_true > 0)
@@ -51,10 +48,7 @@ def draw_reliability(found: Mapping[str, Reliability]) -> tuple[plt.Figure, pd.D
 
     Args:
         found: F1 name (`six_class_f1`, `laterality_f1`) to its reliability. Bins of fewer than 10
-            frames get no dot, but stay in the table, the histogram and the ECE.
-
-    Returns:
-        The figure and the bins drawn, with f1_name.
+            frames get no dot, but stay in the histogram, the ECE and the table that comes back.
     """
     fig, axes = plt.subplots(
         2, len(found), figsize=(WIDTH, 3.6), sharex=True, height_ratios=[3, 1],
@@ -79,13 +73,9 @@ def draw_mistakes(wrong: pd.DataFrame, folder: Path, note: str) -> tuple[plt.Fig
     """Draw a contact sheet of the surest mistakes, one a cine.
 
     Args:
-        wrong: label, predicted, confidence, view, video_id, frame, png (relative to `folder`); in
-            the order to draw.
-        folder: Run folder of notebook 00.
+        wrong: In the order to draw: label, predicted, confidence, view, video_id, frame, png.
+        folder: Run folder of notebook 00, which the pngs are relative to.
         note: What the pictures are, e.g. "digital phantom"; printed below.
-
-    Returns:
-        The figure and the rows drawn. Without a mistake the sheet is empty.
     """
     n_rows = max(1, -(-len(wrong) // 4))
     fig, axes = plt.subplots(n_rows, 4, figsize=(WIDTH, 2.15 * n_rows), squeeze=False,
@@ -102,15 +92,7 @@ def draw_mistakes(wrong: pd.DataFrame, folder: Path, note: str) -> tuple[plt.Fig
 
 
 def draw_groups(scores: pd.DataFrame, names: Mapping[str, str]) -> tuple[plt.Figure, pd.DataFrame]:
-    """Draw the F1s of groups of frames, one panel a grouping.
-
-    Args:
-        scores: Of `evaluation.score_groups`.
-        names: Grouping column to its panel's title.
-
-    Returns:
-        The figure and the scores drawn.
-    """
+    """Draw the F1s of `evaluation.score_groups`, one panel a grouping column with its title."""
     n_columns = min(2, len(names))
     n_rows = -(-len(names) // n_columns)
     fig, axes = plt.subplots(n_rows, n_columns, figsize=(WIDTH, 2.5 * n_rows), squeeze=False,
@@ -128,9 +110,8 @@ def draw_groups(scores: pd.DataFrame, names: Mapping[str, str]) -> tuple[plt.Fig
                         color=F1_COLOURS[name], label=F1_NAMES[name])  # fmt: skip
         counts = own.drop_duplicates("group").set_index("group")["frames"]
         ax.set_yticks(range(len(groups)), [f"{g} (n={counts[g]})" for g in groups], fontsize=7)
-        ax.set(xlim=(0, 1.02), ylim=(len(groups) - 0.5, -0.5))
+        ax.set(xlim=(0, 1.02), ylim=(len(groups) - 0.5, -0.5), xlabel="Weighted F1")
         ax.set_title(title, fontsize=8)
-        ax.set(xlabel="Weighted F1")
         ax.tick_params(labelbottom=True)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncol=2, fontsize=8)
@@ -144,13 +125,9 @@ def draw_maps(
 
     Args:
         pictures: (n, px, px) uint8.
-        maps: Row's name to (n, px, px); each map is shown from 0 to its own largest value, what is
-            below 0 as 0.
+        maps: Row's name to (n, px, px); each map is shown from 0 to its own largest value.
         titles: (n,) above each picture.
         note: What the pictures are; printed below.
-
-    Returns:
-        The figure.
     """
     n = len(pictures)
     fig, axes = plt.subplots(1 + len(maps), n, figsize=(1.15 * n, 0.25 + 1.2 * (1 + len(maps))),
@@ -171,13 +148,10 @@ def draw_maps(
 
 
 def draw_pick_distances(picks: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame]:
-    """Draw how many frames picks are away from the nearest and the best `better` frame.
-
-    Args:
-        picks: Of `evaluation.pick_firsts`.
+    """Draw how far the picks of `evaluation.pick_firsts` are from the nearest and the best frame.
 
     Returns:
-        The figure and the distances: video_id, to, frames. Panels without a distance are empty.
+        The figure, and the distances: video_id, to, frames.
     """
     long = picks.melt("video_id", ["frames_to_nearest", "frames_to_best"], "to", "frames").dropna()
     long["to"] = long["to"].str.removeprefix("frames_to_")
@@ -200,14 +174,14 @@ def draw_strips(
 
     Args:
         picks: The cines to draw, rows of `evaluation.pick_firsts`.
-        seen: video_id, frame, label, png (relative to `folder`) of all sampled frames.
-        folder: Run folder of notebook 00.
+        seen: All sampled frames: video_id, frame, label, png.
+        folder: Run folder of notebook 00, which the pngs are relative to.
         note: What the pictures are; printed below.
         most: Frames a strip; of longer cines an even choice, the framed ones always among them.
 
     Returns:
-        The figure and the frames drawn: video_id, frame, label, role ("picked", "best",
-            "nearest" where no best is known, or "").
+        The figure, and the frames drawn: video_id, frame, label, role ("picked", "best", "nearest"
+        where no best is known, or "").
     """
     fig, axes = plt.subplots(max(1, len(picks)), most, squeeze=False, layout="constrained",
                              figsize=(WIDTH, 0.3 + 1.15 * max(1, len(picks))))  # fmt: skip
@@ -223,22 +197,13 @@ def draw_strips(
         for ax, row in zip(strip, own.loc[sorted(keep)].itertuples(), strict=False):
             role = "picked" if row.frame == pick.picked else goal if row.frame == marked else ""
             both = role == "picked" and row.frame == marked
-            _frame(ax, plt.imread(folder / row.png), f"picked = {goal}" if both else role)
+            ax.imshow(plt.imread(folder / row.png), cmap="gray", vmin=0, vmax=1)
+            if role:
+                colour = PICKED if role == "picked" else BEST
+                ax.set(frame_on=True)
+                ax.spines[:].set(visible=True, linewidth=3, edgecolor=colour)
+                ax.set_xlabel(f"picked = {goal}" if both else role, fontsize=6.5)
             ax.set_title(f"{row.frame}: {row.label[4:]}", fontsize=6.5)
             rows.append((row.video_id, row.frame, row.label, role))
-    words = f"{note}; orange: picked, green: the best (or nearest) better frame"
-    fig.supxlabel(words, fontsize=7)
+    fig.supxlabel(f"{note}; orange: picked, green: the best (or nearest) better frame", fontsize=7)
     return fig, pd.DataFrame(rows, columns=["video_id", "frame", "label", "role"])
-
-
-def _frame(ax: plt.Axes, picture: np.ndarray, role: str) -> None:
-    """Show a picture within a coloured border that tells its role."""
-    ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    if not role:
-        return
-    ax.set_frame_on(True)
-    for spine in ax.spines.values():
-        spine.set(
-            visible=True, linewidth=3, edgecolor=PICKED if role.startswith("picked") else BEST
-        )
-    ax.set_xlabel(role, fontsize=6.5)

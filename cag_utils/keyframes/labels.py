@@ -50,25 +50,21 @@ def read_frame_labels(path: Path) -> pd.DataFrame:
         ValueError: A column is missing, a cell breaks its rule, or a reader labelled one frame
             twice. Rows are counted as a spreadsheet does: 1 is the header.
     """
-    return read_table(
-        path, FRAME_LABELS, RULES, "this reader labelled this frame twice; keep one row"
-    )
+    twice = "this reader labelled this frame twice; keep one row"
+    return read_table(path, FRAME_LABELS, RULES, twice)
 
 
 def settle_readers(labels: pd.DataFrame) -> pd.DataFrame:
-    """Turn several readers' labels into one label a frame.
+    """Turn several readers' labels, of `read_frame_labels`, into one label a frame.
 
     The rule: first the side most readers gave, then the quality most of those readers gave. On
     a tie in quality the more cautious one (other, then bad, then better), so that no frame
     counts as a key frame against half of its readers. A tie between left and right has no
     cautious answer: the frame is left out, with a warning.
 
-    Args:
-        labels: One row per video, frame and reader, as `read_frame_labels` returns it.
-
     Returns:
-        One row per video and frame: video, frame, label, n_readers, agreement (share of all
-        readers who gave that label, in (0, 1]); sorted by video and frame.
+        One row per video and frame, sorted: video, frame, label, n_readers, agreement (share of all
+        readers who gave that label, in (0, 1]).
     """
     frame = ["video", "frame"]
     table = labels.groupby([*frame, "label"]).size().rename("votes").reset_index()
@@ -93,15 +89,13 @@ def label_frames(frames: pd.DataFrame, labels: pd.DataFrame, key: bytes) -> pd.D
     """Join sampled frames with their labels, through the study's pseudonyms.
 
     Args:
-        frames: Notebook 00's `frames.csv`: at least video_id and frame.
-        labels: One row per video and frame, as `settle_readers` returns it. `video` is a
-            SOPInstanceUID, or already a video_id.
+        frames: Notebook 00's `frames.csv`.
+        labels: Of `settle_readers`; `video` is a SOPInstanceUID, or already a video_id.
         key: The study's pseudonym key, which turns the first into the second.
 
     Returns:
-        The rows of `frames` that have a label, in their order, with the columns of `labels`
-        except `video`. Sampled frames without a label, and labels of frames that were not
-        sampled, are dropped: count them if they matter.
+        The rows of `frames` that have a label, in their order, with the columns of `labels`. Labels
+        of frames that were not sampled are dropped.
 
     Raises:
         ValueError: No frame has a label.
@@ -121,8 +115,8 @@ def merge_probabilities(probabilities: pd.DataFrame, merge: Mapping[str, str]) -
     """Add up the six classes' probabilities into a merge's coarser classes.
 
     Args:
-        probabilities: (n, 6), columns SIX_CLASSES, values in [0, 1], rows adding up to 1.
-        merge: Six-class label to merged label: `SIX`, `LATERALITY` or `THREE`.
+        probabilities: (n, 6), columns SIX_CLASSES, rows adding up to 1.
+        merge: Six-class label to merged label: one of `MERGES`.
 
     Returns:
         (n, k) with one column a merged class, in order of first appearance; same index.
@@ -144,12 +138,8 @@ def decide(probabilities: pd.DataFrame, merge: Mapping[str, str]) -> np.ndarray:
     Summing first is the better guess: a frame at 0.4 LCA_bad, 0.35 RCA_bad and 0.25 RCA_better
     is more likely right than left, although its likeliest single class is left.
 
-    Args:
-        probabilities: (n, 6), columns SIX_CLASSES.
-        merge: `SIX`, `LATERALITY` or `THREE`.
-
     Returns:
-        (n,) merged labels; ties go to the class named first.
+        (n,) merged labels for what `merge_probabilities` takes; ties go to the class named first.
     """
     merged = merge_probabilities(probabilities, merge)
     return np.asarray(merged.columns)[merged.to_numpy().argmax(axis=1)]
@@ -158,16 +148,15 @@ def decide(probabilities: pd.DataFrame, merge: Mapping[str, str]) -> np.ndarray:
 def f1_scores(truth: Sequence[str], probabilities: pd.DataFrame) -> dict[str, float]:
     """Compute the paper's three F1s, each averaged over classes weighted by their true counts.
 
-    The paper prints "weighted average F1" for six and three classes and only "F1" for
-    laterality. It is taken as weighted too, like its neighbours. Classes are decided from summed
-    probabilities (`decide`); the paper does not say how it merged.
+    The paper prints only "F1" for laterality; it is taken as weighted, like its neighbours. It does
+    not say how it merged: here `decide` does.
 
     Args:
         truth: (n,) labels out of SIX_CLASSES.
         probabilities: (n, 6), columns SIX_CLASSES.
 
     Returns:
-        six_class_f1, laterality_f1, three_class_f1, each in [0, 1].
+        The names of `MERGES` with their F1s, each in [0, 1].
 
     Raises:
         ValueError: Lengths differ, there are no rows, or a true label is unknown.
@@ -177,9 +166,8 @@ def f1_scores(truth: Sequence[str], probabilities: pd.DataFrame) -> dict[str, fl
     """
     known = pd.Series(list(truth), dtype=object)
     if len(known) != len(probabilities) or known.empty:
-        raise ValueError(
-            f"{len(known)} labels for {len(probabilities)} predictions; need n = n > 0"
-        )
+        text = f"{len(known)} labels for {len(probabilities)} predictions; need n = n > 0"
+        raise ValueError(text)
     if unknown := sorted(set(known) - set(SIX_CLASSES)):
         raise ValueError(f"unknown labels {unknown}; they must be among {SIX_CLASSES}")
     return {

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,20 +23,12 @@ from cag_utils.study import read_json, write_json
 
 @dataclass(frozen=True)
 class Network:
-    """One entry of the registry: a timm model, what to change in it, and what it sees.
-
-    Attributes:
-        timm_name: Name for `timm.create_model`.
-        overrides: Keyword arguments that differ from timm's own.
-        high_pass: See grey and its high-pass (2 channels), standardised picture by picture,
-            instead of grey as RGB (3 channels) with timm's mean and deviation.
-        weights: Folder of shipped pretrained weights, six-way head and all; None if timm has some.
-    """
+    """One entry of the registry: a timm model, what to change in it, and what it sees."""
 
     timm_name: str
-    overrides: Mapping[str, object] = field(default_factory=dict)
-    high_pass: bool = False
-    weights: Path | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)  # of `timm.create_model`
+    high_pass: bool = False  # sees grey and its high-pass instead of grey as RGB, see `prepare`
+    weights: Path | None = None  # folder of shipped weights, six-way head and all, if not timm's
 
 
 # From scratch in minutes: LayerScale at 1e-6 would keep a short training from starting, and the
@@ -56,10 +47,7 @@ NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, PREDICTOR_WEIG
 
 
 def network(name: str) -> Network:
-    """Return the registry's entry, or a plain entry for any ConvNeXt that timm knows.
-
-    Args:
-        name: `convnext_twin`, or a timm name such as `convnext_base.fb_in22k_ft_in1k`.
+    """Return the registry's entry, or a plain entry for any model that timm knows.
 
     Raises:
         ValueError: Neither the registry nor timm knows the name.
@@ -76,10 +64,9 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
     """Build a network with a six-way head in place of its own.
 
     Args:
-        name: See `network`.
+        name: `convnext_twin`, or a timm name such as `convnext_base.fb_in22k_ft_in1k`.
         pretrained: Start from published weights: timm's, downloaded on first use, under a fresh
-            head; for the twin the shipped ones, made from other phantom patients by
-            `making_cnn`, whose head has learnt their classes.
+            head; for the twin the shipped ones of `making.cnn`, whose head is trained too.
 
     Returns:
         The model in training mode, channels last.
@@ -105,44 +92,27 @@ def build_model(name: str, pretrained: bool) -> nn.Module:
 
 
 def read_pictures(paths: Sequence[Path], image_px: int) -> Tensor:
-    """Read stills as grey and squash them to a square.
-
-    Args:
-        paths: PNG or JPEG files of any size, see `stills.read_still`.
-        image_px: Side of the square in pixels.
-
-    Returns:
-        (n, 1, image_px, image_px) uint8.
+    """Read stills by `stills.read_still` and squash them, (n, 1, image_px, image_px) uint8.
 
     Raises:
         Unreadable: A file is missing or is no picture.
     """
-    out = np.empty((len(paths), 1, image_px, image_px), np.uint8)
-    for i, path in enumerate(paths):
-        out[i, 0] = fit_picture(read_still(path), image_px)
-    return torch.from_numpy(out)
+    squares = [fit_picture(read_still(path), image_px) for path in paths]
+    return torch.from_numpy(np.stack(squares)[:, None])
 
 
 @dataclass(frozen=True)
 class FrameSet:
-    """Pictures and their classes.
-
-    Attributes:
-        pictures: (n, 1, px, px) uint8.
-        targets: (n,) int64, index into SIX_CLASSES.
-    """
+    """Pictures, (n, 1, px, px) uint8, and their classes, (n,) int64 indices into SIX_CLASSES."""
 
     pictures: Tensor
     targets: Tensor
 
 
 def read_frame_set(frames: pd.DataFrame, folder: Path, image_px: int) -> FrameSet:
-    """Read the stills of a table into memory (a byte a pixel: 6,597 of 224 px take 0.33 GB).
+    """Read a table's stills, `png` below a run folder of notebook 00, with `label`, into memory.
 
-    Args:
-        frames: Columns png (relative to `folder`) and label.
-        folder: Run folder of notebook 00.
-        image_px: Side of the square, pixels.
+    A byte a pixel: 6,597 squares of 224 px take 0.33 GB.
 
     Raises:
         ValueError: No rows, an unknown label, or a still that cannot be read.
@@ -161,12 +131,12 @@ def prepare(pictures: Tensor, name: str) -> Tensor:
 
     Args:
         pictures: (n, 1, px, px) uint8, or floats in [0, 255].
-        name: The network; decides between the two forms below.
+        name: The network; decides between the two forms.
 
     Returns:
-        float32, channels last. (n, 2, px, px): the picture with its own mean and deviation
-        removed, and the picture minus its Gaussian blur (sigma px / 32, divided by 8 grey
-        levels). Or (n, 3, px, px): three equal channels with timm's mean and deviation.
+        float32, channels last. (n, 2, px, px): the standardised picture, and the picture minus its
+        Gaussian blur (sigma px / 32, in 8 grey levels). Or (n, 3, px, px): three equal channels
+        with timm's mean and deviation.
     """
     grey = pictures.float()
     entry = network(name)
@@ -214,6 +184,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 # Optional keys of model.json. RCA offset: in logits, after the temperature.
 DEFAULTS = {"temperature": 1.0, "rca_logit_offset": 0.0}
+CALIBRATION = {"temperature": "a number above 0", "rca_logit_offset": "a finite number"}
 CPU_BATCH = 8  # pictures whose layers stay in a core's cache; a choice
 IS_RCA = tuple(float(LATERALITY[name] == "RCA") for name in SIX_CLASSES)
 
@@ -229,7 +200,8 @@ def probabilities(
     """Yield the six class probabilities, batch by batch.
 
     Logits are divided by the temperature, then the offset is added to the three RCA ones, then
-    softmax. On a CPU workers of one thread each answer all batches before the first is yielded.
+    softmax. On a CPU workers of one thread each, so that none waits for others layer by layer,
+    answer all batches before the first is yielded.
 
     Args:
         model: On `device`, in evaluation mode.
@@ -237,8 +209,7 @@ def probabilities(
         pictures: (n, 1, px, px) uint8.
         batch_size: Pictures at a time; on a CPU at most `CPU_BATCH`.
         device: Where the model is.
-        facts: Content of `model.json`, of which only the optional keys are read; None for their
-            `DEFAULTS`, which change nothing.
+        facts: Content of `model.json`, for its optional keys; None for their `DEFAULTS`.
 
     Yields:
         (b, 6) float64, rows adding up to 1.
@@ -255,24 +226,17 @@ def probabilities(
             logits = model(prepare(batch.to(device), name))
         return (logits.double().cpu() / chosen["temperature"] + offset).softmax(1).numpy()
 
-    if device.type == "cpu":
-        with _one_thread_each() as pool:
-            answers = list(pool.map(answer, pictures.split(min(batch_size, CPU_BATCH))))
-        yield from answers
-    else:
+    if device.type != "cpu":
         yield from map(answer, pictures.split(batch_size))
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each with one: none waits for others layer by layer."""
+        return
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads that begin from here on take this over
     try:
         with ThreadPoolExecutor(n_threads) as pool:
-            yield pool
+            answers = list(pool.map(answer, pictures.split(min(batch_size, CPU_BATCH))))
     finally:
         torch.set_num_threads(n_threads)
+    yield from answers
 
 
 def save_model(model: nn.Module, folder: Path, facts: Mapping[str, object]) -> None:
@@ -286,8 +250,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """Load a trained network in evaluation mode.
 
     Args:
-        folder: Holds `best.safetensors` (float32 or float16) and `model.json`, as notebook 01
-            writes them.
+        folder: Holds `best.safetensors` (float32 or float16) and `model.json`, of notebook 01.
         device: Where to put it.
 
     Returns:
@@ -295,45 +258,39 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
 
     Raises:
         FileNotFoundError: One of the files is missing.
-        ValueError: The classes are not this study's six, in this order; `model.json` lacks a key
-            or holds a bad `temperature` or `rca_logit_offset`; or the weights are broken or another
-            network's.
+        ValueError: One of them is broken, or of a network with other classes or layers.
     """
     folder = check_phantom(folder)
-    for name in ("model.json", "best.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; run notebooks/01_train_cnn first")
-    try:
-        facts = read_json(folder / "model.json")
-    except ValueError as error:
-        raise ValueError(f"{folder / 'model.json'} is not JSON: {error}") from error
-    if facts.get("classes") != list(SIX_CLASSES):
-        found = facts.get("classes")
-        raise ValueError(f"{folder} predicts {found}, the study needs {SIX_CLASSES}")
-    if missing := {"model", "image_px"} - set(facts):
-        raise ValueError(f"{folder / 'model.json'} lacks {sorted(missing)}; notebook 01 writes all")
-    _check_calibration(folder / "model.json", facts)
+    settings, file = folder / "model.json", folder / "best.safetensors"
+    for path in (settings, file):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; run notebooks/01_train_cnn first")
+    facts = _read_facts(settings)
     model = build_model(facts["model"], pretrained=False)
     try:
-        weights = load_file(folder / "best.safetensors")
-        model.load_state_dict({k: v.float() for k, v in weights.items()})
+        model.load_state_dict({k: v.float() for k, v in load_file(file).items()})
     except (SafetensorError, RuntimeError) as error:
-        text = f"{folder / 'best.safetensors'} does not hold the weights of {facts['model']}"
-        raise ValueError(f"{text}: broken, or of another network") from error
+        text = f"{file} does not hold the weights of {facts['model']}: broken, or another network's"
+        raise ValueError(text) from error
     for layer in model.modules():
         if isinstance(layer, nn.Hardswish):
             layer.inplace = True  # spares a CPU thousands of new memory pages a batch
     return model.to(device, memory_format=torch.channels_last).eval(), facts
 
 
-def _check_calibration(path: Path, facts: Mapping[str, object]) -> None:
-    """Refuse optional keys that make no sense."""
-    chosen = DEFAULTS | dict(facts)
-    for name, rule in (
-        ("temperature", "a number above 0"),
-        ("rca_logit_offset", "a finite number"),
-    ):
-        value = chosen[name]
+def _read_facts(settings: Path) -> dict:
+    """A network's `model.json`; ValueError if it is broken or of another study."""
+    try:
+        facts = read_json(settings)
+    except ValueError as error:
+        raise ValueError(f"{settings} is not JSON: {error}") from error
+    if (found := facts.get("classes")) != list(SIX_CLASSES):
+        raise ValueError(f"{settings.parent} predicts {found}, the study needs {SIX_CLASSES}")
+    if missing := {"model", "image_px"} - set(facts):
+        raise ValueError(f"{settings} lacks {sorted(missing)}; notebook 01 writes all")
+    for name, rule in CALIBRATION.items():
+        value = facts.get(name, DEFAULTS[name])
         fits = type(value) in (int, float) and np.isfinite(value)
         if not fits or (name == "temperature" and value <= 0):
-            raise ValueError(f"{path}: {name} must be {rule}, got {value!r}")
+            raise ValueError(f"{settings}: {name} must be {rule}, got {value!r}")
+    return facts

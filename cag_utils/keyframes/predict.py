@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cag_utils.cines.dicom import NotACine, iter_frames, read_header
+from cag_utils.cines.dicom import NotACine, iter_frames, path_within, read_header
 from cag_utils.cines.stills import EXPECTED, Unreadable, fit_picture, read_still
 from cag_utils.keyframes.labels import LATERALITY, SIX_CLASSES, decide
 from cag_utils.keyframes.network import PREDICTOR_WEIGHTS, load_model, pick_device, probabilities
@@ -41,10 +41,6 @@ def predict_frames(
         One row a still, in order: `p_<class>` for the six classes; `laterality` (LCA or RCA),
         the side with the larger sum of its three probabilities; `quality` (better, bad or
         other), the likeliest of that side; `confidence`, the probability of that pair.
-
-    Raises:
-        FileNotFoundError: The model is missing.
-        ValueError: As `predict_files`.
     """
     none = describe(pd.DataFrame(columns=list(SIX_CLASSES), dtype=float))
     tables = list(predict_files(model_dir, png_paths, batch_size=batch_size))
@@ -52,14 +48,7 @@ def predict_frames(
 
 
 def describe(table: pd.DataFrame) -> pd.DataFrame:
-    """Add laterality, quality and confidence to six probabilities.
-
-    Args:
-        table: (n, 6), columns SIX_CLASSES.
-
-    Returns:
-        The table of `predict_frames`.
-    """
+    """Turn six probabilities, (n, 6) with columns SIX_CLASSES, into `predict_frames`' table."""
     side = decide(table, LATERALITY)
     own = table.where(pd.DataFrame({c: side == LATERALITY[c] for c in SIX_CLASSES}), -1.0)
     best = own.to_numpy().argmax(axis=1)
@@ -80,15 +69,13 @@ def predict_files(
 
     Args:
         model_dir: Folder of a trained network.
-        paths: Stills and cines, as `find_pictures` lists them.
-        unreadable: Files that cannot be read are noted here with the reason, and the rest goes on;
-            of a cine that breaks off, the frames before the break are predicted. If None, the
-            first such file is an error.
+        paths: Stills and cines.
+        unreadable: Gets the files that cannot be read with the reason; of a cine that breaks off,
+            the frames before are predicted. If None, the first such file is an error.
         batch_size: Frames at a time.
 
     Yields:
-        One row a frame, in order: `file` (Path), `frame` (from 0), and the columns of
-        `predict_frames`.
+        One row a frame, in order: `file` (Path), `frame` (from 0), and `predict_frames`' columns.
 
     Raises:
         FileNotFoundError: The model is missing.
@@ -129,8 +116,7 @@ def write_predictions(
 
     Args:
         place: A folder or one file, see `find_pictures`.
-        out: CSV to write: `file` (relative to the folder), then as `predict_files`. Its folder is
-            made if need be.
+        out: CSV to write: `file` (relative to the folder), then as `predict_files`.
         model_dir: Folder of a trained network.
         skip_unreadable: Go on after a file that cannot be read.
 
@@ -156,7 +142,7 @@ def write_predictions(
         ):
             notes = unreadable if skip_unreadable else None
             for table in predict_files(model_dir, bar, notes):
-                table["file"] = [_inside(path, top) for path in table["file"]]
+                table["file"] = [path_within(path, top) for path in table["file"]]
                 table.to_csv(file, index=False, header=not sides, float_format="%.6f")
                 sides.update(table["laterality"])
         if not sides:
@@ -168,37 +154,20 @@ def write_predictions(
     return sides, unreadable
 
 
-def _inside(path: Path, top: Path) -> str:
-    """A path below `top` as text; names that are not UTF-8 are legal on Linux."""
-    return os.fsencode(path.relative_to(top).as_posix()).decode("utf-8", "backslashreplace")
-
-
 class Piece(NamedTuple):
-    """Frames of one file that follow one another.
-
-    Attributes:
-        path: The file.
-        first: Index of the first frame, from 0.
-        squares: (n, px, px) uint8, as the network takes them.
-        problem: Why the file breaks off after these frames; None if it does not.
-    """
+    """Frames of one file that follow one another."""
 
     path: Path
-    first: int
-    squares: np.ndarray
-    problem: Unreadable | None = None
+    first: int  # index of the first frame, from 0
+    squares: np.ndarray  # (n, px, px) uint8, as the network takes them
+    problem: Unreadable | None  # why the file breaks off after these frames
 
 
 def find_pictures(place: Path) -> list[Path]:
-    """List the stills and cines below a folder.
+    """List the stills and cines below a folder, or one file, in path order, without decoding.
 
-    Args:
-        place: A folder, searched to the bottom, or one file. Hidden files and folders, DICOMDIR
-            and files that are neither PNG, JPEG nor DICOM are left out; a link to a folder is not
-            followed.
-
-    Returns:
-        Files in path order, at least one. None has been decoded yet.
+    Hidden files and folders, DICOMDIR, links to folders and files that are neither PNG, JPEG nor
+    DICOM are left out.
 
     Raises:
         FileNotFoundError: `place` is neither a folder nor a file.
@@ -227,28 +196,11 @@ def _is_cine(path: Path) -> bool:
     return starts[128:] == b"DICM" or path.suffix.lower() in CINE_SUFFIXES
 
 
-def _count_frames(path: Path) -> int:
-    """A cine's number of frames by its header, 1 for a single-frame XA image; or Unreadable."""
-    try:
-        return read_header(path).n_frames
-    except NotACine as problem:
-        if problem.reason == SINGLE_FRAME:
-            return 1
-        raise Unreadable(path, problem.reason) from problem
-
-
 def read_pieces(paths: Iterable[Path], image_px: int, n_threads: int = 2) -> Iterator[Piece]:
     """Read files in order, some frames ahead of whoever asks, so that decoding costs no wait.
 
-    Memory holds a full frame a thread, and at most `AHEAD` squares.
-
-    Args:
-        paths: Stills and cines.
-        image_px: Side of the squares, pixels.
-        n_threads: Decoding threads; the result does not depend on it.
-
-    Yields:
-        The frames, file after file. A file that breaks yields what came before, then its problem.
+    A file that breaks yields what came before, then its problem. Memory holds a full frame a
+    thread, and at most `AHEAD` squares of `image_px` pixels a side.
     """
     waiting: deque[tuple[int, Future[Piece]]] = deque()
     n_ahead = 0
@@ -275,32 +227,30 @@ def _jobs(paths: Iterable[Path]) -> Iterator[tuple[Path, range | Unreadable | No
             yield path, None
             continue
         try:
-            n_frames = _count_frames(path)
-        except Unreadable as problem:
-            yield path, problem
-            continue
+            n_frames = read_header(path).n_frames
+        except NotACine as problem:
+            if problem.reason != SINGLE_FRAME:
+                yield path, Unreadable(path, problem.reason)
+                continue
+            n_frames = 1
         for first in range(0, n_frames, PIECE):
             yield path, range(first, min(first + PIECE, n_frames))
 
 
 def _read_piece(path: Path, frames: range | Unreadable | None, image_px: int) -> Piece:
     squares: list[np.ndarray] = []
-    first, problem = 0, None
+    problem = None
     try:
         if isinstance(frames, Unreadable):
             raise frames
-        if frames is None:
-            squares.append(fit_picture(read_still(path), image_px))
-        else:
-            first = frames.start
-            for grey in iter_frames(path, frames):
-                squares.append(fit_picture(grey, image_px))
+        for grey in iter_frames(path, frames) if frames else [read_still(path)]:
+            squares.append(fit_picture(grey, image_px))
     except Unreadable as error:
         problem = error
     except NotACine as error:
         problem = Unreadable(path, error.reason)
     stack = np.stack(squares) if squares else np.empty((0, image_px, image_px), np.uint8)
-    return Piece(path, first, stack, problem)
+    return Piece(path, frames.start if isinstance(frames, range) else 0, stack, problem)
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:

@@ -21,8 +21,7 @@ def grad_cam(
 ) -> np.ndarray:
     """Map what speaks for a class, from the last but one stage of a ConvNeXt.
 
-    The last stage has 4 x 4 to 7 x 7 cells, too coarse to tell a catheter from a vessel; the one
-    before has four times as many.
+    The last stage has 4 x 4 to 7 x 7 cells, too coarse to tell a catheter from a vessel.
 
     Args:
         model: In evaluation mode, a timm ConvNeXt (it has `stages`).
@@ -32,21 +31,14 @@ def grad_cam(
         upsample: Enlarge to the picture's size; else the stage's own cells.
 
     Returns:
-        (n, px, px) or (n, cells, cells) float32, 0 or more: gradients' means times activations,
-        negative sums cut to 0.
-
-    Raises:
-        ValueError: Numbers of pictures and classes differ.
+        (n, px, px) or (n, cells, cells) float32, 0 or more.
 
     Source:
         Selvaraju et al., ICCV 2017; Kokhlikyan et al., Captum, 2020.
     """
-    _check(pictures, classes)
-    seen = prepare(pictures, name)
-    target = torch.as_tensor(list(classes), device=pictures.device)
-    captum = _captum()
+    captum, target = _captum(), torch.as_tensor(list(classes), device=pictures.device)
     method = captum.LayerGradCam(model, model.stages[-2])
-    maps = method.attribute(seen, target, relu_attributions=True)
+    maps = method.attribute(prepare(pictures, name), target, relu_attributions=True)
     if upsample:
         maps = captum.LayerAttribution.interpolate(maps, pictures.shape[-2:], "bilinear")
     return maps.detach()[:, 0].cpu().float().numpy()
@@ -55,25 +47,16 @@ def grad_cam(
 def occlude(model: nn.Module, name: str, pictures: Tensor, classes: Sequence[int]) -> np.ndarray:
     """Map by how much a class's logit falls when a square is painted over with the mean grey.
 
-    The square is painted before the picture is standardised, as a real thing would be.
-
-    Args:
-        model: In evaluation mode.
-        name: Its registry name.
-        pictures: (n, 1, px, px) uint8, on the model's device.
-        classes: (n,) which of the six classes to explain, picture by picture.
+    The square is painted before the picture is standardised, as a real thing would be. Takes what
+    `grad_cam` takes.
 
     Returns:
         (n, px, px) float32: mean fall of the logit over the squares that cover a pixel; below 0
         where covering *helps* the class.
 
-    Raises:
-        ValueError: Numbers of pictures and classes differ.
-
     Source:
         Zeiler and Fergus, ECCV 2014.
     """
-    _check(pictures, classes)
     grey = pictures.float()
     side = grey.shape[-1]
     window, stride = max(1, round(side * WINDOW_SHARE)), max(1, round(side * STRIDE_SHARE))
@@ -93,16 +76,9 @@ def occlude(model: nn.Module, name: str, pictures: Tensor, classes: Sequence[int
 def compare_random(
     model: nn.Module, name: str, pictures: Tensor, classes: Sequence[int], seed: int
 ) -> np.ndarray:
-    """Compare Grad-CAM maps with those of the same network with random weights.
+    """Compare Grad-CAM maps with those of the same network with random weights, drawn by a seed.
 
     A map that hardly changes shows edges of the picture, not what the network learnt.
-
-    Args:
-        model: Trained, in evaluation mode.
-        name: Its registry name.
-        pictures: (n, 1, px, px) uint8, on the model's device.
-        classes: (n,) class to explain.
-        seed: Of the random weights.
 
     Returns:
         (n,) Spearman's rank correlation over the stage's cells, -1 to 1; NaN where a map is flat.
@@ -130,11 +106,11 @@ def explain(
         model_dir: Folder of a trained network.
         paths: The stills.
         answers: (n,) the class to explain, still by still.
-        seed: Of the random weights of `compare_random`.
+        seed: Of `compare_random`.
 
     Returns:
         The stills as the network sees them, (n, px, px) uint8; its maps by name, (n, px, px); and
-        the rank correlations of `compare_random`, (n,).
+        what `compare_random` finds, (n,).
     """
     device = pick_device()
     model, facts = load_model(model_dir, device)
@@ -151,8 +127,3 @@ def _captum() -> ModuleType:
         warnings.filterwarnings("ignore", message="IProgress not found")
         from captum import attr
     return attr
-
-
-def _check(pictures: Tensor, classes: Sequence[int]) -> None:
-    if len(pictures) != len(classes):
-        raise ValueError(f"{len(pictures)} pictures but {len(classes)} classes to explain")

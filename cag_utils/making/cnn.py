@@ -19,9 +19,9 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from cag_utils.cines.stills import fit_picture
-from cag_utils.keyframes.fitting import fit
 from cag_utils.keyframes.labels import LATERALITY, SIX_CLASSES, f1_scores
 from cag_utils.keyframes.network import autocast, build_model, pick_device, prepare, save_model
+from cag_utils.keyframes.training import fit
 from cag_utils.making.scenes import ANGLE_SCALE_DEG, TARGETS, Drawing, Scenes, map_loss
 from cag_utils.phantom.labels import OTHER_OPACIFIED
 

@@ -13,8 +13,8 @@ from tokenizers import BertWordPieceTokenizer
 from torch.nn import functional
 from transformers import BertConfig, BertTokenizer, GemmaTokenizer, SwinConfig
 
-from cag_utils.keyframes.fitting import fit
 from cag_utils.keyframes.network import autocast
+from cag_utils.keyframes.training import fit
 from cag_utils.making.captions import write_caption
 from cag_utils.making.language import draw_scene
 from cag_utils.making.stills import N_SEGMENTS, Stills, patch_labels

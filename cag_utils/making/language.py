@@ -13,8 +13,8 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cag_utils.cines.dicom import name_view
-from cag_utils.keyframes.fitting import fit
 from cag_utils.keyframes.network import autocast, pick_device
+from cag_utils.keyframes.training import fit
 from cag_utils.making.captions import GRADE_WORDS, KINDS, LANGUAGES, Scene, write_caption
 from cag_utils.making.stills import Stills
 from cag_utils.making.tower import muon_and_adamw, to_pixels

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from cag_utils.keyframes.fitting import fit
 from cag_utils.keyframes.network import autocast, pick_device
+from cag_utils.keyframes.training import fit
 from cag_utils.making.stills import N_SEGMENTS, Stills, patch_labels
 from cag_utils.segments import GRADES
 

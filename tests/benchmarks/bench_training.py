@@ -34,10 +34,9 @@ from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import dispatch_clip_grad
 
-from cag_utils.keyframes.fitting import CLIP_NORM, fit, join_processes
 from cag_utils.keyframes.labels import SIX_CLASSES
 from cag_utils.keyframes.network import autocast, build_model, network, pick_device, read_frame_set
-from cag_utils.keyframes.training import frame_batches, frame_loss
+from cag_utils.keyframes.training import CLIP_NORM, fit, frame_batches, frame_loss, join_processes
 from cag_utils.phantom.stills import still
 from cag_utils.profiles import load_profile
 

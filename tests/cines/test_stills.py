@@ -38,22 +38,20 @@ def test_a_16_bit_file_fills_8_bits_however_deep_it_is(tmp_path, bits):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.98, 1.0])
-def test_a_still_cut_short_is_never_half_a_picture(tmp_path, suffix, share):
+def test_a_still_cut_short_is_never_half_a_picture(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     cv2.imwrite(str(path), noise(64, 64))
+    assert read_still(path).shape == (64, 64)
     data = path.read_bytes()
-    if share < 1:
+    for share in (0.0, 0.01, 0.5, 0.98):
         path.write_bytes(data[: int(share * len(data))])
         with pytest.raises(Unreadable, match=r"empty file|cut short"):
             read_still(path)
-    else:
-        assert read_still(path).shape == (64, 64)
-        middle = len(data) // 2
-        path.write_bytes(data[:middle] + bytes(40) + data[middle + 40 :])
-        if suffix == ".png":  # a JPEG has no checksum
-            with pytest.raises(Unreadable, match="broken picture"):
-                read_still(path)
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(40) + data[middle + 40 :])
+    if suffix == ".png":  # a JPEG has no checksum
+        with pytest.raises(Unreadable, match="broken picture"):
+            read_still(path)
 
 
 def test_flat_patches_lose_a_smooth_trend_and_keep_the_noise():
@@ -63,11 +61,8 @@ def test_flat_patches_lose_a_smooth_trend_and_keep_the_noise():
     assert left.shape[1:] == (32, 32)
     assert np.abs(left.mean(axis=(1, 2))).max() < 1e-9
     assert np.median(left.std(axis=(1, 2))) == pytest.approx(5, rel=0.08)
-
-
-def test_flat_patches_avoid_structure():
-    picture = barred()
-    assert np.median(flat_patches(picture, OPEN).std(axis=(1, 2))) == pytest.approx(3, rel=0.1)
+    barless = flat_patches(barred(), OPEN)  # structure is avoided
+    assert np.median(barless.std(axis=(1, 2))) == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.parametrize("behind", [0, 45])
@@ -81,14 +76,11 @@ def test_shutters_and_black_corners_are_masked(behind):
     assert (true & ~field).sum() < 0.06 * true.sum()
 
 
-def test_an_open_picture_stays_open_and_a_dark_vessel_inside_is_no_shutter():
+def test_neither_a_dark_vessel_nor_a_step_in_the_anatomy_is_a_shutter():
     picture = barred(4, 120)
     assert open_field(picture).all()
     picture[100:150, 100:150] = 0  # black, but not at the border
     assert open_field(picture).all()
-
-
-def test_a_step_in_the_anatomy_is_no_shutter():
     picture = np.full((SIZE, SIZE), 160, np.uint8)
     picture[:, :30] = 125  # the heart's edge against the lung: 35 levels, but far from dark
     assert open_field(picture).all()

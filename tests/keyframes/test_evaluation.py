@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
@@ -131,15 +132,10 @@ def test_answers_are_gathered_in_order_and_lost_frames_are_an_error():
     assert answers["png"].tolist() == ["7.png", "3.png"]
     assert answers["predicted"].tolist() == ["LCA_bad", "LCA_other"]
     assert answers["laterality_f1"].tolist() == ["RCA", "LCA"]
-    assert answers["confidence"].tolist() == [0.4, 1.0] and answers["view"].tolist() == [
-        "unknown",
-        "LAO",
-    ]
+    assert answers["confidence"].tolist() == [0.4, 1.0]
+    assert answers["view"].tolist() == ["unknown", "LAO"]
     with pytest.raises(ValueError, match="1 predicted frames"):
         evaluation.gather_answers(predictions, frames[:1])
-
-
-STATS = Stats(n_resamples=200, level=0.95)
 
 
 def test_ece_by_hand():
@@ -184,15 +180,6 @@ def test_ece_interval_equals_a_plain_bootstrap_over_patients():
     assert found == pytest.approx((value, min(low, value), max(high, value)))
 
 
-def test_a_calibrated_network_has_a_small_ece_and_a_boastful_one_a_large():
-    rng = np.random.default_rng(5)
-    p = rng.uniform(0.3, 1, 6000)
-    who = rng.integers(20, size=6000).astype(str)
-    fair, boast = rng.random(6000) < p, rng.random(6000) < p - 0.2
-    assert evaluation.reliability(p, fair, who, STATS, 0).ece.high < 0.05
-    assert evaluation.reliability(p, boast, who, STATS, 0).ece.low > 0.15
-
-
 @pytest.mark.parametrize(
     ("p", "right", "who", "words"),
     [
@@ -209,8 +196,7 @@ def test_bad_input_is_refused(p, right, who, words):
 
 
 def softmax(logits):
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return special.softmax(logits, axis=1)
 
 
 @given(st.floats(0.5, 5), st.integers(0, 1000))
@@ -280,8 +266,6 @@ def test_picks_by_hand():
     chosen = choose_key_frames(make_seen(CINES), 1, 0.5).set_index("video_id")  # notebook 03's rule
     assert found["picked"].dropna().to_dict() == chosen["frame"].to_dict()
     assert evaluation.pick_firsts(make_seen(CINES), 0.0)["picked"].notna().all()
-    with pytest.raises(ValueError, match="no frames"):
-        evaluation.pick_firsts(make_seen(CINES).iloc[:0], 0.5)
 
 
 def test_without_the_phantoms_truth_there_is_a_nearest_but_no_best():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cag_utils.keyframes.fitting import fit, mix
+from cag_utils.keyframes.training import fit, mix
 
 
 class Killed(BaseException):
@@ -48,9 +48,8 @@ def test_rates_by_hand():
     """Up over two steps, then a cosine over four: each epoch is one step of that rate."""
     done = one_weight(steps=1, epochs=6, schedule="cosine", warmup=2)
     fall = [0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
-    assert [row["learning_rate"] for row in done.epochs] == pytest.approx(
-        [0, 1, *(2 * x for x in fall)]
-    )
+    rates = [row["learning_rate"] for row in done.epochs]
+    assert rates == pytest.approx([0, 1, *(2 * x for x in fall)])
     assert done.model.weight.item() == pytest.approx(0.5 + sum(fall))
     unasked = one_weight(steps=10, epochs=2, warmup=None)  # a tenth of 20 steps
     assert unasked.model.weight.item() == pytest.approx(18.5)
@@ -118,7 +117,7 @@ def noisy(checkpoint: Path | None, dies_at=-1, epochs=4, **how):
     return fit(model, batches, loss, optimisers, 3, epochs, **how), calls
 
 
-@pytest.mark.parametrize("dies_at", [2, 5, 8, 12])
+@pytest.mark.parametrize("dies_at", [2, 5, 12])
 def test_a_training_that_dies_goes_on_to_the_same_weights(tmp_path, dies_at):
     whole, _ = noisy(None)
     with pytest.raises(Killed):
@@ -128,10 +127,8 @@ def test_a_training_that_dies_goes_on_to_the_same_weights(tmp_path, dies_at):
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(done.model.state_dict()[name], weight)
     assert all(torch.equal(done.best[name], weight) for name, weight in whole.best.items())
-    rows = (
-        [{k: v for k, v in r.items() if k != "seconds"} for r in x.epochs] for x in (whole, done)
-    )
-    assert next(rows) == next(rows)
+    for row, again in zip(whole.epochs, done.epochs, strict=True):
+        assert row | {"seconds": 0} == again | {"seconds": 0}
 
 
 def test_a_finished_training_is_not_run_again_and_another_ones_file_not_read(tmp_path):

@@ -86,12 +86,6 @@ def test_random_weights_leave_the_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_numbers_of_pictures_and_classes_must_agree():
-    for method in (grad_cam, occlude):
-        with pytest.raises(ValueError, match="2 pictures but 1 classes"):
-            method(Corner().eval(), NAME, spots(), [0])
-
-
 def test_explain_reads_a_saved_network(tmp_path):
     save_model(random_twin(), tmp_path, {"model": NAME, "image_px": PX})
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 255, (80, 80)))
