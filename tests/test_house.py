@@ -162,12 +162,9 @@ def test_circles_of_modules_and_of_rooms_are_seen(house):
     assert set(circle(rooms.room_arrows(package))) == {"vlm", "scores"}
 
 
-def test_a_second_meaning_of_a_name_is_seen(house):
+def test_a_second_meaning_of_a_name_a_full_init_and_a_hidden_module_are_seen(house):
     package = house({"vlm/lora.py": "def Segment(): ...", "vlm/sft.py": "def _own(): ..."})
     assert shared_names(package) == {"Segment": ["segments.py", "vlm/lora.py"]}
-
-
-def test_a_full_init_and_a_hidden_module_are_seen(house):
     package = house({"params/__init__.py": "", "vlm/__init__.py": "from x import y"})
     assert misleading(package) == ["vlm/__init__.py", "params.py"]
 

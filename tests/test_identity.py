@@ -74,23 +74,17 @@ def test_notebooks_that_start_together_get_one_key(tmp_path, monkeypatch):
     assert len(keys) == 8 and len(set(keys)) == 1 and len(keys[0]) == 32
 
 
-def test_a_key_that_another_notebook_is_writing_is_waited_for(tmp_path, monkeypatch):
+def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     path = tmp_path / "data" / "private" / "pseudonym.key"
     path.parent.mkdir(parents=True)
     path.touch()
     monkeypatch.setattr("cag_utils.study.time.sleep", lambda _: path.write_bytes(bytes(range(32))))
     assert pseudonym_key(load_profile("paper")) == bytes(range(32))
-
-
-def test_half_a_key_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     monkeypatch.setattr("cag_utils.study.time.sleep", lambda _: None)
     ticks = iter(range(100))
     monkeypatch.setattr("cag_utils.study.time.monotonic", lambda: next(ticks))
-    folder = tmp_path / "data" / "private"
-    folder.mkdir(parents=True)
-    (folder / "pseudonym.key").write_bytes(b"short")
+    path.write_bytes(b"short")
     with pytest.raises(ValueError, match="holds 5 of 32 bytes"):
         pseudonym_key(load_profile("paper"))
 
