@@ -101,17 +101,16 @@ def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
 
 def checksums(folder: Path = WEIGHTS) -> dict[str, str]:
     """Return the SHA-256 of every weight file below a folder, by relative path, sorted."""
-    found = sorted(folder.rglob("*.safetensors"))
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in found
+        for path in sorted(folder.rglob("*.safetensors"))
     }
 
 
 def write_card(
     folder: Path, what: str, made_by: str, parameters: int, scores: Mapping[str, float]
-) -> None:
-    """Write a network's model card, `README.md` in its folder.
+) -> Path:
+    """Write a network's model card, `README.md` in its folder, and return its path.
 
     Args:
         folder: Existing folder of one network; its name is the card's title.
@@ -126,10 +125,10 @@ def write_card(
     if not scores:
         raise ValueError(f"the card of {folder.name} needs at least one held-out measure")
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
-    card = CARD.format(
-        name=folder.name, what=what, made_by=made_by, parameters=parameters, rows=rows
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    facts = {"what": what, "made_by": made_by, "parameters": parameters, "rows": rows}
+    path = folder / "README.md"
+    path.write_text(CARD.format(name=folder.name, **facts), encoding="utf-8")
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
