@@ -1,20 +1,23 @@
-"""Keep identities out of `outputs/`: keyed pseudonyms, and link tables that stay private."""
+"""What people bring: ids become keyed pseudonyms, links stay private, tables are checked."""
 
+import hmac
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import pandera.pandas as pa
+from pandera.errors import SchemaErrors
 
 from cag_utils.params import check_choice
-from cag_utils.study import keyed_hash, root
+from cag_utils.study import root
 
 PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi"}
 
 
 def pseudonym(kind: str, value: str, key: bytes) -> str:
-    """Return the study's id for one real id.
+    """Return the study's id for one real id: the same value and key always give the same.
 
-    The same value and key always give the same id, so files written by different notebooks join.
     Without the key the id cannot be traced back or guessed from a list of real ids.
 
     Args:
@@ -23,8 +26,7 @@ def pseudonym(kind: str, value: str, key: bytes) -> str:
         key: Secret of the study, `study.pseudonym_key(profile)`.
 
     Returns:
-        A prefix and 12 hex digits, e.g. `vi-3f9a2c1b77d0`. Among 100,000 values the chance of
-        any collision is 2e-5.
+        A prefix and 12 hex digits, e.g. `vi-3f9a2c1b77d0`; any collision among 100,000: 2e-5.
 
     Raises:
         ValueError: `kind` is unknown, or `value` is empty (two unnamed patients must not merge).
@@ -32,27 +34,17 @@ def pseudonym(kind: str, value: str, key: bytes) -> str:
     prefix = PREFIXES[check_choice("kind of id", kind, PREFIXES)]
     if not value:
         raise ValueError(f"an empty {kind} id has no pseudonym: give the file a stand-in id first")
-    return f"{prefix}-{keyed_hash(f'{kind}:{value}', key)}"
+    return f"{prefix}-{hmac.new(key, f'{kind}:{value}'.encode(), 'sha256').hexdigest()[:12]}"
 
 
 def study_id(kind: str, value: str, key: bytes) -> str:
-    """Return the pseudonym of an id, or the id itself if it already is one.
-
-    Tables that people keep may name exams by their UID, or by the ids this study printed.
+    """Return the pseudonym of an id in a table, or the id itself if it already is one.
 
     Raises:
         ValueError: As `pseudonym`.
     """
     is_ours = value.startswith(f"{PREFIXES[check_choice('kind of id', kind, PREFIXES)]}-")
     return value if is_ours else pseudonym(kind, value, key)
-
-
-def private_folder() -> Path:
-    """Return `data/private/`, made for the owner alone; what links ids to people stays there."""
-    folder = root() / "data" / "private"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)  # it may have been made with the user's own mask
-    return folder
 
 
 def save_links(name: str, links: pd.DataFrame) -> Path:
@@ -65,9 +57,63 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
     Returns:
         The file written, `data/private/<name>.csv`.
     """
-    path = private_folder() / f"{name}.csv"
+    folder = root() / "data" / "private"  # what links ids to people stays there
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)  # it may have been made with the user's own mask
+    path = folder / f"{name}.csv"
     part = path.with_name(f".{name}.{os.getpid()}.part")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
         links.to_csv(file, index=False)
     return part.replace(path)
+
+
+def read_table(
+    path: Path, schema: pa.DataFrameSchema, rules: Mapping[str, str], repeated: str
+) -> pd.DataFrame:
+    """Read a CSV and check it against its schema.
+
+    Args:
+        path: CSV, UTF-8, with or without the byte order mark Excel adds.
+        schema: Columns, types and checks; a column that is not required comes back as empty text
+            where it is missing. Cells are stripped of blanks around them.
+        rules: Column name to its rule in words, to follow the value: `must be ...`.
+        repeated: What to say when rows repeat that must not.
+
+    Returns:
+        The schema's columns, in its order; further columns of the file are dropped.
+
+    Raises:
+        ValueError: A column is missing, a cell breaks its rule, or a row repeats; the message names
+            file, row (1 is the header) and rule.
+        FileNotFoundError: There is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; README, 'Your own data', shows an example")
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    required = [name for name, column in schema.columns.items() if column.required]
+    if missing := [name for name in required if name not in raw.columns]:
+        raise ValueError(f"{path}: no column {missing}; it has {list(raw.columns)}")
+    raw = raw.reindex(columns=list(schema.columns), fill_value="")
+    raw = raw.apply(lambda column: column.str.strip())
+    try:
+        return schema.validate(raw, lazy=True)
+    except SchemaErrors as errors:
+        problems = _explain(errors.failure_cases, raw, rules, repeated)
+        raise ValueError(f"{path}: {problems}") from None
+
+
+def _explain(
+    failures: pd.DataFrame, raw: pd.DataFrame, rules: Mapping[str, str], repeated: str
+) -> str:
+    """Say the first bad cell of each column in words, with spreadsheet rows."""
+    twice = failures["check"] == "multiple_fields_uniqueness"
+    texts = []
+    for column, cases in failures[~twice].groupby("column", sort=False):
+        row, n_rows = int(cases["index"].min()), cases["index"].nunique()
+        value = raw[column][row]
+        texts.append(f"row {row + 2}: {column} {value!r} {rules[column]} ({n_rows} rows in all)")
+    if twice.any():
+        row = int(failures.loc[twice, "index"].max())
+        texts.append(f"row {row + 2}: {repeated}")
+    return "; ".join(texts)

@@ -11,24 +11,17 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Params:
-    """Base class: one field per notebook parameter, each str, int, float or bool.
-
-    A field's default is the parameters cell's value, so that an edited cell is told from it.
-    """
+    """Base class: a field (str, int, float or bool) a parameter, its default that of the cell."""
 
     @classmethod
     def read(cls, namespace: Mapping[str, object]) -> Self:
         """Build from `globals()` in the cell after the parameters cell.
 
-        Papermill only warns about a name the notebook does not declare, then runs with the
-        defaults and exits 0. Here that is an error. Papermill also turns `-p x 007` into the
-        integer 7, so a str parameter that arrives as a number is refused too.
+        Papermill only warns about a name the notebook does not declare, and turns `-p x 007` into
+        the integer 7; here both are errors. An int given for a float becomes a float.
 
         Args:
             namespace: The notebook's globals. IPython keeps the executed cells in `In`.
-
-        Returns:
-            The frozen parameters; an int given for a float becomes a float.
 
         Raises:
             ValueError: A parameter is missing, unknown, or of the wrong type.
@@ -47,14 +40,10 @@ class Params:
         return cls(**{name: kind(namespace[name]) for name, kind in kinds.items()})
 
     def changes(self, but: Collection[str]) -> list[str]:
-        """Return what differs from the defaults, fit for a folder's name.
+        """Return what differs from the defaults, `but` these fields, fit for a folder's name.
 
-        Args:
-            but: Fields to leave out.
-
-        Returns:
-            In the fields' order, `epochs3` for a number, `scratch` for a switch turned on,
-            `split_by_video` for a text (of a path its last part).
+        `epochs3` for a number, `scratch` for a switch turned on, `split_by_video` for a text (of a
+        path its last part).
         """
         words = []
         for f in fields(self):
@@ -72,26 +61,14 @@ def slugify(path: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known name.
-
-    Args:
-        name: What was typed.
-        known: The names that exist.
-
-    Returns:
-        ` (did you mean 'x'?)`, or ` (known: a, b, c)` when nothing is near.
-    """
+    """Return ` (did you mean 'x'?)`, or ` (known: a, b, c)` when no known name is near."""
     known = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), known, 1)
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})"
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> str:
-    """Return `value` if it is one of `known`.
-
-    Raises:
-        ValueError: It is not; the message suggests the nearest name.
-    """
+    """Return `value` if it is one of `known`; else ValueError suggests the nearest."""
     known = list(known)
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}{did_you_mean(value, known)}")

@@ -1,4 +1,4 @@
-"""What a profile may say: one section per part of the study, each value checked on load."""
+"""What a profile may say, one section per part of the study; each value is checked on load."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,13 +12,13 @@ FOLDER = Path(__file__).parent / "profiles"
 Share = Field(gt=0, lt=1)
 
 
-class Section(BaseModel):
+class ProfileSection(BaseModel):
     """Base class: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
-class Data(Section):
+class Data(ProfileSection):
     """Where cines come from, and how large the phantom is."""
 
     source: Literal["phantom", "folder"]
@@ -42,14 +42,14 @@ class Data(Section):
         return self
 
 
-class Sampling(Section):
+class Sampling(ProfileSection):
     """Which frames of a cine are worth a look."""
 
     rule: str  # a name in sampling.SAMPLING_RULES
     min_gap: int = Field(ge=1)  # frames between two picks
 
 
-class Cnn(Section):
+class Cnn(ProfileSection):
     """The key-frame and laterality network."""
 
     model: str  # timm name, or the small network of cag_utils.keyframes
@@ -71,7 +71,7 @@ class Cnn(Section):
     test_share: float = Share
 
 
-class Corpus(Section):
+class Corpus(ProfileSection):
     """Key frames paired with reports."""
 
     frames_per_video: int = Field(ge=1)
@@ -80,20 +80,19 @@ class Corpus(Section):
     test_share: float = Share
 
 
-class Lora(Section):
+class Lora(ProfileSection):
     """Rank and alpha of one backbone."""
 
     rank: int = Field(ge=1)
     alpha: int = Field(ge=1)
 
 
-class Finetune(Section):
+class Finetune(ProfileSection):
     """LoRA through TRL."""
 
     size: Literal["tiny", "real"]
-    checkpoints: dict[
-        str, str
-    ]  # backbone to `owner/name[@revision]` or folder; else the registry's
+    # backbone to `owner/name[@revision]` or folder; else the registry's
+    checkpoints: dict[str, str]
     tower_checkpoint: str  # likewise, for a tower that is put in
     backbones: list[str]
     languages: list[Literal["en", "ja"]]
@@ -122,7 +121,7 @@ class Finetune(Section):
         return self
 
 
-class Generate(Section):
+class Generate(ProfileSection):
     """Decoding, few-shot baselines and the API baseline."""
 
     batch_size: int = Field(ge=1)
@@ -132,7 +131,7 @@ class Generate(Section):
     api_model: str
 
 
-class Vlscore(Section):
+class Vlscore(ProfileSection):
     """Equations 1 and 2."""
 
     size: Literal["tiny", "real"]
@@ -141,14 +140,14 @@ class Vlscore(Section):
     max_area: float = Field(gt=0)  # C
 
 
-class Stats(Section):
+class Stats(ProfileSection):
     """Intervals."""
 
     n_resamples: int = Field(ge=10)
     level: float = Share
 
 
-class Profile(Section):
+class Profile(ProfileSection):
     """A whole profile, as read from `cag_utils/profiles/<name>.yaml`."""
 
     name: str
@@ -168,17 +167,11 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read and check one profile.
-
-    Args:
-        name: `smoke`, `phantom` or `paper`.
-
-    Returns:
-        The frozen profile.
+    """Read and check one profile, by name.
 
     Raises:
-        ValueError: The name is unknown, a key is unknown or missing, or a value breaks its rule;
-            the message names the key and suggests the nearest known one.
+        ValueError: The name or a key is unknown, a key is missing, or a value breaks its rule; the
+            message names the key and suggests the nearest.
     """
     check_choice("profile", name, profile_names())
     path = FOLDER / f"{name}.yaml"
@@ -186,16 +179,7 @@ def load_profile(name: str) -> Profile:
 
 
 def parse_profile(text: str, name: str, where: str) -> Profile:
-    """Check the text of a profile; see `load_profile`.
-
-    Args:
-        text: YAML.
-        name: The profile's name.
-        where: Path for error messages.
-
-    Raises:
-        ValueError: As `load_profile`.
-    """
+    """Check the text of a profile, YAML from `where`; ValueError as `load_profile`."""
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a profile is a mapping of sections, got {content!r}")

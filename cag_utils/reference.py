@@ -1,17 +1,19 @@
 """Run the phantom study from nothing, measure it, and refresh `outputs/reference/` and the README.
 
 `make reference` calls it. Every number in the README and in `outputs/reference/` comes from here.
+Machines differ by a factor of three, so a fixed piece of work, the yardstick, is timed beside every
+time: a time divided by it says how many yardsticks the work takes, on whichever machine.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import timeit
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +21,10 @@ from typing import NamedTuple
 import pandas as pd
 import psutil
 
-from cag_utils import yardstick
 from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
-from cag_utils.rooms import room_sizes, update_picture
+from cag_utils.rooms import replace_between, room_sizes, update_picture
 from cag_utils.study import (
     BY_WORKFLOW,
     data_dir,
@@ -50,19 +51,12 @@ BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation
 
 
 class Appendix(NamedTuple):
-    """A notebook beside the study, and what of it is kept.
+    """A notebook beside the study, and what of it is kept."""
 
-    Attributes:
-        run: Its folder's name below `outputs/<profile>/<notebook>/`.
-        files: Stems of the tables and figures.
-        wanted: First letters of the metrics.
-        stem: Put before the metrics' names.
-    """
-
-    run: str
-    files: tuple[str, ...]
-    wanted: tuple[str, ...]
-    stem: str = ""
+    run: str  # its folder's name below `outputs/<profile>/<notebook>/`
+    files: tuple[str, ...]  # stems of the tables and figures
+    wanted: tuple[str, ...]  # first letters of the metrics
+    stem: str = ""  # put before the metrics' names
 
 
 APPENDICES = {
@@ -72,26 +66,20 @@ APPENDICES = {
         ("realism.", "transfer."),
     ),
     "A3_leakage": Appendix(
-        "all",
-        ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
-        ("inflation_", "share_near_duplicate_"),
-        "leakage.",
+        "all", ("shared_cases", "near_duplicates", "crossover", "figure_gain", "figure_pairs"),
+        ("inflation_", "share_near_duplicate_"), "leakage.",
     ),
     "A6_ablations": Appendix(
         "conceptclip_gemma3_en",
         ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
-        ("projector_first.", "longer.", "told.", "right.", "named_"),
-        "ablation.",
+        ("projector_first.", "longer.", "told.", "right.", "named_"), "ablation.",
     ),
-}
+}  # fmt: skip
+KEPT_NAMES = ("gpu.md", *APPENDICES)
 
 
 def main(study_only: bool = False) -> None:
-    """Run the study, measure, collect, write.
-
-    Args:
-        study_only: Leave appendices and benchmarks, half of the time, as they are in the reference.
-    """
+    """Run the study, measure, collect, write; then appendices and benchmarks, half of the time."""
     facts = provenance()  # before a tracked file is written, or the commit would say "dirty"
     profile = load_profile(PROFILE)
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
@@ -99,34 +87,29 @@ def main(study_only: bool = False) -> None:
     shutil.rmtree(outputs, ignore_errors=True)
     command = [sys.executable, "-m", "cag_utils.workflow", "study", "--cores", str(CORES)]
     metrics = measured_run([*command, "--config", f"profile={PROFILE}"])
-    metrics |= headline_figures(outputs, profile.finetune.backbones) | room_sizes(
-        root() / "cag_utils"
-    )
-    if study_only:
-        earlier = read_json(folder / "metrics.json")
-        metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
-    copy_study(outputs, folder, keep=tuple(APPENDICES) if study_only else ())
-    if not study_only:
-        for appendix in APPENDICES:
-            metrics |= run_appendix(appendix, outputs, folder)
-        metrics |= benchmarks(root() / "tests" / "benchmarks")
+    metrics |= headline_figures(outputs, profile.finetune.backbones)
+    metrics |= room_sizes(root() / "cag_utils")
+    earlier = read_json(folder / "metrics.json")
+    metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
+    copy_study(outputs, folder)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", facts | {"profile": PROFILE, "cores": CORES})
     update_readme(root() / "README.md", metrics)
+    if not study_only:
+        refresh_parts([*APPENDICES, BENCHMARKS], facts["commit"])
 
 
-def refresh_parts(names: Sequence[str]) -> None:
+def refresh_parts(names: Sequence[str], commit: str = "") -> None:
     """Run some appendices on the study that is there, or the benchmarks, and refresh their part.
 
     Args:
-        names: Of `APPENDICES`, or `benchmarks` for all of them, or one's file such as
-            `bench_predict`, which replaces only what it prints.
+        names: Of `APPENDICES`, or `benchmarks` for all, or one's file, e.g. `bench_predict`.
+        commit: Of the code; empty asks git.
 
     Raises:
-        subprocess.CalledProcessError: A notebook or a benchmark failed, e.g. as the study was not
-            run.
+        subprocess.CalledProcessError: A notebook or a benchmark failed, or the study was not run.
     """
-    commit = provenance()["commit"]
+    commit = commit or provenance()["commit"]
     outputs, folder = under_root("outputs") / PROFILE, under_root("outputs") / "reference"
     metrics, facts = (read_json(folder / f"{n}.json") for n in ("metrics", "provenance"))
     for name in names:
@@ -151,10 +134,9 @@ def measured_run(command: list[str]) -> dict[str, float]:
         command: Program and arguments, run in the repository.
 
     Returns:
-        `study.minutes`; `study.peak_gb`, the peak over time of the processes' summed memory (memory
-        shared between processes counts once: proportional set size; resident size where the system
-        does not tell); `study.yardstick`, seconds of a core as `yardstick.measure`, and what it is
-        made of; and `study.yardsticks`, the run's time as a multiple of it.
+        `study.minutes`; `study.peak_gb`, the peak of the processes' summed proportional set size
+        (resident size where the system does not tell); `study.yardstick` and its parts, seconds as
+        `measure_yardstick`; `study.yardsticks`, the run's time as a multiple of it.
 
     Raises:
         RuntimeError: The command failed.
@@ -166,20 +148,16 @@ def measured_run(command: list[str]) -> dict[str, float]:
         time.sleep(1)
     if process.returncode != 0:
         raise RuntimeError(f"the study failed with exit code {process.returncode}; see its log")
-    seconds, stick = time.monotonic() - began, yardstick.measure()
+    seconds, stick = time.monotonic() - began, measure_yardstick()
     figures = {"minutes": round(seconds / 60, 2), "peak_gb": round(peak / 1e9, 2)}
-    figures |= {"yardstick": stick.pop("seconds")}
-    figures |= {"yardsticks": round(seconds / figures["yardstick"])}
+    figures["yardstick"] = stick.pop("seconds")
+    figures["yardsticks"] = round(seconds / figures["yardstick"])
     figures |= {f"yardstick_{name}": value for name, value in stick.items()}
     return {f"study.{name}": value for name, value in figures.items()}
 
 
 def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
-    """Collect the study's figures from the notebooks' metrics under one flat set of keys.
-
-    Args:
-        outputs: `outputs/<profile>/` of a finished study.
-        backbones: Fine-tuned backbones.
+    """Collect a finished study's figures (`outputs/<profile>/`) under one flat set of keys.
 
     Returns:
         Keys such as `cnn.laterality_f1`, `finetune.gemma3.en.segment_accuracy`,
@@ -210,12 +188,12 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
 
 
 def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
-    """Run benchmarks and return their figures as `benchmark.<name>`.
+    """Run benchmarks, whose last line is a JSON object; return figures as `benchmark.<name>`.
 
-    Beside those of each file stands `benchmark.<file>.yardstick`, in seconds (`yardstick.measure`).
+    Beside those of each file stands `benchmark.<file>.yardstick`, seconds as `measure_yardstick`.
 
     Args:
-        folder: Holds `bench_*.py`; each prints one JSON object as its last line.
+        folder: Holds `bench_*.py`.
         wanted: Name of a file without its suffix, or a pattern.
 
     Raises:
@@ -223,25 +201,16 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     """
     figures = {}
     for path in sorted(folder.glob(f"{wanted}.py")):
-        figures[f"{path.stem}.yardstick"] = yardstick.measure()["seconds"]
+        figures[f"{path.stem}.yardstick"] = measure_yardstick()["seconds"]
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
         figures |= json.loads(done.stdout.strip().splitlines()[-1])
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
 
-def copy_study(outputs: Path, folder: Path, keep: tuple[str, ...]) -> None:
-    """Replace the reference's tables and figures by those of notebook 08.
-
-    Args:
-        outputs: `outputs/<profile>/` of a finished study.
-        folder: `outputs/reference/`, made if need be.
-        keep: First letters of files that stay, beside `gpu.md`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def copy_study(outputs: Path, folder: Path) -> None:
+    """Replace the tables and figures in the reference's folder by those of notebook 08."""
     for old in folder.iterdir():
-        if old.suffix in {".csv", ".md", ".tex", ".png"} and not old.name.startswith(
-            ("gpu.md", *keep)
-        ):
+        if old.suffix in KEPT_SUFFIXES - {".json"} and not old.name.startswith(KEPT_NAMES):
             old.unlink()
     for path in sorted((outputs / "08_paper_tables" / "all").iterdir()):
         if path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST_BYTES:
@@ -249,18 +218,12 @@ def copy_study(outputs: Path, folder: Path, keep: tuple[str, ...]) -> None:
 
 
 def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
-    """Run an appendix, copy its tables and figures, and return its headline figures.
+    """Run an appendix, copy its tables and figures under its name, and return its figures.
 
     Args:
         name: One of `APPENDICES`.
         outputs: `outputs/<profile>/`.
-        folder: `outputs/reference/`; a copy carries the appendix's name.
-
-    Returns:
-        Of A1 how far the phantom is from real pictures and the transfer (`realism.*`, `transfer.*`;
-        none where the real pictures' folder is absent); of A3 what a leaking split adds to the F1s
-        and the shares of near duplicates (`leakage.*`); of A6 what holds the twins back
-        (`ablation.*`).
+        folder: `outputs/reference/`.
 
     Raises:
         subprocess.CalledProcessError: The notebook failed.
@@ -271,6 +234,8 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook)]
     command += [str(run / notebook.name), "-p", "profile", outputs.name]
     subprocess.run(command, cwd=root(), env=os.environ | {BY_WORKFLOW: "1"}, check=True)
+    for old in folder.glob(f"{name}_*"):
+        old.unlink()
     for path in sorted(run.iterdir()):
         if path.stem in appendix.files and path.suffix in {".md", ".png"}:
             shutil.copyfile(path, folder / f"{name}_{path.name}")
@@ -279,19 +244,9 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
 
 
 def update_readme(path: Path, metrics: dict[str, float]) -> None:
-    """Replace what stands between the README's result markers.
-
-    Raises:
-        ValueError: The markers are not there.
-    """
-    text = path.read_text(encoding="utf-8")
-    pattern = r"(<!-- results: make reference -->\n).*?(<!-- end of results -->)"
-    if not re.search(pattern, text, flags=re.S):
-        raise ValueError(f"{path} has no result markers")
-    table = headline_table(metrics)
-    path.write_text(
-        re.sub(pattern, lambda m: m[1] + table + m[2], text, flags=re.S), encoding="utf-8"
-    )
+    """Write the results between the README's markers; ValueError where these are not there."""
+    opening, closing = "<!-- results: make reference -->\n", "<!-- end of results -->"
+    replace_between(path, opening, closing, headline_table(metrics))
 
 
 def _tree_bytes(process: psutil.Process) -> int:
@@ -305,12 +260,90 @@ def _tree_bytes(process: psutil.Process) -> int:
     return total
 
 
-if __name__ == "__main__":
+def measure_yardstick() -> dict[str, float]:
+    """Time the three kinds of work that the study is made of, each on one core.
+
+    Returns:
+        Seconds: `numpy` (arrays of a few MB, as in sampling), `numba` (a scalar loop, as in the
+        renderer), `decoding` (many small products one after another, as in `generate`), `seconds`
+        (their sum). Each is the shortest of three after a first run that compiles, in a process of
+        its own with one thread.
+    """
+    env = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    command = [sys.executable, "-m", "cag_utils.reference", "--yardstick"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _numpy_work() -> Callable[[], object]:
+    import numpy as np
+
+    frames = np.random.default_rng(0).random((24, 512, 512), dtype=np.float32)
+    return lambda: [
+        (frame.mean(), frame.var(), np.fft.rfft2(frame), np.sort(frame, axis=1)) for frame in frames
+    ]
+
+
+def _numba_work() -> Callable[[], object]:
+    import numba
+    import numpy as np
+
+    @numba.njit
+    def splat(n_points: int) -> float:
+        picture = np.zeros((512, 512))
+        row, column = 256.0, 256.0
+        for i in range(n_points):
+            row = (row * 1.61803 + i % 7) % 506.0
+            column = (column * 2.41421 + i % 11) % 506.0
+            for dy in range(6):
+                for dx in range(6):
+                    picture[int(row) + dy, int(column) + dx] += np.exp(-0.1 * (dx * dx + dy * dy))
+        return picture.sum()
+
+    return lambda: splat(500_000)
+
+
+def _decoding_work() -> Callable[[], object]:
+    import torch
+
+    torch.set_num_threads(1)
+    source = torch.Generator().manual_seed(0)
+    layers = [torch.randn(256, 256, generator=source) / 16 for _ in range(24)]
+
+    @torch.inference_mode()
+    def decode() -> torch.Tensor:
+        state = torch.ones(1, 256)
+        for _ in range(400):  # tokens
+            for layer in layers:
+                state = torch.nn.functional.silu(state @ layer) + state
+            state = state / state.norm()
+        return state
+
+    return decode
+
+
+def _time_yardstick() -> dict[str, float]:
+    makers = {"numpy": _numpy_work, "numba": _numba_work, "decoding": _decoding_work}
+    # the shortest counts: whatever else runs only ever lengthens
+    times = {name: timeit.repeat(make(), number=1, repeat=4)[1:] for name, make in makers.items()}
+    found = {name: round(min(seconds), 4) for name, seconds in times.items()}
+    return found | {"seconds": round(sum(found.values()), 4)}
+
+
+def _read_command_line() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study-only", action="store_true", help="no appendices, no benchmarks")
     single = [path.stem for path in sorted(root().glob("tests/benchmarks/bench_*.py"))]
     parts = [*APPENDICES, BENCHMARKS, *single]
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
+    parser.add_argument("--yardstick", action="store_true", help="print its seconds, and no more")
     given = parser.parse_args()
+    if given.yardstick:
+        sys.stdout.write(json.dumps(_time_yardstick()) + "\n")
+        return
     refresh_parts(given.only) if given.only else main(given.study_only)
     update_picture(root() / "README.md")
+
+
+if __name__ == "__main__":
+    _read_command_line()

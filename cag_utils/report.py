@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from cag_utils.backbones import BACKBONES
+from cag_utils.params import check_choice
 
 PAPER = Path(__file__).parent / "paper"
 
@@ -29,7 +30,7 @@ def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     Args:
         fig: Finished figure; its size is set by the notebook, in inches.
         data: The tidy rows that were plotted, one row a mark.
-        stem: Path without suffix, e.g. `run.dir / "figure5_vlscore"`.
+        stem: Path without suffix, `run.dir / "figure5_vlscore"`.
 
     Returns:
         The three files written: .png (200 dpi), .svg and .csv.
@@ -48,7 +49,7 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
 
     Args:
         table: One row a model, split or figure; the index is not written.
-        stem: Path without suffix, e.g. `run.dir / "table3_vlscore"`.
+        stem: Path without suffix, `run.dir / "table3_vlscore"`.
         caption: One sentence: what, on whom, n.
         digits: Decimals in .md and .tex; the .csv keeps full precision.
 
@@ -67,14 +68,7 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
 
 
 def copy_result(source: Path, target: Path) -> list[Path]:
-    """Copy a saved table or figure, all of its files, under another name.
-
-    Args:
-        source: Path without suffix, as given to `save_figure` or `save_table`.
-        target: Likewise.
-
-    Returns:
-        The files written.
+    """Copy a saved table or figure, all of its files; both paths are without suffix.
 
     Raises:
         FileNotFoundError: Nothing was saved under `source`.
@@ -100,22 +94,14 @@ def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 
 def estimate_cell(value: float, low: float, high: float, digits: int = 3) -> str:
-    """Format an estimate and its interval for a table: `0.912 (0.880 to 0.941)`.
-
-    Raises:
-        ValueError: The interval does not hold the estimate.
-    """
+    """Format `0.912 (0.880 to 0.941)`; ValueError if the interval does not hold the estimate."""
     if not low <= value <= high:
         raise ValueError(f"estimate {value} lies outside its interval [{low}, {high}]")
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """Return one of the paper's printed tables.
-
-    Args:
-        name: `table1_cnn_split`, `table2_corpus_split`, `table3_vlscore`, `table4_physician` or
-            `in_text`.
+    """Return one of the paper's printed tables, a file of `cag_utils/paper/`.
 
     Raises:
         ValueError: There is no such table.
@@ -123,8 +109,5 @@ def paper_table(name: str) -> pd.DataFrame:
     Source:
         Nakamura et al., CAG-VLM, Tables 1 to 4 and the figures printed in its text.
     """
-    path = PAPER / f"{name}.csv"
-    if not path.exists():
-        known = ", ".join(sorted(found.stem for found in PAPER.glob("*.csv")))
-        raise ValueError(f"no table {name!r} of the paper; known: {known}")
-    return pd.read_csv(path)
+    known = {path.stem: path for path in PAPER.glob("*.csv")}
+    return pd.read_csv(known[check_choice("table of the paper", name, known)])

@@ -4,7 +4,6 @@
 """
 
 import ast
-import re
 from pathlib import Path
 
 from cag_utils.workflow import PACKAGE, imported_files
@@ -20,21 +19,13 @@ def room_of(path: Path, package: Path = PACKAGE) -> str:
 
 
 def read_imports(package: Path = PACKAGE) -> dict[Path, set[Path]]:
-    """Return every module of the package with those it imports, anywhere in its text.
-
-    Args:
-        package: Folder of the package.
-    """
+    """Return every module of the package with those it imports, anywhere in its text."""
     trees = {p: ast.parse(p.read_text(encoding="utf-8")) for p in sorted(package.rglob("*.py"))}
     return {path: imported_files(tree, package) for path, tree in trees.items()}
 
 
 def room_arrows(package: Path = PACKAGE) -> dict[str, set[str]]:
-    """Return each room, with `top`, and the other rooms that it imports.
-
-    Args:
-        package: Folder of the package.
-    """
+    """Return each room, with `top`, and the other rooms that it imports."""
     arrows: dict[str, set[str]] = {}
     for path, imported in read_imports(package).items():
         room = room_of(path, package)
@@ -43,10 +34,7 @@ def room_arrows(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 
 def room_sizes(package: Path = PACKAGE) -> dict[str, int]:
-    """Return the lines and files of Python of each room, and of the tests.
-
-    Args:
-        package: Folder of the package; the tests lie beside it.
+    """Return the lines and files of Python of each room, and of the tests beside the package.
 
     Returns:
         `rooms.<room>.lines` and `rooms.<room>.files`; `all` is the package, `tests` the tests. An
@@ -65,11 +53,7 @@ def room_sizes(package: Path = PACKAGE) -> dict[str, int]:
 
 
 def draw_rooms(package: Path = PACKAGE) -> str:
-    """Return the rooms as a Mermaid diagram: an arrow is an import; those of `top` are left out.
-
-    Args:
-        package: Folder of the package.
-    """
+    """Return the rooms as a Mermaid diagram: an arrow is an import; those of `top` are left out."""
     sizes = room_sizes(package)
     rows = ["```mermaid", "flowchart LR"]
     for room, others in room_arrows(package).items():
@@ -81,22 +65,17 @@ def draw_rooms(package: Path = PACKAGE) -> str:
 
 
 def update_picture(readme: Path, package: Path = PACKAGE) -> None:
-    """Replace what stands between the README's markers of the rooms.
+    """Draw the rooms between the README's markers; ValueError where these are not there."""
+    replace_between(readme, OPEN, CLOSE, draw_rooms(package))
 
-    Args:
-        readme: The file.
-        package: Folder of the package.
 
-    Raises:
-        ValueError: The markers are not there.
-    """
-    text = readme.read_text(encoding="utf-8")
-    pattern = f"({re.escape(OPEN)}).*?({re.escape(CLOSE)})"
-    if not re.search(pattern, text, flags=re.S):
-        raise ValueError(f"{readme} has no markers of the rooms")
-    drawn = draw_rooms(package)
-    new = re.sub(pattern, lambda found: found[1] + drawn + found[2], text, flags=re.S)
-    readme.write_text(new, encoding="utf-8")
+def replace_between(page: Path, first: str, last: str, new: str) -> None:
+    """Replace what stands between two markers of a page; ValueError where these are not there."""
+    before, opening, rest = page.read_text(encoding="utf-8").partition(first)
+    _, closing, after = rest.partition(last)
+    if not closing:
+        raise ValueError(f"{page} lacks the markers {first.strip()} and {last}")
+    page.write_text(before + opening + new + closing + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,13 @@ LATERALITIES = ("LCA", "RCA")
 
 
 class Segment(NamedTuple):
-    """One AHA segment.
+    """One AHA segment."""
 
-    Attributes:
-        number: 1 to 15.
-        artery: RCA, LM, LAD or LCX.
-        name_en: Name as an English report writes it.
-        name_ja: Name as a Japanese report writes it.
-        syntax: The SYNTAX-score labels (ARCADE's) that fall into this segment.
-    """
-
-    number: int
-    artery: str
-    name_en: str
+    number: int  # 1 to 15
+    artery: str  # one of ARTERIES
+    name_en: str  # as an English report writes it
     name_ja: str
-    syntax: tuple[str, ...]
+    syntax: tuple[str, ...]  # the SYNTAX-score labels (ARCADE's) that fall into this segment
 
 
 # Source: AHA reporting system (Austen 1975), numbering #1 to #15 as used in Japan; SYNTAX labels as
@@ -49,64 +41,39 @@ AHA_SEGMENTS: dict[int, Segment] = {
         (15, "LCX", "left posterior descending", "左後下行枝", ("15",)),
     )
 }
-_FROM_SYNTAX = {label: s.number for s in AHA_SEGMENTS.values() for label in s.syntax}
 
 
 def artery_of(segment: int) -> str:
-    """Return the artery of an AHA segment: RCA 1-4, LM 5, LAD 6-10, LCX 11-15.
-
-    Raises:
-        ValueError: `segment` is not 1 to 15.
-    """
+    """Return the artery of an AHA segment; ValueError for a number that is not 1 to 15."""
     if segment not in AHA_SEGMENTS:
         raise ValueError(f"AHA segments are numbered 1 to 15, got {segment!r}")
     return AHA_SEGMENTS[segment].artery
 
 
 def laterality_of(segment: int) -> str:
-    """Return the side whose injection shows an AHA segment: RCA for 1-4, LCA for 5-15.
-
-    Raises:
-        ValueError: `segment` is not 1 to 15.
-    """
+    """Return the side whose injection shows an AHA segment: RCA for 1-4, LCA for 5-15."""
     return "RCA" if artery_of(segment) == "RCA" else "LCA"
 
 
 def segments_of(laterality: str) -> tuple[int, ...]:
-    """Return the AHA segments that an injection of this side shows, ascending.
-
-    Raises:
-        ValueError: `laterality` is neither LCA nor RCA.
-    """
+    """Return the AHA segments that an injection of this side shows; ValueError for no side."""
     if laterality not in LATERALITIES:
         raise ValueError(f"laterality must be LCA or RCA, got {laterality!r}")
     return tuple(n for n in AHA_SEGMENTS if laterality_of(n) == laterality)
-
-
-def segment_of_syntax(label: str) -> int:
-    """Return the AHA segment that a SYNTAX label (as in ARCADE) falls into.
-
-    Raises:
-        ValueError: SYNTAX has no such label.
-    """
-    if label not in _FROM_SYNTAX:
-        raise ValueError(f"no SYNTAX segment {label!r}; known: {', '.join(_FROM_SYNTAX)}")
-    return _FROM_SYNTAX[label]
 
 
 def check_lesion(lesion: Mapping) -> dict:
     """Return a lesion as a plain dict, checked.
 
     Args:
-        lesion: `segment` (AHA 1-15), `percent` (25, 50, 75, 90, 99 or 100), and optionally
-            `artery`, which must agree with the segment; further keys are kept out.
+        lesion: `segment` (AHA 1-15), `percent` (one of `GRADES`), and optionally `artery`, which
+            must agree with the segment; further keys are kept out.
 
     Returns:
         `{"segment": int, "percent": int, "artery": str}`.
 
     Raises:
-        ValueError: A key is missing, the grade is none of the six, or the artery contradicts
-            the segment.
+        ValueError: A key is missing, the grade is unknown, or the artery contradicts the segment.
     """
     if missing := {"segment", "percent"} - set(lesion):
         raise ValueError(f"lesion {dict(lesion)} lacks {sorted(missing)}")

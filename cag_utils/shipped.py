@@ -52,8 +52,7 @@ def check_phantom(folder: str | Path) -> Path:
         folder: One of `weights/`; any other folder is returned unchecked.
 
     Raises:
-        RuntimeError: Nobody has made the weights with this version of the phantom, or looked
-            whether they hold for it.
+        RuntimeError: Nobody has made the weights with this phantom, or looked whether they hold.
     """
     folder = Path(folder)
     record = folder.parent / PHANTOM
@@ -68,24 +67,22 @@ def check_phantom(folder: str | Path) -> Path:
     return folder
 
 
-def seal_weights(*names: str, folder: Path = WEIGHTS) -> dict[str, dict]:
+def seal_weights(*names: str, folder: Path = WEIGHTS) -> None:
     """Write the checksums of all weights, and that some were made with the phantom of now.
 
     Args:
         names: Networks that were just made.
         folder: Holds one folder a network.
-
-    Returns:
-        What `phantom.json` says now.
     """
     write_json(folder / CHECKSUMS, checksums(folder))
-    version = phantom_version()
+    version, record = phantom_version(), folder / PHANTOM
     fresh = {"made_with": version, "holds_for": {str(version): "made with it"}}
-    return _record(folder, dict.fromkeys(names, fresh))
+    known = read_json(record) if record.is_file() else {}
+    write_json(record, known | dict.fromkeys(names, fresh))
 
 
 def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
-    """Write that all weights hold for the phantom as it is now, and why.
+    """Write that all weights hold for the phantom as it is now; return what is recorded.
 
     Args:
         reason: What showed it, with a date.
@@ -98,14 +95,8 @@ def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
         raise ValueError("say what showed that the weights hold, with a date")
     found, version = read_json(folder / PHANTOM), str(phantom_version())
     held = {k: v | {"holds_for": v["holds_for"] | {version: reason}} for k, v in found.items()}
-    return _record(folder, held)
-
-
-def _record(folder: Path, entries: dict[str, dict]) -> dict[str, dict]:
-    path = folder / PHANTOM
-    found = (read_json(path) if path.is_file() else {}) | entries
-    write_json(path, found)
-    return found
+    write_json(folder / PHANTOM, held)
+    return held
 
 
 def checksums(folder: Path = WEIGHTS) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The spine of a run: where things are, which profile, which seed, and what was recorded."""
 
 import hashlib
-import hmac
 import json
 import os
 import platform
@@ -44,14 +43,7 @@ NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_imag
 
 
 def root() -> Path:
-    """Return the repository root, whichever folder the kernel was started in.
-
-    JupyterLab starts a kernel in the notebook's folder, papermill in the caller's, so a plain
-    relative path means two different places. The editable install knows where the repository is.
-
-    Returns:
-        `$CAG_ROOT` if set, else the folder that holds `cag_utils/`.
-    """
+    """Return `$CAG_ROOT` if set, else the folder that holds `cag_utils/`, wherever a kernel is."""
     return Path(os.environ.get("CAG_ROOT") or PACKAGE.parent).resolve()
 
 
@@ -61,19 +53,14 @@ def under_root(path: str | Path) -> Path:
 
 
 def data_dir(profile: Profile) -> Path:
-    """Return the folder that holds a profile's cohorts (`cnn/`, `corpus/`).
-
-    A phantom's folder carries a hash of its settings, so a changed setting never reads an old
-    cache.
+    """Return the folder of a profile's cohorts; a phantom's carries a hash of its settings.
 
     Raises:
         FileNotFoundError: The profile reads own data and its folder is not there.
     """
     if profile.data.source == "phantom":
-        settings = profile.data.model_dump_json().encode()
-        return (
-            root() / "data" / f"phantom_{profile.name}_{hashlib.sha256(settings).hexdigest()[:8]}"
-        )
+        digest = hashlib.sha256(profile.data.model_dump_json().encode()).hexdigest()
+        return root() / "data" / f"phantom_{profile.name}_{digest[:8]}"
     folder = under_root(profile.data.folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -86,8 +73,8 @@ def data_dir(profile: Profile) -> Path:
 def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
     """Return the secret key of the study's pseudonyms.
 
-    A phantom's key is fixed, so a rerun gives the same ids. Own data get a random key on first
-    use, in `data/private/`: whoever knows the key can try it on a list of real ids.
+    A phantom's key is fixed. Own data get a random one on first use, in `data/private/`: whoever
+    knows it can try it on a list of real ids.
 
     Args:
         profile: The study's profile.
@@ -117,18 +104,10 @@ def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of one notebook.
+    """One execution of one notebook."""
 
-    Attributes:
-        notebook: Its stem, e.g. `04_finetune`.
-        dir: `outputs/<profile>/<notebook>/<slug>/`, made.
-        profile: The validated profile.
-        seed: The notebook's seed.
-        started: Seconds, `time.monotonic()` at the start.
-    """
-
-    notebook: str
-    dir: Path
+    notebook: str  # its stem, e.g. `04_finetune`
+    dir: Path  # `outputs/<profile>/<notebook>/<slug>/`
     profile: Profile
     seed: int
     started: float = field(default_factory=time.monotonic)
@@ -139,10 +118,7 @@ class Run:
         return self.dir.parents[1]
 
     def need(self, path: str) -> Path:
-        """Return an input written by a lower-numbered notebook.
-
-        Args:
-            path: Below `outputs/<profile>/`, e.g. `03_build_corpus/all/pairs.csv`.
+        """Return an input, below `outputs/<profile>/`, written by a lower-numbered notebook.
 
         Raises:
             FileNotFoundError: It is not there; the message names the command that makes it.
@@ -158,8 +134,8 @@ class Run:
                 given["out_root"] = shlex.quote(str(self.outputs.parent))
             before = f"OUT_ROOT={given['out_root']} " if "out_root" in given else ""
             pattern = re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", RUN_NAMES.get(maker, "all"))
-            if told := re.fullmatch(pattern, run_name):
-                given |= told.groupdict()
+            told = re.fullmatch(pattern, run_name)
+            given |= told.groupdict() if told else {}
             options = " ".join(f"-p {name} {value}" for name, value in given.items())
             raise FileNotFoundError(
                 f"{found} is missing. Make it with:  "
@@ -169,22 +145,18 @@ class Run:
         return found
 
     def save_metrics(self, metrics: dict[str, float | int | str | None]) -> dict:
-        """Write `metrics.json` and `provenance.json`.
+        """Write `metrics.json` and `provenance.json`; return the metrics, for display.
 
         Args:
-            metrics: Flat, JSON-ready figures. Tests and tables read these, never printed text.
-                Two runs on one machine give the same bytes; what may differ (seconds, memory,
-                versions) goes to `provenance.json`.
-
-        Returns:
-            The metrics, for display.
+            metrics: Flat figures. Tests and tables read these, never printed text. Two runs on one
+                machine give the same bytes; what may differ (seconds, memory, versions) goes to
+                `provenance.json`.
 
         Raises:
             ValueError: A value is not a plain number, string or None.
         """
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()}
-        bad = {k: v for k, v in plain.items() if not isinstance(v, int | float | str | None)}
-        if bad:
+        if bad := {k: v for k, v in plain.items() if not isinstance(v, int | float | str | None)}:
             raise ValueError(f"metrics must be flat numbers, strings or None, got {bad}")
         write_json(self.dir / "metrics.json", plain)
         facts = {"profile": self.profile.name, "seed": self.seed}
@@ -196,24 +168,20 @@ class Run:
 def open_run(params: Params, notebook: str) -> Run:
     """Start a notebook: check the profile, make the run's folder, seed, set the theme, say so.
 
-    The study's own run carries a plain name (`RUN_NAMES`). A run by hand with other parameters
-    than the notebook declares adds them to its name, and one with the same parameters does not
-    write over a run that the workflow has made: nobody's experiment makes the study stale.
+    The study's own run carries a plain name (`RUN_NAMES`). A run by hand adds the parameters that
+    differ from the notebook's to its name, and never writes over a run that the workflow has made.
 
     Args:
         params: The notebook's checked parameters; needs `profile`, `out_root` and `seed`.
         notebook: The notebook's stem.
-
-    Returns:
-        The run. Versions, commit and device are printed.
     """
     import seaborn as sns
 
-    profile = load_profile(params.profile)
-    name = RUN_NAMES.get(notebook, "all").format_map(vars(params))
+    profile, pattern = load_profile(params.profile), RUN_NAMES.get(notebook, "all")
+    name = pattern.format_map(vars(params))
     folder = under_root(params.out_root) / profile.name / notebook
     if BY_WORKFLOW not in os.environ:
-        told = re.findall(r"{(\w+)}", RUN_NAMES.get(notebook, "all"))
+        told = re.findall(r"{(\w+)}", pattern)
         name = "_".join([name, *params.changes({*told, *NEUTRAL})])
         if (folder / name / f"{notebook}.ipynb").exists():  # executed by the workflow: its log
             name += "_by_hand"
@@ -228,10 +196,7 @@ def open_run(params: Params, notebook: str) -> Run:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's and NumPy's global generators, and torch's if it is loaded.
-
-    The study's own code takes generators as arguments; this is for libraries that do not.
-    """
+    """Seed the global generators, torch's if it is loaded, for libraries that take no other."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the legacy generator
     if torch := sys.modules.get("torch"):
@@ -246,16 +211,10 @@ def provenance() -> dict[str, str | float]:
     return facts
 
 
-def keyed_hash(value: str, key: bytes, digits: int = 12) -> str:
-    """Return the first hex digits of HMAC-SHA256, the study's one pseudonym function."""
-    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:digits]
-
-
 def write_json(path: Path, content: dict) -> None:
     """Write JSON with sorted keys, UTF-8, one trailing newline."""
-    path.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:

@@ -24,14 +24,7 @@ TAG = "CAG_STUDY_PROCESS"  # in the environment of all that a study starts: whic
 
 
 def notebook_sources(notebook: Path) -> list[Path]:
-    """Return the notebook and every module of the package that it reaches by import.
-
-    Args:
-        notebook: Path of an .ipynb.
-
-    Returns:
-        The notebook first, then modules in name order.
-    """
+    """Return the notebook, then every module of the package that it reaches, in name order."""
     found: set[Path] = set()
     pending = _read_code(notebook)[1]
     while pending:
@@ -45,12 +38,9 @@ def notebook_sources(notebook: Path) -> list[Path]:
 def code_digest(notebook: Path) -> str:
     """Return a hash of the code that a notebook runs: its cells', and that of modules it reaches.
 
-    Snakemake keeps it with a step's outputs: a step is stale when code behind it changed, and only
-    then. Prose, outputs, metadata, comments, layout and file times do not count, so neither does
-    opening a notebook in JupyterLab, or another branch and back.
-
-    Args:
-        notebook: Path of an .ipynb.
+    Snakemake keeps it with a step's outputs: a step is stale when code behind it changed. Prose,
+    outputs, metadata, comments, layout and file times do not count: opening a notebook in
+    JupyterLab changes nothing, nor does another branch and back.
     """
     total = hashlib.sha256()
     for path in notebook_sources(notebook):
@@ -79,12 +69,7 @@ def _read_code(path: Path) -> tuple[str, set[Path]]:
 
 
 def imported_files(tree: ast.Module, package: Path = PACKAGE) -> set[Path]:
-    """Return the package's files that one source imports, anywhere in it.
-
-    Args:
-        tree: The parsed source.
-        package: Folder of the package.
-    """
+    """Return the package's files that a parsed source imports, anywhere in it."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -102,9 +87,6 @@ def run_study(arguments: list[str]) -> None:
     The lock is the kernel's (flock): it ends with the process that holds it, however that dies.
     Whoever holds it knows that snakemake's own lock files are a dead one's, and that processes
     tagged with this folder have lost their study. A watcher kills those as soon as it is left.
-
-    Args:
-        arguments: Snakemake's.
 
     Raises:
         SystemExit: Always; with one line that names the process if another study runs here.
@@ -161,19 +143,12 @@ def _plain_snakemake(folder: Path) -> int | None:
     return None
 
 
-def end_processes(is_meant: Callable[[str], bool]) -> list[int]:
-    """Kill processes that a study started, told by the tag in their environment.
+def end_processes(is_meant: Callable[[str], bool]) -> None:
+    """Kill the processes that a study started whose tag `is_meant`.
 
     A kernel runs in a session of its own and its workers in theirs, so no process group holds
-    them all; what they inherit does.
-
-    Args:
-        is_meant: Of a tag, whether its processes are to end.
-
-    Returns:
-        Their process numbers.
+    them all; the environment that they inherit does.
     """
-    ended: list[int] = []
     for _ in range(6):  # one of them may have started another meanwhile
         found = [x for x in psutil.process_iter() if x.pid != os.getpid() and is_meant(_tag(x))]
         if not found:
@@ -181,9 +156,7 @@ def end_processes(is_meant: Callable[[str], bool]) -> list[int]:
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        ended += [process.pid for process in found]
         psutil.wait_procs(found, timeout=10)
-    return ended
 
 
 def _tag(process: psutil.Process) -> str:
@@ -194,16 +167,7 @@ def _tag(process: psutil.Process) -> str:
 
 
 def run_notebook(arguments: list[str]) -> None:
-    """Run papermill's command line with CurveZMQ between it and the kernel.
-
-    A kernel that talks plain TCP says so on every start.
-
-    Args:
-        arguments: Papermill's.
-
-    Raises:
-        SystemExit: Always, as papermill does.
-    """
+    """Run papermill's command line with CurveZMQ: a kernel on plain TCP warns on every start."""
     import zmq
     from papermill.cli import papermill
     from papermill.engines import NBClientEngine, papermill_engines
@@ -224,10 +188,8 @@ def forget_kernel(model: dict, **_) -> None:
     """Keep what JupyterLab notes about the running kernel out of a notebook that it saves.
 
     JupyterLab writes the kernel's exact version into every notebook that is opened, which git would
-    show as a change. `make lab` hands this to the server (`ContentsManager.pre_save_hook`).
-
-    Args:
-        model: The server's model of a file; changed in place.
+    show as a change. `make lab` hands this to the server (`ContentsManager.pre_save_hook`), whose
+    `model` of a file is changed in place.
     """
     if model["type"] == "notebook":
         model["content"]["metadata"].pop("language_info", None)

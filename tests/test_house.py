@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cag_utils.rooms import (
-    CLOSE,
-    OPEN,
-    TOP,
-    draw_rooms,
-    read_imports,
-    room_arrows,
-    room_of,
-    room_sizes,
-    update_picture,
-)
+from cag_utils import rooms
+from cag_utils.rooms import CLOSE, OPEN, TOP, room_of
 from cag_utils.workflow import PACKAGE, notebook_sources
 from tests.conftest import ROOT
 
@@ -30,7 +21,7 @@ COMMAND = "phantom/__main__.py"  # `python -m cag_utils.phantom`: the study's do
 def forbidden_arrows(package):
     """Imports of a study room, or of the phantom, that point the wrong way, as `from -> to`."""
     wrong = []
-    for path, imported in read_imports(package).items():
+    for path, imported in rooms.read_imports(package).items():
         room, name = room_of(path, package), path.relative_to(package).as_posix()
         for other in sorted(imported):
             target, to = room_of(other, package), other.relative_to(package).as_posix()
@@ -61,23 +52,11 @@ def shared_names(package):
     return {n: at for n, at in homes.items() if len(at) > 1 and n[0] != "_" and n not in mains}
 
 
-def full_inits(package):
-    """`__init__` files that hold anything: imports through them would hide from the workflow."""
-    inits = package.rglob("__init__.py")
-    return [x.relative_to(package).as_posix() for x in inits if x.read_text(encoding="utf-8")]
-
-
-def shadowed(package):
-    """Modules beside a package of the same name: Python would take the package."""
-    return [
-        path.relative_to(package).as_posix()
-        for path in sorted(package.rglob("*.py"))
-        if (path.with_suffix("") / "__init__.py").exists()
-    ]
-
-
-def count_lines(paths):
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+def misleading(package):
+    """Inits that hold anything (their imports would hide), modules that a package shadows."""
+    full = [x for x in package.rglob("__init__.py") if x.read_text(encoding="utf-8")]
+    hidden = [x for x in package.rglob("*.py") if (x.with_suffix("") / "__init__.py").exists()]
+    return [x.relative_to(package).as_posix() for x in full + hidden]
 
 
 def test_no_study_room_uses_what_stands_beside_it_and_the_phantom_could_leave():
@@ -85,9 +64,11 @@ def test_no_study_room_uses_what_stands_beside_it_and_the_phantom_could_leave():
 
 
 def test_no_modules_and_no_rooms_import_in_a_circle():
-    assert circle(read_imports(PACKAGE)) == []
-    rooms = {room: others - {TOP} for room, others in room_arrows(PACKAGE).items() if room != TOP}
-    assert circle(rooms) == []
+    assert circle(rooms.read_imports(PACKAGE)) == []
+    arrows = {
+        room: others - {TOP} for room, others in rooms.room_arrows(PACKAGE).items() if room != TOP
+    }
+    assert circle(arrows) == []
 
 
 def test_a_public_name_has_one_meaning():
@@ -95,22 +76,22 @@ def test_a_public_name_has_one_meaning():
 
 
 def test_inits_are_empty_and_no_package_hides_a_module():
-    assert full_inits(PACKAGE) == [] and shadowed(PACKAGE) == []
+    assert misleading(PACKAGE) == []
 
 
 def test_every_room_says_what_it_is_for():
-    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {TOP}
-    assert STUDY - {TOP} | BESIDE | {"phantom"} <= rooms
-    for room in rooms:
+    found = {room_of(path) for path in PACKAGE.rglob("*.py")} - {TOP}
+    assert STUDY - {TOP} | BESIDE | {"phantom"} <= found
+    for room in found:
         text = (PACKAGE / room / "README.md").read_text(encoding="utf-8")
         assert text.startswith("# ") and "otebook" in text, room
 
 
 def test_the_house_stays_small():
-    sizes = room_sizes()
+    sizes = rooms.room_sizes()
     assert sizes["rooms.all.files"] <= 95 and sizes["rooms.all.lines"] <= 18_500
     tests = [path for path in (ROOT / "tests").rglob("*.py") if "benchmarks" not in path.parts]
-    assert count_lines(tests) <= 11_000
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tests) <= 11_000
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     reached = {path for notebook in notebooks for path in notebook_sources(notebook)[1:]}
     assert len(notebooks) == 9 and len(reached) <= 55
@@ -118,7 +99,7 @@ def test_the_house_stays_small():
 
 def test_the_readmes_picture_of_the_rooms_is_of_today():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert OPEN + draw_rooms() + CLOSE in text, "run: python -m cag_utils.rooms"
+    assert OPEN + rooms.draw_rooms() + CLOSE in text, "run: python -m cag_utils.rooms"
 
 
 # Small packages made up, so that each check is seen to fail.
@@ -126,10 +107,10 @@ def test_the_readmes_picture_of_the_rooms_is_of_today():
 
 @pytest.fixture
 def house(tmp_path):
-    """Make a package of the given texts: `house({"vlm/sft.py": "x = 1"})`."""
+    """Make a small package, sound but for the given texts: `house({"vlm/sft.py": "x = 1"})`."""
 
     def build(files: dict[str, str]) -> Path:
-        for name, text in files.items():
+        for name, text in (SOUND | files).items():
             path = tmp_path / "cag_utils" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -152,9 +133,9 @@ SOUND = {
 
 
 def test_a_sound_house_passes(house):
-    package = house(SOUND)
-    assert forbidden_arrows(package) == full_inits(package) == shadowed(package) == []
-    assert shared_names(package) == {} and circle(read_imports(package)) == []
+    package = house({})
+    assert forbidden_arrows(package) == misleading(package) == []
+    assert shared_names(package) == {} and circle(rooms.read_imports(package)) == []
 
 
 @pytest.mark.parametrize(
@@ -167,42 +148,39 @@ def test_a_sound_house_passes(house):
     ],
 )
 def test_an_arrow_the_wrong_way_is_seen(house, name, text, wrong):
-    assert forbidden_arrows(house(SOUND | {name: text})) == [f"{name} -> {wrong}"]
+    assert forbidden_arrows(house({name: text})) == [f"{name} -> {wrong}"]
 
 
 def test_circles_of_modules_and_of_rooms_are_seen(house):
-    package = house(SOUND | {"vlm/sft.py": "from cag_utils.scores import rubric"})
-    found = circle(read_imports(package))
+    package = house({"vlm/sft.py": "from cag_utils.scores import rubric"})
+    found = circle(rooms.read_imports(package))
     assert {Path(place).name for place in found} == {"sft.py", "rubric.py"}
     # Two files each way: no module imports itself, but the rooms do.
-    package = house(SOUND | {"vlm/lora.py": "from cag_utils.scores import rubric"})
+    package = house({"vlm/lora.py": "from cag_utils.scores import rubric"})
     (package / "vlm" / "sft.py").write_text("", encoding="utf-8")
-    assert circle(read_imports(package)) == []
-    assert set(circle(room_arrows(package))) == {"vlm", "scores"}
+    assert circle(rooms.read_imports(package)) == []
+    assert set(circle(rooms.room_arrows(package))) == {"vlm", "scores"}
 
 
-def test_a_second_meaning_of_a_name_is_seen(house):
-    package = house(SOUND | {"vlm/lora.py": "def Segment(): ...", "vlm/sft.py": "def _own(): ..."})
+def test_a_second_meaning_of_a_name_a_full_init_and_a_hidden_module_are_seen(house):
+    package = house({"vlm/lora.py": "def Segment(): ...", "vlm/sft.py": "def _own(): ..."})
     assert shared_names(package) == {"Segment": ["segments.py", "vlm/lora.py"]}
-
-
-def test_a_full_init_and_a_hidden_module_are_seen(house):
-    package = house(SOUND | {"params/__init__.py": "", "vlm/__init__.py": "from x import y"})
-    assert full_inits(package) == ["vlm/__init__.py"] and shadowed(package) == ["params.py"]
+    package = house({"params/__init__.py": "", "vlm/__init__.py": "from x import y"})
+    assert misleading(package) == ["vlm/__init__.py", "params.py"]
 
 
 def test_sizes_and_picture_count_what_is_there(house, tmp_path):
-    package = house(SOUND | {"vlm/lora.py": "a = 1\nb = 2\n"})
-    sizes = room_sizes(package)
+    package = house({"vlm/lora.py": "a = 1\nb = 2\n"})
+    sizes = rooms.room_sizes(package)
     assert sizes["rooms.vlm.files"] == 2 and sizes["rooms.vlm.lines"] == 3
     assert sizes["rooms.top.files"] == sizes["rooms.top.lines"] == 1  # the others are empty
-    drawn = draw_rooms(package)
+    drawn = rooms.draw_rooms(package)
     assert "    scores --> vlm\n" in drawn and "--> top" not in drawn and "vlm --> " not in drawn
     assert 'vlm["vlm<br>2 files, 0.0k lines"]' in drawn
     readme = tmp_path / "README.md"
-    with pytest.raises(ValueError, match="no markers of the rooms"):
+    with pytest.raises(ValueError, match="lacks the markers"):
         readme.write_text("# House\n", encoding="utf-8")
-        update_picture(readme, package)
+        rooms.update_picture(readme, package)
     readme.write_text(f"# House\n{OPEN}old\n{CLOSE}\nend\n", encoding="utf-8")
-    update_picture(readme, package)
+    rooms.update_picture(readme, package)
     assert readme.read_text(encoding="utf-8") == f"# House\n{OPEN}{drawn}{CLOSE}\nend\n"

@@ -19,10 +19,9 @@ pytestmark = pytest.mark.notebook
 
 
 def test_the_whole_study_leaves_every_notebooks_metrics(study):
-    finetune = load_profile("smoke").finetune
+    finetune, both = load_profile("smoke").finetune, ("05_generate_reports", "07_physician_scores")
     slugs = {f"04_finetune/{b}_{la}" for b in finetune.backbones for la in finetune.languages}
-    slugs |= {f"{n}/{la}" for la in finetune.languages for n in ("05_generate_reports",)}
-    slugs |= {f"{n}/{la}" for la in finetune.languages for n in ("07_physician_scores",)}
+    slugs |= {f"{name}/{la}" for la in finetune.languages for name in both}
     slugs |= {"00_frame_sampling/cnn", "00_frame_sampling/corpus", "01_train_cnn/six_class"}
     slugs |= {"02_confusion_matrices/six_class", "03_build_corpus/all", "06_vlscore/en"}
     slugs |= {"08_paper_tables/all"}
@@ -110,8 +109,7 @@ def test_a_mistyped_parameter_stops_the_run(tmp_path):
 def test_any_folder_of_cines_can_be_sampled(real_data, tmp_path):
     metrics = execute("00_frame_sampling", tmp_path, data_dir=str(real_data))
     [folder] = (tmp_path / "smoke" / "00_frame_sampling").iterdir()
-    frames = pd.read_csv(folder / "frames.csv")
-    rejected = pd.read_csv(folder / "rejected.csv")
+    frames, rejected = (pd.read_csv(folder / f"{name}.csv") for name in ("frames", "rejected"))
     assert len(set(frames["video_id"])) == 1 and frames["frame"].diff().dropna().ge(5).all()
     n_files = sum(path.is_file() for path in real_data.rglob("*"))
     assert len(rejected) == n_files - 1 and rejected["reason"].notna().all()

@@ -18,11 +18,8 @@ class Demo(Params):
 GOOD = {"profile": "smoke", "epochs": 3, "rate": 0.5, "ship": False}
 
 
-def test_reads_the_declared_names_and_nothing_else():
+def test_reads_the_declared_names_and_a_whole_number_for_a_float():
     assert Demo.read(GOOD | {"other": 1}) == Demo("smoke", 3, 0.5, False)
-
-
-def test_a_whole_number_is_good_enough_for_a_float():
     params = Demo.read(GOOD | {"rate": 2})
     assert params.rate == 2.0 and type(params.rate) is float
 
@@ -35,22 +32,18 @@ def test_a_whole_number_is_good_enough_for_a_float():
         ({"profile": 7}, "profile should be str, got 7"),
         ({"ship": 1}, "ship should be bool"),
         ({"rate": None}, "rate should be float"),
+        ({"epochs": "missing"}, "epochs should be int, got None"),
     ],
 )
-def test_refuses_a_wrong_type(change, match):
+def test_refuses_a_wrong_type_and_a_missing_name(change, match):
     with pytest.raises(ValueError, match=match):
-        Demo.read(GOOD | change)
+        Demo.read({k: v for k, v in (GOOD | change).items() if v != "missing"})
 
 
 def test_refuses_what_papermill_only_warns_about():
     history = ["x = 1", "# Parameters\nepoch = 9\nprofile = 'smoke'\n"]
     with pytest.raises(ValueError, match="unknown parameter 'epoch' .did you mean 'epochs'"):
         Demo.read(GOOD | {"In": history, "epoch": 9})
-
-
-def test_a_missing_name_is_named():
-    with pytest.raises(ValueError, match="epochs should be int, got None"):
-        Demo.read({k: v for k, v in GOOD.items() if k != "epochs"})
 
 
 NAMES = st.text("abcdef_", min_size=1, max_size=8)

@@ -10,8 +10,7 @@ PHANTOM = (FOLDER / "phantom.yaml").read_text(encoding="utf-8")
 
 
 def test_the_three_profiles_load():
-    assert profile_names() == ["paper", "phantom", "smoke"]
-    assert all(load_profile(name).name == name for name in profile_names())
+    assert [load_profile(name).name for name in profile_names()] == ["paper", "phantom", "smoke"]
 
 
 def test_the_paper_profile_holds_what_the_paper_prints():
@@ -51,23 +50,17 @@ def test_a_wrong_profile_is_refused_with_the_right_name(old, new, match):
         parse_profile(PHANTOM.replace(old, new, 1), "x", "x.yaml")
 
 
-def test_text_that_is_no_mapping_is_refused():
+def test_text_that_is_no_mapping_and_an_unknown_profile_are_refused():
     with pytest.raises(ValueError, match="a profile is a mapping"):
         parse_profile("- a", "x", "x.yaml")
-
-
-def test_an_unknown_profile_suggests_the_right_one():
     with pytest.raises(ValueError, match=r"unknown profile 'phantm' \(did you mean 'phantom'"):
         load_profile("phantm")
 
 
-def test_a_profile_cannot_be_changed_after_loading():
-    profile = load_profile("smoke")
+def test_profiles_hold_the_same_keys_and_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
-        profile.cnn.epochs = 3
+        load_profile("smoke").cnn.epochs = 3
 
-
-def test_profiles_hold_the_same_keys():
     def keys(text):
         return {(s, k) for s, v in yaml.safe_load(text).items() for k in v}
 

@@ -5,19 +5,21 @@ import sys
 
 import pytest
 
-from cag_utils import reference, yardstick
+from cag_utils import reference
 from cag_utils.reference import update_readme
 from cag_utils.study import read_json, write_json
 
-FIGURES = {
-    **{f"cnn.{name}": 0.9 for name in ("laterality_f1", "three_class_f1", "six_class_f1")},
-    "cnn.laterality_f1_low": 0.85,
-    "cnn.laterality_f1_high": 0.95,
-    "finetune.gemma3.en.lesions_named": 0.5,
-    "finetune.gemma3.en.overall_mean": 6.0,
-    "study.minutes": 11.25,
-    "study.peak_gb": 2.5,
-}
+FIGURES = {f"cnn.{name}": 0.9 for name in ("laterality_f1", "three_class_f1", "six_class_f1")}
+FIGURES |= {"finetune.gemma3.en.lesions_named": 0.5, "finetune.gemma3.en.overall_mean": 6.0}
+FIGURES |= {"study.minutes": 11.25, "study.peak_gb": 2.5}
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """A repository with a reference, and what the README was last given."""
+    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    (tmp_path / "outputs" / "reference").mkdir(parents=True)
+    return tmp_path
 
 
 def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
@@ -28,7 +30,7 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
     assert text.startswith("a\n<!-- results") and text.endswith("<!-- end of results -->\nb\n")
     assert "old" not in text and "whole study" in text
     page.write_text("no markers\n")
-    with pytest.raises(ValueError, match="no result markers"):
+    with pytest.raises(ValueError, match="lacks the markers"):
         update_readme(page, FIGURES)
 
 
@@ -39,21 +41,15 @@ def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path):
     for name in ("A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "gone.csv"):
         (old / name).write_text("old", encoding="utf-8")
     (tables / "table1.csv").write_text("new", encoding="utf-8")
-    reference.copy_study(tmp_path / "run", old, keep=tuple(reference.APPENDICES))
-    kept = {path.name for path in old.iterdir()}
-    assert kept == {
-        "A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv",
-    }  # fmt: skip
-    reference.copy_study(tmp_path / "run", old, keep=())
-    assert {path.name for path in old.iterdir()} == {"gpu.md", "table1.csv"}
+    reference.copy_study(tmp_path / "run", old)
+    kept = {"A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv"}
+    assert {path.name for path in old.iterdir()} == kept
 
 
-def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
-    folder = tmp_path / "outputs" / "reference"
-    run = tmp_path / "outputs" / "phantom" / "A6_ablations" / "conceptclip_gemma3_en"
-    for made in (folder, run):
-        made.mkdir(parents=True)
+def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(at, monkeypatch):
+    folder = at / "outputs" / "reference"
+    run = at / "outputs" / "phantom" / "A6_ablations" / "conceptclip_gemma3_en"
+    run.mkdir(parents=True)
     old = {"cnn.z": 0.9, "ablation.longer.overall": 1.0, "ablation.named_gone": 2.0}
     write_json(folder / "metrics.json", old)
     write_json(folder / "provenance.json", {"commit": "first"})
@@ -73,18 +69,15 @@ def test_an_appendix_alone_replaces_its_own_figures_and_nothing_else(tmp_path, m
     assert read_json(folder / "provenance.json") == facts
 
 
-def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "under_root", lambda name: tmp_path / name)
-    (tmp_path / "outputs" / "reference").mkdir(parents=True)
-    path = tmp_path / "outputs" / "reference" / "metrics.json"
+def test_benchmarks_alone_replace_the_benchmarks(at, monkeypatch):
+    path = at / "outputs" / "reference" / "metrics.json"
     write_json(path.with_name("provenance.json"), {})
-    monkeypatch.setattr(reference.yardstick, "measure", lambda: {"seconds": 0.5})
+    monkeypatch.setattr(reference, "measure_yardstick", lambda: {"seconds": 0.5})
     write_json(path, {"cnn.z": 0.9, "benchmark.gone": 1.0, "benchmark.kept_name": 1.0})
-    scripts = tmp_path / "tests" / "benchmarks"
+    scripts = at / "tests" / "benchmarks"
     scripts.mkdir(parents=True)
     (scripts / "bench_kept.py").write_text("print('noise')\nprint('{\"kept_name\": 2.0}')\n")
     (scripts / "bench_other.py").write_text("print('{\"other\": 3.0}')\n")
-    monkeypatch.setattr(reference, "root", lambda: tmp_path)
     monkeypatch.setattr(reference, "update_readme", lambda page, found: None)
     reference.refresh_parts(["bench_kept"])
     kept = {"cnn.z": 0.9, "benchmark.kept_name": 2.0, "benchmark.bench_kept.yardstick": 0.5}
@@ -94,19 +87,15 @@ def test_benchmarks_alone_replace_the_benchmarks(tmp_path, monkeypatch):
     assert read_json(path) == kept | other
 
 
-def test_the_commit_is_noted_before_a_tracked_file_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    page, folder = tmp_path / "README.md", tmp_path / "outputs" / "reference"
+def test_the_commit_is_noted_before_a_tracked_file_is_written(at, monkeypatch):
+    page, folder = at / "README.md", at / "outputs" / "reference"
     page.write_text("<!-- results: make reference -->\n<!-- end of results -->\n")
-    for made in (folder, tmp_path / "outputs" / "phantom" / "08_paper_tables" / "all"):
-        made.mkdir(parents=True)
+    (at / "outputs" / "phantom" / "08_paper_tables" / "all").mkdir(parents=True)
     write_json(folder / "metrics.json", {"benchmark.x": 2.0, "leakage.y": 0.1, "cnn.z": 0.9})
-    room = tmp_path / "cag_utils" / "phantom" / "anatomy"
-    room.mkdir(parents=True)
-    (room / "tree.py").write_text("a = 1\nb = 2\n")
-    (tmp_path / "cag_utils" / "study.py").write_text("a = 1\n")
+    (at / "cag_utils").mkdir()
+    (at / "cag_utils" / "study.py").write_text("a = 1\n")
     for words in ("init -q", "add .", "-c user.name=x -c user.email=x commit -qm x"):
-        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+        subprocess.run(["git", *words.split()], cwd=at, check=True)
     monkeypatch.setattr(reference.shutil, "rmtree", lambda *_, **__: None)
     monkeypatch.setattr(reference, "measured_run", lambda command: {"study.minutes": 1.0})
     monkeypatch.setattr(reference, "headline_figures", lambda *_: FIGURES)
@@ -115,15 +104,12 @@ def test_the_commit_is_noted_before_a_tracked_file_is_written(tmp_path, monkeypa
     assert reference.provenance()["commit"].endswith("-dirty")
     found = read_json(folder / "metrics.json")
     assert found["benchmark.x"] == 2.0 and found["leakage.y"] == 0.1 and "cnn.z" not in found
-    rooms = {"top.lines": 1, "top.files": 1, "phantom.lines": 2, "phantom.files": 1}
-    rooms |= {"all.lines": 3, "all.files": 2}
-    assert {k: v for k, v in found.items() if k.startswith("rooms.")} == {
-        f"rooms.{k}": v for k, v in rooms.items()
-    }
+    rooms = {k: v for k, v in found.items() if k.startswith("rooms.")}
+    assert rooms == {f"rooms.{r}.{unit}": 1 for r in ("top", "all") for unit in ("lines", "files")}
 
 
 def test_a_run_is_measured_in_minutes_and_in_yardsticks(monkeypatch):
-    monkeypatch.setattr(reference.yardstick, "measure", lambda: {"numpy": 0.1, "seconds": 0.01})
+    monkeypatch.setattr(reference, "measure_yardstick", lambda: {"numpy": 0.1, "seconds": 0.01})
     found = reference.measured_run([sys.executable, "-c", "import time; time.sleep(2)"])
     assert 200 <= found["study.yardsticks"] < 12000 and found["study.yardstick"] == 0.01
     assert found["study.yardstick_numpy"] == 0.1 and found["study.minutes"] > 0.03
@@ -132,7 +118,7 @@ def test_a_run_is_measured_in_minutes_and_in_yardsticks(monkeypatch):
 
 
 def test_the_yardstick_times_three_kinds_of_work():
-    found = yardstick.measure()
+    found = reference.measure_yardstick()
     assert set(found) == {"numpy", "numba", "decoding", "seconds"}
     parts = [value for name, value in found.items() if name != "seconds"]
     assert all(0.01 < value < 60 for value in parts)

@@ -20,16 +20,10 @@ from cag_utils.study import read_json
 NETWORKS = sorted(path.parent for path in WEIGHTS.rglob("*.safetensors"))
 
 
-def test_every_shipped_file_is_what_its_checksum_says():
+def test_networks_are_what_their_checksums_say_small_and_hold_for_the_phantom_as_it_is():
     assert len(NETWORKS) >= 7 and checksums() == read_json(WEIGHTS / CHECKSUMS)
-
-
-def test_all_networks_together_are_small():
     megabytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) / 1e6
     assert megabytes < 40  # so that a clone stays light
-
-
-def test_every_shipped_network_holds_for_the_phantom_as_it_is():
     assert set(read_json(WEIGHTS / PHANTOM)) == {folder.name for folder in NETWORKS}
     assert [check_phantom(folder) for folder in NETWORKS] == NETWORKS
 
@@ -70,8 +64,8 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
 
 
 def test_a_card_by_hand(tmp_path):
-    path = write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
-    text = path.read_text(encoding="utf-8")
+    write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "1,234,567" in text and "| side | 0.988 |" in text
     with pytest.raises(ValueError, match="at least one held-out measure"):
         write_card(tmp_path, "A twin.", "notebook A4", 1, {})

@@ -1,7 +1,4 @@
-import hashlib
-import hmac
 import shlex
-import stat
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +26,6 @@ def demo(tmp_path, monkeypatch):
     return lambda **given: study.open_run(
         Demo(**{"out_root": f"{tmp_path}/my runs"} | given), "04_finetune"
     )
-
-
-@pytest.fixture
-def run(demo):
-    return demo(seed=3)
 
 
 def test_a_run_lands_in_its_own_folder(demo, tmp_path):
@@ -77,35 +69,29 @@ def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monke
     ],
 )  # fmt: skip
 def test_a_missing_input_names_the_command_that_makes_it(notebook, path, told, tmp_path):
-    params = Demo(out_root=f"{tmp_path}/my $(runs)")
-    run = study.Run(
-        notebook, tmp_path / "my $(runs)/smoke" / notebook / "x", load_profile("smoke"), 0
-    )
+    out = tmp_path / "my $(runs)"
     with pytest.raises(FileNotFoundError) as error:
-        run.need(path)
-    alone, study_line = [shlex.split(x.split(":  ")[1]) for x in str(error.value).splitlines()][
-        ::-1
-    ]
-    assert study_line == [f"OUT_ROOT={params.out_root}", "make", "study", "PROFILE=smoke"]
+        study.Run(notebook, out / "smoke" / notebook / "x", load_profile("smoke"), 0).need(path)
+    whole, alone = [shlex.split(x.split(":  ")[1]) for x in str(error.value).splitlines()]
+    assert whole == [f"OUT_ROOT={out}", "make", "study", "PROFILE=smoke"]
     assert alone[:3] == ["papermill", f"notebooks/{path.split('/')[0]}.ipynb", "out.ipynb"]
     given = dict(zip(alone[4::3], alone[5::3], strict=True))
-    assert given == {"profile": "smoke", "out_root": params.out_root} | told
+    assert given == {"profile": "smoke", "out_root": str(out)} | told
 
 
-def test_a_present_input_is_returned(run):
+def test_a_notebook_reads_lower_numbers_alone(demo):
+    run = demo()
     path = run.outputs / "03_build_corpus" / "all" / "pairs.csv"
     path.parent.mkdir(parents=True)
-    path.write_text("x", encoding="utf-8")
+    path.touch()
     assert run.need("03_build_corpus/all/pairs.csv") == path
+    for later in ("04_finetune/x", "05_generate_reports/en/generations.csv"):
+        with pytest.raises(ValueError, match="only lower-numbered"):
+            run.need(later)
 
 
-@pytest.mark.parametrize("path", ["04_finetune/x", "05_generate_reports/en/generations.csv"])
-def test_a_notebook_reads_only_lower_numbers(run, path):
-    with pytest.raises(ValueError, match="only lower-numbered"):
-        run.need(path)
-
-
-def test_metrics_are_flat_and_plain(run):
+def test_metrics_are_flat_and_plain(demo):
+    run = demo(seed=3)
     saved = run.save_metrics({"f1": np.float32(0.5), "n": np.int64(3), "note": None})
     assert saved == {"f1": 0.5, "n": 3, "note": None} == study.read_json(run.dir / "metrics.json")
     facts = study.read_json(run.dir / "provenance.json")
@@ -123,27 +109,10 @@ def test_the_seed_makes_global_generators_repeat():
     assert draws[0] == draws[1]
 
 
-def test_keyed_hash_is_hmac_sha256():
-    want = hmac.new(b"k", b"1.2.3", hashlib.sha256).hexdigest()[:12]
-    assert study.keyed_hash("1.2.3", b"k") == want != study.keyed_hash("1.2.3", b"other")
-
-
-def test_own_data_get_a_private_random_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    key = study.pseudonym_key(load_profile("paper"))
-    path = tmp_path / "data" / "private" / "pseudonym.key"
-    assert len(key) == 32 and study.pseudonym_key(load_profile("paper")) == key
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_the_phantom_key_is_fixed_and_its_folder_follows_the_settings():
+def test_own_data_must_be_there_and_a_phantoms_folder_follows_its_settings(tmp_path, monkeypatch):
     smoke = load_profile("smoke")
-    assert study.pseudonym_key(smoke) == b"phantom:smoke"
     larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
     assert study.data_dir(smoke) != study.data_dir(larger)
-
-
-def test_own_data_must_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="data.folder"):
         study.data_dir(load_profile("paper"))

@@ -20,8 +20,8 @@ from jupyter_server.services.contents.filemanager import FileContentsManager
 
 from cag_utils.study import root
 from cag_utils.workflow import PACKAGE, TAG, code_digest, imported_files, notebook_sources
+from tests.running import NOTEBOOKS
 
-WORKFLOW = [sys.executable, "-m", "cag_utils.workflow"]
 SPITEFUL = 'a "b" c\'d ($(touch pwned))'
 
 
@@ -32,18 +32,17 @@ def notebook(path, *sources):
     return path
 
 
-def test_imports_are_followed_into_the_package(tmp_path):
-    path = notebook(tmp_path / "n.ipynb", "import os\nfrom cag_utils.study import open_run")
+def test_imports_are_followed_into_the_package_wherever_they_stand(tmp_path):
+    sources = [
+        "import os\nfrom cag_utils.study import open_run",
+        "def f():\n    import cag_utils.splits",
+    ]
+    path = notebook(tmp_path / "n.ipynb", *sources)
     found = notebook_sources(path)
-    assert found[0] == path
-    assert {PACKAGE / f"{name}.py" for name in ("study", "profiles", "params")} <= set(found)
-    assert PACKAGE / "report.py" not in found
-
-
-def test_modules_of_the_phantom_and_plain_imports_count_too(tmp_path):
-    sources = ["from cag_utils.phantom import cohort", "def f():\n    import cag_utils.report"]
-    found = notebook_sources(notebook(tmp_path / "n.ipynb", *sources))
-    assert {PACKAGE / "phantom" / "cohort.py", PACKAGE / "report.py"} <= set(found)
+    wanted = {PACKAGE / f"{name}.py" for name in ("study", "profiles", "params", "splits")}
+    assert found[0] == path and wanted <= set(found) and PACKAGE / "report.py" not in found
+    alone = notebook(tmp_path / "m.ipynb", "import numpy", "%matplotlib inline", "half a cell (")
+    assert notebook_sources(alone) == [alone]
 
 
 def test_modules_of_rooms_within_rooms_count_too(tmp_path):
@@ -56,27 +55,19 @@ def test_modules_of_rooms_within_rooms_count_too(tmp_path):
     assert imported_files(ast.parse(source), package) == wanted
 
 
-def test_a_notebook_without_the_package_depends_on_itself_alone(tmp_path):
-    path = notebook(tmp_path / "n.ipynb", "import numpy", "%matplotlib inline", "half a cell (")
-    assert notebook_sources(path) == [path]
-
-
 def test_code_makes_a_step_stale_and_nothing_else(tmp_path):
-    def digest(name, *sources):
-        return code_digest(notebook(tmp_path / name, *sources))
+    def digest(*sources):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return code_digest(notebook(folder / "n.ipynb", *sources))
 
-    (tmp_path / "x").mkdir()
-    first = digest("n.ipynb", "a = 1", "b = a + 1")
-    assert digest("x/n.ipynb", "a = 1  # why", "b = (a +\n     1)") == first
+    first = digest("a = 1", "b = a + 1")
+    assert digest("a = 1  # why", "b = (a +\n     1)") == first
     others = [("a = 2", "b = a + 1"), ("a = 1", "b = a + 1", "%time a"), ("a = 1\nb = a + 1",)]
-    (tmp_path / "y").mkdir()
-    found = {code_digest(notebook(tmp_path / "y" / f"{i}.ipynb", *x)) for i, x in enumerate(others)}
-    assert len(found | {first}) == 4
+    assert len({first, *(digest(*sources) for sources in others)}) == 4
 
 
-@pytest.mark.parametrize(
-    "page", sorted((root() / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("page", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_a_notebook_that_jupyterlab_opened_and_saved_has_the_same_bytes(page, tmp_path):
     shutil.copy(page, tmp_path)
     [hook] = re.findall(r"ContentsManager.pre_save_hook=(\S+)", (root() / "Makefile").read_text())
@@ -144,11 +135,9 @@ def toy(tmp_path):
             continue
 
 
-def begin(folder, *command):
-    env = os.environ | {"PYTHONPATH": str(root())}
-    return subprocess.Popen(
-        [*WORKFLOW, *command], cwd=folder, env=env, text=True, stdout=PIPE, stderr=PIPE
-    )
+def begin(folder, *command, module="cag_utils.workflow"):
+    env, call = os.environ | {"PYTHONPATH": str(root())}, [sys.executable, "-m", module, *command]
+    return subprocess.Popen(call, cwd=folder, env=env, text=True, stdout=PIPE, stderr=PIPE)
 
 
 def wait_for(condition, seconds=180):
@@ -161,13 +150,10 @@ def wait_for(condition, seconds=180):
 def assert_silent(*paths):
     """What wrote into these files has stopped."""
 
-    def sizes():
-        return [path.stat().st_size for path in paths]
-
     def quiet():
-        before = sizes()
+        before = [path.stat().st_size for path in paths]
         time.sleep(0.5)
-        return sizes() == before
+        return [path.stat().st_size for path in paths] == before
 
     wait_for(quiet, 20)
 
@@ -216,12 +202,7 @@ def test_orphans_that_nobody_watched_end_when_the_study_starts_again(toy):
 
 
 def test_a_snakemake_started_by_hand_keeps_its_lock(toy):
-    plain = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "1"],
-        cwd=toy,
-        env=os.environ | {"PYTHONPATH": str(root())},
-        stderr=subprocess.DEVNULL,
-    )
+    plain = begin(toy, "--cores", "1", module="snakemake")
     try:
         wait_for((toy / "part.txt").exists)
         second = begin(toy, "study", "--cores", "1")
@@ -243,15 +224,9 @@ def test_a_kernel_ends_with_the_papermill_that_started_it(toy):
 
 
 def dry_run(repository, *config):
-    command = [*WORKFLOW, "study", "--cores", "1", "--dry-run", "--printshellcmds"]
-    return subprocess.run(
-        [*command, "--config", "profile=smoke", *config],
-        cwd=repository,
-        env=os.environ | {"PYTHONPATH": str(root())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["study", "--cores", "1", "--dry-run", "--printshellcmds"]
+    done = begin(repository, *command, "--config", "profile=smoke", *config)
+    return "".join(done.communicate(timeout=180)), done.returncode
 
 
 def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
@@ -262,17 +237,15 @@ def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
     shutil.copy(root() / "Snakefile", repository)
     sheet = folder / "sheet ($(touch pwned)).csv"
     sheet.touch()
-    done = dry_run(repository, f"out_root={folder}", f"scores_ja={sheet}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    shell = re.findall(r"Shell command: (.* notebook .*)", done.stdout + done.stderr)
+    said, code = dry_run(repository, f"out_root={folder}", f"scores_ja={sheet}")
+    assert code == 0, said
+    shell = re.findall(r"Shell command: (.* notebook .*)", said)
     assert len(shell) == 17
     show = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[1:])'"
     for line in shell:
         told = line.replace(f"{shlex.quote(sys.executable)} -m cag_utils.workflow", show)
-        words = subprocess.run(
-            ["bash", "-c", told], capture_output=True, text=True, cwd=tmp_path, check=True
-        )
-        options = ast.literal_eval(words.stdout)[6:]
+        words = subprocess.check_output(["bash", "-c", told], text=True, cwd=tmp_path)
+        options = ast.literal_eval(words)[6:]
         assert ["-r", "out_root", str(folder)] in [options[i : i + 3] for i in (0, 3)]
         assert len(options) % 3 == 0 and set(options[::3]) <= {"-p", "-r"}
     assert any(str(sheet) in shlex.split(line) for line in shell)
@@ -280,8 +253,8 @@ def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
 
 
 def test_braces_in_a_path_are_refused(tmp_path):
-    done = dry_run(root(), f"out_root={tmp_path}/a{{b}}")
-    assert done.returncode == 1 and "no braces in the path" in done.stdout + done.stderr
+    said, code = dry_run(root(), f"out_root={tmp_path}/a{{b}}")
+    assert code == 1 and "no braces in the path" in said
 
 
 # --- make ---
@@ -301,23 +274,17 @@ def make(tmp_path):
 
     def run(*words, **more):
         env = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "OUT_ROOT", "CONFIG")}
-        command = ["make", "--silent", *words]
-        return subprocess.run(
-            command, cwd=folder, env=env | more, capture_output=True, text=True, check=False
-        )
+        command, pipes = ["make", "--silent", *words], {"stdout": PIPE, "stderr": PIPE}
+        return subprocess.run(command, cwd=folder, env=env | more, text=True, check=False, **pipes)
 
     yield run
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_make_test_runs_every_lane_and_fails_at_the_end(make):
+def test_make_runs_every_lane_though_one_fails_and_hands_paths_on_as_they_are(make):
     done = make("test")
     lanes = ["ruff", "not notebook and not appendix", "notebook and not appendix"]
-    assert done.returncode != 0
-    assert all(lane in done.stdout for lane in lanes)
-
-
-def test_make_hands_paths_on_as_they_are(make):
+    assert done.returncode != 0 and all(lane in done.stdout for lane in lanes)
     assert "<profile=phantom><out_root=outputs>" in make("study").stdout
     spiteful = make("study", OUT_ROOT=SPITEFUL, PROFILE="smoke", CONFIG=f"scores_ja={SPITEFUL}")
     wanted = f"<profile=smoke><out_root={SPITEFUL}><scores_ja={SPITEFUL}>"

@@ -23,8 +23,7 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
         outputs: The folder its `png` paths are relative to, `outputs/<profile>/`.
 
     Returns:
-        One row a case, sorted by `case_id`: case_id, split, laterality, image (absolute path),
-        report, prompt, answer.
+        By `case_id`: case_id, split, laterality, image (absolute path), report, answer, prompt.
 
     Raises:
         ValueError: Unknown language or split, an empty report or answer.
@@ -35,25 +34,18 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
     table = table.sort_values("case_id", kind="stable").reset_index(drop=True)
     for split in sorted(set(table["split"])):
         check_choice("split", split, SPLITS)
-    made = pd.DataFrame(
-        {
-            "case_id": table["case_id"],
-            "split": table["split"],
-            "laterality": table["laterality"],
-            "image": [str(Path(outputs) / png) for png in table["png"]],
-            "report": table[f"report_{language}"],
-            "answer": table[f"findings_{language}"],
-        }
+    made = table[["case_id", "split", "laterality"]].assign(
+        image=[str(Path(outputs) / png) for png in table["png"]],
+        report=table[f"report_{language}"],
+        answer=table[f"findings_{language}"],
     )
     for column in ("report", "answer"):
         if (bare := made[column].str.strip() == "").any():
             raise ValueError(f"{pairs}: case {made['case_id'][bare].iloc[0]} has an empty {column}")
     if lost := [path for path in made["image"] if not Path(path).is_file()]:
         raise FileNotFoundError(f"{lost[0]} and {len(lost) - 1} more pictures of {pairs} are gone")
-    made["prompt"] = [
-        prompt(side, report, language)
-        for side, report in zip(made["laterality"], made["report"], strict=True)
-    ]
+    texts = zip(made["laterality"], made["report"], strict=True)
+    made["prompt"] = [prompt(side, report, language) for side, report in texts]
     return made
 
 
@@ -63,9 +55,8 @@ def picture_side(processor: ProcessorMixin) -> int:
 
 
 def open_picture(path: str | Path, processor: ProcessorMixin) -> Image.Image:
-    """Open a frame as RGB, shrunk to what the model reads; never enlarged.
+    """Open a frame as RGB, shrunk to what the model reads, never enlarged.
 
-    Training reads each frame in every epoch, so a 512 px frame for a 224 px model is shrunk once.
     Training and generation open pictures here, so both see the same pixels.
 
     Args:
@@ -81,11 +72,7 @@ def open_picture(path: str | Path, processor: ProcessorMixin) -> Image.Image:
 
 
 def prompt_style(processor: ProcessorMixin) -> str:
-    """Return how prompts are written, chat or prefix.
-
-    That is the registry's word (`Backbone.prompt`), left on the processor by `load_backbone`. One
-    that was loaded otherwise, from a folder of merged weights, is known by its class.
-    """
+    """Return how prompts are written: `Backbone.prompt` as `load_backbone` left it, or by class."""
     told = "prefix" if isinstance(processor, PaliGemmaProcessor) else "chat"
     return getattr(processor, "prompt_style", told)
 
@@ -93,15 +80,7 @@ def prompt_style(processor: ProcessorMixin) -> str:
 def encode_prompts(
     processor: ProcessorMixin, pictures: Sequence[Image.Image], prompts: Sequence[str]
 ) -> BatchFeature:
-    """Turn pictures and prompts into a batch that is ready for `generate`.
-
-    In `chat` style the prompt goes through the template; in `prefix` style it stands after the
-    image tokens, and the processor's labels are dropped.
-
-    Args:
-        processor: Of a backbone.
-        pictures: One a prompt.
-        prompts: Texts.
+    """Turn pictures, one a prompt, and prompts into a batch that is ready for `generate`.
 
     Returns:
         Padded on the left, so every prompt ends where its answer begins.
@@ -117,7 +96,5 @@ def encode_prompts(
         for text in prompts
     ]
     texts = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    # the template has written <bos> already
-    return processor(
-        images=[[p] for p in pictures], text=texts, add_special_tokens=False, **tensors
-    )
+    tensors["add_special_tokens"] = False  # the template has written <bos> already
+    return processor(images=[[p] for p in pictures], text=texts, **tensors)

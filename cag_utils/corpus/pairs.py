@@ -1,15 +1,13 @@
 """Key frames paired with reports and findings, as prompts and answers in two languages."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.identity import study_id
+from cag_utils.identity import read_table, study_id
 from cag_utils.params import check_choice
-from cag_utils.tables import read_table
 
 # The paper's Figure 3 prints the English prompt; the Japanese one is this study's translation.
 PROMPTS = {
@@ -59,53 +57,42 @@ RULES = {
     "validated_by": "must say who validated the findings",
 }
 TWICE = {
-    "exam_id": "this exam has a report already; keep one row",
-    "video_id": "this frame has findings already; keep one row",
+    "exam": "this exam has a report already; keep one row",
+    "video": "this frame has findings already; keep one row",
 }
 
 
 def read_reports(path: Path, key: bytes) -> pd.DataFrame:
-    """Read `reports.csv`: one pre-procedure report an exam.
-
-    Returns:
-        exam_id, report_ja, report_en (empty text where the file has none).
+    """Read `reports.csv` as exam_id, report_ja, report_en (empty text where there is none).
 
     Raises:
         ValueError: A column is missing, a cell breaks its rule, or an exam has two reports.
     """
-    table = read_table(path, REPORTS, RULES, TWICE["exam_id"])
-    ids = [study_id("exam", uid, key) for uid in table["exam"]]
-    table = table.assign(exam_id=ids).drop(columns="exam")
-    _refuse_repeats(table, ["exam_id"], path)
-    return table
+    return _read_texts(path, REPORTS, "exam", ["exam_id"], key)
 
 
 def read_findings(path: Path, key: bytes) -> pd.DataFrame:
     """Read `findings.csv`: validated findings of a cine, or of one of its frames.
 
     Returns:
-        video_id, frame (Int64, missing for the whole cine), findings_ja, findings_en,
-        validated_by.
+        video_id, frame (Int64, missing for a whole cine), findings_ja, findings_en, validated_by.
 
     Raises:
         ValueError: A column is missing, a cell breaks its rule, or a frame has two findings.
     """
-    table = read_table(path, FINDINGS, RULES, TWICE["video_id"])
-    ids = [study_id("video", uid, key) for uid in table["video"]]
-    frame = pd.to_numeric(table["frame"]).astype("Int64")
-    table = table.assign(video_id=ids, frame=frame).drop(columns="video")
-    _refuse_repeats(table, ["video_id", "frame"], path)
+    return _read_texts(path, FINDINGS, "video", ["video_id", "frame"], key)
+
+
+def _read_texts(path: Path, schema, kind: str, keys: list[str], key: bytes) -> pd.DataFrame:
+    table = read_table(path, schema, RULES, TWICE[kind])
+    ids = {f"{kind}_id": [study_id(kind, uid, key) for uid in table[kind]]}
+    if "frame" in keys:
+        ids["frame"] = pd.to_numeric(table["frame"]).astype("Int64")
+    table = table.assign(**ids).drop(columns=kind)
+    # The schema compares cells as text; 5 and 05, or a UID and its pseudonym, are one thing.
+    if (repeated := table.duplicated(keys)).any():
+        raise ValueError(f"{path}: row {int(repeated.argmax()) + 2}: {TWICE[kind]}")
     return table
-
-
-def _refuse_repeats(table: pd.DataFrame, columns: list[str], path: Path) -> None:
-    """Raise ValueError for rows that only differ in how they write an id or a number.
-
-    The schema compares cells as text; 5 and 05, or a UID and its pseudonym, are one thing.
-    """
-    repeated = table.duplicated(columns)
-    if repeated.any():
-        raise ValueError(f"{path}: row {int(repeated.argmax()) + 2}: {TWICE[columns[0]]}")
 
 
 def prompt(laterality: str, report: str, language: str) -> str:
@@ -137,12 +124,11 @@ def choose_key_frames(
             `p_LCA_better`, `p_RCA_better` and anything else.
         per_video: Most frames a cine.
         min_confidence: Least confidence, 0 to 1. Above 0, a frame must also be predicted `better`,
-            and of the side that its cine's frames are for together: a cine shows one artery. 0 asks
-            for nothing, so that an untrained network still gives frames (smoke).
+            and of the side that its cine's frames are for together. 0 asks for nothing (smoke).
 
     Returns:
         The chosen rows, sorted by `video_id` and `frame`, with `confidence`: the probability of
-        the better class of the frame's own side. Of two equally sure frames the earlier is kept.
+        the better class of the frame's own side. Of equally sure frames the earlier is kept.
 
     Source:
         Nakamura et al., CAG-VLM, section 3.1 ("highest-confidence frames").
@@ -161,21 +147,15 @@ def choose_key_frames(
 
 
 def pair(
-    key_frames: pd.DataFrame,
-    reports: pd.DataFrame,
-    findings: pd.DataFrame,
-    sampled: pd.DataFrame,
+    key_frames: pd.DataFrame, reports: pd.DataFrame, findings: pd.DataFrame, sampled: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Pair key frames with their exam's report and their own findings.
-
-    Findings of the very frame count before findings of the whole cine.
+    """Pair key frames with their exam's report and their own findings, else their cine's.
 
     Args:
         key_frames: From `choose_key_frames`, with `patient_id`, `exam_id`, `png`, `laterality`.
         reports: From `read_reports`.
         findings: From `read_findings`.
-        sampled: All frames the key frames were chosen from: `exam_id`, `video_id`. They tell a
-            cine the CNN is unsure of from an id that is in no file.
+        sampled: All frames the key frames were chosen from: `exam_id`, `video_id`.
 
     Returns:
         The pairs (`PAIR_COLUMNS`; `case_id` counts in order of patient, exam, video, frame), and
@@ -183,9 +163,8 @@ def pair(
     """
     frames = key_frames.astype({"frame": "Int64"})
     frames = frames.merge(reports, on="exam_id", how="left", validate="m:1")
-    texts = ["findings_ja", "findings_en", "validated_by"]
-    exact = findings.dropna(subset="frame")
-    whole = findings[findings["frame"].isna()].drop(columns="frame")
+    texts, is_whole = ["findings_ja", "findings_en", "validated_by"], findings["frame"].isna()
+    exact, whole = findings[~is_whole], findings[is_whole].drop(columns="frame")
     by_frame = frames.merge(exact, on=["video_id", "frame"], how="left", validate="m:1")
     by_video = frames.merge(whole, on="video_id", how="left", validate="m:1")
     has_own = by_frame["findings_ja"].notna()  # a row counts whole: no language from another row
@@ -227,15 +206,12 @@ def _without_partner(
 
 
 def add_truth(pairs: pd.DataFrame, truth_videos: Path, key: bytes) -> pd.DataFrame:
-    """Add what only a phantom knows: true side, lesions and plan of each cine.
+    """Add what only a phantom knows: `truth_laterality`, `truth_lesions` (JSON), `truth_plan`.
 
     Args:
         pairs: From `pair`.
         truth_videos: The phantom's `truth_videos.csv`.
         key: Secret of the pseudonyms.
-
-    Returns:
-        The pairs with `truth_laterality`, `truth_lesions` (JSON list) and `truth_plan`.
 
     Raises:
         ValueError: A pair's cine is not in the truth table.
@@ -246,11 +222,7 @@ def add_truth(pairs: pd.DataFrame, truth_videos: Path, key: bytes) -> pd.DataFra
     if lost := set(pairs["video_id"]) - set(truth.index):
         raise ValueError(f"{truth_videos} lacks {len(lost)} cines of the corpus: stale phantom?")
     rows = truth.loc[pairs["video_id"]].reset_index(drop=True)
-    for lesions in rows["lesions"]:
-        json.loads(lesions)
-    return pairs.assign(
-        truth_laterality=rows["laterality"], truth_lesions=rows["lesions"], truth_plan=rows["plan"]
-    )
+    return pairs.assign(**rows[["laterality", "lesions", "plan"]].add_prefix("truth_"))
 
 
 def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, int]:
@@ -273,11 +245,8 @@ def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, 
         texts = zip(pairs["laterality"], pairs[f"report_{language}"], strict=True)
         table[f"prompt_{language}"] = [prompt(side, text, language) for side, text in texts]
         table[f"completion_{language}"] = pairs[f"findings_{language}"].to_numpy()
-    splits = {
-        name: datasets.Dataset.from_pandas(rows, preserve_index=False).cast_column(
-            "image", datasets.Image(mode="L")
-        )
-        for name, rows in table.groupby(pairs["split"], sort=False)
-    }
-    datasets.DatasetDict(splits).save_to_disk(folder)
-    return {name: len(rows) for name, rows in splits.items()}
+    grouped = table.groupby(pairs["split"], sort=False)
+    found = {k: datasets.Dataset.from_pandas(rows, preserve_index=False) for k, rows in grouped}
+    splits = datasets.DatasetDict(found).cast_column("image", datasets.Image(mode="L"))
+    splits.save_to_disk(folder)
+    return splits.num_rows

@@ -30,11 +30,12 @@ from cag_utils.keyframes.labels import LATERALITY, SIX_CLASSES, f1_scores
 from cag_utils.keyframes.network import autocast, build_model, pick_device, prepare, save_model
 from cag_utils.keyframes.training import fit
 from cag_utils.phantom.anatomy.tree import Tree
-from cag_utils.phantom.cohort import LESION_SHARES, VERSION
+from cag_utils.phantom.cohort import LESION_SHARES
 from cag_utils.phantom.imaging.pose import Pose, pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
 from cag_utils.phantom.labels import OTHER_OPACIFIED
+from cag_utils.phantom.streams import VERSION
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import LATERALITIES
 

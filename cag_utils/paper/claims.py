@@ -25,16 +25,13 @@ def compare_claims(
     marks: Mapping[str, Mapping[str, float]],
     backbones: list[str],
 ) -> pd.DataFrame:
-    """Test the paper's claims on one study's metrics.
+    """Test the paper's claims on one study: a row a claim with claim, paper, here, verdict.
 
     Args:
         cnn: Metrics of notebook 02.
         vlscores: Metrics of notebook 06, English.
         marks: Language to metrics of notebook 07.
         backbones: Fine-tuned backbones.
-
-    Returns:
-        One row a claim: claim, paper, here, verdict (seen here too, not seen here, unclear).
 
     Source:
         Nakamura et al., CAG-VLM, sections 4.2 to 5.1, Tables 3 and 4.
@@ -50,13 +47,9 @@ def compare_claims(
 
 
 def headline_table(metrics: Mapping[str, float]) -> str:
-    """Return the README's results as Markdown: two rows a backbone and six others.
+    """Return the README's results, made of `outputs/reference/metrics.json`, as Markdown.
 
-    Args:
-        metrics: As in `outputs/reference/metrics.json`.
-
-    Returns:
-        Figure, the phantom's value with its interval, and the paper's where it has one.
+    Two rows a backbone and six others: figure, the phantom's value with its interval, the paper's.
     """
     printed = paper_table("in_text").set_index("quantity")["value"]
     rows = [
@@ -87,9 +80,9 @@ def headline_table(metrics: Mapping[str, float]) -> str:
 
 
 def _cell(metrics: Mapping[str, float], key: str, digits: int = 3) -> str:
-    if f"{key}_low" in metrics:
-        return estimate_cell(*_interval(metrics, key), digits=digits)
-    return f"{metrics[key]:.{digits}f}"
+    known = f"{key}_low" in metrics
+    value = f"{metrics[key]:.{digits}f}"
+    return estimate_cell(*_interval(metrics, key), digits=digits) if known else value
 
 
 def _tuned(metrics: Mapping[str, float], backbone: str, language: str, measure: str) -> str:
@@ -166,10 +159,8 @@ def _ranking(
     """The means in words, and whether the interval of the paper's best is clear of all others'."""
     run = [b for b in backbones if figures.get(f"{b}_lora.{mean}") is not None]
     here = ", ".join(f"{b} {figures[f'{b}_lora.{mean}']:.{digits}f}" for b in run)
-    spans = {
-        MODEL_NAMES[f"{b}_lora"]: [figures[f"{b}_lora.{end.format(x)}"] for x in ("low", "high")]
-        for b in run
-    }
+    ends = [end.format(x) for x in ("low", "high")]
+    spans = {MODEL_NAMES[f"{b}_lora"]: [figures[f"{b}_lora.{e}"] for e in ends] for b in run}
     winner = spans.pop(best, None)
     if winner is None or not spans:
         return here or "not run", UNCLEAR
@@ -180,16 +171,15 @@ def _ranking(
 
 def _vessels_are_hardest(marks: Mapping, backbones: list[str], language: str) -> tuple:
     claim = f"Vessel numbering is the commonest error of tuned models ({language})"
-    means = {}
+    paper, means = "about 70 % of cases", {}
     for name, criterion in CRITERIA.items():
         rates = [marks.get(f"{b}_lora.{name}_rate") for b in backbones]
         if known := [rate for rate in rates if rate is not None]:
             means[criterion.word] = sum(known) / len(known)
     if "vessel" not in means:
-        return claim, "about 70 % of cases", "not judged", UNCLEAR
+        return claim, paper, "not judged", UNCLEAR
     here = ", ".join(f"{e} {rate:.0%}" for e, rate in means.items())
-    verdict = HOLDS if max(means, key=means.get) == "vessel" else FAILS
-    return claim, "about 70 % of cases", here, verdict
+    return claim, paper, here, HOLDS if max(means, key=means.get) == "vessel" else FAILS
 
 
 def _interval(figures: Mapping[str, float], name: str) -> tuple[float, float, float]:

@@ -15,35 +15,25 @@ TEMPLATES = PACKAGE / "templates"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        title: Its heading.
-        text: A paragraph or two of plain text; an empty line starts a new paragraph.
-        tables: (caption, table) pairs, shown rounded.
-        figures: (caption, PNG file) pairs.
-    """
+    """A part of the page."""
 
     title: str
-    text: str
-    tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
-    figures: list[tuple[str, Path]] = field(default_factory=list)
+    text: str  # plain; an empty line starts a new paragraph
+    tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)  # (caption, table)
+    figures: list[tuple[str, Path]] = field(default_factory=list)  # (caption, PNG file)
 
 
 def write_page(
     path: Path, title: str, notice: str, facts: dict[str, object], sections: list[Section]
 ) -> Path:
-    """Write the report as one HTML file that needs nothing beside it.
+    """Write the report as one HTML file that needs nothing beside it; return its path.
 
     Args:
-        path: Where to write, `.html`.
-        title: The page's heading.
+        path: Of the page.
+        title: Its heading.
         notice: Shown first, in a box: what these data are, and what they are not.
         facts: Shown last: commit, versions, profile.
         sections: In reading order.
-
-    Returns:
-        `path`.
 
     Raises:
         FileNotFoundError: A figure is missing.

@@ -15,12 +15,12 @@ import pandas as pd
 import pandera.pandas as pa
 
 from cag_utils.backbones import bases_of
+from cag_utils.identity import read_table
 from cag_utils.profiles import Stats
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import CRITERIA, score, truth_entities
 from cag_utils.stats import UNDEFINED, mean_interval, paired_difference
-from cag_utils.tables import read_table
 
 LESION_SHARES = ("lesions_named", "grades_near")
 MATCHES = ("segment_match", "laterality_match", "unparseable", *LESION_SHARES)

@@ -43,19 +43,16 @@ def write(path, text):
     return path
 
 
-def test_the_prompt_is_the_papers():
+def test_the_prompt_is_the_papers_and_refuses_what_it_does_not_know():
     got = prompt("LCA", "84-year-old male.", "en")
     assert got == (
         "This image is a left coronary angiogram. Based on the image and the clinical report "
         "below, provide an explanation and advice on future management.\n\n84-year-old male."
     )
     assert prompt("RCA", "84歳男性", "ja").startswith("この画像は右冠動脈造影です。")
-
-
-@pytest.mark.parametrize("side, language", [("LAD", "en"), ("LCA", "fr")])
-def test_the_prompt_refuses_what_it_does_not_know(side, language):
-    with pytest.raises(ValueError, match="unknown"):
-        prompt(side, "", language)
+    for side, language in (("LAD", "en"), ("LCA", "fr")):
+        with pytest.raises(ValueError, match="unknown"):
+            prompt(side, "", language)
 
 
 def test_the_surest_key_frames_win_and_the_earlier_of_equals():
@@ -64,18 +61,15 @@ def test_the_surest_key_frames_win_and_the_earlier_of_equals():
     assert chosen == sorted([(VIDEOS[0], 10), (VIDEOS[0], 30), (VIDEOS[2], 7)])
 
 
-def test_confidence_is_that_of_the_frames_own_side():
+def test_confidence_is_the_own_sides_and_only_better_counts_unless_nothing_is_asked():
     table = predicted().head(1).assign(laterality="RCA")
     assert choose_key_frames(table, 1, 0.0)["confidence"].tolist() == [0.05]
-
-
-def test_only_frames_predicted_better_count_unless_nothing_is_asked():
     table = predicted().head(1).assign(quality="bad", p_LCA_better=0.3)
     assert choose_key_frames(table, 1, 0.2).empty
     assert len(choose_key_frames(table, 1, 0.0)) == 1
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 4), st.floats(0, 1))
 def test_choice_never_breaks_its_limits(per_video, least):
     got = choose_key_frames(predicted(), per_video, least)
@@ -124,21 +118,16 @@ def test_findings_without_a_frame_or_a_key_frame_are_listed(tables):
     assert why[VIDEOS[3]] == "findings but no sampled cine: is the id right?"
 
 
-def test_findings_of_a_frame_that_was_not_chosen_do_not_count_for_another(tables):
+def test_a_findings_row_counts_whole_and_for_no_other_frame(tables):
     reports, findings = tables
     only_one_frame = findings[findings["frame"] == 30]
     chosen = predicted()[lambda t: t["frame"] == 20].assign(confidence=0.9)
     pairs, unpaired = pair(chosen, reports, only_one_frame, predicted())
     assert pairs.empty
     assert dict(unpaired[["id", "why"]].to_numpy())[VIDEOS[0]] == "findings of other frames only"
-
-
-def test_a_findings_row_counts_whole(tables):
-    """An empty translation must not be filled from the findings of the whole cine."""
-    reports, findings = tables
+    # an empty translation must not be filled from the findings of the whole cine
     findings = findings.assign(findings_en=findings["findings_en"].replace("one", ""))
-    chosen = choose_key_frames(predicted(), 2, 0.5)
-    pairs, _ = pair(chosen, reports, findings, predicted())
+    pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), reports, findings, predicted())
     assert pairs.set_index("frame")["findings_en"].to_dict() == {10: "whole", 30: ""}
 
 
@@ -184,11 +173,6 @@ def test_a_frame_of_the_other_side_than_its_cine_is_no_key_frame():
 EXAM, VIDEO = pseudonym("exam", "8.0", KEY), pseudonym("video", "9.0", KEY)
 
 
-def test_ids_of_this_study_are_read_as_they_are(tmp_path):
-    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAM},報告\n")
-    assert read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAM]
-
-
 @pytest.mark.parametrize(
     "text, match",
     [
@@ -222,9 +206,11 @@ def test_wrong_findings_name_file_row_and_rule(tmp_path, row, match):
         read_findings(write(tmp_path / "findings.csv", head + row + "\n"), KEY)
 
 
-def test_a_missing_table_is_named(tmp_path):
+def test_a_missing_table_is_named_and_ids_of_this_study_are_read_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="reports.csv is missing"):
         read_reports(tmp_path / "reports.csv", KEY)
+    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAM},報告\n")
+    assert read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAM]
 
 
 def test_findings_of_a_frame_and_of_the_whole_cine_may_stand_together(tmp_path):

@@ -13,11 +13,8 @@ def vlscores(paligemma2, gemma3):
     for name, mean in (("paligemma2", paligemma2), ("gemma3", gemma3)):
         for embedder in ("medclip", "conceptclip"):
             head = f"{name}_lora.{embedder}"
-            figures |= {
-                f"{head}.mean": mean,
-                f"{head}.low": mean - 0.05,
-                f"{head}.high": mean + 0.05,
-            }
+            ends = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05}
+            figures |= {f"{head}.{end}": value for end, value in ends.items()}
     return figures
 
 
@@ -25,11 +22,8 @@ def marks(gain, vessel=0.7):
     figures = {}
     for name in BACKBONES:
         head = f"{name}_lora"
-        figures |= {
-            f"{head}.overall_mean{e}": 6 + x for e, x in (("", 0), ("_low", -1), ("_high", 1))
-        }
-        figures |= {f"{head}.overall_gain": gain}
-        figures |= {f"{head}.overall_gain_low": gain - 1, f"{head}.overall_gain_high": gain + 1}
+        for end, x in (("", 0), ("_low", -1), ("_high", 1)):
+            figures |= {f"{head}.overall_mean{end}": 6 + x, f"{head}.overall_gain{end}": gain + x}
         errors = {"laterality": 0.0, "vessel": vessel, "treatment": 0.2, "logical": 0.1}
         figures |= {f"{head}.{e}_error_rate": r for e, r in (errors | {"stenosis": 0.3}).items()}
     return figures

@@ -14,7 +14,6 @@ from cag_utils.segments import (
     artery_of,
     check_lesion,
     laterality_of,
-    segment_of_syntax,
     segments_of,
 )
 
@@ -194,7 +193,6 @@ def test_segments_hand_worked():
     assert tuple(owners.values()) == expected and len(AHA_SEGMENTS) == 15
     assert [laterality_of(n) for n in (4, 5, 15)] == ["RCA", "LCA", "LCA"]
     assert segments_of("RCA") == (1, 2, 3, 4) and segments_of("LCA") == tuple(range(5, 16))
-    assert [segment_of_syntax(x) for x in ("16a", "9a", "12b", "5")] == [4, 9, 12, 5]
     assert {s.artery for s in AHA_SEGMENTS.values()} == set(ARTERIES)
     arcade = "1 2 3 4 16 16a 16b 16c 5 6 7 8 9 9a 10 10a 11 12 12a 12b 13 14 14a 14b 15".split()
     assert sorted(label for s in AHA_SEGMENTS.values() for label in s.syntax) == sorted(arcade)
@@ -206,7 +204,6 @@ def test_segments_hand_worked():
         (lambda: artery_of(0), "numbered 1 to 15, got 0"),
         (lambda: laterality_of(16), "numbered 1 to 15, got 16"),
         (lambda: segments_of("left"), "must be LCA or RCA, got 'left'"),
-        (lambda: segment_of_syntax("9b"), "no SYNTAX segment '9b'"),
         (lambda: check_lesion({"percent": 75}), r"lacks \['segment'\]"),
     ],
 )
