@@ -9,12 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.keyframes.labels import SIX_CLASSES
-from cag_utils.keyframes.network import (
-    build_model,
-    prepare,
-    read_frame_set,
-    read_pictures,
-)
+from cag_utils.keyframes.network import build_model, prepare, read_frame_set, read_pictures
 from cag_utils.profiles import load_profile
 
 CNN = load_profile("smoke").cnn.model_copy(update={"image_px": 32, "batch_size": 8})

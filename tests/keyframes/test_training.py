@@ -26,9 +26,9 @@ from cag_utils.keyframes.training import (
     stream,
     train_cnn,
 )
-from cag_utils.launch import launch
 from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
+from cag_utils.workflow import launch
 
 CPU = torch.device("cpu")
 CNN = load_profile("smoke").cnn.model_copy(
@@ -281,7 +281,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 JOB = """
 import os, sys, time
 from pathlib import Path
-from cag_utils.launch import follow_parent
+from cag_utils.workflow import follow_parent
 folder = Path(sys.argv[1])
 follow_parent(folder / "frames")
 rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
@@ -319,7 +319,7 @@ def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_folder):
 ORPHANS = """
 import sys
 from pathlib import Path
-from cag_utils.launch import launch
+from cag_utils.workflow import launch
 launch("team_job", Path(sys.argv[1]), 2)
 """
 
