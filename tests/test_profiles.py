@@ -19,7 +19,7 @@ def test_the_paper_profile_holds_what_the_paper_prints():
     assert (profile.cnn.epochs, profile.cnn.batch_size) == (200, 128)
     assert profile.cnn.learning_rate == 1e-4 and profile.cnn.split_by == "video"
     assert (profile.finetune.epochs, profile.finetune.learning_rate) == (5, 1e-5)
-    assert profile.sampling.min_gap == 5
+    assert profile.sampling.min_gap == 5 and profile.cnn.image_px == 224
 
 
 @pytest.mark.parametrize("name", ["smoke", "phantom", "paper"])

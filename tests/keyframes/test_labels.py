@@ -20,6 +20,7 @@ from cag_utils.keyframes.labels import (
     read_frame_labels,
     settle_readers,
 )
+from cag_utils.keyframes.predict import describe
 
 UID = "1.2.840.1"
 KEY = b"test"
@@ -54,6 +55,9 @@ def test_sums_are_made_before_deciding():
     assert merge_probabilities(p, THREE).iloc[0].to_dict() == pytest.approx(
         {"LCA_better": 0.05, "others": 0.7, "RCA_better": 0.25}
     )
+    got = describe(p).iloc[0]  # the side comes before the quality
+    assert got[["laterality", "quality", "confidence"]].tolist() == ["RCA", "bad", 0.3]
+    assert got["p_LCA_bad"] == 0.4
 
 
 @settings(max_examples=15, deadline=None)  # a loaded machine is no failure
@@ -87,11 +91,13 @@ def write(path, rows, header="video,frame,reader,label"):
     return path
 
 
-def test_reads_labels_and_ignores_more_columns(tmp_path):
+def test_reads_labels_and_ignores_more_columns_but_needs_its_own(tmp_path):
     path = write(tmp_path / "l.csv", [f"{UID},7,a,RCA_bad,x"], "video,frame,reader,label,note")
     assert read_frame_labels(path).to_dict("records") == [
         {"video": UID, "frame": 7, "reader": "a", "label": "RCA_bad"}
     ]
+    with pytest.raises(ValueError, match=r"no column \['reader'\]"):
+        read_frame_labels(write(path, [f"{UID},1,LCA_bad"], "video,frame,label"))
 
 
 @pytest.mark.parametrize(
@@ -108,12 +114,6 @@ def test_reads_labels_and_ignores_more_columns(tmp_path):
 def test_errors_name_file_row_and_rule(tmp_path, row, match):
     path = write(tmp_path / "l.csv", [f"{UID},1,a,LCA_bad", row])
     with pytest.raises(ValueError, match=rf"l\.csv: .*{match}"):
-        read_frame_labels(path)
-
-
-def test_a_missing_column_is_named(tmp_path):
-    path = write(tmp_path / "l.csv", [f"{UID},1,LCA_bad"], "video,frame,label")
-    with pytest.raises(ValueError, match=r"no column \['reader'\]"):
         read_frame_labels(path)
 
 
