@@ -13,11 +13,6 @@ def test_profile_numbers_reach_the_cohorts():
     assert (got.size_px, got.seed) == (profile.data.size_px, profile.data.seed)
 
 
-def test_a_profile_with_own_data_has_no_phantom():
-    with pytest.raises(ValueError, match="reads its own data"):
-        cohort_settings(load_profile("paper"), "cnn")
-
-
 def test_ensure_phantom_makes_both_cohorts(tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     profile = load_profile("smoke")
@@ -30,7 +25,9 @@ def test_ensure_phantom_makes_both_cohorts(tmp_path, monkeypatch):
     assert (folder / "corpus" / "findings.csv").exists()
 
 
-def test_the_command_refuses_a_profile_without_phantom(capsys):
+def test_a_profile_with_own_data_has_no_phantom_and_the_command_says_so(capsys):
+    with pytest.raises(ValueError, match="reads its own data"):
+        cohort_settings(load_profile("paper"), "cnn")
     with pytest.raises(SystemExit):
         main(["--profile", "paper"])
     assert "own data" in capsys.readouterr().err

@@ -9,10 +9,6 @@ from cag_utils.profiles import FOLDER, load_profile, parse_profile, profile_name
 PHANTOM = (FOLDER / "phantom.yaml").read_text(encoding="utf-8")
 
 
-def test_the_three_profiles_load():
-    assert [load_profile(name).name for name in profile_names()] == ["paper", "phantom", "smoke"]
-
-
 def test_the_paper_profile_holds_what_the_paper_prints():
     profile = load_profile("paper")
     assert profile.cnn.model.startswith("convnext_base") and profile.cnn.pretrained
@@ -57,7 +53,8 @@ def test_text_that_is_no_mapping_and_an_unknown_profile_are_refused():
         load_profile("phantm")
 
 
-def test_profiles_hold_the_same_keys_and_cannot_be_changed():
+def test_profiles_load_hold_the_same_keys_and_cannot_be_changed():
+    assert [load_profile(name).name for name in profile_names()] == ["paper", "phantom", "smoke"]
     with pytest.raises(ValidationError, match="frozen"):
         load_profile("smoke").cnn.epochs = 3
 

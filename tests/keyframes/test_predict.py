@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from pydicom.uid import CTImageStorage
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cag_utils.cines.dicom import iter_frames
@@ -136,16 +135,6 @@ def test_a_senseless_calibration_is_refused(model_dir, tmp_path):
 def copy_model(model_dir, target, **changes):
     shutil.copy(model_dir / "best.safetensors", target)
     write_json(target / "model.json", read_json(model_dir / "model.json") | changes)
-
-
-def test_half_precision_weights_load_as_single(model_dir, tmp_path):
-    copy_model(model_dir, tmp_path)
-    whole = load_file(model_dir / "best.safetensors")
-    save_file({k: v.half() for k, v in whole.items()}, tmp_path / "best.safetensors")
-    model, _ = load_model(tmp_path, CPU)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, whole[name], atol=1e-3, rtol=1e-3)
 
 
 def test_a_missing_broken_or_foreign_network_is_named(model_dir, tmp_path):
@@ -303,7 +292,9 @@ def test_skip_unreadable_goes_on_and_lists_what_it_skipped(model_dir, folder, tm
     assert f"{len(BROKEN) + 2} files skipped" in said.out
 
 
-def test_nothing_usable_is_an_error(model_dir, tmp_path, capsys):
+def test_nothing_usable_no_model_and_an_impossible_table_are_errors(
+    model_dir, folder, tmp_path, capsys
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"x")
@@ -315,9 +306,6 @@ def test_nothing_usable_is_an_error(model_dir, tmp_path, capsys):
     none = refused(capsys, tmp_path / "bad", *rest, "--skip-unreadable")
     assert "none of 1 files can be read" in none and "x.png" in none
     assert not (tmp_path / "o.csv").exists()
-
-
-def test_a_missing_model_and_an_impossible_table_are_errors(model_dir, folder, tmp_path, capsys):
     gone = refused(capsys, folder, "--out", tmp_path / "o.csv", "--model", tmp_path)
     assert "model.json is missing" in gone
     assert "is a folder" in refused(capsys, folder, "--out", tmp_path, "--model", model_dir)
