@@ -13,14 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import (
-    constants,
-    errors,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    snapshot_download,
-)
+from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub.file_download import get_hf_file_metadata
 
 from cag_utils.study import under_root
 

@@ -3,6 +3,7 @@
 import pytest
 
 from cag_utils import shipped
+from cag_utils.phantom import streams
 from cag_utils.shipped import (
     CHECKSUMS,
     PHANTOM,
@@ -11,7 +12,6 @@ from cag_utils.shipped import (
     checksums,
     confirm,
     main,
-    phantom_version,
     seal_weights,
     write_card,
 )
@@ -42,7 +42,7 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(name.encode())
     assert check_phantom(tmp_path / "a") == tmp_path / "a"  # nothing is known: not one of ours
-    now = phantom_version()
+    now = streams.VERSION
     seal_weights("a", "b", folder=tmp_path)
     sums = read_json(tmp_path / CHECKSUMS)
     assert sums["a/w.safetensors"].startswith("ca978112ca1bbdca")  # sha256 of the letter a

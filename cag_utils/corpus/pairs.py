@@ -27,12 +27,10 @@ PAIR_COLUMNS = [
     "report_ja", "report_en", "findings_ja", "findings_en", "validated_by",
 ]  # fmt: skip
 
-_EXAM = pa.Check.str_matches(r"^([0-9.]+|ex-[0-9a-f]{12})$")
-_VIDEO = pa.Check.str_matches(r"^([0-9.]+|vi-[0-9a-f]{12})$")
 _TEXT = pa.Check.str_length(min_value=1)
 REPORTS = pa.DataFrameSchema(
     {
-        "exam": pa.Column(str, _EXAM),
+        "exam": pa.Column(str, pa.Check.str_matches(r"^([0-9.]+|ex-[0-9a-f]{12})$")),
         "report_ja": pa.Column(str, _TEXT),
         "report_en": pa.Column(str, required=False),
     },
@@ -40,7 +38,7 @@ REPORTS = pa.DataFrameSchema(
 )
 FINDINGS = pa.DataFrameSchema(
     {
-        "video": pa.Column(str, _VIDEO),
+        "video": pa.Column(str, pa.Check.str_matches(r"^([0-9.]+|vi-[0-9a-f]{12})$")),
         "frame": pa.Column(str, pa.Check.str_matches(r"^[0-9]*$"), required=False),
         "findings_ja": pa.Column(str, _TEXT),
         "findings_en": pa.Column(str, required=False),
