@@ -29,15 +29,12 @@ MODEL_COLOURS = {"o4-mini": "#999999"} | {
 
 
 def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
-    """Write a figure and the numbers behind it, the same bytes for the same figure.
+    """Write a figure and its numbers: .png (200 dpi), .svg, .csv; the same figure, the same bytes.
 
     Args:
         fig: Finished figure; its size is set by the notebook, in inches.
         data: The tidy rows that were plotted, one row a mark.
         stem: Path without suffix, `run.dir / "figure5_vlscore"`.
-
-    Returns:
-        The three files written: .png (200 dpi), .svg and .csv.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".svg", ".csv")]
@@ -49,16 +46,13 @@ def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
 
 
 def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -> list[Path]:
-    """Write a table for machines, for readers and for LaTeX.
+    """Write a table for machines, for readers and for LaTeX: .csv, .md, .tex; return the paths.
 
     Args:
         table: One row a model, split or figure; the index is not written.
         stem: Path without suffix, `run.dir / "table3_vlscore"`.
         caption: One sentence: what, on whom, n.
         digits: Decimals in .md and .tex; the .csv keeps full precision.
-
-    Returns:
-        The three files written: .csv, .md and .tex.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".csv", ".md", ".tex")]

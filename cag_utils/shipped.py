@@ -63,12 +63,7 @@ def check_phantom(folder: str | Path) -> Path:
 
 
 def seal_weights(*names: str, folder: Path = WEIGHTS) -> None:
-    """Write the checksums of all weights, and that some were made with the phantom of now.
-
-    Args:
-        names: Networks that were just made.
-        folder: Holds one folder a network.
-    """
+    """Write the checksums of all weights, and that `names` were made with the phantom of now."""
     write_json(folder / CHECKSUMS, checksums(folder))
     version, record = streams.VERSION, folder / PHANTOM
     fresh = {"made_with": version, "holds_for": {str(version): "made with it"}}
@@ -79,12 +74,7 @@ def seal_weights(*names: str, folder: Path = WEIGHTS) -> None:
 def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
     """Write that all weights hold for the phantom as it is now; return what is recorded.
 
-    Args:
-        reason: What showed it, with a date.
-        folder: Holds `phantom.json`.
-
-    Raises:
-        ValueError: No reason.
+    `reason` says what showed it, with a date; ValueError if it is empty.
     """
     if not reason.strip():
         raise ValueError("say what showed that the weights hold, with a date")

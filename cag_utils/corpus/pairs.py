@@ -224,15 +224,12 @@ def add_truth(pairs: pd.DataFrame, truth_videos: Path, key: bytes) -> pd.DataFra
 
 
 def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, int]:
-    """Write the corpus as a Hugging Face dataset: pictures, prompts and answers, by split.
+    """Write the corpus as a Hugging Face dataset by split; return the number of rows of each.
 
     Args:
         pairs: With `split`; `png` is relative to `outputs`.
         outputs: `outputs/<profile>/`.
-        folder: Where to save; load it with `datasets.load_from_disk`.
-
-    Returns:
-        Rows per split.
+        folder: Gets pictures, prompts and answers; load it with `datasets.load_from_disk`.
     """
     import datasets
 

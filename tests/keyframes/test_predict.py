@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from pydicom.uid import CTImageStorage
-from torch import nn
 
 from cag_utils.cines.dicom import iter_frames
 from cag_utils.cines.sampling import sample_folder
@@ -26,6 +25,7 @@ from cag_utils.keyframes.predict import DEFAULT_MODEL, predict_files, predict_fr
 from cag_utils.phantom.cohort import CohortSettings, make_cohort
 from cag_utils.study import read_json, write_json
 from tests.cines.test_dicom import write_cine
+from tests.cines.test_stills import noise
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -56,10 +56,6 @@ def folder(tmp_path):
     return top
 
 
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
-
-
 def predict(place, out, *options):
     keyframes.main(["predict", str(place), "--out", str(out), *map(str, options)])
     return pd.read_csv(out)
@@ -76,17 +72,6 @@ def refused(capsys, *arguments):
     return errors[0]
 
 
-class Fixed(nn.Module):
-    """Answers with the same six logits whatever it sees."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, x):
-        return self.logits.expand(len(x), -1)
-
-
 @pytest.mark.parametrize(
     "facts, odds",
     [
@@ -98,7 +83,9 @@ class Fixed(nn.Module):
     ],
 )
 def test_temperature_and_offset_worked_by_hand(facts, odds):
-    model = Fixed(np.log([2.0, 1, 1, 4, 1, 1]).astype(np.float32))
+    def model(x):
+        return torch.log(torch.tensor([2.0, 1, 1, 4, 1, 1])).expand(len(x), -1)
+
     seen = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
     [got] = probabilities(model, "convnext_twin", seen, 8, CPU, facts)
     np.testing.assert_allclose(got, np.tile(np.array(odds) / sum(odds), (3, 1)), rtol=1e-2)
@@ -106,9 +93,8 @@ def test_temperature_and_offset_worked_by_hand(facts, odds):
 
 
 def test_workers_answer_in_order_and_give_the_threads_back(model_dir):
-    class Fails(nn.Module):
-        def forward(self, x):
-            raise RuntimeError("no answer")
+    def fails(x):
+        raise RuntimeError("no answer")
 
     before = torch.get_num_threads()
     seen = torch.from_numpy(np.stack([noise(32, 32, seed) for seed in range(21)])[:, None])
@@ -120,16 +106,8 @@ def test_workers_answer_in_order_and_give_the_threads_back(model_dir):
     assert [len(row) for row in rows] == [8, 8, 5]
     np.testing.assert_allclose(np.concatenate(rows), want, atol=1e-5)
     with pytest.raises(RuntimeError, match="no answer"):
-        list(probabilities(Fails(), "convnext_twin", seen, 64, CPU))
+        list(probabilities(fails, "convnext_twin", seen, 64, CPU))
     assert torch.get_num_threads() == before
-
-
-def test_a_senseless_calibration_is_refused(model_dir, tmp_path):
-    wrong = [("temperature", x) for x in (0, -1.0, "1", float("inf"))]
-    for key, value in (*wrong, ("rca_logit_offset", float("nan")), ("rca_logit_offset", None)):
-        copy_model(model_dir, tmp_path, **{key: value})
-        with pytest.raises(ValueError, match=rf"model\.json: {key} must be"):
-            load_model(tmp_path, CPU)
 
 
 def copy_model(model_dir, target, **changes):
@@ -137,7 +115,7 @@ def copy_model(model_dir, target, **changes):
     write_json(target / "model.json", read_json(model_dir / "model.json") | changes)
 
 
-def test_a_missing_broken_or_foreign_network_is_named(model_dir, tmp_path):
+def test_a_missing_broken_foreign_or_miscalibrated_network_is_named(model_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="01_train_cnn"):
         load_model(tmp_path, CPU)
     copy_model(model_dir, tmp_path)
@@ -150,6 +128,11 @@ def test_a_missing_broken_or_foreign_network_is_named(model_dir, tmp_path):
     ):
         (tmp_path / "model.json").write_text(settings, encoding="utf-8")
         with pytest.raises(ValueError, match=words):
+            load_model(tmp_path, CPU)
+    wrong = [("temperature", x) for x in (0, -1.0, "1", float("inf"))]
+    for key, value in (*wrong, ("rca_logit_offset", float("nan")), ("rca_logit_offset", None)):
+        copy_model(model_dir, tmp_path, **{key: value})
+        with pytest.raises(ValueError, match=rf"model\.json: {key} must be"):
             load_model(tmp_path, CPU)
     copy_model(model_dir, tmp_path)
     data = (tmp_path / "best.safetensors").read_bytes()
