@@ -264,7 +264,7 @@ def replace_between(page: Path, first: str, last: str, new: str) -> None:
 
 
 def room_of(path: Path, package: Path = PACKAGE) -> str:
-    """Return the name of a file's room: the folder below the package, or `top`."""
+    """Return a file's room: the folder below the package, or `top`."""
     parts = path.relative_to(package).parts
     return parts[0] if len(parts) > 1 else TOP
 

@@ -28,13 +28,10 @@ def demo(tmp_path, monkeypatch):
     )
 
 
-def test_a_run_lands_in_its_own_folder(demo, tmp_path):
+def test_a_run_lands_in_its_own_folder_named_after_what_differs(demo, tmp_path, monkeypatch):
     run = demo(language="ja", n_workers=7)
     assert run.dir == tmp_path / "my runs/smoke/04_finetune/gemma3_ja" and run.dir.is_dir()
     assert run.outputs == tmp_path / "my runs" / "smoke"
-
-
-def test_an_experiment_is_named_after_what_differs(demo, monkeypatch):
     assert demo(epochs=1.0, seed=4).dir.name == "gemma3_en_seed4_epochs1"
     monkeypatch.setenv(study.BY_WORKFLOW, "1")  # an edited cell is the study itself there
     assert demo(epochs=1.0).dir.name == "gemma3_en"

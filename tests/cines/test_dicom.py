@@ -15,15 +15,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.processing import apply_windowing
 
-from cag_utils.cines.dicom import (
-    NotACine,
-    frame_time_ms,
-    iter_frames,
-    read_header,
-    scan,
-    spacing_at_isocentre_mm,
-    to_eight_bits,
-)
+from cag_utils.cines import dicom
+from cag_utils.cines.dicom import NotACine, iter_frames, read_header, scan, to_eight_bits
 
 SPACING = {"ImagerPixelSpacing": [0.3, 0.3]}
 DISTANCES = {"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800}
@@ -324,16 +317,16 @@ def test_windows_agree_with_pydicom_and_keep_the_order(levels, center, width):
     ],
 )
 def test_frame_time_has_four_sources_in_order(facts, want):
-    assert frame_time_ms(header(**facts)) == pytest.approx(want)
+    assert dicom.frame_time_ms(header(**facts)) == pytest.approx(want)
 
 
 def test_spacing_is_that_of_the_detector_over_the_magnification_and_else_nan():
-    assert spacing_at_isocentre_mm(header(**SPACING, **DISTANCES)) == pytest.approx(0.2)
+    assert dicom.spacing_at_isocentre_mm(header(**SPACING, **DISTANCES)) == pytest.approx(0.2)
     factor = {"EstimatedRadiographicMagnificationFactor": 1.2}
-    got = spacing_at_isocentre_mm(header(**SPACING, **DISTANCES, **factor))
+    got = dicom.spacing_at_isocentre_mm(header(**SPACING, **DISTANCES, **factor))
     assert got == pytest.approx(0.25)  # the header's own factor comes first
     flat = {"ImagerPixelSpacing": [0, 0], "EstimatedRadiographicMagnificationFactor": 1.2}
     at_source = SPACING | {"DistanceSourceToPatient": 0}
     for facts in ({}, SPACING, at_source, DISTANCES, flat, {"CineRate": ""}):
-        assert math.isnan(spacing_at_isocentre_mm(header(**facts)))
-        assert math.isnan(frame_time_ms(header(**facts)))
+        assert math.isnan(dicom.spacing_at_isocentre_mm(header(**facts)))
+        assert math.isnan(dicom.frame_time_ms(header(**facts)))

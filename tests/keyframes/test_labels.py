@@ -72,18 +72,15 @@ def test_agrees_with_scikit_learn_and_is_1_when_right(truth, data):
     assert got == pytest.approx(f1_score(truth, guess, average="weighted"))
 
 
-@pytest.mark.parametrize(
-    "truth, p, match",
-    [
+def test_refuses_what_it_cannot_score():
+    for truth, p, match in (
         (TRUTH[:2], sure(GUESS), "2 labels for 6"),
         ([], sure([]), "0 labels"),
         (["LCA_good"], sure(GUESS[:1]), "LCA_good"),
         (TRUTH, sure(GUESS).drop(columns="RCA_bad"), "lack.*RCA_bad"),
-    ],
-)
-def test_refuses_what_it_cannot_score(truth, p, match):
-    with pytest.raises(ValueError, match=match):
-        f1_scores(truth, p)
+    ):
+        with pytest.raises(ValueError, match=match):
+            f1_scores(truth, p)
 
 
 def write(path, rows, header="video,frame,reader,label"):

@@ -20,14 +20,7 @@ from torchvision.transforms import v2
 
 from cag_utils.keyframes import training
 from cag_utils.keyframes.network import FrameSet, autocast, load_model
-from cag_utils.keyframes.training import (
-    CHECKPOINT,
-    epoch_batches,
-    fit,
-    frame_batches,
-    mix,
-    train_cnn,
-)
+from cag_utils.keyframes.training import epoch_batches, fit, frame_batches, train_cnn
 from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
 from cag_utils.workflow import launch
@@ -132,7 +125,7 @@ def test_halfway_back_to_the_start_by_hand():
     with torch.no_grad():
         model.weight.fill_(5.0)
     model.num_batches_tracked.fill_(7)  # a count is no weight
-    mixed = mix(start, model, 0.25)
+    mixed = training.mix(start, model, 0.25)
     assert mixed.weight.item() == 1 + 0.75 * 4 and model.weight.item() == 5
     assert mixed.num_batches_tracked == 7
     assert one_weight(start_share=0.5).model.weight.item() == 1.5
@@ -383,7 +376,7 @@ OUTPUTS = ("best.safetensors", "model.json", "history.csv")  # some are the work
 def test_kill_9_and_resume_give_identical_losses_and_weights(tmp_path, whole, monkeypatch):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    file = tmp_path / CHECKPOINT
+    file = tmp_path / training.CHECKPOINT
     while not file.exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
