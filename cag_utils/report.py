@@ -13,8 +13,6 @@ from cag_utils.backbones import BACKBONES
 from cag_utils.params import check_choice
 from cag_utils.study import PACKAGE
 
-PAPER = PACKAGE / "paper"
-
 # One name and one colour per model, across every figure: `backbones` has them, and the model behind
 # an API. The paper lists untuned models first, and of these Gemma3.
 _BASES = sorted(BACKBONES, key=lambda name: name != "gemma3")
@@ -107,7 +105,7 @@ def paper_table(name: str) -> pd.DataFrame:
     Source:
         Nakamura et al., CAG-VLM, Tables 1 to 4 and the figures printed in its text.
     """
-    known = {path.stem: path for path in PAPER.glob("*.csv")}
+    known = {path.stem: path for path in (PACKAGE / "paper").glob("*.csv")}
     return pd.read_csv(known[check_choice("table of the paper", name, known)])
 
 

@@ -98,14 +98,6 @@ def test_metrics_are_flat_and_plain(demo):
         run.save_metrics({"nested": {"a": 1}})
 
 
-def test_the_seed_makes_global_generators_repeat():
-    draws = []
-    for _ in range(2):
-        study.seed_everything(11)
-        draws.append(np.random.rand(3).tolist())  # noqa: NPY002
-    assert draws[0] == draws[1]
-
-
 def test_own_data_must_be_there_and_a_phantoms_folder_follows_its_settings(tmp_path, monkeypatch):
     smoke = load_profile("smoke")
     larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})

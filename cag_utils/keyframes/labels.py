@@ -76,8 +76,7 @@ def settle_readers(labels: pd.DataFrame) -> pd.DataFrame:
     best = table[table["side_votes"] == table.groupby(frame)["side_votes"].transform("max")]
     tied = best.groupby(frame)["side"].transform("nunique") > 1
     if n_tied := len(best[tied].drop_duplicates(frame)):
-        text = f"{n_tied} frames left out: readers are tied between LCA and RCA"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(f"{n_tied} frames left out: readers tied between LCA and RCA", stacklevel=2)
     rising = [True, True, False, True]
     order = best[~tied].sort_values([*frame, "votes", "caution"], ascending=rising)
     columns = [*frame, "label", "n_readers", "agreement"]
