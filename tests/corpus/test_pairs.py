@@ -162,37 +162,30 @@ def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
 EXAM, VIDEO = pseudonym("exam", "8.0", KEY), pseudonym("video", "9.0", KEY)
 
 
-@pytest.mark.parametrize(
-    "text, match",
-    [
-        ("exam\n8.0\n", r"reports.csv: no column \['report_ja'\]"),
-        ("exam,report_ja\n8.0,あ\nYamada,い\n", "row 3: exam 'Yamada' must be a StudyInstanceUID"),
-        ("exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's text"),
-        ("exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report already"),
-        (f"exam,report_ja\n8.0,あ\n{EXAM},い\n", "row 3: this exam has a report already"),
-        (f"exam,report_ja\n{VIDEO},あ\n", "must be a StudyInstanceUID"),
-    ],
-)
-def test_a_wrong_report_names_file_row_and_rule(tmp_path, text, match):
-    with pytest.raises(ValueError, match=match):
-        read_reports(write(tmp_path / "reports.csv", text), KEY)
+HEAD = "video,frame,findings_ja,findings_en,validated_by\n"
 
 
 @pytest.mark.parametrize(
-    "row, match",
+    "read, text, match",
     [
-        ("9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
-        ("9.0,1,あ,,", "row 2: validated_by '' must say who"),
-        ("9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings already"),
-        ("9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings already"),
-        (f"9.0,,あ,,me\n{VIDEO},,い,,me", "row 3: this frame has findings already"),
-        (f"{EXAM},1,あ,,me", "must be a SOPInstanceUID"),
+        (read_reports, "exam\n8.0\n", r"own.csv: no column \['report_ja'\]"),
+        (read_reports, "exam,report_ja\n8.0,あ\nYamada,い\n",
+         "row 3: exam 'Yamada' must be a StudyInstanceUID"),
+        (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's"),
+        (read_reports, "exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report"),
+        (read_reports, f"exam,report_ja\n8.0,あ\n{EXAM},い\n", "row 3: this exam has a report"),
+        (read_reports, f"exam,report_ja\n{VIDEO},あ\n", "must be a StudyInstanceUID"),
+        (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
+        (read_findings, HEAD + "9.0,1,あ,,", "row 2: validated_by '' must say who"),
+        (read_findings, HEAD + "9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings"),
+        (read_findings, HEAD + "9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings"),
+        (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEO},,い,,me", "row 3: this frame has findings"),
+        (read_findings, HEAD + f"{EXAM},1,あ,,me", "must be a SOPInstanceUID"),
     ],
-)
-def test_wrong_findings_name_file_row_and_rule(tmp_path, row, match):
-    head = "video,frame,findings_ja,findings_en,validated_by\n"
+)  # fmt: skip
+def test_a_wrong_row_names_file_row_and_rule(tmp_path, read, text, match):
     with pytest.raises(ValueError, match=match):
-        read_findings(write(tmp_path / "findings.csv", head + row + "\n"), KEY)
+        read(write(tmp_path / "own.csv", text), KEY)
 
 
 def test_a_missing_table_is_named_and_what_may_stand_in_one_is_read(tmp_path):

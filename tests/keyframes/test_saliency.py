@@ -26,12 +26,10 @@ class Corner(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = nn.ModuleList([nn.AvgPool2d(8), Quarters(), nn.Identity()])
+        self.stages = nn.Sequential(nn.AvgPool2d(8), Quarters(), nn.Identity())
 
     def forward(self, x):
-        for stage in self.stages:
-            x = stage(x)
-        return x.sum((2, 3))
+        return self.stages(x).sum((2, 3))
 
 
 def spots():
