@@ -308,8 +308,8 @@ def draw_rooms(package: Path = PACKAGE) -> str:
     sizes = room_sizes(package)
     rows = ["```mermaid", "flowchart LR"]
     for room, others in room_arrows(package).items():
-        lines = f"{sizes[f'rooms.{room}.lines'] / 1000:.1f}k lines"
-        rows.append(f'    {room}["{room}<br>{sizes[f"rooms.{room}.files"]} files, {lines}"]')
+        n, lines = (sizes[f"rooms.{room}.{unit}"] for unit in ("files", "lines"))
+        rows.append(f'    {room}["{room}<br>{n} file{"s" * (n > 1)}, {lines / 1000:.1f}k lines"]')
         if room != TOP:
             rows += [f"    {room} --> {other}" for other in sorted(others - {TOP})]
     return "\n".join([*rows, "```"]) + "\n"
