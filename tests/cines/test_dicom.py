@@ -55,9 +55,7 @@ def test_header_facts_in_their_units(tmp_path):
     assert cine.spacing_mm == pytest.approx(0.2)  # 0.3 / (1200 / 800)
     assert (cine.frame_time_ms, cine.primary_angle_deg) == (66.5, -30)
     assert read_header(write_cine(tmp_path / "b", PatientID="")).patient == "1.2.3"  # the exam's
-
-
-def test_a_broken_optional_fact_costs_the_fact_not_the_cine(tmp_path):
+    # a broken optional fact costs the fact, not the cine
     path = write_cine(tmp_path / "a", PositionerPrimaryAngle=123456, FrameTime=66.5)
     path.write_bytes(path.read_bytes().replace(b"123456", b"oblique"[:6]))
     cine = read_header(path)

@@ -22,12 +22,6 @@ pairs = st.integers(0, 60).flatmap(
 )
 
 
-def test_statistics_worked_by_hand():
-    frames = [np.array([[0, 2], [4, 6]], np.uint8), np.full((2, 2), 9, np.uint8)]
-    mean, variance = frame_statistics(iter(frames))
-    assert mean.tolist() == [3, 9] and variance.tolist() == pytest.approx([5, 0])  # (9+1+1+9) / 4
-
-
 @settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))))
 def test_statistics_agree_with_numpy(frames):
@@ -111,7 +105,10 @@ def test_without_plateaus_scipy_agrees(curve):
     assert maxima == argrelextrema(curve, np.greater)[0].tolist()
 
 
-def test_prominence_is_in_units_of_the_spread_and_bad_input_is_refused():
+def test_statistics_and_prominence_by_hand_and_bad_input_is_refused():
+    frames = [np.array([[0, 2], [4, 6]], np.uint8), np.full((2, 2), 9, np.uint8)]
+    mean, variance = frame_statistics(iter(frames))
+    assert mean.tolist() == [3, 9] and variance.tolist() == pytest.approx([5, 0])  # (9+1+1+9) / 4
     curve = np.array([0.0, 4.0, 3.0, 4.5, 0.0])
     table = local_extrema(curve).set_index("frame")["prominence"] * curve.std()
     assert table[1] == pytest.approx(1.0) and table[3] == pytest.approx(4.5)

@@ -142,16 +142,12 @@ def test_a_tie_between_sides_is_left_out_aloud():
     assert list(got["frame"]) == [5]
 
 
-def test_joins_uids_and_pseudonyms_alike():
+def test_joins_uids_and_pseudonyms_alike_and_refuses_labels_of_another_archive():
     video_id = pseudonym("video", UID, KEY)
     frames = pd.DataFrame({"video_id": [video_id] * 3, "frame": [0, 5, 11], "png": list("abc")})
     for video in (UID, video_id):
         labels = settle_readers(pd.concat([votes("LCA_bad", frame=11), votes("LCA_bad", frame=12)]))
         got = label_frames(frames, labels.assign(video=video), KEY)
         assert got[["frame", "png", "label"]].to_numpy().tolist() == [[11, "c", "LCA_bad"]]
-
-
-def test_labels_of_another_archive_are_refused():
-    frames = pd.DataFrame({"video_id": ["vi-000000000000"], "frame": [0]})
-    with pytest.raises(ValueError, match="none of 1 sampled frames"):
-        label_frames(frames, settle_readers(votes("LCA_bad")), KEY)
+    with pytest.raises(ValueError, match="none of 3 sampled frames"):
+        label_frames(frames.assign(video_id="vi-000000000000"), labels, KEY)

@@ -55,7 +55,7 @@ def test_high_pass_against_opencv():
     np.testing.assert_allclose(got, (grey - blurred) / 8, atol=1e-3)
 
 
-def test_frame_sets_are_read_or_refused(tmp_path):
+def test_frame_sets_are_read_as_grey_squares_or_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 48), 7, np.uint8))
     stills = pd.DataFrame({"png": ["a.png"] * 2, "label": [SIX_CLASSES[4], SIX_CLASSES[0]]})
     read = read_frame_set(stills, tmp_path, 32)
@@ -64,9 +64,7 @@ def test_frame_sets_are_read_or_refused(tmp_path):
         read_frame_set(stills[:0], tmp_path, 32)
     with pytest.raises(ValueError, match="LCA_good"):
         read_frame_set(stills.assign(label="LCA_good"), tmp_path, 32)
-
-
-def test_pictures_are_grey_squares_whatever_their_shape(tmp_path):
+    # pictures are grey squares, whatever their shape
     colour = np.zeros((20, 40, 3), np.uint8)
     colour[:, 20:] = (90, 90, 90)
     cv2.imwrite(str(tmp_path / "é.png"), colour)  # a name that cv2.imread fails on under Windows
