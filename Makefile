@@ -55,7 +55,7 @@ lint: .venv/installed  ## check style
 format: .venv/installed  ## mend style, and draw the README's picture of the rooms anew
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m cag_utils.rooms
+	$(PY) -m cag_utils.reference --picture
 
 reference: .venv/installed  ## run the phantom study from nothing on two cores; refresh outputs/reference/ and the README
 	$(PY) -m cag_utils.reference $(if $(STUDY_ONLY),--study-only) $(if $(ONLY),--only $(ONLY))  # STUDY_ONLY=1, or ONLY="A6_ablations bench_predict"

@@ -73,20 +73,17 @@ PALIGEMMA2 = Checkpoint(
 # Okabe and Ito's colour-blind palette.
 BACKBONES: dict[str, Backbone] = {
     "paligemma2": Backbone(
-        title="PaliGemma2",
-        colours=("#F0E442", "#E69F00"),
+        title="PaliGemma2", colours=("#F0E442", "#E69F00"),
         checkpoint=PALIGEMMA2, prompt="prefix",
         lora_rank=16, lora_alpha=16, image_px=448, image_tokens=1024,
     ),
     "gemma3": Backbone(
-        title="Gemma3",
-        colours=("#56B4E9", "#0072B2"),
+        title="Gemma3", colours=("#56B4E9", "#0072B2"),
         checkpoint=GEMMA3, prompt="chat",
         lora_rank=8, lora_alpha=8, image_px=896, image_tokens=256,
     ),
     "conceptclip_gemma3": Backbone(
-        title="ConceptCLIP-Gemma3",
-        colours=("#CC79A7", "#D55E00"),
+        title="ConceptCLIP-Gemma3", colours=("#CC79A7", "#D55E00"),
         checkpoint=GEMMA3, prompt="chat",
         lora_rank=8, lora_alpha=8, image_px=384, image_tokens=81,
         # 384 px in patches of 14 leave 6 px at the edge: a side the tensors cannot tell

@@ -40,15 +40,12 @@ def cohort_settings(profile: Profile, name: str) -> CohortSettings:
 
 
 def ensure_phantom(profile: Profile, n_workers: int = 2, cohorts: Sequence[str] = COHORTS) -> Path:
-    """Make the cohorts of a phantom profile that are missing.
+    """Make a phantom profile's missing cohorts; return the folder of `cnn/` and `corpus/`.
 
     Args:
         profile: A profile whose data source is the phantom.
         n_workers: Processes.
         cohorts: Which ones; two notebooks that need one each can then run side by side.
-
-    Returns:
-        The folder that holds `cnn/` and `corpus/`.
 
     Raises:
         ValueError: The profile reads own data.

@@ -13,14 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import (
-    constants,
-    errors,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    snapshot_download,
-)
+from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub.file_download import get_hf_file_metadata
 
 from cag_utils.study import under_root
 
@@ -38,29 +32,17 @@ NO_PICKLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from.
+    """Where weights come from."""
 
-    Attributes:
-        repo: Hugging Face repository, or a folder on this machine.
-        revision: Branch, tag or commit; the commit it resolved to is recorded with the run.
-        licence_url: Where a person finds it, and access is granted.
-        twin: Folder of the tiny twin below `cag_utils/weights/`.
-        licence: Its name.
-        gated: Whether the hub wants the licence accepted and a login.
-        parameters: How many, about.
-        download_gb: What the hub sends, about; 0 where nobody has said.
-        command: What makes it available here.
-    """
-
-    repo: str
-    revision: str
-    licence_url: str
-    twin: str
-    licence: str = "see its card"
-    gated: bool = False
-    parameters: float = 0.0
-    download_gb: float = 0.0
-    command: str = "hf auth login"
+    repo: str  # Hugging Face repository, or a folder on this machine
+    revision: str  # branch, tag or commit; the commit it resolved to is recorded with the run
+    licence_url: str  # where a person finds it, and access is granted
+    twin: str  # folder of the tiny twin below `cag_utils/weights/`
+    licence: str = "see its card"  # its name
+    gated: bool = False  # whether the hub wants the licence accepted and a login
+    parameters: float = 0.0  # how many, about
+    download_gb: float = 0.0  # what the hub sends, about; 0 where nobody has said
+    command: str = "hf auth login"  # what makes it available here
 
     @property
     def folder(self) -> Path | None:

@@ -48,14 +48,11 @@ def study_id(kind: str, value: str, key: bytes) -> str:
 
 
 def save_links(name: str, links: pd.DataFrame) -> Path:
-    """Write the table that leads from pseudonyms back to files, mode 600, outside `outputs/`.
+    """Write the way back from pseudonyms to files, mode 600, to `data/private/<name>.csv`.
 
     Args:
         name: File name without suffix; one per cohort and profile.
         links: Pseudonyms and what they stand for.
-
-    Returns:
-        The file written, `data/private/<name>.csv`.
     """
     folder = root() / "data" / "private"  # what links ids to people stays there
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

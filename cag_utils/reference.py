@@ -1,11 +1,13 @@
 """Run the phantom study from nothing, measure it, and refresh `outputs/reference/` and the README.
 
-`make reference` calls it. Every number in the README and in `outputs/reference/` comes from here.
+`make reference` calls it. Every number in the README and in `outputs/reference/` comes from here,
+and so does its picture of the rooms, read from their imports (`make format` draws that alone).
 Machines differ by a factor of three, so a fixed piece of work, the yardstick, is timed beside every
 time: a time divided by it says how many yardsticks the work takes, on whichever machine.
 """
 
 import argparse
+import ast
 import json
 import os
 import shutil
@@ -24,7 +26,6 @@ import psutil
 from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
-from cag_utils.rooms import replace_between, room_sizes, update_picture
 from cag_utils.study import (
     BY_WORKFLOW,
     data_dir,
@@ -34,6 +35,7 @@ from cag_utils.study import (
     under_root,
     write_json,
 )
+from cag_utils.workflow import PACKAGE, imported_files
 
 PROFILE = "phantom"
 CORES = 2
@@ -47,6 +49,10 @@ TUNING_FIGURES = (
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
 BENCHMARKS = "benchmarks"
+TOP = "top"  # files beside the rooms
+# What stands in the README between two markers: the results, and the picture of the rooms.
+RESULTS = "<!-- results: make reference -->\n", "<!-- end of results -->"
+ROOMS = "<!-- rooms: make format -->\n", "<!-- end of rooms -->"
 BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
 
 
@@ -245,8 +251,68 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
 
 def update_readme(path: Path, metrics: dict[str, float]) -> None:
     """Write the results between the README's markers; ValueError where these are not there."""
-    opening, closing = "<!-- results: make reference -->\n", "<!-- end of results -->"
-    replace_between(path, opening, closing, headline_table(metrics))
+    replace_between(path, *RESULTS, headline_table(metrics))
+
+
+def replace_between(page: Path, first: str, last: str, new: str) -> None:
+    """Replace what stands between two markers of a page; ValueError where these are not there."""
+    before, opening, rest = page.read_text(encoding="utf-8").partition(first)
+    _, closing, after = rest.partition(last)
+    if not closing:
+        raise ValueError(f"{page} lacks the markers {first.strip()} and {last}")
+    page.write_text(before + opening + new + closing + after, encoding="utf-8")
+
+
+def room_of(path: Path, package: Path = PACKAGE) -> str:
+    """Return a file's room: the folder below the package, or `top`."""
+    parts = path.relative_to(package).parts
+    return parts[0] if len(parts) > 1 else TOP
+
+
+def read_imports(package: Path = PACKAGE) -> dict[Path, set[Path]]:
+    """Return every module of the package with those it imports, anywhere in its text."""
+    trees = {p: ast.parse(p.read_text(encoding="utf-8")) for p in sorted(package.rglob("*.py"))}
+    return {path: imported_files(tree, package) for path, tree in trees.items()}
+
+
+def room_arrows(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Return each room, with `top`, and the other rooms that it imports."""
+    arrows: dict[str, set[str]] = {}
+    for path, imported in read_imports(package).items():
+        room = room_of(path, package)
+        arrows.setdefault(room, set()).update(room_of(other, package) for other in imported)
+    return {room: others - {room} for room, others in sorted(arrows.items())}
+
+
+def room_sizes(package: Path = PACKAGE) -> dict[str, int]:
+    """Return the lines and files of Python of each room, and of the tests beside the package.
+
+    Returns:
+        `rooms.<room>.lines` and `rooms.<room>.files`; `all` is the package, `tests` the tests. An
+        empty `__init__` is no file to read.
+    """
+    sizes: dict[str, int] = {}
+    for folder in (package, package.parent / "tests"):
+        for path in sorted(folder.rglob("*.py")):
+            if not (lines := len(path.read_text(encoding="utf-8").splitlines())):
+                continue
+            for room in {room_of(path, package), "all"} if folder == package else {"tests"}:
+                for unit, more in (("lines", lines), ("files", 1)):
+                    key = f"rooms.{room}.{unit}"
+                    sizes[key] = sizes.get(key, 0) + more
+    return sizes
+
+
+def draw_rooms(package: Path = PACKAGE) -> str:
+    """Return the rooms as a Mermaid diagram: an arrow is an import; those of `top` are left out."""
+    sizes = room_sizes(package)
+    rows = ["```mermaid", "flowchart LR"]
+    for room, others in room_arrows(package).items():
+        n, lines = (sizes[f"rooms.{room}.{unit}"] for unit in ("files", "lines"))
+        rows.append(f'    {room}["{room}<br>{n} file{"s" * (n > 1)}, {lines / 1000:.1f}k lines"]')
+        if room != TOP:
+            rows += [f"    {room} --> {other}" for other in sorted(others - {TOP})]
+    return "\n".join([*rows, "```"]) + "\n"
 
 
 def _tree_bytes(process: psutil.Process) -> int:
@@ -337,12 +403,14 @@ def _read_command_line() -> None:
     parts = [*APPENDICES, BENCHMARKS, *single]
     parser.add_argument("--only", nargs="+", choices=parts, help="these parts alone")
     parser.add_argument("--yardstick", action="store_true", help="print its seconds, and no more")
+    parser.add_argument("--picture", action="store_true", help="the README's rooms, and no more")
     given = parser.parse_args()
     if given.yardstick:
         sys.stdout.write(json.dumps(_time_yardstick()) + "\n")
         return
-    refresh_parts(given.only) if given.only else main(given.study_only)
-    update_picture(root() / "README.md")
+    if not given.picture:
+        refresh_parts(given.only) if given.only else main(given.study_only)
+    replace_between(root() / "README.md", *ROOMS, draw_rooms())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Figures and tables, written the same way from every notebook."""
+"""Figures and tables, written the same way from every notebook, and the page that holds them."""
 
+import base64
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import jinja2
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from cag_utils.backbones import BACKBONES
 from cag_utils.params import check_choice
-
-PAPER = Path(__file__).parent / "paper"
+from cag_utils.study import PACKAGE
 
 # One name and one colour per model, across every figure: `backbones` has them, and the model behind
 # an API. The paper lists untuned models first, and of these Gemma3.
@@ -25,15 +27,12 @@ MODEL_COLOURS = {"o4-mini": "#999999"} | {
 
 
 def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
-    """Write a figure and the numbers behind it, the same bytes for the same figure.
+    """Write a figure and its numbers: .png (200 dpi), .svg, .csv; the same figure, the same bytes.
 
     Args:
         fig: Finished figure; its size is set by the notebook, in inches.
         data: The tidy rows that were plotted, one row a mark.
         stem: Path without suffix, `run.dir / "figure5_vlscore"`.
-
-    Returns:
-        The three files written: .png (200 dpi), .svg and .csv.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".svg", ".csv")]
@@ -45,16 +44,13 @@ def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
 
 
 def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -> list[Path]:
-    """Write a table for machines, for readers and for LaTeX.
+    """Write a table for machines, for readers and for LaTeX: .csv, .md, .tex; return the paths.
 
     Args:
         table: One row a model, split or figure; the index is not written.
         stem: Path without suffix, `run.dir / "table3_vlscore"`.
         caption: One sentence: what, on whom, n.
         digits: Decimals in .md and .tex; the .csv keeps full precision.
-
-    Returns:
-        The three files written: .csv, .md and .tex.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".csv", ".md", ".tex")]
@@ -109,5 +105,51 @@ def paper_table(name: str) -> pd.DataFrame:
     Source:
         Nakamura et al., CAG-VLM, Tables 1 to 4 and the figures printed in its text.
     """
-    known = {path.stem: path for path in PAPER.glob("*.csv")}
+    known = {path.stem: path for path in (PACKAGE / "paper").glob("*.csv")}
     return pd.read_csv(known[check_choice("table of the paper", name, known)])
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    text: str  # plain; an empty line starts a new paragraph
+    tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)  # (caption, table)
+    figures: list[tuple[str, Path]] = field(default_factory=list)  # (caption, PNG file)
+
+
+def write_page(
+    path: Path, title: str, notice: str, facts: dict[str, object], sections: list[Section]
+) -> Path:
+    """Write the report as one HTML file that needs nothing beside it; return its path.
+
+    Args:
+        path: Of the page.
+        title: Its heading.
+        notice: Shown first, in a box: what these data are, and what they are not.
+        facts: Shown last: commit, versions, profile.
+        sections: In reading order.
+
+    Raises:
+        FileNotFoundError: A figure is missing.
+    """
+    loader = jinja2.FileSystemLoader(PACKAGE / "templates")
+    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    engine.filters |= {"picture": _picture, "table": _table, "paragraphs": _paragraphs}
+    page = engine.get_template("report.html.j2")
+    html = page.render(title=title, notice=notice, facts=facts, sections=sections)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _picture(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _table(table: pd.DataFrame) -> str:
+    return rounded(table).to_html(index=False, border=0, escape=True)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]

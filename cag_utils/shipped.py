@@ -40,11 +40,6 @@ that model knows of medicine. Research use only, not a medical device.
 """
 
 
-def phantom_version() -> int:
-    """Return the version of the phantom as it is now."""
-    return streams.VERSION
-
-
 def check_phantom(folder: str | Path) -> Path:
     """Return the folder of a shipped network if it holds for the phantom as it is now.
 
@@ -57,7 +52,7 @@ def check_phantom(folder: str | Path) -> Path:
     folder = Path(folder)
     record = folder.parent / PHANTOM
     known = read_json(record).get(folder.name) if record.is_file() else None
-    if known and str(version := phantom_version()) not in known["holds_for"]:
+    if known and str(version := streams.VERSION) not in known["holds_for"]:
         raise RuntimeError(
             f"{folder} was made with version {known['made_with']} of the phantom and holds for "
             f"{', '.join(known['holds_for'])}, not for {version}. `make twins` makes it again; "
@@ -68,14 +63,9 @@ def check_phantom(folder: str | Path) -> Path:
 
 
 def seal_weights(*names: str, folder: Path = WEIGHTS) -> None:
-    """Write the checksums of all weights, and that some were made with the phantom of now.
-
-    Args:
-        names: Networks that were just made.
-        folder: Holds one folder a network.
-    """
+    """Write the checksums of all weights, and that `names` were made with the phantom of now."""
     write_json(folder / CHECKSUMS, checksums(folder))
-    version, record = phantom_version(), folder / PHANTOM
+    version, record = streams.VERSION, folder / PHANTOM
     fresh = {"made_with": version, "holds_for": {str(version): "made with it"}}
     known = read_json(record) if record.is_file() else {}
     write_json(record, known | dict.fromkeys(names, fresh))
@@ -84,16 +74,11 @@ def seal_weights(*names: str, folder: Path = WEIGHTS) -> None:
 def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
     """Write that all weights hold for the phantom as it is now; return what is recorded.
 
-    Args:
-        reason: What showed it, with a date.
-        folder: Holds `phantom.json`.
-
-    Raises:
-        ValueError: No reason.
+    `reason` says what showed it, with a date; ValueError if it is empty.
     """
     if not reason.strip():
         raise ValueError("say what showed that the weights hold, with a date")
-    found, version = read_json(folder / PHANTOM), str(phantom_version())
+    found, version = read_json(folder / PHANTOM), str(streams.VERSION)
     held = {k: v | {"holds_for": v["holds_for"] | {version: reason}} for k, v in found.items()}
     write_json(folder / PHANTOM, held)
     return held

@@ -42,7 +42,9 @@ def split_groups(
     seed: int,
     strata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Assign every group, whole, to one split, whatever the order and number of its rows.
+    """Assign every group, whole, to one split; return the split names by group id, sorted.
+
+    Neither the order nor the number of a group's rows matters.
 
     Args:
         groups: Group ids, one per row; repeats are the same group (a patient's many frames).
@@ -50,9 +52,6 @@ def split_groups(
         seed: Of the shuffle.
         strata: Group id to stratum (for example the side a video shows), dealt one by one so that
             every split gets its part of each; None shuffles all.
-
-    Returns:
-        Group id to split name, sorted by group id.
 
     Raises:
         ValueError: No groups, a missing group id, a group without stratum, or bad shares.

@@ -1,6 +1,6 @@
 import pytest
 
-from cag_utils.cohorts import cohort_settings, ensure_phantom, main
+from cag_utils.cohorts import cohort_settings, main
 from cag_utils.profiles import load_profile
 
 
@@ -13,24 +13,9 @@ def test_profile_numbers_reach_the_cohorts():
     assert (got.size_px, got.seed) == (profile.data.size_px, profile.data.seed)
 
 
-def test_a_profile_with_own_data_has_no_phantom():
+def test_a_profile_with_own_data_has_no_phantom_and_the_command_says_so(capsys):
     with pytest.raises(ValueError, match="reads its own data"):
         cohort_settings(load_profile("paper"), "cnn")
-
-
-def test_ensure_phantom_makes_both_cohorts(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    profile = load_profile("smoke")
-    small = dict(cnn_patients=1, corpus_patients=1, cnn_cines=1, corpus_cines=1, frames_low=4,
-                 frames_high=4, size_px=64)  # fmt: skip
-    tiny = profile.model_copy(update={"data": profile.data.model_copy(update=small)})
-    folder = ensure_phantom(tiny, n_workers=1)
-    assert folder.is_relative_to(tmp_path)
-    assert (folder / "cnn" / "finished.json").exists()
-    assert (folder / "corpus" / "findings.csv").exists()
-
-
-def test_the_command_refuses_a_profile_without_phantom(capsys):
     with pytest.raises(SystemExit):
         main(["--profile", "paper"])
     assert "own data" in capsys.readouterr().err

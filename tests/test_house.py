@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cag_utils import rooms
-from cag_utils.rooms import CLOSE, OPEN, TOP, room_of
+from cag_utils import reference
+from cag_utils.reference import ROOMS, TOP, draw_rooms, read_imports, room_of, room_sizes
 from cag_utils.workflow import PACKAGE, notebook_sources
 from tests.conftest import ROOT
 
@@ -21,7 +21,7 @@ COMMAND = "phantom/__main__.py"  # `python -m cag_utils.phantom`: the study's do
 def forbidden_arrows(package):
     """Imports of a study room, or of the phantom, that point the wrong way, as `from -> to`."""
     wrong = []
-    for path, imported in rooms.read_imports(package).items():
+    for path, imported in read_imports(package).items():
         room, name = room_of(path, package), path.relative_to(package).as_posix()
         for other in sorted(imported):
             target, to = room_of(other, package), other.relative_to(package).as_posix()
@@ -64,11 +64,9 @@ def test_no_study_room_uses_what_stands_beside_it_and_the_phantom_could_leave():
 
 
 def test_no_modules_and_no_rooms_import_in_a_circle():
-    assert circle(rooms.read_imports(PACKAGE)) == []
-    arrows = {
-        room: others - {TOP} for room, others in rooms.room_arrows(PACKAGE).items() if room != TOP
-    }
-    assert circle(arrows) == []
+    assert circle(read_imports(PACKAGE)) == []
+    rooms = reference.room_arrows(PACKAGE)
+    assert circle({room: others - {TOP} for room, others in rooms.items() if room != TOP}) == []
 
 
 def test_a_public_name_has_one_meaning():
@@ -88,18 +86,19 @@ def test_every_room_says_what_it_is_for():
 
 
 def test_the_house_stays_small():
-    sizes = rooms.room_sizes()
+    sizes = room_sizes()
     assert sizes["rooms.all.files"] <= 95 and sizes["rooms.all.lines"] <= 18_500
     tests = [path for path in (ROOT / "tests").rglob("*.py") if "benchmarks" not in path.parts]
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tests) <= 11_000
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     reached = {path for notebook in notebooks for path in notebook_sources(notebook)[1:]}
-    assert len(notebooks) == 9 and len(reached) <= 55
+    assert [path.stem[:2] for path in notebooks] == [f"0{i}" for i in range(9)]
+    assert len(reached) <= 55
 
 
 def test_the_readmes_picture_of_the_rooms_is_of_today():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert OPEN + rooms.draw_rooms() + CLOSE in text, "run: python -m cag_utils.rooms"
+    assert draw_rooms().join(ROOMS) in text, "run: make format"
 
 
 # Small packages made up, so that each check is seen to fail.
@@ -135,7 +134,7 @@ SOUND = {
 def test_a_sound_house_passes(house):
     package = house({})
     assert forbidden_arrows(package) == misleading(package) == []
-    assert shared_names(package) == {} and circle(rooms.read_imports(package)) == []
+    assert shared_names(package) == {} and circle(read_imports(package)) == []
 
 
 @pytest.mark.parametrize(
@@ -153,13 +152,13 @@ def test_an_arrow_the_wrong_way_is_seen(house, name, text, wrong):
 
 def test_circles_of_modules_and_of_rooms_are_seen(house):
     package = house({"vlm/sft.py": "from cag_utils.scores import rubric"})
-    found = circle(rooms.read_imports(package))
+    found = circle(read_imports(package))
     assert {Path(place).name for place in found} == {"sft.py", "rubric.py"}
     # Two files each way: no module imports itself, but the rooms do.
     package = house({"vlm/lora.py": "from cag_utils.scores import rubric"})
     (package / "vlm" / "sft.py").write_text("", encoding="utf-8")
-    assert circle(rooms.read_imports(package)) == []
-    assert set(circle(rooms.room_arrows(package))) == {"vlm", "scores"}
+    assert circle(read_imports(package)) == []
+    assert set(circle(reference.room_arrows(package))) == {"vlm", "scores"}
 
 
 def test_a_second_meaning_of_a_name_a_full_init_and_a_hidden_module_are_seen(house):
@@ -171,16 +170,13 @@ def test_a_second_meaning_of_a_name_a_full_init_and_a_hidden_module_are_seen(hou
 
 def test_sizes_and_picture_count_what_is_there(house, tmp_path):
     package = house({"vlm/lora.py": "a = 1\nb = 2\n"})
-    sizes = rooms.room_sizes(package)
+    sizes = room_sizes(package)
     assert sizes["rooms.vlm.files"] == 2 and sizes["rooms.vlm.lines"] == 3
     assert sizes["rooms.top.files"] == sizes["rooms.top.lines"] == 1  # the others are empty
-    drawn = rooms.draw_rooms(package)
+    drawn = draw_rooms(package)
     assert "    scores --> vlm\n" in drawn and "--> top" not in drawn and "vlm --> " not in drawn
     assert 'vlm["vlm<br>2 files, 0.0k lines"]' in drawn
     readme = tmp_path / "README.md"
-    with pytest.raises(ValueError, match="lacks the markers"):
-        readme.write_text("# House\n", encoding="utf-8")
-        rooms.update_picture(readme, package)
-    readme.write_text(f"# House\n{OPEN}old\n{CLOSE}\nend\n", encoding="utf-8")
-    rooms.update_picture(readme, package)
-    assert readme.read_text(encoding="utf-8") == f"# House\n{OPEN}{drawn}{CLOSE}\nend\n"
+    readme.write_text("# House\n" + "old\n".join(ROOMS) + "\nend\n", encoding="utf-8")
+    reference.replace_between(readme, *ROOMS, drawn)
+    assert readme.read_text(encoding="utf-8") == "# House\n" + drawn.join(ROOMS) + "\nend\n"

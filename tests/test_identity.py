@@ -2,7 +2,7 @@ import hashlib
 import hmac
 import re
 import stat
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -44,39 +44,37 @@ def test_bad_input_is_refused():
         pseudonym("patient", "", b"k")
 
 
-def test_links_are_private(tmp_path, monkeypatch):
+@pytest.fixture
+def private(tmp_path, monkeypatch):
+    """Where a repository keeps what links ids to people."""
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+    return tmp_path / "data" / "private"
+
+
+def test_links_are_private(private):
     path = save_links("demo", pd.DataFrame({"video_id": ["vi-1"], "path": ["a/b.dcm"]}))
-    assert path == tmp_path / "data" / "private" / "demo.csv"
+    assert path == private / "demo.csv"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert pd.read_csv(path)["path"].tolist() == ["a/b.dcm"]
 
 
-def test_somebodys_own_files_never_get_the_phantoms_public_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
+def test_somebodys_own_files_never_get_the_phantoms_public_key(private):
     smoke = load_profile("smoke")
     key = pseudonym_key(smoke, own_data=True)
     assert len(key) == 32 and key != pseudonym_key(smoke) == b"phantom:smoke"
     assert key == pseudonym_key(load_profile("paper"))  # one archive, one set of ids
-    folder = tmp_path / "data" / "private"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((folder / "pseudonym.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert stat.S_IMODE((private / "pseudonym.key").stat().st_mode) == 0o600
 
 
-def test_notebooks_that_start_together_get_one_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    keys, paper = [], load_profile("paper")
-    threads = [threading.Thread(target=lambda: keys.append(pseudonym_key(paper))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_notebooks_that_start_together_get_one_key(private):
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(pseudonym_key, [load_profile("paper")] * 8))
     assert len(keys) == 8 and len(set(keys)) == 1 and len(keys[0]) == 32
 
 
-def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    path = tmp_path / "data" / "private" / "pseudonym.key"
+def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(private, monkeypatch):
+    path = private / "pseudonym.key"
     path.parent.mkdir(parents=True)
     path.touch()
     monkeypatch.setattr("cag_utils.study.time.sleep", lambda _: path.write_bytes(bytes(range(32))))
@@ -128,16 +126,11 @@ def test_an_error_names_file_row_and_rule(tmp_path, text, match):
 
 
 IDENTITIES = {
-    "PatientName": "YAMADA^TARO",
-    "PatientID": "PID-0815-77",
-    "PatientBirthDate": "19370114",
-    "StudyDate": "20210210",
-    "AccessionNumber": "ACC55123",
-    "InstitutionName": "HOSPITAL-SAKURA",
+    "PatientName": "YAMADA^TARO", "PatientID": "PID-0815-77", "PatientBirthDate": "19370114",
+    "StudyDate": "20210210", "AccessionNumber": "ACC55123", "InstitutionName": "HOSPITAL-SAKURA",
     "ReferringPhysicianName": "SUZUKI^HANAKO",
-    "StudyInstanceUID": "1.2.392.200036.9116.7777",
-    "SeriesInstanceUID": "1.2.392.200036.9116.8888",
-}
+    "StudyInstanceUID": "1.2.392.200036.9116.7777", "SeriesInstanceUID": "1.2.392.200036.9116.8888",
+}  # fmt: skip
 VIDEO = "1.2.392.200036.9116.9999"
 PLACES = "KIMURA JIRO CAG_20210210 brief_an_ITO 19520607 MORI cut.dcm odd.dcm".split()
 

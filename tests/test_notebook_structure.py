@@ -24,11 +24,6 @@ def notebook(path):
     return nbformat.read(path, as_version=4)
 
 
-def test_the_study_is_complete():
-    numbers = [path.stem[:2] for path in NOTEBOOKS]
-    assert numbers[:9] == [f"0{i}" for i in range(9)]
-
-
 def test_is_valid_and_committed_without_outputs(notebook):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"

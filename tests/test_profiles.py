@@ -9,17 +9,13 @@ from cag_utils.profiles import FOLDER, load_profile, parse_profile, profile_name
 PHANTOM = (FOLDER / "phantom.yaml").read_text(encoding="utf-8")
 
 
-def test_the_three_profiles_load():
-    assert [load_profile(name).name for name in profile_names()] == ["paper", "phantom", "smoke"]
-
-
 def test_the_paper_profile_holds_what_the_paper_prints():
     profile = load_profile("paper")
     assert profile.cnn.model.startswith("convnext_base") and profile.cnn.pretrained
     assert (profile.cnn.epochs, profile.cnn.batch_size) == (200, 128)
     assert profile.cnn.learning_rate == 1e-4 and profile.cnn.split_by == "video"
     assert (profile.finetune.epochs, profile.finetune.learning_rate) == (5, 1e-5)
-    assert profile.sampling.min_gap == 5
+    assert profile.sampling.min_gap == 5 and profile.cnn.image_px == 224
 
 
 @pytest.mark.parametrize("name", ["smoke", "phantom", "paper"])
@@ -57,7 +53,8 @@ def test_text_that_is_no_mapping_and_an_unknown_profile_are_refused():
         load_profile("phantm")
 
 
-def test_profiles_hold_the_same_keys_and_cannot_be_changed():
+def test_profiles_load_hold_the_same_keys_and_cannot_be_changed():
+    assert [load_profile(name).name for name in profile_names()] == ["paper", "phantom", "smoke"]
     with pytest.raises(ValidationError, match="frozen"):
         load_profile("smoke").cnn.epochs = 3
 

@@ -34,14 +34,13 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
         update_readme(page, FIGURES)
 
 
-def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(tmp_path):
-    old, tables = tmp_path / "outputs" / "reference", tmp_path / "run" / "08_paper_tables" / "all"
-    for folder in (old, tables):
-        folder.mkdir(parents=True)
+def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(at):
+    old, tables = at / "outputs" / "reference", at / "run" / "08_paper_tables" / "all"
+    tables.mkdir(parents=True)
     for name in ("A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "gone.csv"):
         (old / name).write_text("old", encoding="utf-8")
     (tables / "table1.csv").write_text("new", encoding="utf-8")
-    reference.copy_study(tmp_path / "run", old)
+    reference.copy_study(at / "run", old)
     kept = {"A1_phantom_table_stills.md", "A3_leakage_crossover.md", "gpu.md", "table1.csv"}
     assert {path.name for path in old.iterdir()} == kept
 

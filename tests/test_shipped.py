@@ -3,18 +3,8 @@
 import pytest
 
 from cag_utils import shipped
-from cag_utils.shipped import (
-    CHECKSUMS,
-    PHANTOM,
-    WEIGHTS,
-    check_phantom,
-    checksums,
-    confirm,
-    main,
-    phantom_version,
-    seal_weights,
-    write_card,
-)
+from cag_utils.phantom import streams
+from cag_utils.shipped import CHECKSUMS, PHANTOM, WEIGHTS, check_phantom, checksums, seal_weights
 from cag_utils.study import read_json
 
 NETWORKS = sorted(path.parent for path in WEIGHTS.rglob("*.safetensors"))
@@ -42,7 +32,7 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(name.encode())
     assert check_phantom(tmp_path / "a") == tmp_path / "a"  # nothing is known: not one of ours
-    now = phantom_version()
+    now = streams.VERSION
     seal_weights("a", "b", folder=tmp_path)
     sums = read_json(tmp_path / CHECKSUMS)
     assert sums["a/w.safetensors"].startswith("ca978112ca1bbdca")  # sha256 of the letter a
@@ -54,9 +44,9 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
     with pytest.raises(RuntimeError, match="made with"):
         check_phantom(tmp_path / "b")
     with pytest.raises(ValueError, match="with a date"):
-        confirm(" ", tmp_path)
+        shipped.confirm(" ", tmp_path)
     monkeypatch.setattr(shipped.confirm, "__defaults__", (tmp_path,))
-    main(["--holds", "reference run of 2026-11-27"])
+    shipped.main(["--holds", "reference run of 2026-11-27"])
     assert f"b: made with {now}, holds for {now}, {now + 1}" in capsys.readouterr().out
     assert check_phantom(tmp_path / "b")
     holds = read_json(tmp_path / PHANTOM)["b"]["holds_for"]
@@ -64,8 +54,8 @@ def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
 
 
 def test_a_card_by_hand(tmp_path):
-    write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
+    shipped.write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "1,234,567" in text and "| side | 0.988 |" in text
     with pytest.raises(ValueError, match="at least one held-out measure"):
-        write_card(tmp_path, "A twin.", "notebook A4", 1, {})
+        shipped.write_card(tmp_path, "A twin.", "notebook A4", 1, {})

@@ -51,7 +51,7 @@ def test_sums_of_drawn_groups_are_the_plain_bootstrap_of_their_rows(rows):
     assert found.low <= found.value <= found.high and found == mean(x, groups, 30, 4)
 
 
-def test_several_figures_of_one_draw_and_what_is_undefined():
+def test_several_figures_of_one_draw_what_is_undefined_and_what_widens_an_interval():
     # a's mean, b's mean, their difference: undefined wherever only one of the two is drawn
     values = np.array([[3.0, 1, 0, 0], [0, 0, 7, 1]])
 
@@ -62,16 +62,11 @@ def test_several_figures_of_one_draw_and_what_is_undefined():
     a, b, gap, nothing = cluster_bootstrap(["a", "b"], values, figures, 100, 0)
     assert (a, b, gap) == ((3, 3, 3), (7, 7, 7), (-4, -4, -4))
     assert np.isnan(nothing).all()
-
-
-def test_a_figure_outside_its_interval_widens_it():
     # the smaller of two sums is 1 when both groups are drawn, 0 when one is drawn twice
     values = np.array([[0.0, 1.0], [1.0, 0.0]])
     [found] = cluster_bootstrap(list("ab"), values, lambda s: s.min(-1), 50, 0)
     assert (found.value, found.low, found.high) == (1, 0, 1)
-
-
-def test_a_wider_level_gives_a_wider_interval():
+    # so does a higher level
     narrow, wide = (mean(np.arange(30.0) ** 2, range(30), 500, 0, level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 

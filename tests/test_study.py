@@ -28,13 +28,10 @@ def demo(tmp_path, monkeypatch):
     )
 
 
-def test_a_run_lands_in_its_own_folder(demo, tmp_path):
+def test_a_run_lands_in_its_own_folder_named_after_what_differs(demo, tmp_path, monkeypatch):
     run = demo(language="ja", n_workers=7)
     assert run.dir == tmp_path / "my runs/smoke/04_finetune/gemma3_ja" and run.dir.is_dir()
     assert run.outputs == tmp_path / "my runs" / "smoke"
-
-
-def test_an_experiment_is_named_after_what_differs(demo, monkeypatch):
     assert demo(epochs=1.0, seed=4).dir.name == "gemma3_en_seed4_epochs1"
     monkeypatch.setenv(study.BY_WORKFLOW, "1")  # an edited cell is the study itself there
     assert demo(epochs=1.0).dir.name == "gemma3_en"
@@ -99,14 +96,6 @@ def test_metrics_are_flat_and_plain(demo):
     assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
     with pytest.raises(ValueError, match="flat"):
         run.save_metrics({"nested": {"a": 1}})
-
-
-def test_the_seed_makes_global_generators_repeat():
-    draws = []
-    for _ in range(2):
-        study.seed_everything(11)
-        draws.append(np.random.rand(3).tolist())  # noqa: NPY002
-    assert draws[0] == draws[1]
 
 
 def test_own_data_must_be_there_and_a_phantoms_folder_follows_its_settings(tmp_path, monkeypatch):

@@ -13,20 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    EnhancedXAImageStorage,
-    JPEGBaseline8Bit,
-    MediaStorageDirectoryStorage,
-    XRay3DAngiographicImageStorage,
-    XRayAngiographicImageStorage,
-)
 from tqdm import tqdm
 
-XA_CLASSES = (XRayAngiographicImageStorage, EnhancedXAImageStorage)
+XA_CLASSES = (uid.XRayAngiographicImageStorage, uid.EnhancedXAImageStorage)
 DUPLICATE = "duplicate: another file holds the same SOP instance"
 WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 SMALL_BYTES = 65536  # longer values, such as pixels, stay on disk until they are asked for
@@ -141,8 +134,8 @@ def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.
     if not wanted:  # pydicom would take an empty list for all frames
         return
     syntax = header.file_meta.TransferSyntaxUID
-    plugin = "pillow" if syntax == JPEGBaseline8Bit else ""  # 2.5 times gdcm's speed; "" tries all
-    source = pydicom.dcmread(path) if syntax == DeflatedExplicitVRLittleEndian else path
+    plugin = "pillow" if syntax == uid.JPEGBaseline8Bit else ""  # 2.5 times as fast as gdcm
+    source = pydicom.dcmread(path) if syntax == uid.DeflatedExplicitVRLittleEndian else path
     n_decoded = 0
     try:
         for stored in iter_pixels(source, indices=wanted, raw=True, decoding_plugin=plugin):
@@ -192,9 +185,9 @@ def _read(path: Path) -> pydicom.Dataset:
 def _check_kind(header: pydicom.Dataset) -> None:
     """Raise NotACine unless the header describes grey XA frames that can be decoded."""
     kind = header.get("SOPClassUID", "")
-    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if header.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
         raise NotACine("DICOMDIR, an index without pixels")
-    if kind == XRay3DAngiographicImageStorage:
+    if kind == uid.XRay3DAngiographicImageStorage:
         raise NotACine("not a cine: a 3-D reconstruction")
     modality = str(header.get("Modality", "") or "missing")
     if kind not in XA_CLASSES and modality != "XA":

@@ -33,6 +33,7 @@ VIDEO_COLUMNS = [
     "patient_id", "exam_id", "video_id", "n_frames", "frame_time_ms",
     "primary_angle_deg", "secondary_angle_deg", "spacing_mm", "n_picks",
 ]  # fmt: skip
+MEASURED = ("n_frames", "frame_time_ms", "primary_angle_deg", "secondary_angle_deg", "spacing_mm")
 STATISTICS_COLUMNS = ["video_id", "frame", "mean", "variance"]
 REJECTED_COLUMNS = ["file_id", "suffix", "bytes", "reason"]
 LINK_COLUMNS = [
@@ -241,16 +242,9 @@ def _sample(
 
 
 def _facts(cine: Cine, key: bytes) -> dict:
-    return {
-        "patient_id": pseudonym("patient", cine.patient, key),
-        "exam_id": pseudonym("exam", cine.exam, key),
-        "video_id": pseudonym("video", cine.video, key),
-        "n_frames": cine.n_frames,
-        "frame_time_ms": cine.frame_time_ms,
-        "primary_angle_deg": cine.primary_angle_deg,
-        "secondary_angle_deg": cine.secondary_angle_deg,
-        "spacing_mm": cine.spacing_mm,
-    }
+    kinds = ("patient", "exam", "video")
+    ids = {f"{kind}_id": pseudonym(kind, getattr(cine, kind), key) for kind in kinds}
+    return ids | {name: getattr(cine, name) for name in MEASURED}
 
 
 def _rejected(failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
@@ -275,11 +269,8 @@ def _size(path: Path) -> int | None:
 
 
 def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
-    rows = [
-        _facts(cine, key)
-        | {"path": cine.path, "patient": cine.patient, "exam": cine.exam, "video": cine.video}
-        for cine in cines
-    ]
+    told = ("path", "patient", "exam", "video")
+    rows = [_facts(cine, key) | {name: getattr(cine, name) for name in told} for cine in cines]
     rows += [failure._asdict() for failure in failures]
     table = pd.DataFrame(rows, columns=LINK_COLUMNS).sort_values("path", ignore_index=True)
     table["file_id"] = [pseudonym("file", path_within(path, folder), key) for path in table["path"]]

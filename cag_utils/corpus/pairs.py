@@ -27,12 +27,10 @@ PAIR_COLUMNS = [
     "report_ja", "report_en", "findings_ja", "findings_en", "validated_by",
 ]  # fmt: skip
 
-_EXAM = pa.Check.str_matches(r"^([0-9.]+|ex-[0-9a-f]{12})$")
-_VIDEO = pa.Check.str_matches(r"^([0-9.]+|vi-[0-9a-f]{12})$")
 _TEXT = pa.Check.str_length(min_value=1)
 REPORTS = pa.DataFrameSchema(
     {
-        "exam": pa.Column(str, _EXAM),
+        "exam": pa.Column(str, pa.Check.str_matches(r"^([0-9.]+|ex-[0-9a-f]{12})$")),
         "report_ja": pa.Column(str, _TEXT),
         "report_en": pa.Column(str, required=False),
     },
@@ -40,7 +38,7 @@ REPORTS = pa.DataFrameSchema(
 )
 FINDINGS = pa.DataFrameSchema(
     {
-        "video": pa.Column(str, _VIDEO),
+        "video": pa.Column(str, pa.Check.str_matches(r"^([0-9.]+|vi-[0-9a-f]{12})$")),
         "frame": pa.Column(str, pa.Check.str_matches(r"^[0-9]*$"), required=False),
         "findings_ja": pa.Column(str, _TEXT),
         "findings_en": pa.Column(str, required=False),
@@ -226,15 +224,12 @@ def add_truth(pairs: pd.DataFrame, truth_videos: Path, key: bytes) -> pd.DataFra
 
 
 def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, int]:
-    """Write the corpus as a Hugging Face dataset: pictures, prompts and answers, by split.
+    """Write the corpus as a Hugging Face dataset by split; return the number of rows of each.
 
     Args:
         pairs: With `split`; `png` is relative to `outputs`.
         outputs: `outputs/<profile>/`.
-        folder: Where to save; load it with `datasets.load_from_disk`.
-
-    Returns:
-        Rows per split.
+        folder: Gets pictures, prompts and answers; load it with `datasets.load_from_disk`.
     """
     import datasets
 

@@ -276,8 +276,7 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
         Guo et al., ICML 2017, section 4.2.
     """
     if not len(probabilities) or len(probabilities) != len(truth):
-        text = f"{len(probabilities)} predictions for {len(truth)} labels; need n = n > 0"
-        raise ValueError(text)
+        raise ValueError(f"{len(probabilities)} predictions, {len(truth)} labels; need n = n > 0")
     rows = np.arange(len(truth))
 
     def loss(log_temperature: float) -> float:

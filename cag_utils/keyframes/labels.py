@@ -76,11 +76,9 @@ def settle_readers(labels: pd.DataFrame) -> pd.DataFrame:
     best = table[table["side_votes"] == table.groupby(frame)["side_votes"].transform("max")]
     tied = best.groupby(frame)["side"].transform("nunique") > 1
     if n_tied := len(best[tied].drop_duplicates(frame)):
-        text = f"{n_tied} frames left out: readers are tied between LCA and RCA"
-        warnings.warn(text, stacklevel=2)
-    order = best[~tied].sort_values(
-        [*frame, "votes", "caution"], ascending=[True, True, False, True]
-    )
+        warnings.warn(f"{n_tied} frames left out: readers tied between LCA and RCA", stacklevel=2)
+    rising = [True, True, False, True]
+    order = best[~tied].sort_values([*frame, "votes", "caution"], ascending=rising)
     columns = [*frame, "label", "n_readers", "agreement"]
     return order.drop_duplicates(frame)[columns].reset_index(drop=True)
 
@@ -166,8 +164,9 @@ def f1_scores(truth: Sequence[str], probabilities: pd.DataFrame) -> dict[str, fl
     """
     known = pd.Series(list(truth), dtype=object)
     if len(known) != len(probabilities) or known.empty:
-        text = f"{len(known)} labels for {len(probabilities)} predictions; need n = n > 0"
-        raise ValueError(text)
+        raise ValueError(
+            f"{len(known)} labels for {len(probabilities)} predictions; need n = n > 0"
+        )
     if unknown := sorted(set(known) - set(SIX_CLASSES)):
         raise ValueError(f"unknown labels {unknown}; they must be among {SIX_CLASSES}")
     return {

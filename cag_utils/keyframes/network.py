@@ -34,14 +34,11 @@ class Network:
 # From scratch in minutes: LayerScale at 1e-6 would keep a short training from starting, and the
 # high-pass channel lifts thin vessels out of the background (three-class F1 .41 to .70 in a spike).
 TWIN = dict(
-    depths=(1, 1, 3, 1),
-    dims=(32, 64, 128, 256),
-    in_chans=2,
-    ls_init_value=None,
+    depths=(1, 1, 3, 1), dims=(32, 64, 128, 256), in_chans=2, ls_init_value=None,
     conv_mlp=True,  # the same function as linear layers, a third faster on a CPU
     act_layer="hard_swish",  # much like a steeper GELU, at a sixth of its time on a CPU
     drop_path_rate=0.05,
-)
+)  # fmt: skip
 PREDICTOR_WEIGHTS = WEIGHTS / "keyframe_cnn"
 NETWORKS = {"convnext_twin": Network("convnext_atto", TWIN, True, PREDICTOR_WEIGHTS)}
 

@@ -39,9 +39,9 @@ from cag_utils.keyframes.network import (
     probabilities,
     save_model,
 )
-from cag_utils.launch import follow_parent, launch
 from cag_utils.profiles import Cnn
 from cag_utils.study import read_json, write_json
+from cag_utils.workflow import follow_parent, launch
 
 CHECKPOINT = "training.pt"  # of a training that is under way; no output of the workflow's
 EVALUATION_BATCH = 128  # memory only, no influence on the result

@@ -36,7 +36,6 @@ from trl import SFTConfig, SFTTrainer
 
 from cag_utils.backbones import get_backbone
 from cag_utils.corpus.examples import encode_prompts, open_picture, read_examples
-from cag_utils.launch import follow_parent, launch
 from cag_utils.params import check_choice
 from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
@@ -54,6 +53,7 @@ from cag_utils.vlm.lora import (
     save_adapter,
     trainable_table,
 )
+from cag_utils.workflow import follow_parent, launch
 
 SEAL = "whole.json"  # in a checkpoint: its files' hashes, written last
 

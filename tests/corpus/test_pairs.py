@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cag_utils.corpus.pairs import (
-    add_truth,
-    choose_key_frames,
-    pair,
-    prompt,
-    read_findings,
-    read_reports,
-    save_dataset,
-)
+from cag_utils.corpus import pairs as corpus
+from cag_utils.corpus.pairs import choose_key_frames, pair, prompt, read_findings, read_reports
 from cag_utils.identity import pseudonym
 
 KEY = b"secret"
@@ -59,14 +52,17 @@ def test_the_surest_key_frames_win_and_the_earlier_of_equals():
     got = choose_key_frames(predicted(), per_video=2, min_confidence=0.5)
     chosen = list(zip(got["video_id"], got["frame"], strict=True))
     assert chosen == sorted([(VIDEOS[0], 10), (VIDEOS[0], 30), (VIDEOS[2], 7)])
-
-
-def test_confidence_is_the_own_sides_and_only_better_counts_unless_nothing_is_asked():
+    # the confidence is the own side's, and only `better` counts, unless nothing is asked
     table = predicted().head(1).assign(laterality="RCA")
     assert choose_key_frames(table, 1, 0.0)["confidence"].tolist() == [0.05]
     table = predicted().head(1).assign(quality="bad", p_LCA_better=0.3)
     assert choose_key_frames(table, 1, 0.2).empty
     assert len(choose_key_frames(table, 1, 0.0)) == 1
+    # nor is a frame of the other side than its cine a key frame
+    table = predicted().head(3)  # three frames of one cine: the first alone says right
+    table.loc[0, ["laterality", "p_LCA_better", "p_RCA_better"]] = ["RCA", 0.02, 0.97]
+    got = choose_key_frames(table, per_video=3, min_confidence=0.5)
+    assert got["frame"].tolist() == [20, 30] and set(got["laterality"]) == {"LCA"}
 
 
 @settings(deadline=None, max_examples=20)
@@ -144,18 +140,18 @@ def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
     pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
     path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
-    got = add_truth(pairs, path, KEY)
+    got = corpus.add_truth(pairs, path, KEY)
     assert got["truth_laterality"].tolist() == ["LCA", "LCA"]
     assert '"segment": 11' in got["truth_lesions"][0]
     stale = write(tmp_path / "u.csv", "video,laterality,lesions,plan\n9.5,LCA,[],none\n")
     with pytest.raises(ValueError, match="lacks 1 cines"):
-        add_truth(pairs, stale, KEY)
+        corpus.add_truth(pairs, stale, KEY)
 
 
 def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
     pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
-    counts = save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
+    counts = corpus.save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
     assert counts == {"train": 1, "test": 1}
     (tmp_path / "x.png").unlink()  # the dataset holds the pictures, not their paths
     row = datasets.load_from_disk(tmp_path / "d")["test"][0]
@@ -163,57 +159,40 @@ def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
     assert np.asarray(row["image"]).tolist() == [[77] * 8] * 8
 
 
-def test_a_frame_of_the_other_side_than_its_cine_is_no_key_frame():
-    table = predicted().head(3)  # three frames of one cine: the first alone says right
-    table.loc[0, ["laterality", "p_LCA_better", "p_RCA_better"]] = ["RCA", 0.02, 0.97]
-    got = choose_key_frames(table, per_video=3, min_confidence=0.5)
-    assert got["frame"].tolist() == [20, 30] and set(got["laterality"]) == {"LCA"}
-
-
 EXAM, VIDEO = pseudonym("exam", "8.0", KEY), pseudonym("video", "9.0", KEY)
 
 
-@pytest.mark.parametrize(
-    "text, match",
-    [
-        ("exam\n8.0\n", r"reports.csv: no column \['report_ja'\]"),
-        ("exam,report_ja\n8.0,あ\nYamada,い\n", "row 3: exam 'Yamada' must be a StudyInstanceUID"),
-        ("exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's text"),
-        ("exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report already"),
-        (f"exam,report_ja\n8.0,あ\n{EXAM},い\n", "row 3: this exam has a report already"),
-        (f"exam,report_ja\n{VIDEO},あ\n", "must be a StudyInstanceUID"),
-    ],
-)
-def test_a_wrong_report_names_file_row_and_rule(tmp_path, text, match):
-    with pytest.raises(ValueError, match=match):
-        read_reports(write(tmp_path / "reports.csv", text), KEY)
+HEAD = "video,frame,findings_ja,findings_en,validated_by\n"
 
 
 @pytest.mark.parametrize(
-    "row, match",
+    "read, text, match",
     [
-        ("9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
-        ("9.0,1,あ,,", "row 2: validated_by '' must say who"),
-        ("9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings already"),
-        ("9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings already"),
-        (f"9.0,,あ,,me\n{VIDEO},,い,,me", "row 3: this frame has findings already"),
-        (f"{EXAM},1,あ,,me", "must be a SOPInstanceUID"),
+        (read_reports, "exam\n8.0\n", r"own.csv: no column \['report_ja'\]"),
+        (read_reports, "exam,report_ja\n8.0,あ\nYamada,い\n",
+         "row 3: exam 'Yamada' must be a StudyInstanceUID"),
+        (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's"),
+        (read_reports, "exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report"),
+        (read_reports, f"exam,report_ja\n8.0,あ\n{EXAM},い\n", "row 3: this exam has a report"),
+        (read_reports, f"exam,report_ja\n{VIDEO},あ\n", "must be a StudyInstanceUID"),
+        (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
+        (read_findings, HEAD + "9.0,1,あ,,", "row 2: validated_by '' must say who"),
+        (read_findings, HEAD + "9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings"),
+        (read_findings, HEAD + "9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings"),
+        (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEO},,い,,me", "row 3: this frame has findings"),
+        (read_findings, HEAD + f"{EXAM},1,あ,,me", "must be a SOPInstanceUID"),
     ],
-)
-def test_wrong_findings_name_file_row_and_rule(tmp_path, row, match):
-    head = "video,frame,findings_ja,findings_en,validated_by\n"
+)  # fmt: skip
+def test_a_wrong_row_names_file_row_and_rule(tmp_path, read, text, match):
     with pytest.raises(ValueError, match=match):
-        read_findings(write(tmp_path / "findings.csv", head + row + "\n"), KEY)
+        read(write(tmp_path / "own.csv", text), KEY)
 
 
-def test_a_missing_table_is_named_and_ids_of_this_study_are_read_as_they_are(tmp_path):
+def test_a_missing_table_is_named_and_what_may_stand_in_one_is_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="reports.csv is missing"):
         read_reports(tmp_path / "reports.csv", KEY)
     path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAM},報告\n")
     assert read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAM]
-
-
-def test_findings_of_a_frame_and_of_the_whole_cine_may_stand_together(tmp_path):
     text = "video,frame,findings_ja,validated_by\n9.0,,全体,me\n9.0,12,一枚,me\n"
     table = read_findings(write(tmp_path / "f.csv", text), KEY)
     assert table["frame"].isna().tolist() == [True, False] and table["frame"][1] == 12

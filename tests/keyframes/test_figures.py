@@ -55,17 +55,6 @@ def test_mistakes_say_what_is_and_what_was_said(tmp_path):
     assert not any(ax.images for ax in empty.axes)
 
 
-def test_groups_have_a_panel_each_and_their_sizes():
-    rows = [(by, group, name, 0.5, 0.4, 0.6, 9, 2)
-            for by, group in (("view", "LAO"), ("view", "RAO"), ("noise", "1: 2 to 3"))
-            for name in ("six_class_f1", "laterality_f1")]  # fmt: skip
-    columns = ["by", "group", "f1_name", "f1", "low", "high", "frames", "patients"]
-    scores = pd.DataFrame(rows, columns=columns)
-    fig, _ = figures.draw_groups(scores, {"view": "View", "noise": "Noise"})
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["LAO (n=9)", "RAO (n=9)"]
-    assert fig.axes[1].get_title() == "Noise"
-
-
 def test_maps_lie_over_their_pictures_and_negative_values_are_not_shown():
     pictures = np.zeros((2, 8, 8), np.uint8)
     values = np.stack([np.full((8, 8), -1.0), np.eye(8) * 4])

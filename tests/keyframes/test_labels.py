@@ -20,6 +20,7 @@ from cag_utils.keyframes.labels import (
     read_frame_labels,
     settle_readers,
 )
+from cag_utils.keyframes.predict import describe
 
 UID = "1.2.840.1"
 KEY = b"test"
@@ -54,6 +55,9 @@ def test_sums_are_made_before_deciding():
     assert merge_probabilities(p, THREE).iloc[0].to_dict() == pytest.approx(
         {"LCA_better": 0.05, "others": 0.7, "RCA_better": 0.25}
     )
+    got = describe(p).iloc[0]  # the side comes before the quality
+    assert got[["laterality", "quality", "confidence"]].tolist() == ["RCA", "bad", 0.3]
+    assert got["p_LCA_bad"] == 0.4
 
 
 @settings(max_examples=15, deadline=None)  # a loaded machine is no failure
@@ -68,18 +72,15 @@ def test_agrees_with_scikit_learn_and_is_1_when_right(truth, data):
     assert got == pytest.approx(f1_score(truth, guess, average="weighted"))
 
 
-@pytest.mark.parametrize(
-    "truth, p, match",
-    [
+def test_refuses_what_it_cannot_score():
+    for truth, p, match in (
         (TRUTH[:2], sure(GUESS), "2 labels for 6"),
         ([], sure([]), "0 labels"),
         (["LCA_good"], sure(GUESS[:1]), "LCA_good"),
         (TRUTH, sure(GUESS).drop(columns="RCA_bad"), "lack.*RCA_bad"),
-    ],
-)
-def test_refuses_what_it_cannot_score(truth, p, match):
-    with pytest.raises(ValueError, match=match):
-        f1_scores(truth, p)
+    ):
+        with pytest.raises(ValueError, match=match):
+            f1_scores(truth, p)
 
 
 def write(path, rows, header="video,frame,reader,label"):
@@ -87,11 +88,13 @@ def write(path, rows, header="video,frame,reader,label"):
     return path
 
 
-def test_reads_labels_and_ignores_more_columns(tmp_path):
+def test_reads_labels_and_ignores_more_columns_but_needs_its_own(tmp_path):
     path = write(tmp_path / "l.csv", [f"{UID},7,a,RCA_bad,x"], "video,frame,reader,label,note")
     assert read_frame_labels(path).to_dict("records") == [
         {"video": UID, "frame": 7, "reader": "a", "label": "RCA_bad"}
     ]
+    with pytest.raises(ValueError, match=r"no column \['reader'\]"):
+        read_frame_labels(write(path, [f"{UID},1,LCA_bad"], "video,frame,label"))
 
 
 @pytest.mark.parametrize(
@@ -108,12 +111,6 @@ def test_reads_labels_and_ignores_more_columns(tmp_path):
 def test_errors_name_file_row_and_rule(tmp_path, row, match):
     path = write(tmp_path / "l.csv", [f"{UID},1,a,LCA_bad", row])
     with pytest.raises(ValueError, match=rf"l\.csv: .*{match}"):
-        read_frame_labels(path)
-
-
-def test_a_missing_column_is_named(tmp_path):
-    path = write(tmp_path / "l.csv", [f"{UID},1,LCA_bad"], "video,frame,label")
-    with pytest.raises(ValueError, match=r"no column \['reader'\]"):
         read_frame_labels(path)
 
 
@@ -145,16 +142,12 @@ def test_a_tie_between_sides_is_left_out_aloud():
     assert list(got["frame"]) == [5]
 
 
-def test_joins_uids_and_pseudonyms_alike():
+def test_joins_uids_and_pseudonyms_alike_and_refuses_labels_of_another_archive():
     video_id = pseudonym("video", UID, KEY)
     frames = pd.DataFrame({"video_id": [video_id] * 3, "frame": [0, 5, 11], "png": list("abc")})
     for video in (UID, video_id):
         labels = settle_readers(pd.concat([votes("LCA_bad", frame=11), votes("LCA_bad", frame=12)]))
         got = label_frames(frames, labels.assign(video=video), KEY)
         assert got[["frame", "png", "label"]].to_numpy().tolist() == [[11, "c", "LCA_bad"]]
-
-
-def test_labels_of_another_archive_are_refused():
-    frames = pd.DataFrame({"video_id": ["vi-000000000000"], "frame": [0]})
-    with pytest.raises(ValueError, match="none of 1 sampled frames"):
-        label_frames(frames, settle_readers(votes("LCA_bad")), KEY)
+    with pytest.raises(ValueError, match="none of 3 sampled frames"):
+        label_frames(frames.assign(video_id="vi-000000000000"), labels, KEY)

@@ -26,12 +26,10 @@ class Corner(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = nn.ModuleList([nn.AvgPool2d(8), Quarters(), nn.Identity()])
+        self.stages = nn.Sequential(nn.AvgPool2d(8), Quarters(), nn.Identity())
 
     def forward(self, x):
-        for stage in self.stages:
-            x = stage(x)
-        return x.sum((2, 3))
+        return self.stages(x).sum((2, 3))
 
 
 def spots():
@@ -73,17 +71,12 @@ def test_maps_of_a_real_network_are_finite_and_differ_from_random_ones():
     pictures = torch.randint(0, 255, (2, 1, PX, PX), dtype=torch.uint8)
     maps = grad_cam(model, NAME, pictures, [0, 3])
     assert maps.shape == (2, PX, PX) and np.isfinite(maps).all()
+    before = torch.get_rng_state()
     same = compare_random(random_twin(5), NAME, pictures, [0, 3], seed=5)
     assert np.nanmin(same) == pytest.approx(1)  # the same random weights: the same map
     other = compare_random(model, NAME, pictures, [0, 3], seed=6)
     assert np.isnan(other).all() or np.nanmax(other) < 0.9
-
-
-def test_random_weights_leave_the_generator_alone():
-    before = torch.get_rng_state()
-    pictures = torch.zeros((1, 1, PX, PX), dtype=torch.uint8)
-    compare_random(random_twin(), NAME, pictures, [0], seed=1)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(before, torch.get_rng_state())  # random weights have their own
 
 
 def test_explain_reads_a_saved_network(tmp_path):

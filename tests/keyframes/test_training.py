@@ -1,10 +1,11 @@
-"""Training: learns, keeps its best, shares batches between processes, and survives a kill."""
+"""The loop by hand; training learns, keeps its best, shares batches, and survives a kill."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,21 +15,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torchvision.transforms import v2
 
 from cag_utils.keyframes import training
 from cag_utils.keyframes.network import FrameSet, autocast, load_model
-from cag_utils.keyframes.training import (
-    CHECKPOINT,
-    AugmentedFrames,
-    epoch_batches,
-    frame_batches,
-    stream,
-    train_cnn,
-)
-from cag_utils.launch import launch
+from cag_utils.keyframes.training import epoch_batches, fit, frame_batches, train_cnn
 from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
+from cag_utils.workflow import launch
 
 CPU = torch.device("cpu")
 CNN = load_profile("smoke").cnn.model_copy(
@@ -39,6 +34,7 @@ PLAIN = CNN.model_copy(
     update={"model": "convnext_atto", "learning_rate": 1e-3, "average": 0.0, "batch_size": 4}
 )
 EPOCHS = 12
+OUTPUTS = ("best.safetensors", "model.json", "history.csv")  # some are the workflow's to remove
 
 
 def make_data(n_train=12, n_val=6):
@@ -53,20 +49,171 @@ def make_data(n_train=12, n_val=6):
     return {"train": whole, "val": FrameSet(whole.pictures[:n_val], whole.targets[:n_val])}
 
 
-@pytest.fixture
-def data():
-    return make_data()
+DATA = make_data()
+
+
+def train_alone(folder, **how):
+    """Train on one thread, wherever this is called: more add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    history = train_cnn(DATA, CNN, folder, seed=3, epochs=EPOCHS, device=CPU, **how)
+    torch.set_num_threads(before)
+    return history
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A training that nothing cuts off: its folder and its history."""
     folder = tmp_path_factory.mktemp("whole")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the script below: others add up in another order
-    history = train_cnn(make_data(), CNN, folder, seed=3, epochs=EPOCHS, device=CPU)
-    torch.set_num_threads(before)
-    return folder, history
+    return folder, train_alone(folder)
+
+
+class Killed(BaseException):
+    """Stands for a dead process."""
+
+
+def one_weight(**how):
+    """Train a weight from 0 by SGD of rate 2 on -w / 2: every step adds 1."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    steps, epochs = how.pop("steps", 3), how.pop("epochs", 1)
+    batches = how.pop("batches", lambda epoch: [(1, (torch.ones(1, 1),))] * steps)
+    slope = how.pop("slope", 0.5)
+    optimiser = torch.optim.SGD(model.parameters(), 2.0)
+    flat = {"schedule": "constant", "warmup": 0} | how
+
+    def loss(x):
+        return {"loss": -slope * model(x).sum()}
+
+    return fit(model, batches, loss, [optimiser], steps, epochs, **flat)
+
+
+def test_steps_are_clipped_and_counted():
+    done = one_weight()
+    assert done.model.weight.item() == 3 and not done.model.training
+    assert done.steps == [{"step": i, "loss": -0.5 * i} for i in range(3)]
+    assert done.best is None and done.epochs[0]["train_loss"] == -0.5
+    # a slope of 5 is cut to 1, and the rate is 2
+    assert one_weight(slope=5, steps=1).model.weight.item() == pytest.approx(2)
+    # an epoch's loss weighs each step by its items
+    batches = [(3, (torch.ones(1, 1),)), (1, (torch.ones(1, 1),))]
+    assert one_weight(steps=2, batches=lambda epoch: batches).epochs[0]["train_loss"] == -0.5 / 4
+
+
+def test_rates_by_hand():
+    done = one_weight(steps=1, epochs=6, schedule="cosine", warmup=2)  # up over 2, down over 4
+    fall = [0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
+    rates = [row["learning_rate"] for row in done.epochs]
+    assert rates == pytest.approx([0, 1, *(2 * x for x in fall)])
+    assert done.model.weight.item() == pytest.approx(0.5 + sum(fall))
+    unasked = one_weight(steps=10, epochs=2, warmup=None)  # a tenth of 20 steps
+    assert unasked.model.weight.item() == pytest.approx(18.5)
+    with pytest.raises(ValueError, match="linnear"):
+        one_weight(schedule="linnear")
+
+
+def test_average_by_hand():
+    second = 1 + (1 - 1 / 11) * (2 - 1)  # the first is taken over
+    third = second + (1 - 2 / 12) * (3 - second)
+    assert one_weight(average=0.999).model.weight.item() == pytest.approx(third)
+    third = second + 0.9 * (3 - second)  # never more than the decay is kept
+    assert one_weight(average=0.1).model.weight.item() == pytest.approx(third)
+
+
+def test_halfway_back_to_the_start_by_hand():
+    model = nn.BatchNorm1d(1)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+    model.num_batches_tracked.fill_(7)  # a count is no weight
+    mixed = training.mix(start, model, 0.25)
+    assert mixed.weight.item() == 1 + 0.75 * 4 and model.weight.item() == 5
+    assert mixed.num_batches_tracked == 7
+    assert one_weight(start_share=0.5).model.weight.item() == 1.5
+
+
+def judged(scores, **how):
+    """Train an epoch a score, one step each."""
+    seen = iter(scores)
+    how = {"evaluate": lambda model: {"f1": next(seen)}, "best_by": "f1"} | how
+    return one_weight(steps=1, **{"epochs": len(scores)} | how)
+
+
+def test_the_first_of_the_best_epochs_is_held_and_patience_ends_a_training():
+    done = judged([0.2, 0.5, 0.5, 0.1])
+    assert [row["best"] for row in done.epochs] == [True, True, False, False]
+    assert done.best["weight"].item() == 2 and done.model.weight.item() == 4
+    assert [row["epoch"] for row in done.epochs] == [1, 2, 3, 4]
+    patient, hasty = (judged([0.5, 0.4, 0.3, 0.9], patience=k).epochs for k in (0, 2))
+    assert len(patient) == 4  # 0: it never ends early
+    assert [row["best"] for row in hasty] == [True, False, False]
+
+
+def noisy(checkpoint: Path | None, dies_at=-1, epochs=4, **how):
+    """A training of two optimisers that draws from torch's generator in batches and in loss."""
+    torch.manual_seed(0)
+    model, calls = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1)), []
+
+    def batches(epoch):
+        return ((5, (torch.randn(5, 3),)) for _ in range(3))
+
+    def loss(x):
+        calls.append(1)
+        if len(calls) == dies_at:
+            raise Killed
+        return {"a": model(x).square().mean(), "b": torch.rand(()) * model[0].weight.sum()}
+
+    optimisers = [torch.optim.AdamW(part.parameters(), 0.1) for part in (model[0], model[2])]
+    scores = {"evaluate": lambda kept: {"f1": kept[0].weight.sum().item()}, "best_by": "f1"}
+    how = {"average": 0.9, "warmup": 2, "checkpoint": checkpoint} | scores | how
+    return fit(model, batches, loss, optimisers, 3, epochs, **how), calls
+
+
+@pytest.mark.parametrize("dies_at", [2, 5, 12])
+def test_a_training_that_dies_goes_on_to_the_same_weights(tmp_path, dies_at):
+    whole, _ = noisy(None)
+    with pytest.raises(Killed):
+        noisy(tmp_path / "a.pt", dies_at)
+    done, calls = noisy(tmp_path / "a.pt")
+    assert len(calls) == 12 - 3 * ((dies_at - 1) // 3)  # whole epochs are not run again
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(done.model.state_dict()[name], weight)
+    assert all(torch.equal(done.best[name], weight) for name, weight in whole.best.items())
+    for row, again in zip(whole.epochs, done.epochs, strict=True):
+        assert row | {"seconds": 0} == again | {"seconds": 0}
+
+
+def test_a_finished_training_is_not_run_again_and_another_ones_file_not_read(tmp_path):
+    first, _ = noisy(tmp_path / "a.pt", key="settings")
+    again, calls = noisy(tmp_path / "a.pt", key="settings")
+    assert not calls and torch.equal(again.best["0.weight"], first.best["0.weight"])
+    for other in ({"key": "others"}, {"key": "settings", "epochs": 5}):
+        assert len(noisy(tmp_path / "a.pt", **other)[1]) == 3 * other.get("epochs", 4)
+
+
+def test_patience_counts_on_over_a_kill(tmp_path):
+    how = {"checkpoint": tmp_path / "a.pt", "patience": 2}
+    with pytest.raises(StopIteration):  # no third score: as good as a kill
+        judged([0.5, 0.4], epochs=5, **how)
+    done = judged([0.3, 0.9, 0.9], epochs=5, **how)
+    assert [row["best"] for row in done.epochs] == [True, False, False]
+
+
+def test_a_save_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
+    first, _ = noisy(tmp_path / "a.pt", epochs=1)
+    before = (tmp_path / "a.pt").read_bytes()
+
+    def half(state, file):
+        Path(file).write_bytes(b"half")
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(Killed):
+        noisy(tmp_path / "a.pt", epochs=2)
+    assert (tmp_path / "a.pt").read_bytes() == before
+
+
+# The loop above; the key-frame network on it.
 
 
 def test_augmentation_never_mirrors():
@@ -98,8 +245,8 @@ def draw(frames, epoch, index):
     return frames.__getitems__([(epoch, index)])[0][0]
 
 
-def test_what_a_frame_looks_like_depends_on_seed_epoch_and_index_alone(data):
-    frames = AugmentedFrames(data["train"], seed=5)
+def test_what_a_frame_looks_like_depends_on_seed_epoch_and_index_alone():
+    frames = training.AugmentedFrames(DATA["train"], seed=5)
     before = torch.get_rng_state()
     first = [draw(frames, 0, i) for i in range(12)]
     with pytest.raises(IndexError):
@@ -107,7 +254,7 @@ def test_what_a_frame_looks_like_depends_on_seed_epoch_and_index_alone(data):
     assert torch.equal(torch.get_rng_state(), before)  # the network's own draws stay as they were
     torch.manual_seed(9)
     assert all(torch.equal(draw(frames, 0, i), first[i]) for i in reversed(range(12)))
-    for other, epoch in ((AugmentedFrames(data["train"], seed=6), 0), (frames, 1)):
+    for other, epoch in ((training.AugmentedFrames(DATA["train"], seed=6), 0), (frames, 1)):
         assert sum(not torch.equal(draw(other, epoch, i), first[i]) for i in range(12)) > 8
 
 
@@ -115,9 +262,9 @@ def team(rank=0, size=1):
     return SimpleNamespace(device=CPU, process_index=rank, num_processes=size)
 
 
-def test_loader_workers_change_nothing(data):
-    two = frame_batches(data["train"], CNN.model_copy(update={"n_workers": 2}), 5, team())
-    alone = frame_batches(data["train"], CNN, 5, team())
+def test_loader_workers_change_nothing():
+    two = frame_batches(DATA["train"], CNN.model_copy(update={"n_workers": 2}), 5, team())
+    alone = frame_batches(DATA["train"], CNN, 5, team())
     for epoch in (4, 5):  # the second with the same workers
         for (n, here), (m, there) in zip(alone(epoch), two(epoch), strict=True):
             assert n == m and torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
@@ -148,14 +295,15 @@ def test_an_epoch_holds_every_frame_once(n, batch_size, seed, epoch):
 
 def test_epochs_and_seeds_are_shuffled_differently():
     orders = {tuple(epoch_batches(30, 30, seed, epoch)[0]) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(orders) == 4 and len({stream(0, 1), stream(1, 0), stream(0, 1, 0)}) == 3
+    assert len(orders) == 4
+    assert len({training.stream(*words) for words in ((0, 1), (1, 0), (0, 1, 0))}) == 3
 
 
 def without_seconds(history):
     return history.drop(columns="seconds")
 
 
-def test_a_training_learns_and_its_best_epoch_is_what_is_saved(data, whole):
+def test_a_training_learns_and_its_best_epoch_is_what_is_saved(whole):
     folder, history = whole
     assert history["train_loss"].iloc[-1] < 0.9 * history["train_loss"].iloc[0]
     best = history["val_six_class_f1"].max()
@@ -164,26 +312,24 @@ def test_a_training_learns_and_its_best_epoch_is_what_is_saved(data, whole):
     assert facts["val_six_class_f1"] == best
     assert facts["epoch"] == history.loc[history["best"], "epoch"].iloc[-1]
     model, _ = load_model(folder, CPU)
-    found = training._evaluate(model, data["val"], CNN, team())
+    found = training._evaluate(model, DATA["val"], CNN, team())
     assert found["val_six_class_f1"] == pytest.approx(best)
     assert pd.read_csv(folder / "history.csv").shape == history.shape
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "best.safetensors", "history.csv", "model.json",
-    ]  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == set(OUTPUTS)
 
 
-def test_the_callers_generator_neither_matters_nor_moves(data, tmp_path):
+def test_the_callers_generator_neither_matters_nor_moves(tmp_path):
     histories = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        histories.append(train_cnn(data, CNN, tmp_path, seed=3, epochs=1, device=CPU))
+        histories.append(train_cnn(DATA, CNN, tmp_path, seed=3, epochs=1, device=CPU))
         assert torch.equal(torch.get_rng_state(), before)
     pd.testing.assert_frame_equal(*map(without_seconds, histories))
 
 
 @pytest.mark.parametrize("pretrained, share", [(True, 0.5), (False, 0.0)])
-def test_how_the_loop_is_asked(data, tmp_path, monkeypatch, pretrained, share):
+def test_how_the_loop_is_asked(tmp_path, monkeypatch, pretrained, share):
     """Random weights are nothing to go back to; kernels lie as the network likes them."""
     asked = {}
 
@@ -194,7 +340,7 @@ def test_how_the_loop_is_asked(data, tmp_path, monkeypatch, pretrained, share):
     training_fit = training.fit
     monkeypatch.setattr(training, "fit", heard)
     cnn = CNN.model_copy(update={"start_share": 0.5, "pretrained": pretrained})
-    train_cnn(data, cnn, tmp_path, seed=0, epochs=1, device=CPU)
+    train_cnn(DATA, cnn, tmp_path, seed=0, epochs=1, device=CPU)
     assert asked["start_share"] == share and asked["average"] == CNN.average
     kernels = [p for p in asked["model"].parameters() if p.ndim == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
@@ -211,28 +357,24 @@ def test_every_cpu_computes_in_float32_and_cuda_alone_in_bfloat16(monkeypatch):
     assert autocast(torch.device("cuda")) == ("cuda", torch.bfloat16, True)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"processes": -1}])
-def test_negative_counts_are_refused(data, tmp_path, wrong):
-    with pytest.raises(ValueError, match="must be >= 0"):
-        train_cnn(data, CNN, tmp_path, seed=0, **wrong)
+def test_negative_counts_are_refused(tmp_path):
+    for counts in ({"epochs": -1}, {"processes": -1}):
+        with pytest.raises(ValueError, match="must be >= 0"):
+            train_cnn(DATA, CNN, tmp_path, seed=0, **counts)
 
 
-SCRIPT = f"""
+SCRIPT = """
 import sys
 from pathlib import Path
-import torch
-from tests.keyframes.test_training import CNN, make_data
-from cag_utils.keyframes.training import train_cnn
-torch.set_num_threads(1)
-train_cnn(make_data(), CNN, Path(sys.argv[1]), 3, {EPOCHS}, torch.device("cpu"))
+from tests.keyframes.test_training import train_alone
+train_alone(Path(sys.argv[1]))
 """
-OUTPUTS = ("best.safetensors", "model.json", "history.csv")  # some are the workflow's to remove
 
 
-def test_kill_9_and_resume_give_identical_losses_and_weights(data, tmp_path, whole, monkeypatch):
+def test_kill_9_and_resume_give_identical_losses_and_weights(tmp_path, whole, monkeypatch):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    file = tmp_path / CHECKPOINT
+    file = tmp_path / training.CHECKPOINT
     while not file.exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -240,10 +382,7 @@ def test_kill_9_and_resume_give_identical_losses_and_weights(data, tmp_path, who
     done = len(torch.load(file, weights_only=True)["epochs"])
     assert 1 <= done < EPOCHS and not any((tmp_path / name).exists() for name in OUTPUTS)
     folder, history = whole
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    cut = train_cnn(data, CNN, tmp_path, 3, EPOCHS, CPU, keep_checkpoint=True)
-    torch.set_num_threads(before)
+    cut = train_alone(tmp_path, keep_checkpoint=True)
     pd.testing.assert_frame_equal(without_seconds(cut), without_seconds(history), check_exact=True)
     weights = [(path / "best.safetensors").read_bytes() for path in (tmp_path, folder)]
     assert weights[0] == weights[1]
@@ -251,18 +390,17 @@ def test_kill_9_and_resume_give_identical_losses_and_weights(data, tmp_path, who
     for name in OUTPUTS:
         (tmp_path / name).unlink()
     monkeypatch.setattr(training, "frame_loss", lambda *_: None)  # not one step is left
-    again = train_cnn(data, CNN, tmp_path, 3, EPOCHS, CPU)
-    pd.testing.assert_frame_equal(again, cut)
+    pd.testing.assert_frame_equal(train_alone(tmp_path), cut)
     assert (tmp_path / "best.safetensors").read_bytes() == weights[1] and not file.exists()
 
 
-def test_what_decides_a_training_is_in_its_fingerprint(data):
-    mine = training._fingerprint(data, CNN, 3)
+def test_what_decides_a_training_is_in_its_fingerprint():
+    mine = training._fingerprint(DATA, CNN, 3)
     more = CNN.model_copy(update={"n_workers": 1})
-    assert training._fingerprint(data, more, 3) == mine  # changes the speed alone
-    other = {"train": data["train"], "val": data["train"]}
+    assert training._fingerprint(DATA, more, 3) == mine  # changes the speed alone
+    other = {"train": DATA["train"], "val": DATA["train"]}
     slow = CNN.model_copy(update={"learning_rate": 1e-9})
-    for changed in ((data, CNN, 4), (data, slow, 3), (other, CNN, 3)):
+    for changed in ((DATA, CNN, 4), (DATA, slow, 3), (other, CNN, 3)):
         assert training._fingerprint(*changed) != mine
 
 
@@ -281,7 +419,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 JOB = """
 import os, sys, time
 from pathlib import Path
-from cag_utils.launch import follow_parent
+from cag_utils.workflow import follow_parent
 folder = Path(sys.argv[1])
 follow_parent(folder / "frames")
 rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
@@ -319,7 +457,7 @@ def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_folder):
 ORPHANS = """
 import sys
 from pathlib import Path
-from cag_utils.launch import launch
+from cag_utils.workflow import launch
 launch("team_job", Path(sys.argv[1]), 2)
 """
 
