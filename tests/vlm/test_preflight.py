@@ -144,10 +144,7 @@ def test_twins_pass_every_check(twins, name):
 
 
 def test_a_folder_is_checked_like_a_published_model(twins):
-    parts = {
-        "checkpoint": str(twins / "gemma3"),
-        "tower_checkpoint": str(twins / "conceptclip"),
-    }
+    parts = {"checkpoint": str(twins / "gemma3"), "tower_checkpoint": str(twins / "conceptclip")}
     table = preflight("conceptclip_gemma3", "real", machine=ROOMY, **parts)
     assert list(table["check"])[:2] == ["access: gemma3", "access: conceptclip"]
     assert table.set_index("check")["needed"]["free disk"] == "0.0 GB"
