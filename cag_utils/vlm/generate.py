@@ -181,19 +181,10 @@ def generation_table(
     statuses = [answer_status(text) for text in answers["output"]]
     if "status" in answers:
         statuses = answers["status"].where(answers["status"] != "", statuses).tolist()
-    return pd.DataFrame(
-        {
-            "case_id": examples["case_id"].to_numpy(),
-            "model": model,
-            "language": language,
-            "prompt": list(prompts),
-            "output": answers["output"].to_numpy(),
-            "seconds": answers["seconds"].to_numpy(),
-            "n_tokens": answers["n_tokens"].to_numpy(),
-            "status": statuses,
-            "ground_truth": examples["answer"].to_numpy(),
-        }
-    )
+    head = {"model": model, "language": language, "prompt": list(prompts)}
+    said = {name: answers[name].to_numpy() for name in ("output", "seconds", "n_tokens")}
+    tail = {"status": statuses, "ground_truth": examples["answer"].to_numpy()}
+    return pd.DataFrame({"case_id": examples["case_id"].to_numpy()} | head | said | tail)
 
 
 def status_counts(generations: pd.DataFrame) -> pd.DataFrame:

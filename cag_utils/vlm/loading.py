@@ -32,13 +32,7 @@ from cag_utils.hub import Checkpoint, check_access, fetch_weights, override, rea
 from cag_utils.params import check_choice
 from cag_utils.shipped import check_phantom
 from cag_utils.study import PACKAGE
-from cag_utils.vlm.conceptclip import (
-    CONVERTED_GELU,
-    PATCHES,
-    convert_tower,
-    swap_tower,
-    tower_state,
-)
+from cag_utils.vlm import conceptclip
 
 WEIGHTS = PACKAGE / "weights"
 SIZES = ("tiny", "real")
@@ -109,7 +103,7 @@ def load_backbone(
     processor = AutoProcessor.from_pretrained(**found)
     if tower_found:
         new = _read_tower(backbone.tower, fetch_weights(**tower_found))
-        model, processor = swap_tower(model, processor, new)
+        model, processor = conceptclip.swap_tower(model, processor, new)
     processor.prompt_style = backbone.prompt  # for `examples.prompt_style`; it is not saved
     published = size == "real" and not (checkpoint or tower_checkpoint)
     expected = (backbone.image_px, backbone.image_tokens)
@@ -140,7 +134,7 @@ def find_sources(
         return source, None
     if checkpoint and not tower_checkpoint:
         vision = AutoConfig.from_pretrained(**locate(source, size)).vision_config
-        if getattr(vision, "hidden_act", None) == CONVERTED_GELU:  # swapped already
+        if getattr(vision, "hidden_act", None) == conceptclip.CONVERTED_GELU:  # swapped already
             return source, None
     return source, override(backbone.tower.checkpoint, tower_checkpoint)
 
@@ -159,10 +153,8 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
         return {"pretrained_model_name_or_path": checkpoint.repo, "revision": checkpoint.revision}
     folder = check_phantom(WEIGHTS / checkpoint.twin)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the tiny twin is missing from {folder}: it ships with the repository, "
-            "so restore it with  git checkout -- cag_utils/weights"
-        )
+        why = f"the tiny twin is missing from {folder}: it ships with the repository"
+        raise FileNotFoundError(f"{why}, so restore it with  git checkout -- cag_utils/weights")
     return {"pretrained_model_name_or_path": str(folder)}
 
 
@@ -227,11 +219,9 @@ def quiet_libraries() -> None:
 
 def _read_tower(entry: Tower, weights: Path) -> SiglipVisionModel:
     """Convert a tower whose width says how many heads it has."""
-    state = tower_state(read_safetensors(weights))
-    width = state[PATCHES].shape[0]
-    if width not in entry.heads:
-        raise ValueError(
-            f"the tower in {weights} is {width} wide, and its heads show in no tensor: "
-            f"the registry knows the widths {sorted(entry.heads)}"
-        )
-    return convert_tower(state, entry.heads[width], entry.side_px[width])
+    state = conceptclip.tower_state(read_safetensors(weights))
+    width, known = state[conceptclip.PATCHES].shape[0], sorted(entry.heads)
+    if width not in known:
+        told = f"the tower in {weights} is {width} wide, and its heads show in no tensor"
+        raise ValueError(f"{told}: the registry knows the widths {known}")
+    return conceptclip.convert_tower(state, entry.heads[width], entry.side_px[width])
