@@ -127,9 +127,10 @@ class Space:
         """Return pictures, truths and outputs of non-empty cases: three (n, d) arrays."""
         image = np.stack([self.images[case] for case in cases["case_id"]])
         truth, output = (
-            cases[name].map(self.texts.__getitem__) for name in ("ground_truth", "output")
+            np.stack([self.texts[text] for text in cases[column]])
+            for column in ("ground_truth", "output")
         )
-        return image, np.stack(truth.to_list()), np.stack(output.to_list())
+        return image, truth, output
 
 
 def join_cases(generations: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
