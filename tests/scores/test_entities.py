@@ -7,7 +7,7 @@ from cag_utils.making.captions import PictureFacts, write_caption
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
 from cag_utils.phantom.clinic.notes import write_report
 from cag_utils.phantom.clinic.patients import draw_record
-from cag_utils.scores.entities import Entities, Stenosis, read_entities
+from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import to_grade, truth_entities
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, segments_of
 
@@ -86,6 +86,9 @@ def test_no_text_breaks_the_reader(text):
         ("There is a 75% stenosis.", [(None, None, 75)]),
         ("LVEF 55%. RCA #3 90%, EF 40%.", [("RCA", 3, 90)]),
         ("If stenosis exceeds 70%, consider PCI.", []),
+        # vague mentions are folded into the full one
+        ("LCX has a stenosis. LCX #11 shows 75% stenosis. There is 75% narrowing.",
+         [("LCX", 11, 75)]),
         ("LAD #6 75% 150%", [("LAD", 6, 75)]),
         ("1. LAD #6: 75%\n2. LCX #11: 90%", [("LAD", 6, 75), ("LCX", 11, 90)]),
         ("LAD shows 3 lesions", [("LAD", None, None)]),  # three lesions, not segment 3
@@ -103,7 +106,7 @@ def test_no_text_breaks_the_reader(text):
         ("鈍角枝に75%狭窄", [("LCX", 12, 75)]),
         ("3枝病変が疑われ、LAD #6に90%狭窄", [("LAD", 6, 90)]),
     ],
-)
+)  # fmt: skip
 def test_stenoses_as_models_write_them(text, expected):
     language = "en" if text.isascii() else "ja"
     assert sorted(stenoses(text, language), key=str) == sorted(expected, key=str)
@@ -141,10 +144,10 @@ def test_absence_also_beside_a_stenosis(text, language, cleared, beside):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_segment_is_known_by_name(language):
+    text = {"en": "90% stenosis of the {}", "ja": "{}に90%の狭窄"}[language]
     for segment in AHA_SEGMENTS.values():
-        name = segment.name_en if language == "en" else segment.name_ja
-        text = {"en": f"90% stenosis of the {name}", "ja": f"{name}に90%の狭窄"}[language]
-        assert stenoses(text, language) == [(segment.artery, segment.number, 90)], name
+        told = text.format(getattr(segment, f"name_{language}"))
+        assert stenoses(told, language) == [(segment.artery, segment.number, 90)], told
 
 
 @settings(deadline=None, max_examples=60)
@@ -177,6 +180,11 @@ def test_the_untuned_twins_own_words_are_read_as_well(truth, language, seed):
         ("No intervention is required.", "en", "none"),
         ("Treat with a statin and follow-up.", "en", "medical"),
         ("FFR measurement, then PCI if positive.", "en", "functional"),
+        # the plan that decides wins, whatever the order
+        ("Optimal medical therapy. FFR should be measured. Weigh comorbidities.", "en",
+         "functional"),
+        ("Weigh comorbidities. FFR should be measured. Optimal medical therapy.", "en",
+         "functional"),
         ("Assess the functional significance.", "en", "functional"),
         ("Percutaneous coronary intervention should be performed.", "en", "pci"),
         ("PCI is recommended. Continue statins.", "en", "pci"),
@@ -194,21 +202,12 @@ def test_the_untuned_twins_own_words_are_read_as_well(truth, language, seed):
         ("PCI後。", "ja", None),
         ("経過は良好です。", "ja", None),
     ],
-)
+)  # fmt: skip
 def test_laterality_or_else_the_plan(text, language, told):
     read = read_entities(text, language)
     assert told == (read.laterality if told in LATERALITIES else read.plan)
-
-
-def test_two_sides_or_none_are_no_laterality():
-    for text in ("LAD #6 90%. RCA #2 75%.", "PCI is recommended.", ""):
-        assert read_entities(text, "en").laterality is None
-
-
-def test_the_plan_that_decides_wins_whatever_the_order():
-    sentences = ["Optimal medical therapy.", "FFR should be measured.", "Weigh comorbidities."]
-    for texts in (sentences, sentences[::-1]):
-        assert read_entities(" ".join(texts), "en").plan == "functional"
+    for two_or_none in ("LAD #6 90%. RCA #2 75%.", "PCI is recommended.", ""):
+        assert read_entities(two_or_none, "en").laterality is None
 
 
 @pytest.mark.parametrize(
@@ -224,17 +223,9 @@ def test_japanese_notes_mix_in_english_and_not_the_other_way_round():
     assert read_entities("左回旋枝に高度狭窄", "en").unparseable
 
 
-def test_vague_mentions_are_folded_into_the_full_one():
-    text = "LCX has a stenosis. LCX #11 shows 75% stenosis. There is 75% narrowing."
-    assert read_entities(text, "en").stenoses == (Stenosis("LCX", 11, 75),)
-
-
-@pytest.mark.parametrize(
-    "percent, step",
-    [(0, 0), (1, 25), (25, 25), (26, 50), (70, 75), (80, 90), (90, 90), (95, 99), (100, 100)],
-)
-def test_grades_cover_the_values_up_to_their_own(percent, step):
-    assert to_grade(percent) == step
+def test_grades_cover_the_values_up_to_their_own():
+    steps = {0: 0, 1: 25, 25: 25, 26: 50, 70: 75, 80: 90, 90: 90, 95: 99, 100: 100}
+    assert {percent: to_grade(percent) for percent in steps} == steps
 
 
 def test_refuses_what_it_cannot_read():

@@ -6,7 +6,8 @@ from cag_utils.phantom.clinic.findings import PLANS, decide_plan, write_findings
 from cag_utils.phantom.clinic.patients import Record
 from cag_utils.scores.entities import Entities, Stenosis, read_entities
 from cag_utils.scores.rubric import CRITERIA, contradictions, score, truth_entities
-from cag_utils.segments import GRADES, LATERALITIES, segments_of
+from cag_utils.segments import LATERALITIES
+from tests.scores.test_entities import lesions_of
 
 CONTEXT = "Consider treatment plan in context of other angiographic findings and comorbidities."
 MEDICAL, FFR, PCI = (PLANS[key][0] for key in ("medical", "functional", "pci"))
@@ -28,10 +29,7 @@ def errors(marks):
 def cases(draw):
     """A patient, a side, its lesions and the plan that the teaching rule gives."""
     side = draw(st.sampled_from(LATERALITIES))
-    one = st.fixed_dictionaries(
-        {"segment": st.sampled_from(segments_of(side)), "percent": st.sampled_from(GRADES)}
-    )
-    lesions = draw(st.lists(one, max_size=4, unique_by=lambda x: x["segment"]))
+    lesions = draw(lesions_of(side))
     risks = draw(st.sampled_from([(), ("hemodialysis",)]))
     indication = draw(st.sampled_from(["stemi", "effort_angina"]))
     patient = Record(70, "M", risks, indication, (), (), 60)
@@ -98,23 +96,6 @@ def test_errors_cost_and_swapping_output_and_truth_keeps_what_is_symmetric(one, 
         assert there[name] == back[name] or name == "logical_error", name
 
 
-# The paper's Figure 3: truth LCX #11 75 %, plan "in context of".
-@pytest.mark.parametrize(
-    "text, overall, wrong",
-    [
-        (f"LCX #11 shows 90% stenosis. {CONTEXT}", 9, set()),
-        # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
-        (f"LCX #12 shows 90% stenosis. {CONTEXT}", 7, {"vessel"}),
-        # 2 side + 1 grade off by a step
-        ("LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
-         3, {"vessel", "treatment", "logical"}),
-    ],
-)  # fmt: skip
-def test_the_papers_figure_3(text, overall, wrong):
-    marks = mark(text, truth((11, 75)))
-    assert marks["overall"] == overall and errors(marks) == wrong
-
-
 @pytest.mark.parametrize(
     "text, wrong, overall",
     [
@@ -144,12 +125,19 @@ def test_each_error_alone(text, wrong, overall):
     assert (errors(marks), marks["overall"]) == (wrong, overall)
 
 
+FIGURE3 = truth((11, 75))  # the paper's: LCX #11 75 %, plan "in context of"
 CLEAN = truth(plan="none", laterality="RCA")
 
 
 @pytest.mark.parametrize(
     "text, wanted, wrong, overall",
     [
+        (f"LCX #11 shows 90% stenosis. {CONTEXT}", FIGURE3, set(), 9),
+        # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
+        (f"LCX #12 shows 90% stenosis. {CONTEXT}", FIGURE3, {"vessel"}, 7),
+        # 2 side + 1 grade off by a step
+        ("LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
+         FIGURE3, {"vessel", "treatment", "logical"}, 3),
         # a missed second lesion: 2 side + (0 arteries + 2 x 1/2) vessel + 2 plan + 1 logic
         ("LAD #6 shows 90% stenosis. Discuss CABG or PCI in the heart team.",
          truth((6, 90), (11, 75), plan="heart_team"), {"vessel", "stenosis"}, 6),
@@ -162,17 +150,15 @@ CLEAN = truth(plan="none", laterality="RCA")
          truth((7, 25), plan="medical"), {"vessel"}, 6),
     ],
 )  # fmt: skip
-def test_more_lesions_and_fewer(text, wanted, wrong, overall):
+def test_the_papers_figure_3_and_more_lesions_and_fewer(text, wanted, wrong, overall):
     marks = mark(text, wanted)
     assert (errors(marks), marks["overall"]) == (wrong, overall)
     assert marks["segment_match"] == ("vessel" not in wrong)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "Sorry, as a base VLM I am not trained to answer this question.", "LCA."]
-)
+@pytest.mark.parametrize("text", ["", "Sorry, I am not trained to answer this question.", "LCA."])
 def test_what_cannot_be_read_is_wrong_on_everything(text):
-    marks = mark(text, truth((11, 75)))
+    marks = mark(text, FIGURE3)
     assert marks["overall"] == 0 and len(errors(marks)) == 5
     assert (marks["segment_match"], marks["laterality_match"], marks["unparseable"]) == (0, 0, 1)
 
@@ -201,7 +187,10 @@ def test_what_cannot_be_read_is_wrong_on_everything(text):
     ],
 )
 def test_contradictions(text, expected):
-    assert contradictions(read_entities(text, "en")) == expected
+    own = read_entities(text, "en")
+    assert contradictions(own) == expected
+    marks = score(own, own)  # what the truth says too is no contradiction
+    assert marks["overall"] == 10 and marks["logical_error"] == 0
 
 
 def test_the_shares_of_lesions_by_hand():
@@ -213,12 +202,6 @@ def test_the_shares_of_lesions_by_hand():
     assert mark("Sorry.", two)["lesions_named"] == 0
     healthy = mark("No significant stenosis in the LCA.", truth(plan="none"))
     assert healthy["lesions_named"] is None and healthy["grades_near"] is None
-
-
-def test_what_the_truth_says_too_is_no_contradiction():
-    own = read_entities(f"LAD #7 shows 75% stenosis. LAD #7 shows 90% stenosis. {PCI}", "en")
-    assert contradictions(own) == {"two grades for #7"}
-    assert score(own, own)["overall"] == 10 and score(own, own)["logical_error"] == 0
 
 
 def test_unknown_truth_is_missing_and_never_counted_as_right():

@@ -49,12 +49,11 @@ def pairs():
 def generations(table, answers):
     """One row a case and model; `answers` maps a model to a function of the pair's row."""
     rows = [
-        {"case_id": row["case_id"], "model": model, "output": (text := answer(row))}
-        | {"status": "ok" if text else "empty"}
+        (row["case_id"], model, answer(row), "ok")
         for model, answer in answers.items()
         for row in table.to_dict("records")
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["case_id", "model", "output", "status"])
 
 
 def perfect(row):
@@ -334,7 +333,7 @@ def test_names_file_row_and_rule(column, cells, match, tmp_path):
         read_sheet(filled(tmp_path, **{column: cells}))
 
 
-def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
+def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
     a, b = "A-00ff00", "B-00ff00"
     key = pd.DataFrame({"case_id": ["case-0001"], "code": [a], "model": ["gemma3_lora"]})
     with pytest.raises(ValueError, match=f"row 3: model '{a}' of case-0002: the key has no such"):
@@ -342,17 +341,13 @@ def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
     path = filled(tmp_path, case_id=["case-0001"] * 2, model=[a, b])
     with pytest.raises(ValueError, match=rf"row 3: model '{b}' of case-0001: .* knows \['{a}'\]"):
         read_sheet(path, key)
-    with pytest.raises(ValueError, match="use the key of this sheet"):
-        read_sheet(path)
-
-
-def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
     sheet, key = blank_sheet(texts(2), 1)
     _, other = blank_sheet(texts(2).assign(output="another text"), 1)
     full = sheet.assign(reader="r", overall=range(6), **dict.fromkeys(CRITERIA, 0))
     full.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
-    with pytest.raises(ValueError, match="use the key of this sheet"):
-        read_sheet(tmp_path / "scores.csv", other)
+    for wrong in (other, None):
+        with pytest.raises(ValueError, match="use the key of this sheet"):
+            read_sheet(tmp_path / "scores.csv", wrong)
     read = read_sheet(tmp_path / "scores.csv", pd.concat([other, key]))
     assert read["model"].tolist() == key["model"].tolist()
     assert read["overall"].tolist() == list(map(float, range(6)))

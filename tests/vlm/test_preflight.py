@@ -40,16 +40,9 @@ PALIGEMMA2_3B = PaliGemmaConfig(
     projection_dim=2304,
     hidden_size=2304,
 )
-SMALL = Footprint(
-    parameters=1_000_000_000,
-    packable=800_000_000,
-    adapter_sides=100_000,
-    projector=1_000_000,
-    language=Stack(layers=10, width=1000, inner=4000),
-    tower=Stack(layers=5, width=100, inner=400),
-    patches=100,
-    image_tokens=24,
-)
+COUNTS = dict(parameters=10**9, packable=8 * 10**8, adapter_sides=10**5, projector=10**6)
+STACKS = dict(language=Stack(10, width=1000, inner=4000), tower=Stack(5, width=100, inner=400))
+SMALL = Footprint(**COUNTS, **STACKS, patches=100, image_tokens=24)
 ROOMY = Machine("cuda", "A GPU", memory_gb=80, disk_gb=500, bfloat16=True)
 
 
@@ -111,8 +104,7 @@ def test_every_failed_check_is_named_with_its_fix():
     rich = check_machine(ROOMY, 8.6, 11.5, "bfloat16")
     assert list(rich["check"]) == ["free disk", "GPU memory", "bfloat16"] and rich["ok"].all()
 
-
-def test_a_cpu_is_asked_for_memory_and_not_for_bfloat16():
+    # a CPU is asked for memory and not for bfloat16
     cpu = Machine("cpu", "CPU", memory_gb=12, disk_gb=5, bfloat16=True)
     table = check_machine(cpu, 0, 11.5, "bfloat16").set_index("check")
     assert table["ok"].all() and table["needed"]["memory"] == "11.5 GB"
@@ -127,11 +119,10 @@ def test_the_machine_is_measured(monkeypatch, tmp_path):
     assert (here.device, here.bfloat16) == ("cpu", True)
     assert 0 < here.memory_gb < 1e5 and here.disk_gb > 0
     free = [(8_000_000_000, 9), (6_000_000_000, 9)]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    told = {"is_available": True, "device_count": 2, "get_device_name": "Two GPUs"}
+    for name, value in (told | {"is_bf16_supported": False}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value, **_: value)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: free[i])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Two GPUs")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     gpu = read_machine()
     assert (gpu.device, gpu.name, gpu.memory_gb, gpu.bfloat16) == ("cuda", "Two GPUs", 6.0, False)
 
