@@ -10,18 +10,9 @@ from hypothesis import strategies as st
 from cag_utils.paper.claims import compare_claims
 from cag_utils.phantom.clinic.findings import write_findings
 from cag_utils.profiles import Stats
+from cag_utils.scores import scorecard
 from cag_utils.scores.rubric import CRITERIA, Criterion
-from cag_utils.scores.scorecard import (
-    against_base,
-    blank_sheet,
-    flat_metrics,
-    read_sheet,
-    score_by_sheet,
-    score_generations,
-    summarise_marks,
-    table4,
-    truth_of,
-)
+from cag_utils.scores.scorecard import against_base, read_sheet, score_generations, summarise_marks
 from tests.paper.test_claims import CNN
 from tests.running import execute
 
@@ -94,7 +85,7 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings():
     bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
     made = generations(table, {"gemma3_lora": perfect})
     assert score_generations(made, bare, "en").equals(score_generations(made, table, "en"))
-    assert truth_of(bare.iloc[2], "ja") == truth_of(table.iloc[2], "ja")
+    assert scorecard.truth_of(bare.iloc[2], "ja") == scorecard.truth_of(table.iloc[2], "ja")
     made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
     assert (score_generations(made, table, "ja")["overall"] == 10).all()
 
@@ -105,13 +96,15 @@ def test_unknown_truth_stays_missing_in_the_table():
     made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
     summary = summarise_marks(score_generations(made, table, "en"), STATS, 0)
     assert math.isnan(summary["treatment_error"][0]) and summary["vessel_error"][0] == 0
-    assert table4(summary)["treatment_error"].isna().all()
-    assert flat_metrics(summary, pd.DataFrame())["gemma3_lora.treatment_error_rate"] is None
+    assert scorecard.table4(summary)["treatment_error"].isna().all()
+    figures = scorecard.flat_metrics(summary, pd.DataFrame())
+    assert figures["gemma3_lora.treatment_error_rate"] is None
 
     table["findings_en"] = "PCI is recommended."  # and now without a vessel
     scored = score_generations(made, table, "en")
     summary = summarise_marks(scored, STATS, 0)
-    assert math.isnan(summary["segment"][0]) and table4(summary)["segment_match"][0] == "–"
+    assert math.isnan(summary["segment"][0])
+    assert scorecard.table4(summary)["segment_match"][0] == "–"
     compared = against_base(scored, STATS, 0)
     assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
 
@@ -131,7 +124,7 @@ def test_the_summary_hand_worked():
 
 def test_table4_has_the_papers_columns_and_order():
     answers = {"zephyr": sorry, "gemma3_lora": perfect, "gemma3_base": sorry}
-    table = table4(summarise_marks(marks(answers), STATS, 0))
+    table = scorecard.table4(summarise_marks(marks(answers), STATS, 0))
     assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
     # A model the study has no name for is kept, under its own.
     assert table["model"].tolist() == ["Gemma3 (unfine-tuned)", "Gemma3 w/LoRA", "zephyr"]
@@ -145,7 +138,7 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     assert compared.loc["segment_match", "cases"] == 8
     assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
     assert {f"{name.removesuffix('_error')}_right" for name in CRITERIA} < set(compared.index)
-    figures = flat_metrics(summarise_marks(marks(), STATS, 0), compared.reset_index())
+    figures = scorecard.flat_metrics(summarise_marks(marks(), STATS, 0), compared.reset_index())
     ones = "segment_accuracy laterality_accuracy lesions_named grades_near overall_gain_clear"
     ones = ones.split() + ["segment_gain", "vessel_right_gain"]
     wanted = dict.fromkeys(ones, 1) | {"overall_mean": 10, "overall_gain": 10, "n": 8}
@@ -188,7 +181,7 @@ def sheet(scored, reader, overall):
 def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     scored = marks()
     both = pd.concat([sheet(scored, "r1", 6.0), sheet(scored, "r2", 8.0)])
-    read = score_by_sheet(both, scored)
+    read = scorecard.score_by_sheet(both, scored)
     assert list(read.columns) == list(scored.columns) and set(read["reader"]) == {"r1", "r2"}
     summary = summarise_marks(read, STATS, 0).set_index("model")
     assert summary.loc["gemma3_base", "overall"] == 7 and summary.loc["gemma3_base", "cases"] == 8
@@ -210,22 +203,22 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     assert plain["overall"][0] == 10 and "verbosity_error" not in plain
     assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
     summary = summarise_marks(scored, STATS, 0)
-    assert table4(summary)["verbosity_error"].tolist() == [8, 8]
+    assert scorecard.table4(summary)["verbosity_error"].tolist() == [8, 8]
     compared = against_base(scored, STATS, 0)
     assert "verbosity_right" in set(compared["measure"])
-    figures = flat_metrics(summary, compared)
+    figures = scorecard.flat_metrics(summary, compared)
     assert figures["gemma3_lora.verbosity_error_rate"] == 1
     claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
     [vessels] = claims[claims.index.str.startswith("Vessel")]
     assert "verbosity 100%" in vessels
 
     table = generations(pairs(), made)
-    blank, key = blank_sheet(table, 0)
+    blank, key = scorecard.blank_sheet(table, 0)
     assert "verbosity_error" in blank
     filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
     filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
     own = scored[scored["model"] == "gemma3_lora"]
-    read = score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
+    read = scorecard.score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
     assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
     filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
     with pytest.raises(ValueError, match="no column .*verbosity_error"):
@@ -242,7 +235,7 @@ def test_refuses_what_does_not_belong_together():
     scored = marks()
     foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
     with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
-        score_by_sheet(foreign, scored)
+        scorecard.score_by_sheet(foreign, scored)
 
 
 @pytest.mark.notebook
@@ -289,7 +282,7 @@ def filled(tmp_path, **changes):
 @given(st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, seed):
     table = texts(n_cases)
-    sheet, key = blank_sheet(table, seed)
+    sheet, key = scorecard.blank_sheet(table, seed)
     joined = sheet.rename(columns={"model": "code"}).merge(key, on=["case_id", "code"])
     rows, wanted = (t[["case_id", "model", "output"]].to_numpy().tolist() for t in (joined, table))
     assert sorted(rows) == sorted(wanted)
@@ -298,7 +291,7 @@ def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, se
 
 def test_the_sheet_is_blind_shuffled_and_repeatable():
     table = texts(40)
-    sheet, key = blank_sheet(table, 3)
+    sheet, key = scorecard.blank_sheet(table, 3)
     text = sheet.to_csv()
     assert not any(model in text for model in MODELS) and "seconds" not in sheet
     assert "shots" not in text  # a few-shot prompt would tell the untuned models
@@ -306,11 +299,11 @@ def test_the_sheet_is_blind_shuffled_and_repeatable():
     # One letter stands for every model somewhere: a reader cannot learn who A is.
     assert key.groupby("code")["model"].nunique().tolist() == [3, 3, 3]
     assert sheet["case_id"].drop_duplicates().tolist() != sorted(set(table["case_id"]))
-    pd.testing.assert_frame_equal(sheet, blank_sheet(table, 3)[0])
-    assert not sheet.equals(blank_sheet(table, 4)[0])
-    pd.testing.assert_frame_equal(sheet, blank_sheet(table.sample(frac=1, random_state=1), 3)[0])
+    assert not sheet.equals(scorecard.blank_sheet(table, 4)[0])
+    for same in (table, table.sample(frac=1, random_state=1)):
+        pd.testing.assert_frame_equal(sheet, scorecard.blank_sheet(same, 3)[0])
     with pytest.raises(ValueError, match="gemma3_base has two texts for case-0001"):
-        blank_sheet(pd.concat([table, table[:1]]), 0)
+        scorecard.blank_sheet(pd.concat([table, table[:1]]), 0)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +334,8 @@ def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path
     path = filled(tmp_path, case_id=["case-0001"] * 2, model=[a, b])
     with pytest.raises(ValueError, match=rf"row 3: model '{b}' of case-0001: .* knows \['{a}'\]"):
         read_sheet(path, key)
-    sheet, key = blank_sheet(texts(2), 1)
-    _, other = blank_sheet(texts(2).assign(output="another text"), 1)
+    sheet, key = scorecard.blank_sheet(texts(2), 1)
+    _, other = scorecard.blank_sheet(texts(2).assign(output="another text"), 1)
     full = sheet.assign(reader="r", overall=range(6), **dict.fromkeys(CRITERIA, 0))
     full.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
     for wrong in (other, None):

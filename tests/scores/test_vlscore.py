@@ -10,21 +10,8 @@ from PIL import Image
 
 from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, paper_table
-from cag_utils.scores.vlscore import (
-    MAX_AREA_UNIT,
-    Space,
-    embed,
-    join_cases,
-    score_cases,
-    score_controls,
-    score_models,
-    side_correlations,
-    summarise_vlscores,
-    table3,
-    to_unit,
-    triangle_area,
-    vlscore,
-)
+from cag_utils.scores import vlscore
+from cag_utils.scores.vlscore import join_cases, score_cases, score_models, to_unit, triangle_area
 from tests.benchmarks.bench_vlscore import plain_area
 
 numbers = st.floats(-10, 10, allow_nan=False, width=32)
@@ -53,7 +40,7 @@ def test_areas_by_hand_and_the_theoretical_maximum_is_the_equilateral_triangle()
     assert triangle_area(*map(np.array, legs)).tolist() == [6.0]
     angles = np.array([0, 2, 4]) * np.pi / 3
     i, g, r = np.stack([np.cos(angles), np.sin(angles)], 1)[:, None]
-    assert triangle_area(i, g, r)[0] == pytest.approx(MAX_AREA_UNIT) == 1.299038105676658
+    assert triangle_area(i, g, r)[0] == pytest.approx(vlscore.MAX_AREA_UNIT) == 1.299038105676658
     assert score_cases(i, g, r)["vlscore"][0] == pytest.approx(0, abs=1e-12)
 
 
@@ -69,7 +56,8 @@ def test_agrees_with_the_plain_loop_whichever_corner_is_which(points):
 def test_scores_stay_between_0_and_1_and_more_room_never_lowers_them(points, max_area):
     points = points + np.array([20.0, -20.0, 30.0])[:, None, None]  # no zero vectors
     found = score_cases(*points, normalise=True, max_area=max_area)
-    assert found["vlscore"].between(0, 1).all() and (found["area"] <= MAX_AREA_UNIT + 1e-9).all()
+    assert found["vlscore"].between(0, 1).all()
+    assert (found["area"] <= vlscore.MAX_AREA_UNIT + 1e-9).all()
     roomier = score_cases(*points, normalise=True, max_area=2 * max_area)
     assert (roomier["vlscore"] >= found["vlscore"]).all()
     i, g, _ = points  # a report equal to the truth scores 1 whatever the picture
@@ -108,12 +96,12 @@ def random_space(n, noise, seed):
     cases = pd.DataFrame({"case_id": [str(k) for k in range(n)], "empty": False, "model": "m"})
     cases = cases.assign(ground_truth="g" + cases["case_id"], output="r" + cases["case_id"])
     images = dict(zip(cases["case_id"], i, strict=True))
-    return cases, Space(images, texts, frozenset(), np.ones(64))
+    return cases, vlscore.Space(images, texts, frozenset(), np.ones(64))
 
 
 def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture():
     cases, space = random_space(40, lambda rng: 0.5, 1)
-    found = score_controls(cases, space, "siglip2", UNIT)
+    found = vlscore.score_controls(cases, space, "siglip2", UNIT)
     mean = found.set_index("control")["vlscore"]
     assert mean["as written"] - mean["shuffled reports"] > 0.1
     assert abs(mean["as written"] - mean["shuffled images"]) < 0.05
@@ -125,10 +113,10 @@ def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture()
 
 def test_it_is_moved_by_the_texts_and_not_by_the_picture():
     cases, space = random_space(200, lambda rng: rng.uniform(0.1, 1.5, (200, 1)), 2)
-    found = side_correlations(cases, space)
+    found = vlscore.side_correlations(cases, space)
     assert found["text_text"] < -0.9 and abs(found["image_truth"]) < 0.5
     for few in (0, 2):
-        assert all(map(math.isnan, side_correlations(cases[:few], space).values()))
+        assert all(map(math.isnan, vlscore.side_correlations(cases[:few], space).values()))
 
 
 UNIT = Vlscore(size="tiny", embedders=["siglip2"], normalise=True, max_area=3 * 3**0.5 / 4)
@@ -166,7 +154,7 @@ def study(tmp_path_factory):
     folder, cases = tmp_path_factory.mktemp("study"), join_cases(GENERATIONS, PAIRS)
     for k in range(4):
         Image.new("L", (8, 8), 40 * k + 20).save(folder / str(k), "PNG")
-    space = embed(Letters(), cases, folder)
+    space = vlscore.embed(Letters(), cases, folder)
     return cases, space, score_models(cases, space, "siglip2", UNIT)
 
 
@@ -183,7 +171,7 @@ def test_right_angles_worked_by_hand(study):
     image, truth, report = np.eye(3)
     case = study[0].iloc[[5]]  # says "tight spot", and "mild disease" is true
     texts = {"mild disease": truth, "tight spot": report}
-    space = Space({"case-1": image}, texts, frozenset(), image)
+    space = vlscore.Space({"case-1": image}, texts, frozenset(), image)
     [got] = score_models(case, space, "siglip2", UNIT).to_dict("records")
     assert got["area"] == pytest.approx(3**0.5 / 2) and got["vlscore"] == pytest.approx(1 / 3)
 
@@ -204,7 +192,8 @@ def test_the_truth_scores_1_an_error_less_and_silence_0(study):
 
 def test_controls_leave_out_a_model_with_one_answer(study):
     cases, space, _ = study
-    found = score_controls(cases, space, "siglip2", UNIT).set_index(["model", "control"])["vlscore"]
+    found = vlscore.score_controls(cases, space, "siglip2", UNIT)
+    found = found.set_index(["model", "control"])["vlscore"]
     assert set(found.index.levels[0]) == {"gemma3_lora", "gemma3_base"}
     lora = found["gemma3_lora"]
     assert lora["as written"] == lora["shuffled images"] == lora["blank image"] == 1
@@ -213,7 +202,7 @@ def test_controls_leave_out_a_model_with_one_answer(study):
 
 def test_summary_counts_silence_and_table3_keeps_what_was_not_run_and_the_papers_figures(study):
     scores, titles = study[2], {"siglip2": "SigLIP2-so400m"}
-    summary = summarise_vlscores(scores, STATS, seed=0)
+    summary = vlscore.summarise_vlscores(scores, STATS, seed=0)
     rows = summary.set_index("model")
     assert rows.loc["paligemma2_base", "empty"] == 0.75
     assert rows.loc["gemma3_lora", ["mean", "low", "high", "sd"]].tolist() == [1, 1, 1, 0]
@@ -221,7 +210,7 @@ def test_summary_counts_silence_and_table3_keeps_what_was_not_run_and_the_papers
     assert rows["area_mean"]["gemma3_base"] == pytest.approx(base["area"].mean())
     assert rows["sd"]["gemma3_base"] == pytest.approx(base["vlscore"].std(ddof=1))
     assert ((rows["low"] <= rows["mean"]) & (rows["mean"] <= rows["high"])).all()
-    table = table3(summary, paper_table("table3_vlscore"), titles).set_index("Model")
+    table = vlscore.table3(summary, paper_table("table3_vlscore"), titles).set_index("Model")
     assert list(table.index) == list(MODEL_NAMES.values())
     assert table["VLScore (interval)"]["o4-mini"] == "not run"
     assert table["Paper mean"]["o4-mini"] == 0.3116
@@ -236,8 +225,8 @@ def test_summary_counts_silence_and_table3_keeps_what_was_not_run_and_the_papers
         (lambda: triangle_area(np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3))), "one shape"),
         (lambda: triangle_area(*np.full((3, 1, 2), np.nan)), "NaN"),
         (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
-        (lambda: vlscore(np.ones(1), 0), "max_area"),
-        (lambda: vlscore(np.array([-1.0])), "cannot be negative"),
+        (lambda: vlscore.vlscore(np.ones(1), 0), "max_area"),
+        (lambda: vlscore.vlscore(np.array([-1.0])), "cannot be negative"),
         (lambda: join_cases(GENERATIONS.iloc[:0], PAIRS), "no generations to score"),
         (lambda: join_cases(GENERATIONS, PAIRS.iloc[:3]),
          "1 generated cases are not in pairs.csv, e.g. ..case-3"),

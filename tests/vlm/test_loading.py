@@ -23,16 +23,7 @@ from cag_utils.corpus.examples import encode_prompts
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from cag_utils.profiles import load_profile
 from cag_utils.vlm import loading
-from cag_utils.vlm.loading import (
-    FUSED,
-    check_layout,
-    find_sources,
-    fuse_attention,
-    load_backbone,
-    locate,
-    model_layout,
-    quantisation,
-)
+from cag_utils.vlm.loading import FUSED, load_backbone, quantisation
 from tests.conftest import ROOT
 from tests.vlm.test_preflight import GEMMA3_4B
 from tests.vlm.world import output_of, timm_twin
@@ -81,7 +72,7 @@ def test_twins_load_as_the_published_classes(twins, name, kind, tokens):
     assert type(model) is kind and model.dtype == torch.float32 and not model.training
     assert processor.image_seq_length == tokens
     with pytest.raises(ValueError, match="says 896 x 896 and 256"):
-        check_layout(processor, 896, 256)
+        loading.check_layout(processor, 896, 256)
 
 
 def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
@@ -102,7 +93,7 @@ def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
 def test_a_missing_twin_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="git checkout -- cag_utils/weights"):
-        locate(BACKBONES["gemma3"].checkpoint, "tiny")
+        loading.locate(BACKBONES["gemma3"].checkpoint, "tiny")
 
 
 def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weights, monkeypatch):
@@ -124,12 +115,12 @@ def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(weigh
     model, processor = load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    assert find_sources("conceptclip_gemma3", "real", str(tmp_path))[1] is None
-    assert find_sources("conceptclip_gemma3", "real", parts["checkpoint"])[1] is not None
+    assert loading.find_sources("conceptclip_gemma3", "real", str(tmp_path))[1] is None
+    assert loading.find_sources("conceptclip_gemma3", "real", parts["checkpoint"])[1] is not None
     again, back = load_backbone("conceptclip_gemma3", "real", "cpu", checkpoint=str(tmp_path))
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     layout = (back.image_processor.size["height"], back.image_seq_length)
-    assert layout == model_layout(again.config) == model_layout(model.config)
+    assert layout == loading.model_layout(again.config) == loading.model_layout(model.config)
 
 
 def test_a_folder_of_pickles_or_with_another_models_processor_is_refused(weights, tmp_path):
@@ -270,10 +261,10 @@ def test_capped_and_other_models_are_left_alone(twins):
     capped, _ = load_backbone("paligemma2", "tiny", "cpu")
     capped.set_attn_implementation({"text_config": "eager"})
     capped.config.text_config.attn_logit_softcapping = 50.0
-    assert not fuse_attention(capped)
+    assert not loading.fuse_attention(capped)
     assert capped.config.get_text_config()._attn_implementation == "eager"
     gemma3, _ = load_backbone("gemma3", "tiny", "cpu")
-    assert not fuse_attention(gemma3)
+    assert not loading.fuse_attention(gemma3)
     assert gemma3.config.get_text_config()._attn_implementation == "sdpa"
 
 

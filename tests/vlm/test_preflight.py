@@ -9,19 +9,8 @@ from hypothesis import strategies as st
 from transformers import Gemma3Config, PaliGemmaConfig
 
 from cag_utils.backbones import BACKBONES, GEMMA3, PALIGEMMA2
-from cag_utils.vlm.preflight import (
-    Footprint,
-    Machine,
-    Stack,
-    check_machine,
-    constants,
-    footprint,
-    preflight,
-    read_machine,
-    sources_table,
-    training_gb,
-    weights_gb,
-)
+from cag_utils.vlm import preflight as checks
+from cag_utils.vlm.preflight import Machine, check_machine, footprint, preflight, training_gb
 
 # The published configurations, from memory of their model cards: what they add up to is checked.
 TOWER = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27)
@@ -41,8 +30,9 @@ PALIGEMMA2_3B = PaliGemmaConfig(
     hidden_size=2304,
 )
 COUNTS = dict(parameters=10**9, packable=8 * 10**8, adapter_sides=10**5, projector=10**6)
-STACKS = dict(language=Stack(10, width=1000, inner=4000), tower=Stack(5, width=100, inner=400))
-SMALL = Footprint(**COUNTS, **STACKS, patches=100, image_tokens=24)
+COUNTS |= dict(language=checks.Stack(layers=10, width=1000, inner=4000))
+COUNTS |= dict(tower=checks.Stack(layers=5, width=100, inner=400))
+SMALL = checks.Footprint(**COUNTS, patches=100, image_tokens=24)
 ROOMY = Machine("cuda", "A GPU", memory_gb=80, disk_gb=500, bfloat16=True)
 
 
@@ -59,15 +49,15 @@ def test_training_memory_by_hand():
 
 
 def test_four_bits_pack_the_language_model_alone():
-    assert weights_gb(SMALL, 2) == 2.0
+    assert checks.weights_gb(SMALL, 2) == 2.0
     by_hand = 0.8 * 4.127 / 8 + 0.2 * 2  # 4 bits and 0.127 bits of constants a parameter
-    assert weights_gb(SMALL, 2, "4bit") == pytest.approx(by_hand, rel=1e-12)
+    assert checks.weights_gb(SMALL, 2, "4bit") == pytest.approx(by_hand, rel=1e-12)
 
 
 @given(st.integers(1, 64), st.integers(1, 4096), st.sampled_from(["none", "4bit"]))
 def test_more_cases_and_longer_texts_never_need_less(batch, tokens, quantise):
     gb = training_gb(SMALL, 2, 8, batch, tokens, quantise)
-    assert weights_gb(SMALL, 2, quantise) < gb
+    assert checks.weights_gb(SMALL, 2, quantise) < gb
     assert gb <= training_gb(SMALL, 2, 8, batch + 1, tokens, quantise)
     assert gb <= training_gb(SMALL, 2, 8, batch, tokens + 1, quantise)
 
@@ -113,9 +103,9 @@ def test_every_failed_check_is_named_with_its_fix():
 
 
 def test_the_machine_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr(checks.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    here = read_machine()
+    here = checks.read_machine()
     assert (here.device, here.bfloat16) == ("cpu", True)
     assert 0 < here.memory_gb < 1e5 and here.disk_gb > 0
     free = [(8_000_000_000, 9), (6_000_000_000, 9)]
@@ -123,7 +113,7 @@ def test_the_machine_is_measured(monkeypatch, tmp_path):
     for name, value in (told | {"is_bf16_supported": False}).items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value, **_: value)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: free[i])
-    gpu = read_machine()
+    gpu = checks.read_machine()
     assert (gpu.device, gpu.name, gpu.memory_gb, gpu.bfloat16) == ("cuda", "Two GPUs", 6.0, False)
 
 
@@ -153,9 +143,9 @@ def test_no_access_says_where_the_licence_is_and_how_to_log_in(monkeypatch):
 
 
 def test_the_record_names_what_was_loaded_and_no_folder_of_this_machine(twins):
-    tiny = sources_table("conceptclip_gemma3")
+    tiny = checks.sources_table("conceptclip_gemma3")
     assert list(tiny["part"]) == ["model", "image tower"]
     assert list(tiny["source"]) == ["gemma3", "conceptclip"]
-    real = sources_table("gemma3", "real", checkpoint=str(twins / "gemma3"))
+    real = checks.sources_table("gemma3", "real", checkpoint=str(twins / "gemma3"))
     assert real["commit"][0] == tiny["commit"][0] and len(real) == 1
     assert str(twins) not in real.to_csv() + tiny.to_csv()

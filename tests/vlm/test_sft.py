@@ -20,14 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cag_utils.backbones import LANGUAGE_MODEL_ONLY, PROJECTIONS
-from cag_utils.profiles import Finetune, Lora, load_profile
+from cag_utils.profiles import Lora, load_profile
 from cag_utils.scores.entities import read_entities
 from cag_utils.scores.rubric import truth_entities
 from cag_utils.vlm import loading, lora, sft
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.lora import load_tuned, trainable_table
 from cag_utils.vlm.sft import EpochGroups, last_checkpoint, make_job, make_trainer, run_job
-from tests.vlm.world import NAMES, examples_of, job_for, loss_and_gradients
+from tests.vlm.world import NAMES, examples_of, job_for
 
 
 def weights_of(job):
@@ -40,12 +40,9 @@ def history_of(job, split="val"):
 
 
 def same_run(one, other):
-    first, second = weights_of(one), weights_of(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    columns = ["step", "split", "loss"]
-    tables = [pd.read_csv(job.path / "history.csv")[columns] for job in (one, other)]
-    pd.testing.assert_frame_equal(*tables)
+    torch.testing.assert_close(weights_of(one), weights_of(other), rtol=0, atol=0)
+    tables = [pd.read_csv(job.path / "history.csv") for job in (one, other)]
+    pd.testing.assert_frame_equal(*(table[["step", "split", "loss"]] for table in tables))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,8 +79,8 @@ def test_weights_moved_where_they_should_and_the_adapter_comes_back_exactly(tune
     projector = [key for key in saved if "multi_modal_projector" in key]
     assert len(projector) == 2
     for key in projector:
-        known = f"model.multi_modal_projector.{key.split('multi_modal_projector.')[1]}"
-        assert not torch.equal(before[known], saved[key])
+        known = key[key.index("multi_modal_projector.") :]
+        assert not torch.equal(before[f"model.{known}"], saved[key])
     assert sft.reload_difference(job) == 0
     live = load_file(job.path / "probe.safetensors")["logits"]
     assert (sft.probe(job, base, processor) - live).abs().max() > 1e-3
@@ -97,8 +94,7 @@ def test_the_loss_falls_and_answers_are_marked_and_logged(tuned):
         assert marks["step"].tolist() == [0, 2] and list(marks.columns[2:]) == list(sft.SCORES)
         assert marks["segment"].between(0, 1).all()
         log = EventAccumulator(str(job.path / "tensorboard")).Reload()
-        tags = set(log.Tags()["scalars"])
-        assert {"train/loss", "eval/loss", "eval/answers_segment"} <= tags
+        assert {"train/loss", "eval/answers_segment"} <= set(log.Tags()["scalars"])
         logged = [event.value for event in log.Scalars("eval/loss")]
         assert logged == pytest.approx(val, rel=1e-5)
     card = (tuned["gemma3"].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
@@ -133,17 +129,6 @@ def test_loras_matrices_and_the_projector_have_their_own_rates(world, tmp_path):
     assert all("projector" in names[id(p)] for p in rest["params"])
     trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
     assert trained == {id(p) for group in (matrices, rest) for p in group["params"]}
-
-
-@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
-def test_scoring_answers_only_changes_neither_loss_nor_gradients(world, tmp_path, name):
-    trainer = make_trainer(job_for(world, tmp_path, name, dropout=0.0))
-    batch = trainer.data_collator([dict(trainer.train_dataset[i]) for i in range(3)])
-    one, first = loss_and_gradients(trainer, batch)
-    with sft.answers_scored_only():
-        two, second = loss_and_gradients(trainer, batch)
-    assert one == pytest.approx(two, rel=1e-5) and len(first) > 50
-    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-6)
 
 
 def test_trl_defaults_that_bite_are_set(world, tmp_path):
@@ -184,12 +169,6 @@ def test_a_bad_job_is_refused_before_anything_starts(world, tmp_path, changes, m
         make_job(load_profile("smoke").finetune, pairs=world, folder=tmp_path, seed=0, **plain)
 
 
-def test_checkpoints_of_a_backbone_that_is_not_tuned_are_refused():
-    settings = load_profile("smoke").finetune.model_dump()
-    with pytest.raises(ValueError, match="names .'medgemma'., which are not tuned"):
-        Finetune.model_validate(settings | {"checkpoints": {"medgemma": "x"}})
-
-
 def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     folder = shutil.copytree(loading.WEIGHTS / "gemma3", tmp_path / "my_gemma")
     changes = {"size": "real", "checkpoints": {"gemma3": str(folder)}, "max_steps": 1}
@@ -199,19 +178,18 @@ def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
     assert sft.reload_difference(job) == 0
     card = (job.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
     assert '"my_gemma"' in card and str(tmp_path) not in card
+    with pytest.raises(ValueError, match="names .'medgemma'., which are not tuned"):
+        job_for(world, tmp_path, checkpoints={"medgemma": "x"})
 
 
 def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeypatch):
     job = job_for(world, tmp_path, quantise="4bit")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "adapter_config.json").touch()
-    where = {"quantise": "4bit", "checkpoint": str(loading.WEIGHTS / "gemma3")}
-    for call in (
-        lambda: make_trainer(job),
-        lambda: load_tuned("gemma3", "real", tmp_path, **where),
-    ):
-        with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
-            call()
+    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
+        make_trainer(job)
+    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
+        load_tuned("gemma3", "real", tmp_path, quantise="4bit")
 
 
 @pytest.mark.parametrize(
@@ -427,8 +405,7 @@ def test_the_projector_learns_alone_first_also_after_a_kill(world, tmp_path):
 
 def test_two_processes_share_a_batch_and_leave_one_adapter(world, tmp_path, monkeypatch):
     job = job_for(world, tmp_path / "two", dropout=0.0, epochs=1.0)
-    watch = tmp_path / "sitecustomize.py"
-    watch.write_text(_watcher(loading.WEIGHTS))
+    (tmp_path / "sitecustomize.py").write_text(WATCHER.format(str(loading.WEIGHTS)))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_job(job, processes=2)
@@ -438,38 +415,34 @@ def test_two_processes_share_a_batch_and_leave_one_adapter(world, tmp_path, monk
     alone = job_for(world, tmp_path / "one", dropout=0.0, epochs=1.0)
     run_job(alone)
     # the same cases a step, so the same losses but for rounding
-    one, two = (history_of(j, "train") for j in (alone, job))
-    assert one["step"].tolist() == two["step"].tolist()
-    assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-3)
+    one, two = (history_of(j, "train")[["step", "loss"]] for j in (alone, job))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-3)
 
 
-def _watcher(weights_folder):
-    """Runs in each process before all else: the twins' folder, and a note of who took part."""
-    return f"""
+# Runs in each process before all else: the twins' folder, and a note of who took part.
+WATCHER = """
 import os, sys
 if "RANK" in os.environ and "cag_utils.vlm.sft" in " ".join(sys.orig_argv):
     from pathlib import Path
     from trl import SFTConfig
     from cag_utils.vlm import loading
-    loading.WEIGHTS = Path({str(weights_folder)!r})
+    loading.WEIGHTS = Path({!r})
     start = SFTConfig.__init__
     def noted(self, *args, **kwargs):
         start(self, *args, **kwargs)
-        each = self.per_device_train_batch_size
-        name = f"rank{{os.environ['RANK']}}_of{{os.environ['WORLD_SIZE']}}_batch{{each}}"
-        (Path(__file__).parent / name).touch()
+        who = os.environ["RANK"], os.environ["WORLD_SIZE"], self.per_device_train_batch_size
+        Path(__file__).with_name("rank%s_of%s_batch%s" % who).touch()
     SFTConfig.__init__ = noted
 """
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(world, tmp_path):
+def test_a_batch_that_cannot_be_shared_is_refused_and_a_failed_process_reported(
+    world, tmp_path, monkeypatch
+):
     assert sft.share_of_batch(8, 4) == 2
     with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3 processes"):
         run_job(job_for(world, tmp_path), processes=3)
     assert not (tmp_path / "job.json").exists()
-
-
-def test_a_failed_process_is_reported(world, tmp_path, monkeypatch):
     monkeypatch.setattr(sft.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="training on 2 processes failed"):
         run_job(job_for(world, tmp_path), processes=2)
