@@ -55,9 +55,10 @@ def sorry(row):
     return "Sorry, I can not help with that."
 
 
-def marks(answers=None):
-    answers = answers or {"gemma3_base": sorry, "gemma3_lora": perfect}
-    return score_generations(generations(pairs(), answers), pairs(), "en")
+def marks(base=sorry, lora=perfect, language="en", **others):
+    """The rubric's marks of Gemma3 untuned and tuned, and of other models."""
+    answers = {"gemma3_base": base, "gemma3_lora": lora} | others
+    return score_generations(generations(pairs(), answers), pairs(), language)
 
 
 def test_each_generation_is_marked_against_its_own_case():
@@ -86,8 +87,8 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings():
     made = generations(table, {"gemma3_lora": perfect})
     assert score_generations(made, bare, "en").equals(score_generations(made, table, "en"))
     assert scorecard.truth_of(bare.iloc[2], "ja") == scorecard.truth_of(table.iloc[2], "ja")
-    made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
-    assert (score_generations(made, table, "ja")["overall"] == 10).all()
+    in_japanese = lambda row: row["findings_ja"]  # noqa: E731
+    assert (marks(in_japanese, in_japanese, "ja")["overall"] == 10).all()
 
 
 def test_unknown_truth_stays_missing_in_the_table():
@@ -110,10 +111,9 @@ def test_unknown_truth_stays_missing_in_the_table():
 
 
 def test_the_summary_hand_worked():
-    table = pairs()
     wrong = iter([0, 1] * 4)  # the first frame of each patient is right, the second refused
-    made = generations(table, {"gemma3_lora": lambda r: sorry(r) if next(wrong) else perfect(r)})
-    row = summarise_marks(score_generations(made, table, "en"), STATS, 0).iloc[0]
+    scored = marks(lambda row: sorry(row) if next(wrong) else perfect(row))
+    row = summarise_marks(scored, STATS, 0).iloc[0]
     assert (row["cases"], row["mean"], row["overall"]) == (8, 5, 5)
     assert row["sd"] == pytest.approx(math.sqrt(8 * 25 / 7))
     assert row["vessel_error"] == 4 and row["vessel_error_rate"] == 0.5
@@ -123,8 +123,8 @@ def test_the_summary_hand_worked():
 
 
 def test_table4_has_the_papers_columns_and_order():
-    answers = {"zephyr": sorry, "gemma3_lora": perfect, "gemma3_base": sorry}
-    table = scorecard.table4(summarise_marks(marks(answers), STATS, 0))
+    scored = marks(zephyr=sorry)
+    table = scorecard.table4(summarise_marks(scored[::-1], STATS, 0))
     assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
     # A model the study has no name for is kept, under its own.
     assert table["model"].tolist() == ["Gemma3 (unfine-tuned)", "Gemma3 w/LoRA", "zephyr"]
@@ -144,33 +144,33 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     wanted = dict.fromkeys(ones, 1) | {"overall_mean": 10, "overall_gain": 10, "n": 8}
     assert {name: figures[f"gemma3_lora.{name}"] for name in wanted} == wanted
     assert figures["gemma3_base.logical_error_rate"] == 1 and figures["gemma3_base.n"] == 8
-    same = against_base(marks({"gemma3_base": perfect, "gemma3_lora": perfect}), STATS, 0)
+    same = against_base(marks(perfect, perfect), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
-    worse = against_base(marks({"gemma3_base": perfect, "gemma3_lora": sorry}), STATS, 0)
-    assert (worse["high"] < 0).all() and not worse["beats_base"].any()
-    assert len(worse) == 9
+    worse = against_base(marks(perfect, sorry), STATS, 0)
+    assert (worse["high"] < 0).all() and not worse["beats_base"].any() and len(worse) == 9
 
 
 def test_a_gain_on_half_of_the_patients_is_not_clear():
     # right on two of four patients, and on the others and one case more
     half = lambda row: perfect(row) if row["case_id"] < "case-0004" else sorry(row)  # noqa: E731
     rest = lambda row: sorry(row) if row["case_id"] < "case-0003" else perfect(row)  # noqa: E731
-    compared = against_base(marks({"gemma3_base": half, "gemma3_lora": rest}), STATS, 0)
+    compared = against_base(marks(half, rest), STATS, 0)
     compared = compared[compared["cases"] == 8]  # lesions: the fourth patient alone differs
     assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
     assert not compared["beats_base"].any()
 
 
 def test_which_base_a_tuned_model_is_compared_with():
+    swapped, own, other = "conceptclip_gemma3_lora", "conceptclip_gemma3_base", "gemma3_base"
+    scored = marks(**dict.fromkeys((swapped, own, "paligemma2_lora"), perfect))
+
     def based(*models):
-        found = against_base(marks({m: perfect for m in models}), STATS, 0)
+        found = against_base(scored[scored["model"].isin(models)], STATS, 0)
         return dict(zip(found["model"], found["base"], strict=True))
 
-    swapped = "conceptclip_gemma3_lora"
-    assert based("paligemma2_lora", "gemma3_base") == {}  # no base of its own
-    assert based(swapped, "gemma3_base") == {swapped: "gemma3_base"}
-    own = "conceptclip_gemma3_base"
-    assert based(swapped, "gemma3_base", own) == {swapped: own}
+    assert based("paligemma2_lora", other) == {}  # no base of its own
+    assert based(swapped, other) == {swapped: other}
+    assert based(swapped, other, own) == {swapped: own}
 
 
 def sheet(scored, reader, overall):
@@ -189,15 +189,18 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     # Two readers of one text are one case, not two.
     cases = against_base(read, STATS, 0).set_index("measure")["cases"]
     assert cases["overall"] == 8 and cases["segment_match"] == 8
+    foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
+    with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
+        scorecard.score_by_sheet(foreign, scored)
 
 
 def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     """A made-up one, through the calls of notebooks 07 and 08."""
     made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
-    plain = marks(made)
+    plain = marks(made["gemma3_lora"])
     row = Criterion("verbosity", 5, lambda output, truth: len(output.stenoses) > 0)
     monkeypatch.setitem(CRITERIA, "verbosity_error", row)
-    scored = marks(made | {"gemma3_base": sorry})
+    scored = marks(lora=made["gemma3_lora"])
     right = scored[scored["case_id"] == "case-0000"].set_index("model")
     assert right["overall"].to_dict() == {"gemma3_lora": 6.67, "gemma3_base": 0}  # 10 of 15 points
     assert plain["overall"][0] == 10 and "verbosity_error" not in plain
@@ -211,9 +214,7 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
     [vessels] = claims[claims.index.str.startswith("Vessel")]
     assert "verbosity 100%" in vessels
-
-    table = generations(pairs(), made)
-    blank, key = scorecard.blank_sheet(table, 0)
+    blank, key = scorecard.blank_sheet(generations(pairs(), made), 0)
     assert "verbosity_error" in blank
     filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
     filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
@@ -223,19 +224,6 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
     with pytest.raises(ValueError, match="no column .*verbosity_error"):
         read_sheet(tmp_path / "old.csv", key)
-
-
-def test_refuses_what_does_not_belong_together():
-    table = pairs()
-    made = generations(table, {"gemma3_lora": perfect})
-    with pytest.raises(ValueError, match=r"1 generated cases are not in pairs.csv.*case-0007"):
-        score_generations(made, table.iloc[:7], "en")
-    with pytest.raises(ValueError, match="no generations to score"):
-        score_generations(made.iloc[:0], table, "en")
-    scored = marks()
-    foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
-    with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
-        scorecard.score_by_sheet(foreign, scored)
 
 
 @pytest.mark.notebook
@@ -350,8 +338,8 @@ def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path
 def test_without_a_key_models_go_by_name_and_a_spreadsheets_decimals_are_marks(tmp_path):
     path = filled(tmp_path, vessel_error=["1.0", "0.0"])
     read = read_sheet(path)
-    assert read["model"].tolist() == ["A", "A"] and read["vessel_error"].dtype == int
-    assert read["vessel_error"].tolist() == [1, 0]
+    pd.testing.assert_series_equal(read["vessel_error"], pd.Series([1, 0], name="vessel_error"))
+    assert read["model"].tolist() == ["A", "A"]
     read.drop(columns="reader").to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"scores\.csv: no column \['reader'\]"):
         read_sheet(path)
