@@ -203,21 +203,18 @@ def test_a_built_twin_can_be_loaded(tmp_path):
         assert sum(file.stat().st_size for file in (tmp_path / name).iterdir()) < 4.5e6
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda twin: load_embedder("medclop"), "did you mean 'medclip'"),
-        (lambda twin: load_embedder("medclip", "huge"), "unknown size"),
-        (lambda twin: twin.texts(["fine", " "]), "empty text"),
-        (lambda twin: twin.images([]), "no pictures"),
-        (lambda twin: twin.images([np.zeros((4, 4))]), "uint8"),
-        (lambda twin: load_published(small_medclip(), {}), "not a MedClip checkpoint"),
-        (lambda twin: start_from_tower(
-            twin.towers.module.visual.trunk,
-            {k: v[..., :2] for k, v in siglip_tower(192).state_dict().items()}), "does not fit"),
-        (lambda twin: build_embedder("medclop", "x", []), "did you mean 'medclip'"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("call, match", [
+    (lambda twin: load_embedder("medclop"), "did you mean 'medclip'"),
+    (lambda twin: load_embedder("medclip", "huge"), "unknown size"),
+    (lambda twin: twin.texts(["fine", " "]), "empty text"),
+    (lambda twin: twin.images([]), "no pictures"),
+    (lambda twin: twin.images([np.zeros((4, 4))]), "uint8"),
+    (lambda twin: load_published(small_medclip(), {}), "not a MedClip checkpoint"),
+    (lambda twin: start_from_tower(
+        twin.towers.module.visual.trunk,
+        {k: v[..., :2] for k, v in siglip_tower(192).state_dict().items()}), "does not fit"),
+    (lambda twin: build_embedder("medclop", "x", []), "did you mean 'medclip'"),
+])  # fmt: skip
 def test_refuses_what_it_cannot_use(call, match, twins):
     with pytest.raises(ValueError, match=match):
         call(twins["conceptclip"])

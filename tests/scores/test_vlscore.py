@@ -219,20 +219,17 @@ def test_summary_counts_silence_and_table3_keeps_what_was_not_run_and_the_papers
     assert table["Cases"]["Gemma3 w/LoRA"] == 4
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: triangle_area(np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3))), "one shape"),
-        (lambda: triangle_area(*np.full((3, 1, 2), np.nan)), "NaN"),
-        (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
-        (lambda: vlscore.vlscore(np.ones(1), 0), "max_area"),
-        (lambda: vlscore.vlscore(np.array([-1.0])), "cannot be negative"),
-        (lambda: join_cases(GENERATIONS.iloc[:0], PAIRS), "no generations to score"),
-        (lambda: join_cases(GENERATIONS, PAIRS.iloc[:3]),
-         "1 generated cases are not in pairs.csv, e.g. ..case-3"),
-        (lambda: join_cases(GENERATIONS.assign(ground_truth=""), PAIRS), "no ground truth"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("call, match", [
+    (lambda: triangle_area(np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3))), "one shape"),
+    (lambda: triangle_area(*np.full((3, 1, 2), np.nan)), "NaN"),
+    (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
+    (lambda: vlscore.vlscore(np.ones(1), 0), "max_area"),
+    (lambda: vlscore.vlscore(np.array([-1.0])), "cannot be negative"),
+    (lambda: join_cases(GENERATIONS.iloc[:0], PAIRS), "no generations to score"),
+    (lambda: join_cases(GENERATIONS, PAIRS.iloc[:3]),
+     "1 generated cases are not in pairs.csv, e.g. ..case-3"),
+    (lambda: join_cases(GENERATIONS.assign(ground_truth=""), PAIRS), "no ground truth"),
+])  # fmt: skip
 def test_refuses_what_it_cannot_score(call, match):
     with pytest.raises(ValueError, match=match):
         call()

@@ -62,20 +62,17 @@ def test_the_tanh_gelu_would_be_caught():
 ZEROS = torch.zeros(1)
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda _: tower_state({"text.weight": ZEROS}), "found 0"),
-        (lambda _: tower_state({f"{k}.{PATCHES}": ZEROS for k in "ab"}), "found 2"),
-        (lambda state: convert_tower(state | {"cls_token": ZEROS}, 4), "cls_token has no counter"),
-        (lambda state: convert_tower(state | {"pos_embed": torch.zeros(1, 37, 32)}, 4),
-         "37 positions form no square grid"),
-        (lambda state: convert_tower(state, 4, 30), "30 pixels in patches of 4 do not give 6 a"),
-        (lambda state: convert_tower(state, 5), "5 attention heads do not divide a width of 32"),
-        (lambda state: convert_tower({k: v for k, v in state.items() if "1.mlp.fc2.b" not in k}, 4),
-         "Missing key"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("call, match", [
+    (lambda _: tower_state({"text.weight": ZEROS}), "found 0"),
+    (lambda _: tower_state({f"{k}.{PATCHES}": ZEROS for k in "ab"}), "found 2"),
+    (lambda state: convert_tower(state | {"cls_token": ZEROS}, 4), "cls_token has no counter"),
+    (lambda state: convert_tower(state | {"pos_embed": torch.zeros(1, 37, 32)}, 4),
+     "37 positions form no square grid"),
+    (lambda state: convert_tower(state, 4, 30), "30 pixels in patches of 4 do not give 6 a"),
+    (lambda state: convert_tower(state, 5), "5 attention heads do not divide a width of 32"),
+    (lambda state: convert_tower({k: v for k, v in state.items() if "1.mlp.fc2.b" not in k}, 4),
+     "Missing key"),
+])  # fmt: skip
 def test_what_is_no_such_tower_is_refused(call, match):
     with pytest.raises((ValueError, RuntimeError), match=match):
         call(timm_tower().state_dict())

@@ -28,14 +28,11 @@ def test_examples_carry_prompt_and_answer_of_one_language(world):
         read_examples(world, "en", world.parent)
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "match"),
-    [
-        ("findings_en", " ", "case-0002 has an empty answer"),
-        ("report_en", "", "case-0002 has an empty report"),
-        ("split", "tests", "did you mean 'test'"),
-    ],
-)
+@pytest.mark.parametrize(("column", "value", "match"), [
+    ("findings_en", " ", "case-0002 has an empty answer"),
+    ("report_en", "", "case-0002 has an empty report"),
+    ("split", "tests", "did you mean 'test'"),
+])  # fmt: skip
 def test_bad_pairs_are_named(world, tmp_path, column, value, match):
     table = pd.read_csv(world)
     table.loc[2, column] = value

@@ -114,25 +114,22 @@ def test_sizes_and_one_prompt_a_frame_are_checked():
         generate_answers(Parrot(), None, ["a.png"], ["a", "b"], 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("output", "status"),
-    [
-        ("Sorry, as a base VLM I am not trained to answer this question.", "refusal"),
-        ("sorry, as a base VLM I am not trained to answer this question", "refusal"),
-        ("I'm sorry, but I can't provide a medical diagnosis from this image.", "refusal"),
-        ("I’m unable to interpret angiograms.", "refusal"),
-        ("申し訳ございませんが、医療診断は行えません。", "refusal"),
-        ("この画像については診断できません。", "refusal"),
-        ("", "empty"),
-        (" \n.\t", "empty"),
-        ("LCX #11 shows 75% stenosis.", "ok"),
-        ("No significant stenosis in the RCA.", "ok"),
-        ("RCAに有意狭窄は認めません。", "ok"),
-        ("I am sorry for the image quality, but #6 shows 90 % stenosis.", "ok"),
-        ("The patient cannot tolerate aspirin; the LAD is narrow.", "ok"),
-        ("Consider treatment plan in context of other angiographic findings.", "ok"),
-    ],
-)
+@pytest.mark.parametrize(("output", "status"), [
+    ("Sorry, as a base VLM I am not trained to answer this question.", "refusal"),
+    ("sorry, as a base VLM I am not trained to answer this question", "refusal"),
+    ("I'm sorry, but I can't provide a medical diagnosis from this image.", "refusal"),
+    ("I’m unable to interpret angiograms.", "refusal"),
+    ("申し訳ございませんが、医療診断は行えません。", "refusal"),
+    ("この画像については診断できません。", "refusal"),
+    ("", "empty"),
+    (" \n.\t", "empty"),
+    ("LCX #11 shows 75% stenosis.", "ok"),
+    ("No significant stenosis in the RCA.", "ok"),
+    ("RCAに有意狭窄は認めません。", "ok"),
+    ("I am sorry for the image quality, but #6 shows 90 % stenosis.", "ok"),
+    ("The patient cannot tolerate aspirin; the LAD is narrow.", "ok"),
+    ("Consider treatment plan in context of other angiographic findings.", "ok"),
+])  # fmt: skip
 def test_refusals_and_empty_answers_by_the_written_rule(output, status):
     assert answer_status(output) == status
 
@@ -260,14 +257,11 @@ def test_a_hiccup_is_retried_and_refusals_and_empty_answers_are_kept(server, fra
     assert table["output"][0] == "I can't help with that." and len(server.requests) == 5
 
 
-@pytest.mark.parametrize(
-    ("script", "match"),
-    [
-        ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
-        ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
-        ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
-    ],
-)
+@pytest.mark.parametrize(("script", "match"), [
+    ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
+    ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
+    ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
+])  # fmt: skip
 def test_an_endpoint_that_fails_says_where_and_keeps_the_key(server, frame, script, match):
     server.script = script
     with pytest.raises(EndpointError, match=match) as caught:
@@ -281,14 +275,11 @@ def test_an_endpoint_nobody_serves_is_an_error(frame):
         ask(nobody, [str(frame)], ["?"])
 
 
-@pytest.mark.parametrize(
-    "named, url, key",
-    [
-        ({"CAG_API_BASE_URL": "http://a", "OPENAI_BASE_URL": "http://b"}, "http://a", "none"),
-        ({"OPENAI_API_KEY": "s"}, "https://api.openai.com/v1", "s"),
-        ({"OPENAI_BASE_URL": "u", "OPENAI_API_KEY": "s"}, "u", "s"),
-    ],
-)
+@pytest.mark.parametrize("named, url, key", [
+    ({"CAG_API_BASE_URL": "http://a", "OPENAI_BASE_URL": "http://b"}, "http://a", "none"),
+    ({"OPENAI_API_KEY": "s"}, "https://api.openai.com/v1", "s"),
+    ({"OPENAI_BASE_URL": "u", "OPENAI_API_KEY": "s"}, "u", "s"),
+])  # fmt: skip
 def test_the_environment_names_the_endpoint(named, url, key):
     assert endpoint.find_endpoint("m", named) == Endpoint("m", url, key)
     assert endpoint.find_endpoint("m", {}) is None

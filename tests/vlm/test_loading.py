@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    AutoModelForImageTextToText,
-    Gemma3ForConditionalGeneration,
-    PaliGemmaForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText
 
 from cag_utils.backbones import BACKBONES, get_backbone
 from cag_utils.corpus.examples import encode_prompts
@@ -42,34 +39,29 @@ def test_profiles_name_only_known_backbones_and_the_papers_ranks():
 load_gemma3 = partial(load_backbone, "gemma3")
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: get_backbone("gema3"), "did you mean 'gemma3'"),
-        (lambda: load_gemma3("tini"), "unknown size 'tini'"),
-        (lambda: load_gemma3("tiny", checkpoint="org/model"), "goes with size real"),
-        (lambda: load_gemma3("real", tower_checkpoint="x"), "gemma3 keeps its own image tower"),
-        (lambda: quantisation("8bit", "cuda"), "unknown quantise '8bit'"),
-        (lambda: load_gemma3("tiny", "cpu", quantise="4bit"), "needs a CUDA GPU"),
-        (lambda: replace(get_backbone("gemma3"), prompt="poem"), "unknown prompt 'poem'"),
-    ],
-)
+@pytest.mark.parametrize("call, match", [
+    (lambda: get_backbone("gema3"), "did you mean 'gemma3'"),
+    (lambda: load_gemma3("tini"), "unknown size 'tini'"),
+    (lambda: load_gemma3("tiny", checkpoint="org/model"), "goes with size real"),
+    (lambda: load_gemma3("real", tower_checkpoint="x"), "gemma3 keeps its own image tower"),
+    (lambda: quantisation("8bit", "cuda"), "unknown quantise '8bit'"),
+    (lambda: load_gemma3("tiny", "cpu", quantise="4bit"), "needs a CUDA GPU"),
+    (lambda: replace(get_backbone("gemma3"), prompt="poem"), "unknown prompt 'poem'"),
+])  # fmt: skip
 def test_what_does_not_exist_or_go_together_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "tokens"),
-    [
-        ("gemma3", Gemma3ForConditionalGeneration, POOLED_TOKENS),
-        ("conceptclip_gemma3", Gemma3ForConditionalGeneration, POOLED_TOKENS),
-        ("paligemma2", PaliGemmaForConditionalGeneration, (IMAGE_PX // PATCH_PX) ** 2),
-    ],
-)
+@pytest.mark.parametrize(("name", "kind", "tokens"), [
+    ("gemma3", "Gemma3", POOLED_TOKENS),
+    ("conceptclip_gemma3", "Gemma3", POOLED_TOKENS),
+    ("paligemma2", "PaliGemma", (IMAGE_PX // PATCH_PX) ** 2),
+])  # fmt: skip
 def test_twins_load_as_the_published_classes(twins, name, kind, tokens):
     model, processor = load_backbone(name, "tiny", device="cpu")
-    assert type(model) is kind and model.dtype == torch.float32 and not model.training
+    assert type(model) is getattr(transformers, f"{kind}ForConditionalGeneration")
+    assert model.dtype == torch.float32 and not model.training
     assert processor.image_seq_length == tokens
     with pytest.raises(ValueError, match="says 896 x 896 and 256"):
         loading.check_layout(processor, 896, 256)
@@ -108,10 +100,8 @@ def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weig
 
 
 def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(weights, tmp_path):
-    parts = {
-        "checkpoint": str(weights / "gemma3"),
-        "tower_checkpoint": str(weights / "conceptclip"),
-    }
+    places = str(weights / "gemma3"), str(weights / "conceptclip")
+    parts = dict(zip(("checkpoint", "tower_checkpoint"), places, strict=True))
     model, processor = load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

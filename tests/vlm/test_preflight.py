@@ -18,17 +18,12 @@ TOWER |= dict(num_attention_heads=16, patch_size=14, vision_use_head=False)
 HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256)
 GEMMA3_TEXT = dict(hidden_size=2560, num_hidden_layers=34, intermediate_size=10240)
 GEMMA2_TEXT = dict(hidden_size=2304, num_hidden_layers=26, intermediate_size=9216)
-GEMMA3_4B = Gemma3Config(
-    text_config=HEADS | GEMMA3_TEXT | {"vocab_size": 262208},
-    vision_config=TOWER | {"image_size": 896},
-    mm_tokens_per_image=256,
-)
-PALIGEMMA2_3B = PaliGemmaConfig(
-    text_config=HEADS | GEMMA2_TEXT | {"vocab_size": 257216, "model_type": "gemma2"},
-    vision_config=TOWER | {"image_size": 448},
-    projection_dim=2304,
-    hidden_size=2304,
-)
+PARTS = dict(text_config=HEADS | GEMMA3_TEXT | {"vocab_size": 262208})
+PARTS |= dict(vision_config=TOWER | {"image_size": 896})
+GEMMA3_4B = Gemma3Config(**PARTS, mm_tokens_per_image=256)
+PARTS = dict(text_config=HEADS | GEMMA2_TEXT | {"vocab_size": 257216, "model_type": "gemma2"})
+PARTS |= dict(vision_config=TOWER | {"image_size": 448})
+PALIGEMMA2_3B = PaliGemmaConfig(**PARTS, projection_dim=2304, hidden_size=2304)
 COUNTS = dict(parameters=10**9, packable=8 * 10**8, adapter_sides=10**5, projector=10**6)
 COUNTS |= dict(language=checks.Stack(layers=10, width=1000, inner=4000))
 COUNTS |= dict(tower=checks.Stack(layers=5, width=100, inner=400))
@@ -62,17 +57,12 @@ def test_more_cases_and_longer_texts_never_need_less(batch, tokens, quantise):
     assert gb <= training_gb(SMALL, 2, 8, batch, tokens + 1, quantise)
 
 
-@pytest.mark.parametrize(
-    ("config", "entry", "sides", "tokens"),
-    [
-        # a layer: q, o 2560 + 2048, k, v 2560 + 1024, three of 2560 + 10240
-        (GEMMA3_4B, GEMMA3, 34 * (2 * 4608 + 2 * 3584 + 3 * 12800), 256),
-        (PALIGEMMA2_3B, PALIGEMMA2, 26 * (2 * 4352 + 2 * 3328 + 3 * 11520), 1024),
-    ],
-)
-def test_the_registrys_sizes_are_those_of_the_published_configurations(
-    config, entry, sides, tokens
-):
+@pytest.mark.parametrize(("config", "entry", "sides", "tokens"), [
+    # a layer: q, o 2560 + 2048, k, v 2560 + 1024, three of 2560 + 10240
+    (GEMMA3_4B, GEMMA3, 34 * (2 * 4608 + 2 * 3584 + 3 * 12800), 256),
+    (PALIGEMMA2_3B, PALIGEMMA2, 26 * (2 * 4352 + 2 * 3328 + 3 * 11520), 1024),
+])  # fmt: skip
+def test_the_registrys_sizes_are_the_published_configurations(config, entry, sides, tokens):
     assert footprint(config, image_tokens=81).image_tokens == 81  # of a tower to be swapped in
     found = footprint(config)
     assert found.parameters == pytest.approx(entry.parameters, rel=0.005)

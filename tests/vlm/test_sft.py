@@ -154,15 +154,12 @@ def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
     assert (job.lora.rank, job.lora.alpha) == (4, 8)
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"backbone": "gema3"}, "did you mean 'gemma3'"),
-        ({"language": "fr"}, "unknown language 'fr'"),
-        ({"size": "huge"}, "unknown size 'huge'"),
-        ({"epochs": -1.0}, "epochs must be > 0"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"backbone": "gema3"}, "did you mean 'gemma3'"),
+    ({"language": "fr"}, "unknown language 'fr'"),
+    ({"size": "huge"}, "unknown size 'huge'"),
+    ({"epochs": -1.0}, "epochs must be > 0"),
+])  # fmt: skip
 def test_a_bad_job_is_refused_before_anything_starts(world, tmp_path, changes, match):
     plain = {"backbone": "gemma3", "language": "en"} | changes
     with pytest.raises(ValueError, match=match):
@@ -192,17 +189,14 @@ def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeyp
         load_tuned("gemma3", "real", tmp_path, quantise="4bit")
 
 
-@pytest.mark.parametrize(
-    ("text", "marks"),  # of segment, grade, laterality, plan
-    [
-        ("LCX #11 shows 75% stenosis. Consider PCI.", [1, 1, 1, 1]),
-        ("LCX #11 shows 90% stenosis. Consider PCI.", [1, 1, 1, 1]),  # one AHA step
-        ("LCX #11 shows 99% stenosis. Consider PCI.", [1, 0, 1, 1]),  # two
-        ("LCX #13 shows 75% stenosis. Consider PCI.", [0, 0, 1, 1]),
-        ("RCA #1 shows 75% stenosis.", [0, 0, 0, 0]),
-        ("la la la", [0, 0, 0, 0]),
-    ],
-)
+@pytest.mark.parametrize("text, marks", [  # of segment, grade, laterality, plan
+    ("LCX #11 shows 75% stenosis. Consider PCI.", [1, 1, 1, 1]),
+    ("LCX #11 shows 90% stenosis. Consider PCI.", [1, 1, 1, 1]),  # one AHA step
+    ("LCX #11 shows 99% stenosis. Consider PCI.", [1, 0, 1, 1]),  # two
+    ("LCX #13 shows 75% stenosis. Consider PCI.", [0, 0, 1, 1]),
+    ("RCA #1 shows 75% stenosis.", [0, 0, 0, 0]),
+    ("la la la", [0, 0, 0, 0]),
+])  # fmt: skip
 def test_marks_by_hand_and_none_of_an_unknown_truth(text, marks):
     said = read_entities(text, "en")
     found = sft.mark(said, truth_entities("LCA", [{"segment": 11, "percent": 75}], "pci"))
@@ -436,9 +430,7 @@ if "RANK" in os.environ and "cag_utils.vlm.sft" in " ".join(sys.orig_argv):
 """
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_and_a_failed_process_reported(
-    world, tmp_path, monkeypatch
-):
+def test_a_batch_must_be_shared_and_no_process_may_fail(world, tmp_path, monkeypatch):
     assert sft.share_of_batch(8, 4) == 2
     with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3 processes"):
         run_job(job_for(world, tmp_path), processes=3)
