@@ -173,14 +173,15 @@ def test_which_base_a_tuned_model_is_compared_with():
     assert based(swapped, other, own) == {swapped: own}
 
 
-def sheet(scored, reader, overall):
-    blank = dict.fromkeys(CRITERIA, 0)
-    return scored[["case_id", "model"]].assign(reader=reader, overall=overall, **blank)
+def fill(sheet, reader="r1", overall=5.0):
+    """A reader's scores of a sheet's texts, without an error."""
+    return sheet.assign(reader=reader, overall=overall, **dict.fromkeys(CRITERIA, 0))
 
 
 def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     scored = marks()
-    both = pd.concat([sheet(scored, "r1", 6.0), sheet(scored, "r2", 8.0)])
+    blank = scored[["case_id", "model"]]
+    both = pd.concat([fill(blank, "r1", 6.0), fill(blank, "r2", 8.0)])
     read = scorecard.score_by_sheet(both, scored)
     assert list(read.columns) == list(scored.columns) and set(read["reader"]) == {"r1", "r2"}
     summary = summarise_marks(read, STATS, 0).set_index("model")
@@ -189,7 +190,7 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     # Two readers of one text are one case, not two.
     cases = against_base(read, STATS, 0).set_index("measure")["cases"]
     assert cases["overall"] == 8 and cases["segment_match"] == 8
-    foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
+    foreign = fill(blank).replace({"case_id": {"case-0003": "case-0999"}})
     with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
         scorecard.score_by_sheet(foreign, scored)
 
@@ -216,14 +217,13 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     assert "verbosity 100%" in vessels
     blank, key = scorecard.blank_sheet(generations(pairs(), made), 0)
     assert "verbosity_error" in blank
-    filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
-    filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
-    own = scored[scored["model"] == "gemma3_lora"]
-    read = scorecard.score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
+    path = tmp_path / "scores.csv"
+    fill(blank).assign(verbosity_error=1).to_csv(path, index=False)
+    read = scorecard.score_by_sheet(read_sheet(path, key), scored)
     assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
-    filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
+    fill(blank).drop(columns="verbosity_error").to_csv(path, index=False)
     with pytest.raises(ValueError, match="no column .*verbosity_error"):
-        read_sheet(tmp_path / "old.csv", key)
+        read_sheet(path, key)
 
 
 @pytest.mark.notebook
@@ -237,8 +237,7 @@ def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path)
     assert all((rubrics / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
     sheet = pd.read_csv(rubrics / "blank_sheet.csv")
     assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
-    sheet = sheet.assign(reader="reader 1", overall=4.0, **dict.fromkeys(CRITERIA, 0))
-    sheet.to_csv(tmp_path / "filled.csv", index=False)
+    fill(sheet, "reader 1", 4.0).to_csv(tmp_path / "filled.csv", index=False)
     metrics = execute("07_physician_scores", tmp_path, scores=str(tmp_path / "filled.csv"))
     assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
     [own] = set(rubrics.parent.glob("ja_*filled_csv"))  # the study's own run is left alone
@@ -321,14 +320,13 @@ def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path
         read_sheet(path, key)
     sheet, key = scorecard.blank_sheet(texts(2), 1)
     _, other = scorecard.blank_sheet(texts(2).assign(output="another text"), 1)
-    full = sheet.assign(reader="r", overall=range(6), **dict.fromkeys(CRITERIA, 0))
-    full.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
+    fill(sheet, "r", range(6)).to_csv(path, index=False, encoding="utf-8-sig")  # as Excel does
     for wrong in (other, None):
         with pytest.raises(ValueError, match="use the key of this sheet"):
-            read_sheet(tmp_path / "scores.csv", wrong)
-    read = read_sheet(tmp_path / "scores.csv", pd.concat([other, key]))
+            read_sheet(path, wrong)
+    read = read_sheet(path, pd.concat([other, key]))
     assert read["model"].tolist() == key["model"].tolist()
-    assert read["overall"].tolist() == list(map(float, range(6)))
+    assert read["overall"].tolist() == [0, 1, 2, 3, 4, 5]
     assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
 
 

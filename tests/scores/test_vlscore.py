@@ -30,9 +30,13 @@ def unit_triple(cos_ig: float, cos_ir: float, cos_gr: float) -> list[np.ndarray]
     "cos_gr, area, score", [(0.95, 0.2107, 0.838), (0.80, 0.4123, 0.683), (0.60, 0.5657, 0.565)]
 )
 def test_hand_worked_unit_vectors(cos_gr, area, score):
-    found = score_cases(*unit_triple(0.1, 0.1, cos_gr)).iloc[0]
+    corners = np.array(unit_triple(0.1, 0.1, cos_gr))
+    found = score_cases(*corners).iloc[0]
     assert found["area"] == pytest.approx(area, abs=5e-5)
     assert found["vlscore"] == pytest.approx(score, abs=5e-4)
+    doubled = score_cases(*2 * corners, normalise=False, max_area=2)  # now lengths count
+    assert doubled["area"][0] == pytest.approx(4 * area, abs=2e-4)
+    assert score_cases(*2 * corners)["area"][0] == pytest.approx(area, abs=5e-5)
 
 
 def test_areas_by_hand_and_the_theoretical_maximum_is_the_equilateral_triangle():
@@ -78,13 +82,6 @@ def test_float32_in_the_printed_form_is_wrong_where_float64_is_right():
     radicand = (a @ a) * (b @ b) - (a @ b) ** 2
     naive = 0.5 * math.sqrt(max(float(radicand), 0.0))
     assert abs(naive - true) > 0.1 * true
-
-
-def test_without_normalisation_lengths_count():
-    i, g, r = unit_triple(0.1, 0.1, 0.8)
-    doubled = score_cases(2 * i, 2 * g, 2 * r, normalise=False, max_area=2)
-    assert doubled["area"][0] == pytest.approx(4 * 0.4123, abs=2e-4)
-    assert score_cases(2 * i, 2 * g, 2 * r)["area"][0] == pytest.approx(0.4123, abs=5e-5)
 
 
 def random_space(n, noise, seed):

@@ -9,7 +9,6 @@ from tests.vlm.world import NAMES, job_for, pairs_in, write_pairs, write_twins
 
 @pytest.fixture(scope="session")
 def weights(once):
-    """The folder of random twins."""
     return once("twins", write_twins)
 
 

@@ -58,13 +58,16 @@ def test_what_does_not_exist_or_go_together_is_refused(call, match):
     ("conceptclip_gemma3", "Gemma3", POOLED_TOKENS),
     ("paligemma2", "PaliGemma", (IMAGE_PX // PATCH_PX) ** 2),
 ])  # fmt: skip
-def test_twins_load_as_the_published_classes(twins, name, kind, tokens):
+def test_twins_load_as_the_published_classes_with_their_prompts(twins, name, kind, tokens):
     model, processor = load_backbone(name, "tiny", device="cpu")
     assert type(model) is getattr(transformers, f"{kind}ForConditionalGeneration")
     assert model.dtype == torch.float32 and not model.training
     assert processor.image_seq_length == tokens
     with pytest.raises(ValueError, match="says 896 x 896 and 256"):
         loading.check_layout(processor, 896, 256)
+    ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
+    chats = "<start_of_turn>" in processor.tokenizer.decode(ids[0])
+    assert get_backbone(name).prompt == ("chat" if chats else "prefix")
 
 
 def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
@@ -146,15 +149,6 @@ def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(
     assert {"vision_tower", "multi_modal_projector"} <= set(made.pop("llm_int8_skip_modules"))
     told = "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"
     assert made == dict(zip(told, (True, "nf4", True), strict=True))
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_the_prompt_style_is_what_the_processor_gets(twins, name):
-    _, processor = load_backbone(name, "tiny", device="cpu")
-    ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
-    text = processor.tokenizer.decode(ids[0])
-    expected = "chat" if "<start_of_turn>" in text else "prefix"
-    assert get_backbone(name).prompt == expected
 
 
 def test_no_backbone_runs_code_or_unpickles():

@@ -31,7 +31,7 @@ SMALL = checks.Footprint(**COUNTS, patches=100, image_tokens=24)
 ROOMY = Machine("cuda", "A GPU", memory_gb=80, disk_gb=500, bfloat16=True)
 
 
-def test_training_memory_by_hand():
+def test_memory_by_hand():
     # weights 1e9 x 2 B; trained (8 x 1e5 + 1e6) x 16 B; a case keeps
     # 100 tokens x (10 x 1000 + 8 x 1000 + 4 x 4000) + 100 patches x (5 x 100 + 8 x 100 + 4 x 400)
     # = 3.69e6 numbers of 2 B, two cases; all x 1.2
@@ -41,9 +41,7 @@ def test_training_memory_by_hand():
     kept = 2 * (100 * 10 * 24_000 + 100 * 5 * 2_400) * 2 / 1e9
     got = training_gb(SMALL, 2, 8, 2, 76, checkpointing=False)
     assert got == pytest.approx((2.0 + 0.0288 + kept) * 1.2, rel=1e-12)
-
-
-def test_four_bits_pack_the_language_model_alone():
+    # 4 bits pack the language model alone
     assert checks.weights_gb(SMALL, 2) == 2.0
     by_hand = 0.8 * 4.127 / 8 + 0.2 * 2  # 4 bits and 0.127 bits of constants a parameter
     assert checks.weights_gb(SMALL, 2, "4bit") == pytest.approx(by_hand, rel=1e-12)
@@ -83,7 +81,6 @@ def test_every_failed_check_is_named_with_its_fix():
     assert "GPU memory: needs 12.1 GB" in told  # CUDA itself takes 0.6
     rich = check_machine(ROOMY, 8.6, 11.5, "bfloat16")
     assert list(rich["check"]) == ["free disk", "GPU memory", "bfloat16"] and rich["ok"].all()
-
     # a CPU is asked for memory and not for bfloat16
     cpu = Machine("cpu", "CPU", memory_gb=12, disk_gb=5, bfloat16=True)
     table = check_machine(cpu, 0, 11.5, "bfloat16").set_index("check")
