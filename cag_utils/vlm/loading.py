@@ -95,9 +95,8 @@ def load_backbone(
         dtype = getattr(torch, backbone.dtype) if device.startswith("cuda") else torch.float32
     source, tower = find_sources(name, size, checkpoint, tower_checkpoint)
     found, tower_found = locate(source, size), locate(tower, size) if tower else None
-    model = AutoModelForImageTextToText.from_pretrained(
-        **found, dtype=dtype, use_safetensors=True, **packed
-    ).eval()
+    how = {"dtype": dtype, "use_safetensors": True} | packed
+    model = AutoModelForImageTextToText.from_pretrained(**found, **how).eval()
     fuse_attention(model)
     model = model if packed else model.to(device)
     processor = AutoProcessor.from_pretrained(**found)
@@ -203,10 +202,9 @@ def check_layout(processor: ProcessorMixin, image_px: int, image_tokens: int) ->
     size = processor.image_processor.size
     got = (size["height"], size["width"], processor.image_seq_length)
     if got != (image_px, image_px, image_tokens):
-        raise ValueError(
-            f"the processor makes {got[0]} x {got[1]} px and {got[2]} image tokens, the registry "
-            f"or the model says {image_px} x {image_px} and {image_tokens}: check the revision"
-        )
+        made = f"the processor makes {got[0]} x {got[1]} px and {got[2]} image tokens"
+        said = f"the registry or the model says {image_px} x {image_px} and {image_tokens}"
+        raise ValueError(f"{made}, {said}: check the revision")
 
 
 def quiet_libraries() -> None:
