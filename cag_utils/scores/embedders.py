@@ -9,7 +9,6 @@ and all three cut long texts without a word: ask `Embedder.truncated`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -29,18 +28,14 @@ from cag_utils.hub import (
     read_state,
 )
 from cag_utils.params import check_choice
-from cag_utils.scores.two_towers import (
-    CONCEPTCLIP_TINY_PX,
-    SIGLIP2_TINY_PX,
-    ConceptClip,
-    MedClip,
-    load_published,
-)
+from cag_utils.scores import two_towers
+from cag_utils.scores.two_towers import ConceptClip, MedClip, load_published
 from cag_utils.shipped import check_phantom
-from cag_utils.study import read_json, under_root
+from cag_utils.study import PACKAGE, read_json, under_root
 
+Picture = Image.Image | np.ndarray
 SIZES = ("tiny", "real")
-WEIGHTS = Path(str(files("cag_utils"))) / "weights"
+WEIGHTS = PACKAGE / "weights"
 SIGLIP2 = Checkpoint(
     "timm/ViT-SO400M-14-SigLIP2-378", "main",
     "https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378", "siglip2",
@@ -67,7 +62,7 @@ class Pixels:
     pad: bool = False  # whether it is padded to a black square of `side` or more; else squashed
     grey: bool = False  # whether colours are dropped first; the three channels are then equal
 
-    def fit(self, picture: Image.Image | np.ndarray) -> Image.Image:
+    def fit(self, picture: Picture) -> Image.Image:
         """Return a PIL image, or a (H, W) or (H, W, 3) uint8 array, as `side` x `side` RGB.
 
         Raises:
@@ -89,7 +84,7 @@ class Pixels:
             picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
         return picture.convert("RGB")
 
-    def tensor(self, fitted: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
+    def tensor(self, fitted: Sequence[Picture]) -> torch.Tensor:
         """Turn what `fit` returned, or (side, side[, 3]) uint8, into (n, 3, side, side) float32."""
         levels = np.stack([np.asarray(x) for x in fitted])
         pixels = (torch.from_numpy(levels).float() / 255 - self.mean) / self.sd
@@ -169,7 +164,7 @@ EMBEDDERS: dict[str, Entry] = {
         _load_siglip2,
         SIGLIP2,
         context=64,
-        pixels={"real": Pixels(378), "tiny": Pixels(SIGLIP2_TINY_PX)},
+        pixels={"real": Pixels(378), "tiny": Pixels(two_towers.SIGLIP2_TINY_PX)},
         languages=("en", "ja"),
         loss="sigmoid",
         fixed_length=True,  # it pools the last position
@@ -188,7 +183,7 @@ EMBEDDERS: dict[str, Entry] = {
         _load_conceptclip,
         CONCEPTCLIP,
         context=77,
-        pixels={"real": Pixels(384), "tiny": Pixels(CONCEPTCLIP_TINY_PX)},
+        pixels={"real": Pixels(384), "tiny": Pixels(two_towers.CONCEPTCLIP_TINY_PX)},
         languages=("en",),
     ),
 }
@@ -210,9 +205,7 @@ class Embedder:
         return self.entry.pixels[self.size]
 
     @torch.inference_mode()
-    def images(
-        self, pictures: Sequence[Image.Image | np.ndarray], batch_size: int = 32
-    ) -> np.ndarray:
+    def images(self, pictures: Sequence[Picture], batch_size: int = 32) -> np.ndarray:
         """Embed PIL images or uint8 arrays, any size, grey or colour, `batch_size` a pass.
 
         Returns:

@@ -38,10 +38,9 @@ def tower_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     prefixes = [name.removesuffix(PATCHES) for name in state if name.endswith(PATCHES)]
     if len(prefixes) != 1:
-        raise ValueError(
-            f"expected one timm vision tower (a tensor named *{PATCHES}), found {len(prefixes)} "
-            f"among {len(state)} tensors: is this a ConceptCLIP checkpoint?"
-        )
+        found = f"found {len(prefixes)} among {len(state)} tensors"
+        wanted = f"expected one timm vision tower (a tensor named *{PATCHES})"
+        raise ValueError(f"{wanted}, {found}: is this a ConceptCLIP checkpoint?")
     start = prefixes[0]
     return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
 
@@ -168,10 +167,8 @@ def swap_tower(
     """
     old, wide = model.model.multi_modal_projector, tower.config.hidden_size
     if wide != (expected := old.mm_input_projection_weight.shape[0]):
-        raise ValueError(
-            f"the tower is {wide} wide, Gemma3's projector reads {expected}: "
-            "only a tower of the same width can take its place"
-        )
+        told = f"the tower is {wide} wide, Gemma3's projector reads {expected}"
+        raise ValueError(f"{told}: only a tower of the same width can take its place")
     side = tower.config.image_size
     grid = side // tower.config.patch_size
     tokens = (grid // pooling_side(grid, old.kernel_size)) ** 2
@@ -181,9 +178,7 @@ def swap_tower(
     projector.load_state_dict(old.state_dict())
     model.model.multi_modal_projector = projector.to(model.device, model.dtype)
     model.model.vision_tower = tower.to(model.device, model.dtype)
-    images = Gemma3ImageProcessor(
-        size={"height": side, "width": side}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    return model, Gemma3Processor(
-        images, processor.tokenizer, processor.chat_template, image_seq_length=tokens
-    )
+    levels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    images = Gemma3ImageProcessor(size={"height": side, "width": side}, resample=3, **levels)
+    kept = processor.tokenizer, processor.chat_template
+    return model, Gemma3Processor(images, *kept, image_seq_length=tokens)

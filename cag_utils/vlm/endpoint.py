@@ -24,21 +24,13 @@ MAX_COMPLETION_TOKENS = 4096  # a reasoning model's hidden tokens count too
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and whom to ask.
+    """Where and whom to ask."""
 
-    Attributes:
-        model: The name the server knows, e.g. `o4-mini`.
-        base_url: Ends in `/v1`.
-        api_key: Secret; local servers take any.
-        timeout_s: Of one request.
-        retries: After time-outs, dropped connections and answers 408, 409, 429 and 5xx.
-    """
-
-    model: str
-    base_url: str
-    api_key: str = field(repr=False)  # a notebook prints what a cell ends on
-    timeout_s: float = 120
-    retries: int = 3
+    model: str  # the name the server knows, e.g. `o4-mini`
+    base_url: str  # ends in `/v1`
+    api_key: str = field(repr=False)  # secret: a notebook prints what a cell ends on
+    timeout_s: float = 120  # of one request
+    retries: int = 3  # after time-outs, dropped connections and answers 408, 409, 429 and 5xx
 
 
 class EndpointError(RuntimeError):
@@ -94,22 +86,16 @@ def ask(endpoint: Endpoint, images: Sequence[str], prompts: Sequence[str]) -> pd
         EndpointError: A case got no answer after all retries. What was answered is not used: a
             model is run on every case or on none.
     """
-    client = openai.OpenAI(
-        base_url=endpoint.base_url,
-        api_key=endpoint.api_key,
-        timeout=endpoint.timeout_s,
-        max_retries=endpoint.retries,
-    )
+    limits = {"timeout": endpoint.timeout_s, "max_retries": endpoint.retries}
+    client = openai.OpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key, **limits)
     rows = []
     cases = zip(images, prompts, strict=True)
     for i, (image, prompt) in enumerate(tqdm(cases, endpoint.model, len(prompts), mininterval=30)):
         try:
             rows.append(_ask_one(client, endpoint.model, image, prompt))
         except openai.OpenAIError as error:
-            raise EndpointError(
-                f"{endpoint!r} failed at case {i + 1} of {len(prompts)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            place = f"{endpoint!r} failed at case {i + 1} of {len(prompts)}"
+            raise EndpointError(f"{place}: {type(error).__name__}: {error}") from error
     return pd.DataFrame(rows, columns=["output", "seconds", "n_tokens", "status"])
 
 
@@ -127,9 +113,9 @@ def _ask_one(client: openai.OpenAI, model: str, image: str, prompt: str) -> tupl
     seconds = time.perf_counter() - began
     if not answer.choices:
         raise openai.OpenAIError("the answer holds no choice")
-    message = answer.choices[0].message
-    refusal = getattr(message, "refusal", None)
-    stopped = answer.choices[0].finish_reason == "content_filter"
+    choice = answer.choices[0]
+    refusal = getattr(choice.message, "refusal", None)
+    refused = refusal or choice.finish_reason == "content_filter"
     tokens = answer.usage.completion_tokens if answer.usage else 0
-    text = (message.content or refusal or "").strip()
-    return text, seconds, tokens, "refusal" if refusal or stopped else ""
+    text = (choice.message.content or refusal or "").strip()
+    return text, seconds, tokens, "refusal" if refused else ""

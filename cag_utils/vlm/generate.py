@@ -136,9 +136,8 @@ def generate_answers(
         ValueError: Not one prompt a frame, or a size below 1.
     """
     if min(batch_size, max_new_tokens) < 1:
-        raise ValueError(
-            f"batch_size and max_new_tokens must be >= 1, got {batch_size} and {max_new_tokens}"
-        )
+        got = f"{batch_size} and {max_new_tokens}"
+        raise ValueError(f"batch_size and max_new_tokens must be >= 1, got {got}")
     if len(images) != len(prompts):
         raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
     store = FeatureStore(features, model, processor) if features else None
@@ -174,26 +173,16 @@ def generation_table(
     Raises:
         ValueError: Not one answer a case.
     """
-    if not len(examples) == len(prompts) == len(answers):
-        raise ValueError(
-            f"{model}: {len(examples)} cases, {len(prompts)} prompts and {len(answers)} answers"
-        )
+    n_cases, n_prompts, n_answers = len(examples), len(prompts), len(answers)
+    if not n_cases == n_prompts == n_answers:
+        raise ValueError(f"{model}: {n_cases} cases, {n_prompts} prompts and {n_answers} answers")
     statuses = [answer_status(text) for text in answers["output"]]
     if "status" in answers:
         statuses = answers["status"].where(answers["status"] != "", statuses).tolist()
-    return pd.DataFrame(
-        {
-            "case_id": examples["case_id"].to_numpy(),
-            "model": model,
-            "language": language,
-            "prompt": list(prompts),
-            "output": answers["output"].to_numpy(),
-            "seconds": answers["seconds"].to_numpy(),
-            "n_tokens": answers["n_tokens"].to_numpy(),
-            "status": statuses,
-            "ground_truth": examples["answer"].to_numpy(),
-        }
-    )
+    head = {"model": model, "language": language, "prompt": list(prompts)}
+    said = {name: answers[name].to_numpy() for name in ("output", "seconds", "n_tokens")}
+    tail = {"status": statuses, "ground_truth": examples["answer"].to_numpy()}
+    return pd.DataFrame({"case_id": examples["case_id"].to_numpy()} | head | said | tail)
 
 
 def status_counts(generations: pd.DataFrame) -> pd.DataFrame:

@@ -32,13 +32,7 @@ from cag_utils.hub import Checkpoint, check_access, fetch_weights, override, rea
 from cag_utils.params import check_choice
 from cag_utils.shipped import check_phantom
 from cag_utils.study import PACKAGE
-from cag_utils.vlm.conceptclip import (
-    CONVERTED_GELU,
-    PATCHES,
-    convert_tower,
-    swap_tower,
-    tower_state,
-)
+from cag_utils.vlm import conceptclip
 
 WEIGHTS = PACKAGE / "weights"
 SIZES = ("tiny", "real")
@@ -101,15 +95,14 @@ def load_backbone(
         dtype = getattr(torch, backbone.dtype) if device.startswith("cuda") else torch.float32
     source, tower = find_sources(name, size, checkpoint, tower_checkpoint)
     found, tower_found = locate(source, size), locate(tower, size) if tower else None
-    model = AutoModelForImageTextToText.from_pretrained(
-        **found, dtype=dtype, use_safetensors=True, **packed
-    ).eval()
+    how = {"dtype": dtype, "use_safetensors": True} | packed
+    model = AutoModelForImageTextToText.from_pretrained(**found, **how).eval()
     fuse_attention(model)
     model = model if packed else model.to(device)
     processor = AutoProcessor.from_pretrained(**found)
     if tower_found:
         new = _read_tower(backbone.tower, fetch_weights(**tower_found))
-        model, processor = swap_tower(model, processor, new)
+        model, processor = conceptclip.swap_tower(model, processor, new)
     processor.prompt_style = backbone.prompt  # for `examples.prompt_style`; it is not saved
     published = size == "real" and not (checkpoint or tower_checkpoint)
     expected = (backbone.image_px, backbone.image_tokens)
@@ -140,7 +133,7 @@ def find_sources(
         return source, None
     if checkpoint and not tower_checkpoint:
         vision = AutoConfig.from_pretrained(**locate(source, size)).vision_config
-        if getattr(vision, "hidden_act", None) == CONVERTED_GELU:  # swapped already
+        if getattr(vision, "hidden_act", None) == conceptclip.CONVERTED_GELU:  # swapped already
             return source, None
     return source, override(backbone.tower.checkpoint, tower_checkpoint)
 
@@ -159,10 +152,8 @@ def locate(checkpoint: Checkpoint, size: str) -> dict[str, str]:
         return {"pretrained_model_name_or_path": checkpoint.repo, "revision": checkpoint.revision}
     folder = check_phantom(WEIGHTS / checkpoint.twin)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the tiny twin is missing from {folder}: it ships with the repository, "
-            "so restore it with  git checkout -- cag_utils/weights"
-        )
+        why = f"the tiny twin is missing from {folder}: it ships with the repository"
+        raise FileNotFoundError(f"{why}, so restore it with  git checkout -- cag_utils/weights")
     return {"pretrained_model_name_or_path": str(folder)}
 
 
@@ -211,10 +202,9 @@ def check_layout(processor: ProcessorMixin, image_px: int, image_tokens: int) ->
     size = processor.image_processor.size
     got = (size["height"], size["width"], processor.image_seq_length)
     if got != (image_px, image_px, image_tokens):
-        raise ValueError(
-            f"the processor makes {got[0]} x {got[1]} px and {got[2]} image tokens, the registry "
-            f"or the model says {image_px} x {image_px} and {image_tokens}: check the revision"
-        )
+        made = f"the processor makes {got[0]} x {got[1]} px and {got[2]} image tokens"
+        said = f"the registry or the model says {image_px} x {image_px} and {image_tokens}"
+        raise ValueError(f"{made}, {said}: check the revision")
 
 
 def quiet_libraries() -> None:
@@ -227,11 +217,9 @@ def quiet_libraries() -> None:
 
 def _read_tower(entry: Tower, weights: Path) -> SiglipVisionModel:
     """Convert a tower whose width says how many heads it has."""
-    state = tower_state(read_safetensors(weights))
-    width = state[PATCHES].shape[0]
-    if width not in entry.heads:
-        raise ValueError(
-            f"the tower in {weights} is {width} wide, and its heads show in no tensor: "
-            f"the registry knows the widths {sorted(entry.heads)}"
-        )
-    return convert_tower(state, entry.heads[width], entry.side_px[width])
+    state = conceptclip.tower_state(read_safetensors(weights))
+    width, known = state[conceptclip.PATCHES].shape[0], sorted(entry.heads)
+    if width not in known:
+        told = f"the tower in {weights} is {width} wide, and its heads show in no tensor"
+        raise ValueError(f"{told}: the registry knows the widths {known}")
+    return conceptclip.convert_tower(state, entry.heads[width], entry.side_px[width])

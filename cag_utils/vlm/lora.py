@@ -27,14 +27,8 @@ def lora_config(
     Source:
         CAG-VLM section 3.2.
     """
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets,
-        modules_to_save=[PROJECTOR],
-        task_type="CAUSAL_LM",
-    )
+    parts = {"target_modules": targets, "modules_to_save": [PROJECTOR], "task_type": "CAUSAL_LM"}
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **parts)
 
 
 def lora_optimiser(
@@ -118,9 +112,8 @@ def load_tuned(
         FileNotFoundError: No adapter in the folder.
     """
     if not (Path(adapter) / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"no adapter in {adapter}: run notebook 04_finetune with -p backbone {backbone} first"
-        )
+        first = f"run notebook 04_finetune with -p backbone {backbone} first"
+        raise FileNotFoundError(f"no adapter in {adapter}: {first}")
     model, processor = load_backbone(backbone, size, **where)
     return PeftModel.from_pretrained(model, str(adapter)).eval(), processor
 

@@ -47,26 +47,15 @@ class Stack:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The sizes that memory depends on.
+    """The sizes that memory depends on."""
 
-    Attributes:
-        parameters: All of them, tied ones once.
-        packable: Those in the language model's linear layers, which 4-bit loading packs.
-        adapter_sides: Inputs plus outputs of all matrices that LoRA adapts: times the rank, this
-            is the number of LoRA's parameters.
-        projector: Parameters of the projector, trained in full.
-        language: Layers of the language model.
-        tower: Layers of the image tower.
-        patches: Of one picture, as `image_tokens`.
-    """
-
-    parameters: int
-    packable: int
-    adapter_sides: int
-    projector: int
+    parameters: int  # all of them, tied ones once
+    packable: int  # those in the language model's linear layers, which 4-bit loading packs
+    adapter_sides: int  # rows plus columns of what LoRA adapts; times the rank: LoRA's parameters
+    projector: int  # its parameters, trained in full
     language: Stack
     tower: Stack
-    patches: int
+    patches: int  # of one picture, as `image_tokens`
     image_tokens: int
 
 
@@ -142,21 +131,13 @@ FIXES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is.
+    """What there is."""
 
-    Attributes:
-        device: cuda or cpu.
-        name: Of the GPU, or CPU.
-        memory_gb: Free on the smallest GPU, or in the machine, GB of 1e9 bytes.
-        disk_gb: Free where the hub's cache is.
-        bfloat16: Whether the GPU computes in it; True on a CPU, which is not asked to.
-    """
-
-    device: str
-    name: str
-    memory_gb: float
-    disk_gb: float
-    bfloat16: bool
+    device: str  # cuda or cpu
+    name: str  # of the GPU, or CPU
+    memory_gb: float  # free on the smallest GPU, or in the machine, GB of 1e9 bytes
+    disk_gb: float  # free where the hub's cache is
+    bfloat16: bool  # whether the GPU computes in it; True on a CPU, which is not asked to
 
 
 def read_machine() -> Machine:
@@ -186,17 +167,16 @@ def check_machine(
     Raises:
         RuntimeError: Names every check that failed, and what helps.
     """
-    gpu = machine.device != "cpu"
+    gpu, free, disk = machine.device != "cpu", machine.memory_gb, machine.disk_gb
     needed = memory_gb + (CONTEXT_GB if gpu else 0)
     wanted = dtype if gpu else "float32 on a CPU"
     present = ("yes" if machine.bfloat16 else "no") if gpu else "not needed"
+    kind, there = "GPU memory" if gpu else "memory", f"{free:.1f} GB ({machine.name})"
     rows = [
-        ("free disk", f"{download_gb:.1f} GB", f"{machine.disk_gb:.1f} GB",
-         machine.disk_gb >= download_gb),
-        ("GPU memory" if gpu else "memory", f"{needed:.1f} GB",
-         f"{machine.memory_gb:.1f} GB ({machine.name})", machine.memory_gb >= needed),
+        ("free disk", f"{download_gb:.1f} GB", f"{disk:.1f} GB", disk >= download_gb),
+        (kind, f"{needed:.1f} GB", there, free >= needed),
         ("bfloat16", wanted, present, machine.bfloat16 or not gpu or dtype != "bfloat16"),
-    ]  # fmt: skip
+    ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     lines = [
         f"- {row.check}: needs {row.needed}, there is {row.present}. Try: {FIXES[row.check]}"
@@ -246,9 +226,8 @@ def preflight(
     swapped = entry.image_tokens if tower and size == "real" else 0
     needs = footprint(config, swapped, entry.lora_targets)
     each = 2 if machine.device != "cpu" and entry.dtype == "bfloat16" else 4
-    again = size == "real"  # as training sets gradient checkpointing
-    rank = rank or entry.lora_rank
-    memory = training_gb(needs, each, rank, batch_size, quantise=quantise, checkpointing=again)
+    how = {"quantise": quantise, "checkpointing": size == "real"}  # as training sets it
+    memory = training_gb(needs, each, rank or entry.lora_rank, batch_size, **how)
     missing = [s for s in sources if size == "real" and not is_here(s)]
     # the registry's size, or for any other repository its parameters in bfloat16
     download = sum(source.download_gb or 2 * needs.parameters / GB for source in missing)
@@ -280,18 +259,13 @@ def sources_table(name: str, size: str = "tiny", **where: str) -> pd.DataFrame:
     """
     model, tower = find_sources(name, size, **where)
     rows = []
-    parts = [("model", model)] + ([("image tower", tower)] if tower else [])
-    for part, source in parts:
+    for part, source in (("model", model), ("image tower", tower)):
+        if source is None:
+            continue
         found = locate(source, size)
         where = found["pretrained_model_name_or_path"]
-        local = size == "tiny" or source.folder
-        rows.append(
-            {
-                "part": part,
-                "source": Path(where).name if local else where,
-                "revision": found.get("revision", ""),
-                "commit": resolved_commit(where, source.revision),
-                "licence": "the study's own" if size == "tiny" else source.licence,
-            }
-        )
-    return pd.DataFrame(rows)
+        name = Path(where).name if size == "tiny" or source.folder else where
+        licence = "the study's own" if size == "tiny" else source.licence
+        commit = resolved_commit(where, source.revision)
+        rows.append((part, name, found.get("revision", ""), commit, licence))
+    return pd.DataFrame(rows, columns=["part", "source", "revision", "commit", "licence"])

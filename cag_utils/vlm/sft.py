@@ -60,31 +60,18 @@ SEAL = "whole.json"  # in a checkpoint: its files' hashes, written last
 
 @dataclass(frozen=True)
 class Job:
-    """Everything one fine-tuning run depends on.
+    """Everything one fine-tuning run depends on."""
 
-    Attributes:
-        backbone: A key of `backbones.BACKBONES`.
-        size: tiny or real.
-        language: en or ja.
-        pairs: Path of notebook 03's `pairs.csv`.
-        pairs_hash: Of its content: other pairs are another job.
-        outputs: The folder its pictures are relative to.
-        folder: The run's folder.
-        features: Where tower features are kept; runs on the same pictures share it.
-        seed: Of the adapter's start, the order of cases, and dropout.
-        settings: The profile's `finetune` section.
-    """
-
-    backbone: str
-    size: str
-    language: str
-    pairs: str
-    pairs_hash: str
-    outputs: str
-    folder: str
-    features: str
-    seed: int
-    settings: dict = field(repr=False)
+    backbone: str  # a key of `backbones.BACKBONES`
+    size: str  # tiny or real
+    language: str  # en or ja
+    pairs: str  # path of notebook 03's `pairs.csv`
+    pairs_hash: str  # of its content: other pairs are another job
+    outputs: str  # the folder its pictures are relative to
+    folder: str  # the run's
+    features: str  # where tower features are kept; runs on the same pictures share it
+    seed: int  # of the adapter's start, the order of cases, and dropout
+    settings: dict = field(repr=False)  # the profile's `finetune` section
 
     def __post_init__(self):
         """Check the names and the settings before anything heavy starts.
@@ -207,10 +194,9 @@ def _checkpoints(job: Job) -> list[Path]:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    names = [path.relative_to(folder).as_posix() for path in files]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return dict(zip(names, hashes, strict=True))
 
 
 def _write_at_once(path: Path, content: dict) -> None:
@@ -236,10 +222,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar at the step a resumed run starts from."""
-        done, hidden = state.global_step, not state.is_world_process_zero
-        self.bar = tqdm(
-            total=state.max_steps, initial=done, desc=self.label, mininterval=30, disable=hidden
-        )
+        shown = {"mininterval": 30, "disable": not state.is_world_process_zero}
+        self.bar = tqdm(None, self.label, state.max_steps, initial=state.global_step, **shown)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Count one optimiser step."""
@@ -300,15 +284,11 @@ class AnswerScorer:
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         """Return the mean of each of `SCORES` over the cases whose truth is known."""
-        was_training = model.training
-        model.eval()
-        s, longest = self.job.finetune, LONGEST[self.job.size]
-        cases = list(self.cases["image"]), list(self.cases["prompt"])
+        was_training, s = model.training, self.job.finetune
+        asked = list(self.cases["image"]), list(self.cases["prompt"])
         features = self.job.features if s.cache_features else ""
-        size = 2 * s.batch_size  # no gradients: as for the loss
-        answers = generate_answers(
-            model, self.processor, *cases, size, longest, label="", features=features
-        )
+        sizes = 2 * s.batch_size, LONGEST[self.job.size]  # no gradients: as for the loss
+        answers = generate_answers(model.eval(), self.processor, *asked, *sizes, "", features)
         model.train(was_training)
         read = [read_entities(text, self.job.language) for text in answers["output"]]
         marks = pd.DataFrame(map(mark, read, self.truths), columns=list(SCORES), dtype=float)
@@ -325,8 +305,8 @@ def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
     """
     found = score(output, truth)
     wrong = found["treatment_error"]
-    plan = None if wrong is None else 1 - wrong
     named = found["segment_match"], found["grades_near"], found["laterality_match"]
+    plan = None if wrong is None else 1 - wrong
     return dict(zip(SCORES, (*named, plan, found["overall"]), strict=True))
 
 
@@ -485,10 +465,9 @@ def share_of_batch(batch_size: int, n_processes: int) -> int:
         ValueError: It does not divide.
     """
     if batch_size % n_processes:
-        raise ValueError(
-            f"finetune.batch_size {batch_size} cannot be shared by {n_processes} processes: choose "
-            "a multiple, and a smaller finetune.accumulation for the same number of cases a step"
-        )
+        what = f"finetune.batch_size {batch_size} cannot be shared by {n_processes} processes"
+        fix = "a multiple, and a smaller finetune.accumulation for the same number of cases a step"
+        raise ValueError(f"{what}: choose {fix}")
     return batch_size // n_processes
 
 

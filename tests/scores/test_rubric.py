@@ -6,7 +6,8 @@ from cag_utils.phantom.clinic.findings import PLANS, decide_plan, write_findings
 from cag_utils.phantom.clinic.patients import Record
 from cag_utils.scores.entities import Entities, Stenosis, read_entities
 from cag_utils.scores.rubric import CRITERIA, contradictions, score, truth_entities
-from cag_utils.segments import GRADES, LATERALITIES, segments_of
+from cag_utils.segments import LATERALITIES
+from tests.scores.test_entities import lesions_of
 
 CONTEXT = "Consider treatment plan in context of other angiographic findings and comorbidities."
 MEDICAL, FFR, PCI = (PLANS[key][0] for key in ("medical", "functional", "pci"))
@@ -28,10 +29,7 @@ def errors(marks):
 def cases(draw):
     """A patient, a side, its lesions and the plan that the teaching rule gives."""
     side = draw(st.sampled_from(LATERALITIES))
-    one = st.fixed_dictionaries(
-        {"segment": st.sampled_from(segments_of(side)), "percent": st.sampled_from(GRADES)}
-    )
-    lesions = draw(st.lists(one, max_size=4, unique_by=lambda x: x["segment"]))
+    lesions = draw(lesions_of(side))
     risks = draw(st.sampled_from([(), ("hemodialysis",)]))
     indication = draw(st.sampled_from(["stemi", "effort_angina"]))
     patient = Record(70, "M", risks, indication, (), (), 60)
@@ -98,110 +96,92 @@ def test_errors_cost_and_swapping_output_and_truth_keeps_what_is_symmetric(one, 
         assert there[name] == back[name] or name == "logical_error", name
 
 
-# The paper's Figure 3: truth LCX #11 75 %, plan "in context of".
-@pytest.mark.parametrize(
-    "text, overall, wrong",
-    [
-        (f"LCX #11 shows 90% stenosis. {CONTEXT}", 9, set()),
-        # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
-        (f"LCX #12 shows 90% stenosis. {CONTEXT}", 7, {"vessel"}),
-        # 2 side + 1 grade off by a step
-        ("LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
-         3, {"vessel", "treatment", "logical"}),
-    ],
-)  # fmt: skip
-def test_the_papers_figure_3(text, overall, wrong):
-    marks = mark(text, truth((11, 75)))
-    assert marks["overall"] == overall and errors(marks) == wrong
-
-
-@pytest.mark.parametrize(
-    "text, wrong, overall",
-    [
-        # laterality: names no side, both, or the wrong one
-        (f"There is 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
-        (f"LCX #11 75%. RCA is shown too. {FFR}", {"laterality"}, 8),
-        (f"RCA #2 shows 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
-        # vessel: number missing, wrong, one too many, or at odds with its artery
-        (f"LCX shows 75% stenosis. {FFR}", {"vessel"}, 8),
-        (f"LAD #6 shows 75% stenosis. {FFR}", {"vessel"}, 7),
-        (f"LCX #11 and #13 show 50% and 75% stenosis. {FFR}", {"vessel"}, 9),
-        (f"LAD #11 shows 75% stenosis. {FFR}", {"vessel", "logical"}, 8),
-        # treatment: another plan, or none
-        (f"LCX #11 shows 75% stenosis. {PCI}", {"treatment"}, 8),
-        ("LCX #11 shows 75% stenosis.", {"treatment"}, 8),
-        # stenosis: significance, two steps off, or no grade
-        (f"LCX #11 shows 50% stenosis. {FFR}", {"stenosis"}, 8),
-        (f"LCX #11 shows 90% stenosis. {FFR}", set(), 9),
-        (f"LCX #11 shows 99% stenosis. {FFR}", {"stenosis", "logical"}, 7),
-        (f"LCX #11 has a stenosis. {FFR}", {"stenosis"}, 8),
-        # nothing wrong, in other words
-        ("In segment 11 there is a 70% narrowing; measure iFR.", set(), 10),
-    ],
-)
+@pytest.mark.parametrize("text, wrong, overall", [
+    # laterality: names no side, both, or the wrong one
+    (f"There is 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
+    (f"LCX #11 75%. RCA is shown too. {FFR}", {"laterality"}, 8),
+    (f"RCA #2 shows 75% stenosis. {FFR}", {"laterality", "vessel"}, 5),
+    # vessel: number missing, wrong, one too many, or at odds with its artery
+    (f"LCX shows 75% stenosis. {FFR}", {"vessel"}, 8),
+    (f"LAD #6 shows 75% stenosis. {FFR}", {"vessel"}, 7),
+    (f"LCX #11 and #13 show 50% and 75% stenosis. {FFR}", {"vessel"}, 9),
+    (f"LAD #11 shows 75% stenosis. {FFR}", {"vessel", "logical"}, 8),
+    # treatment: another plan, or none
+    (f"LCX #11 shows 75% stenosis. {PCI}", {"treatment"}, 8),
+    ("LCX #11 shows 75% stenosis.", {"treatment"}, 8),
+    # stenosis: significance, two steps off, or no grade
+    (f"LCX #11 shows 50% stenosis. {FFR}", {"stenosis"}, 8),
+    (f"LCX #11 shows 90% stenosis. {FFR}", set(), 9),
+    (f"LCX #11 shows 99% stenosis. {FFR}", {"stenosis", "logical"}, 7),
+    (f"LCX #11 has a stenosis. {FFR}", {"stenosis"}, 8),
+    # nothing wrong, in other words
+    ("In segment 11 there is a 70% narrowing; measure iFR.", set(), 10),
+])  # fmt: skip
 def test_each_error_alone(text, wrong, overall):
     marks = mark(text, truth((11, 75), plan="functional"))
     assert (errors(marks), marks["overall"]) == (wrong, overall)
 
 
+FIGURE3 = truth((11, 75))  # the paper's: LCX #11 75 %, plan "in context of"
 CLEAN = truth(plan="none", laterality="RCA")
 
 
-@pytest.mark.parametrize(
-    "text, wanted, wrong, overall",
-    [
-        # a missed second lesion: 2 side + (0 arteries + 2 x 1/2) vessel + 2 plan + 1 logic
-        ("LAD #6 shows 90% stenosis. Discuss CABG or PCI in the heart team.",
-         truth((6, 90), (11, 75), plan="heart_team"), {"vessel", "stenosis"}, 6),
-        ("RCA #2 shows 75% stenosis. PCI is recommended.",
-         CLEAN, {"vessel", "stenosis", "treatment"}, 3),
-        ("The RCA is normal. No treatment is needed.", CLEAN, set(), 10),
-        ("This is the RCA. No treatment is needed.", CLEAN, {"vessel", "stenosis"}, 5),
-        # right about 25 percent, but names no vessel: 2 + 0 + 1 + 2 + 1
-        (f"No significant stenosis in the LCA. {MEDICAL}",
-         truth((7, 25), plan="medical"), {"vessel"}, 6),
-    ],
-)  # fmt: skip
-def test_more_lesions_and_fewer(text, wanted, wrong, overall):
+@pytest.mark.parametrize("text, wanted, wrong, overall", [
+    (f"LCX #11 shows 90% stenosis. {CONTEXT}", FIGURE3, set(), 9),
+    # 2 side + 1 artery + 1 grade off by a step + 2 plan + 1 logic
+    (f"LCX #12 shows 90% stenosis. {CONTEXT}", FIGURE3, {"vessel"}, 7),
+    # 2 side + 1 grade off by a step
+    ("LAD septal shows 90% stenosis. Recommend watchful waiting without medical therapy.",
+     FIGURE3, {"vessel", "treatment", "logical"}, 3),
+    # a missed second lesion: 2 side + (0 arteries + 2 x 1/2) vessel + 2 plan + 1 logic
+    ("LAD #6 shows 90% stenosis. Discuss CABG or PCI in the heart team.",
+     truth((6, 90), (11, 75), plan="heart_team"), {"vessel", "stenosis"}, 6),
+    ("RCA #2 shows 75% stenosis. PCI is recommended.",
+     CLEAN, {"vessel", "stenosis", "treatment"}, 3),
+    ("The RCA is normal. No treatment is needed.", CLEAN, set(), 10),
+    ("This is the RCA. No treatment is needed.", CLEAN, {"vessel", "stenosis"}, 5),
+    # right about 25 percent, but names no vessel: 2 + 0 + 1 + 2 + 1
+    (f"No significant stenosis in the LCA. {MEDICAL}",
+     truth((7, 25), plan="medical"), {"vessel"}, 6),
+])  # fmt: skip
+def test_the_papers_figure_3_and_more_lesions_and_fewer(text, wanted, wrong, overall):
     marks = mark(text, wanted)
     assert (errors(marks), marks["overall"]) == (wrong, overall)
     assert marks["segment_match"] == ("vessel" not in wrong)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "Sorry, as a base VLM I am not trained to answer this question.", "LCA."]
-)
+@pytest.mark.parametrize("text", ["", "Sorry, I am not trained to answer this question.", "LCA."])
 def test_what_cannot_be_read_is_wrong_on_everything(text):
-    marks = mark(text, truth((11, 75)))
+    marks = mark(text, FIGURE3)
     assert marks["overall"] == 0 and len(errors(marks)) == 5
     assert (marks["segment_match"], marks["laterality_match"], marks["unparseable"]) == (0, 0, 1)
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("LAD #11 75%.", {"LAD #11"}),
-        ("LAD #6 75%. LAD #6 90%.", {"two grades for #6"}),
-        ("LAD #6 75%. RCA #2 90%.", {"stenoses on both sides"}),
-        ("No stenosis in the LCA. LAD #6 90%.", {"90% where stenosis is denied"}),
-        ("No significant stenosis. LAD #6 50%.", set()),  # 50 % is not significant
-        ("No significant stenosis in the LAD. LCX #11 90%.", set()),
-        ("LAD #6 90%. No revascularization is needed.", {"none for 90%"}),
-        ("LAD #6 25%. Emergency PCI.", {"emergency_pci for 25%"}),
-        ("LAD #6 75%. Evaluate viability before CTO-PCI.", {"cto for 75%"}),
-        ("LM #5 50%. Optimal medical therapy.", {"medical for 50%"}),
-        ("LAD #6 50%. Optimal medical therapy.", set()),
-        ("LAD #6 75%. Optimal medical therapy.", set()),  # not the rule's plan, but no nonsense
-        ("LAD #6 90%. Optimal medical therapy.", {"medical for 90%"}),
-        ("No stenosis. PCI is recommended.", {"pci for 0%"}),
-        ("LAD #6 75%. No PCI is needed. CABG is needed.", {"none against heart_team"}),
-        (f"LAD #6 90%. {CONTEXT}", set()),
-        ("LAD is normal. PCI is recommended.", set()),  # the LCX may need it
-        ("PCI is recommended.", set()),
-    ],
-)
+@pytest.mark.parametrize("text, expected", [
+    ("LAD #11 75%.", {"LAD #11"}),
+    ("LAD #6 75%. LAD #6 90%.", {"two grades for #6"}),
+    ("LAD #6 75%. RCA #2 90%.", {"stenoses on both sides"}),
+    ("No stenosis in the LCA. LAD #6 90%.", {"90% where stenosis is denied"}),
+    ("No significant stenosis. LAD #6 50%.", set()),  # 50 % is not significant
+    ("No significant stenosis in the LAD. LCX #11 90%.", set()),
+    ("LAD #6 90%. No revascularization is needed.", {"none for 90%"}),
+    ("LAD #6 25%. Emergency PCI.", {"emergency_pci for 25%"}),
+    ("LAD #6 75%. Evaluate viability before CTO-PCI.", {"cto for 75%"}),
+    ("LM #5 50%. Optimal medical therapy.", {"medical for 50%"}),
+    ("LAD #6 50%. Optimal medical therapy.", set()),
+    ("LAD #6 75%. Optimal medical therapy.", set()),  # not the rule's plan, but no nonsense
+    ("LAD #6 90%. Optimal medical therapy.", {"medical for 90%"}),
+    ("No stenosis. PCI is recommended.", {"pci for 0%"}),
+    ("LAD #6 75%. No PCI is needed. CABG is needed.", {"none against heart_team"}),
+    (f"LAD #6 90%. {CONTEXT}", set()),
+    ("LAD is normal. PCI is recommended.", set()),  # the LCX may need it
+    ("PCI is recommended.", set()),
+])  # fmt: skip
 def test_contradictions(text, expected):
-    assert contradictions(read_entities(text, "en")) == expected
+    own = read_entities(text, "en")
+    assert contradictions(own) == expected
+    marks = score(own, own)  # what the truth says too is no contradiction
+    assert marks["overall"] == 10 and marks["logical_error"] == 0
 
 
 def test_the_shares_of_lesions_by_hand():
@@ -213,12 +193,6 @@ def test_the_shares_of_lesions_by_hand():
     assert mark("Sorry.", two)["lesions_named"] == 0
     healthy = mark("No significant stenosis in the LCA.", truth(plan="none"))
     assert healthy["lesions_named"] is None and healthy["grades_near"] is None
-
-
-def test_what_the_truth_says_too_is_no_contradiction():
-    own = read_entities(f"LAD #7 shows 75% stenosis. LAD #7 shows 90% stenosis. {PCI}", "en")
-    assert contradictions(own) == {"two grades for #7"}
-    assert score(own, own)["overall"] == 10 and score(own, own)["logical_error"] == 0
 
 
 def test_unknown_truth_is_missing_and_never_counted_as_right():
@@ -234,14 +208,11 @@ def test_unknown_truth_is_missing_and_never_counted_as_right():
     assert empty["treatment_error"] is None and empty["stenosis_error"] == 1
 
 
-@pytest.mark.parametrize(
-    "arguments, match",
-    [
-        (("left", [], "none"), "unknown laterality 'left'"),
-        (("LCA", [], "surgery"), "unknown plan 'surgery'"),
-        (("LCA", [{"segment": 6, "percent": 80}], "pci"), "grades are .* got 80"),
-    ],
-)
+@pytest.mark.parametrize("arguments, match", [
+    (("left", [], "none"), "unknown laterality 'left'"),
+    (("LCA", [], "surgery"), "unknown plan 'surgery'"),
+    (("LCA", [{"segment": 6, "percent": 80}], "pci"), "grades are .* got 80"),
+])  # fmt: skip
 def test_refuses_a_malformed_truth(arguments, match):
     with pytest.raises(ValueError, match=match):
         truth_entities(*arguments)

@@ -10,18 +10,9 @@ from hypothesis import strategies as st
 from cag_utils.paper.claims import compare_claims
 from cag_utils.phantom.clinic.findings import write_findings
 from cag_utils.profiles import Stats
+from cag_utils.scores import scorecard
 from cag_utils.scores.rubric import CRITERIA, Criterion
-from cag_utils.scores.scorecard import (
-    against_base,
-    blank_sheet,
-    flat_metrics,
-    read_sheet,
-    score_by_sheet,
-    score_generations,
-    summarise_marks,
-    table4,
-    truth_of,
-)
+from cag_utils.scores.scorecard import against_base, read_sheet, score_generations, summarise_marks
 from tests.paper.test_claims import CNN
 from tests.running import execute
 
@@ -49,12 +40,11 @@ def pairs():
 def generations(table, answers):
     """One row a case and model; `answers` maps a model to a function of the pair's row."""
     rows = [
-        {"case_id": row["case_id"], "model": model, "output": (text := answer(row))}
-        | {"status": "ok" if text else "empty"}
+        (row["case_id"], model, answer(row), "ok")
         for model, answer in answers.items()
         for row in table.to_dict("records")
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["case_id", "model", "output", "status"])
 
 
 def perfect(row):
@@ -65,9 +55,10 @@ def sorry(row):
     return "Sorry, I can not help with that."
 
 
-def marks(answers=None):
-    answers = answers or {"gemma3_base": sorry, "gemma3_lora": perfect}
-    return score_generations(generations(pairs(), answers), pairs(), "en")
+def marks(base=sorry, lora=perfect, language="en", **others):
+    """The rubric's marks of Gemma3 untuned and tuned, and of other models."""
+    answers = {"gemma3_base": base, "gemma3_lora": lora} | others
+    return score_generations(generations(pairs(), answers), pairs(), language)
 
 
 def test_each_generation_is_marked_against_its_own_case():
@@ -95,9 +86,9 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings():
     bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
     made = generations(table, {"gemma3_lora": perfect})
     assert score_generations(made, bare, "en").equals(score_generations(made, table, "en"))
-    assert truth_of(bare.iloc[2], "ja") == truth_of(table.iloc[2], "ja")
-    made = generations(table, {"gemma3_lora": lambda row: row["findings_ja"]})
-    assert (score_generations(made, table, "ja")["overall"] == 10).all()
+    assert scorecard.truth_of(bare.iloc[2], "ja") == scorecard.truth_of(table.iloc[2], "ja")
+    in_japanese = lambda row: row["findings_ja"]  # noqa: E731
+    assert (marks(in_japanese, in_japanese, "ja")["overall"] == 10).all()
 
 
 def test_unknown_truth_stays_missing_in_the_table():
@@ -106,22 +97,23 @@ def test_unknown_truth_stays_missing_in_the_table():
     made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
     summary = summarise_marks(score_generations(made, table, "en"), STATS, 0)
     assert math.isnan(summary["treatment_error"][0]) and summary["vessel_error"][0] == 0
-    assert table4(summary)["treatment_error"].isna().all()
-    assert flat_metrics(summary, pd.DataFrame())["gemma3_lora.treatment_error_rate"] is None
+    assert scorecard.table4(summary)["treatment_error"].isna().all()
+    figures = scorecard.flat_metrics(summary, pd.DataFrame())
+    assert figures["gemma3_lora.treatment_error_rate"] is None
 
     table["findings_en"] = "PCI is recommended."  # and now without a vessel
     scored = score_generations(made, table, "en")
     summary = summarise_marks(scored, STATS, 0)
-    assert math.isnan(summary["segment"][0]) and table4(summary)["segment_match"][0] == "–"
+    assert math.isnan(summary["segment"][0])
+    assert scorecard.table4(summary)["segment_match"][0] == "–"
     compared = against_base(scored, STATS, 0)
     assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
 
 
 def test_the_summary_hand_worked():
-    table = pairs()
     wrong = iter([0, 1] * 4)  # the first frame of each patient is right, the second refused
-    made = generations(table, {"gemma3_lora": lambda r: sorry(r) if next(wrong) else perfect(r)})
-    row = summarise_marks(score_generations(made, table, "en"), STATS, 0).iloc[0]
+    scored = marks(lambda row: sorry(row) if next(wrong) else perfect(row))
+    row = summarise_marks(scored, STATS, 0).iloc[0]
     assert (row["cases"], row["mean"], row["overall"]) == (8, 5, 5)
     assert row["sd"] == pytest.approx(math.sqrt(8 * 25 / 7))
     assert row["vessel_error"] == 4 and row["vessel_error_rate"] == 0.5
@@ -131,8 +123,8 @@ def test_the_summary_hand_worked():
 
 
 def test_table4_has_the_papers_columns_and_order():
-    answers = {"zephyr": sorry, "gemma3_lora": perfect, "gemma3_base": sorry}
-    table = table4(summarise_marks(marks(answers), STATS, 0))
+    scored = marks(zephyr=sorry)
+    table = scorecard.table4(summarise_marks(scored[::-1], STATS, 0))
     assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
     # A model the study has no name for is kept, under its own.
     assert table["model"].tolist() == ["Gemma3 (unfine-tuned)", "Gemma3 w/LoRA", "zephyr"]
@@ -146,50 +138,51 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     assert compared.loc["segment_match", "cases"] == 8
     assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
     assert {f"{name.removesuffix('_error')}_right" for name in CRITERIA} < set(compared.index)
-    figures = flat_metrics(summarise_marks(marks(), STATS, 0), compared.reset_index())
+    figures = scorecard.flat_metrics(summarise_marks(marks(), STATS, 0), compared.reset_index())
     ones = "segment_accuracy laterality_accuracy lesions_named grades_near overall_gain_clear"
     ones = ones.split() + ["segment_gain", "vessel_right_gain"]
     wanted = dict.fromkeys(ones, 1) | {"overall_mean": 10, "overall_gain": 10, "n": 8}
     assert {name: figures[f"gemma3_lora.{name}"] for name in wanted} == wanted
     assert figures["gemma3_base.logical_error_rate"] == 1 and figures["gemma3_base.n"] == 8
-    same = against_base(marks({"gemma3_base": perfect, "gemma3_lora": perfect}), STATS, 0)
+    same = against_base(marks(perfect, perfect), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
-    worse = against_base(marks({"gemma3_base": perfect, "gemma3_lora": sorry}), STATS, 0)
-    assert (worse["high"] < 0).all() and not worse["beats_base"].any()
-    assert len(worse) == 9
+    worse = against_base(marks(perfect, sorry), STATS, 0)
+    assert (worse["high"] < 0).all() and not worse["beats_base"].any() and len(worse) == 9
 
 
 def test_a_gain_on_half_of_the_patients_is_not_clear():
     # right on two of four patients, and on the others and one case more
     half = lambda row: perfect(row) if row["case_id"] < "case-0004" else sorry(row)  # noqa: E731
     rest = lambda row: sorry(row) if row["case_id"] < "case-0003" else perfect(row)  # noqa: E731
-    compared = against_base(marks({"gemma3_base": half, "gemma3_lora": rest}), STATS, 0)
+    compared = against_base(marks(half, rest), STATS, 0)
     compared = compared[compared["cases"] == 8]  # lesions: the fourth patient alone differs
     assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
     assert not compared["beats_base"].any()
 
 
 def test_which_base_a_tuned_model_is_compared_with():
+    swapped, own, other = "conceptclip_gemma3_lora", "conceptclip_gemma3_base", "gemma3_base"
+    scored = marks(**dict.fromkeys((swapped, own, "paligemma2_lora"), perfect))
+
     def based(*models):
-        found = against_base(marks({m: perfect for m in models}), STATS, 0)
+        found = against_base(scored[scored["model"].isin(models)], STATS, 0)
         return dict(zip(found["model"], found["base"], strict=True))
 
-    swapped = "conceptclip_gemma3_lora"
-    assert based("paligemma2_lora", "gemma3_base") == {}  # no base of its own
-    assert based(swapped, "gemma3_base") == {swapped: "gemma3_base"}
-    own = "conceptclip_gemma3_base"
-    assert based(swapped, "gemma3_base", own) == {swapped: own}
+    assert based("paligemma2_lora", other) == {}  # no base of its own
+    assert based(swapped, other) == {swapped: other}
+    assert based(swapped, other, own) == {swapped: own}
 
 
-def sheet(scored, reader, overall):
-    blank = dict.fromkeys(CRITERIA, 0)
-    return scored[["case_id", "model"]].assign(reader=reader, overall=overall, **blank)
+def fill(sheet, reader="r1", overall=5.0):
+    """A reader's scores of a sheet's texts, without an error."""
+    return sheet.assign(reader=reader, overall=overall, **dict.fromkeys(CRITERIA, 0))
 
 
 def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     scored = marks()
-    both = pd.concat([sheet(scored, "r1", 6.0), sheet(scored, "r2", 8.0)])
-    read = score_by_sheet(both, scored)
+    blank = scored[["case_id", "model"]]
+    both = pd.concat([fill(blank, "r1", 6.0), fill(blank, "r2", 8.0)])
+    read = scorecard.score_by_sheet(both, scored)
     assert list(read.columns) == list(scored.columns) and set(read["reader"]) == {"r1", "r2"}
     summary = summarise_marks(read, STATS, 0).set_index("model")
     assert summary.loc["gemma3_base", "overall"] == 7 and summary.loc["gemma3_base", "cases"] == 8
@@ -197,53 +190,40 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     # Two readers of one text are one case, not two.
     cases = against_base(read, STATS, 0).set_index("measure")["cases"]
     assert cases["overall"] == 8 and cases["segment_match"] == 8
+    foreign = fill(blank).replace({"case_id": {"case-0003": "case-0999"}})
+    with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
+        scorecard.score_by_sheet(foreign, scored)
 
 
 def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     """A made-up one, through the calls of notebooks 07 and 08."""
     made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
-    plain = marks(made)
+    plain = marks(made["gemma3_lora"])
     row = Criterion("verbosity", 5, lambda output, truth: len(output.stenoses) > 0)
     monkeypatch.setitem(CRITERIA, "verbosity_error", row)
-    scored = marks(made | {"gemma3_base": sorry})
+    scored = marks(lora=made["gemma3_lora"])
     right = scored[scored["case_id"] == "case-0000"].set_index("model")
     assert right["overall"].to_dict() == {"gemma3_lora": 6.67, "gemma3_base": 0}  # 10 of 15 points
     assert plain["overall"][0] == 10 and "verbosity_error" not in plain
     assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
     summary = summarise_marks(scored, STATS, 0)
-    assert table4(summary)["verbosity_error"].tolist() == [8, 8]
+    assert scorecard.table4(summary)["verbosity_error"].tolist() == [8, 8]
     compared = against_base(scored, STATS, 0)
     assert "verbosity_right" in set(compared["measure"])
-    figures = flat_metrics(summary, compared)
+    figures = scorecard.flat_metrics(summary, compared)
     assert figures["gemma3_lora.verbosity_error_rate"] == 1
     claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
     [vessels] = claims[claims.index.str.startswith("Vessel")]
     assert "verbosity 100%" in vessels
-
-    table = generations(pairs(), made)
-    blank, key = blank_sheet(table, 0)
+    blank, key = scorecard.blank_sheet(generations(pairs(), made), 0)
     assert "verbosity_error" in blank
-    filled = blank.assign(reader="r", overall=5.0, **dict.fromkeys(CRITERIA, 0))
-    filled.assign(verbosity_error=1).to_csv(tmp_path / "scores.csv", index=False)
-    own = scored[scored["model"] == "gemma3_lora"]
-    read = score_by_sheet(read_sheet(tmp_path / "scores.csv", key), own)
+    path = tmp_path / "scores.csv"
+    fill(blank).assign(verbosity_error=1).to_csv(path, index=False)
+    read = scorecard.score_by_sheet(read_sheet(path, key), scored)
     assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
-    filled.drop(columns="verbosity_error").to_csv(tmp_path / "old.csv", index=False)
+    fill(blank).drop(columns="verbosity_error").to_csv(path, index=False)
     with pytest.raises(ValueError, match="no column .*verbosity_error"):
-        read_sheet(tmp_path / "old.csv", key)
-
-
-def test_refuses_what_does_not_belong_together():
-    table = pairs()
-    made = generations(table, {"gemma3_lora": perfect})
-    with pytest.raises(ValueError, match=r"1 generated cases are not in pairs.csv.*case-0007"):
-        score_generations(made, table.iloc[:7], "en")
-    with pytest.raises(ValueError, match="no generations to score"):
-        score_generations(made.iloc[:0], table, "en")
-    scored = marks()
-    foreign = sheet(scored, "r1", 5.0).replace({"case_id": {"case-0003": "case-0999"}})
-    with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
-        score_by_sheet(foreign, scored)
+        read_sheet(path, key)
 
 
 @pytest.mark.notebook
@@ -257,8 +237,7 @@ def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path)
     assert all((rubrics / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
     sheet = pd.read_csv(rubrics / "blank_sheet.csv")
     assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
-    sheet = sheet.assign(reader="reader 1", overall=4.0, **dict.fromkeys(CRITERIA, 0))
-    sheet.to_csv(tmp_path / "filled.csv", index=False)
+    fill(sheet, "reader 1", 4.0).to_csv(tmp_path / "filled.csv", index=False)
     metrics = execute("07_physician_scores", tmp_path, scores=str(tmp_path / "filled.csv"))
     assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
     [own] = set(rubrics.parent.glob("ja_*filled_csv"))  # the study's own run is left alone
@@ -290,7 +269,7 @@ def filled(tmp_path, **changes):
 @given(st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, seed):
     table = texts(n_cases)
-    sheet, key = blank_sheet(table, seed)
+    sheet, key = scorecard.blank_sheet(table, seed)
     joined = sheet.rename(columns={"model": "code"}).merge(key, on=["case_id", "code"])
     rows, wanted = (t[["case_id", "model", "output"]].to_numpy().tolist() for t in (joined, table))
     assert sorted(rows) == sorted(wanted)
@@ -299,7 +278,7 @@ def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, se
 
 def test_the_sheet_is_blind_shuffled_and_repeatable():
     table = texts(40)
-    sheet, key = blank_sheet(table, 3)
+    sheet, key = scorecard.blank_sheet(table, 3)
     text = sheet.to_csv()
     assert not any(model in text for model in MODELS) and "seconds" not in sheet
     assert "shots" not in text  # a few-shot prompt would tell the untuned models
@@ -307,34 +286,31 @@ def test_the_sheet_is_blind_shuffled_and_repeatable():
     # One letter stands for every model somewhere: a reader cannot learn who A is.
     assert key.groupby("code")["model"].nunique().tolist() == [3, 3, 3]
     assert sheet["case_id"].drop_duplicates().tolist() != sorted(set(table["case_id"]))
-    pd.testing.assert_frame_equal(sheet, blank_sheet(table, 3)[0])
-    assert not sheet.equals(blank_sheet(table, 4)[0])
-    pd.testing.assert_frame_equal(sheet, blank_sheet(table.sample(frac=1, random_state=1), 3)[0])
+    assert not sheet.equals(scorecard.blank_sheet(table, 4)[0])
+    for same in (table, table.sample(frac=1, random_state=1)):
+        pd.testing.assert_frame_equal(sheet, scorecard.blank_sheet(same, 3)[0])
     with pytest.raises(ValueError, match="gemma3_base has two texts for case-0001"):
-        blank_sheet(pd.concat([table, table[:1]]), 0)
+        scorecard.blank_sheet(pd.concat([table, table[:1]]), 0)
 
 
-@pytest.mark.parametrize(
-    "column, cells, match",
-    [
-        ("overall", ["7", "11"], r"scores\.csv: row 3: overall '11' must be a number from 0 to 10"),
-        ("overall", ["", ""], r"row 2: overall '' must be a number .*\(2 rows in all\)"),
-        ("overall", ["7,5", "3"], r"row 2: overall '7,5' must be"),
-        ("overall", ["7", "nan"], r"row 3: overall 'nan' must be"),
-        ("vessel_error", ["0", "2"], r"row 3: vessel_error '2' must be 0 \(no error\) or 1"),
-        ("logical_error", ["yes", "0"], r"row 2: logical_error 'yes' must be 0"),
-        ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error '0\.5' must be 0"),
-        ("case_id", ["", "case-0002"], r"row 2: case_id '' must name a case"),
-        ("model", ["A", ""], r"row 3: model '' must be a model"),
-        ("case_id", ["case-0001"] * 2, r"row 3: this reader scored this text twice"),
-    ],
-)
+@pytest.mark.parametrize("column, cells, match", [
+    ("overall", ["7", "11"], r"scores\.csv: row 3: overall '11' must be a number from 0 to 10"),
+    ("overall", ["", ""], r"row 2: overall '' must be a number .*\(2 rows in all\)"),
+    ("overall", ["7,5", "3"], r"row 2: overall '7,5' must be"),
+    ("overall", ["7", "nan"], r"row 3: overall 'nan' must be"),
+    ("vessel_error", ["0", "2"], r"row 3: vessel_error '2' must be 0 \(no error\) or 1"),
+    ("logical_error", ["yes", "0"], r"row 2: logical_error 'yes' must be 0"),
+    ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error '0\.5' must be 0"),
+    ("case_id", ["", "case-0002"], r"row 2: case_id '' must name a case"),
+    ("model", ["A", ""], r"row 3: model '' must be a model"),
+    ("case_id", ["case-0001"] * 2, r"row 3: this reader scored this text twice"),
+])  # fmt: skip
 def test_names_file_row_and_rule(column, cells, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         read_sheet(filled(tmp_path, **{column: cells}))
 
 
-def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
+def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
     a, b = "A-00ff00", "B-00ff00"
     key = pd.DataFrame({"case_id": ["case-0001"], "code": [a], "model": ["gemma3_lora"]})
     with pytest.raises(ValueError, match=f"row 3: model '{a}' of case-0002: the key has no such"):
@@ -342,28 +318,23 @@ def test_refuses_a_letter_or_case_the_key_does_not_know(tmp_path):
     path = filled(tmp_path, case_id=["case-0001"] * 2, model=[a, b])
     with pytest.raises(ValueError, match=rf"row 3: model '{b}' of case-0001: .* knows \['{a}'\]"):
         read_sheet(path, key)
-    with pytest.raises(ValueError, match="use the key of this sheet"):
-        read_sheet(path)
-
-
-def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path):
-    sheet, key = blank_sheet(texts(2), 1)
-    _, other = blank_sheet(texts(2).assign(output="another text"), 1)
-    full = sheet.assign(reader="r", overall=range(6), **dict.fromkeys(CRITERIA, 0))
-    full.to_csv(tmp_path / "scores.csv", index=False, encoding="utf-8-sig")  # as Excel saves it
-    with pytest.raises(ValueError, match="use the key of this sheet"):
-        read_sheet(tmp_path / "scores.csv", other)
-    read = read_sheet(tmp_path / "scores.csv", pd.concat([other, key]))
+    sheet, key = scorecard.blank_sheet(texts(2), 1)
+    _, other = scorecard.blank_sheet(texts(2).assign(output="another text"), 1)
+    fill(sheet, "r", range(6)).to_csv(path, index=False, encoding="utf-8-sig")  # as Excel does
+    for wrong in (other, None):
+        with pytest.raises(ValueError, match="use the key of this sheet"):
+            read_sheet(path, wrong)
+    read = read_sheet(path, pd.concat([other, key]))
     assert read["model"].tolist() == key["model"].tolist()
-    assert read["overall"].tolist() == list(map(float, range(6)))
+    assert read["overall"].tolist() == [0, 1, 2, 3, 4, 5]
     assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
 
 
 def test_without_a_key_models_go_by_name_and_a_spreadsheets_decimals_are_marks(tmp_path):
     path = filled(tmp_path, vessel_error=["1.0", "0.0"])
     read = read_sheet(path)
-    assert read["model"].tolist() == ["A", "A"] and read["vessel_error"].dtype == int
-    assert read["vessel_error"].tolist() == [1, 0]
+    pd.testing.assert_series_equal(read["vessel_error"], pd.Series([1, 0], name="vessel_error"))
+    assert read["model"].tolist() == ["A", "A"]
     read.drop(columns="reader").to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"scores\.csv: no column \['reader'\]"):
         read_sheet(path)

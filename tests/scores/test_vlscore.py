@@ -10,21 +10,8 @@ from PIL import Image
 
 from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, paper_table
-from cag_utils.scores.vlscore import (
-    MAX_AREA_UNIT,
-    Space,
-    embed,
-    join_cases,
-    score_cases,
-    score_controls,
-    score_models,
-    side_correlations,
-    summarise_vlscores,
-    table3,
-    to_unit,
-    triangle_area,
-    vlscore,
-)
+from cag_utils.scores import vlscore
+from cag_utils.scores.vlscore import join_cases, score_cases, score_models, to_unit, triangle_area
 from tests.benchmarks.bench_vlscore import plain_area
 
 numbers = st.floats(-10, 10, allow_nan=False, width=32)
@@ -39,24 +26,25 @@ def unit_triple(cos_ig: float, cos_ir: float, cos_gr: float) -> list[np.ndarray]
     return [row[None] for row in np.linalg.cholesky(gram)]
 
 
-def test_a_right_triangle_has_half_the_product_of_its_legs():
-    corners = [[3.0, 0.0]], [[0.0, 0.0]], [[0.0, 4.0]]
-    assert triangle_area(*map(np.array, corners)).tolist() == [6.0]
-
-
 @pytest.mark.parametrize(
     "cos_gr, area, score", [(0.95, 0.2107, 0.838), (0.80, 0.4123, 0.683), (0.60, 0.5657, 0.565)]
 )
 def test_hand_worked_unit_vectors(cos_gr, area, score):
-    found = score_cases(*unit_triple(0.1, 0.1, cos_gr)).iloc[0]
+    corners = np.array(unit_triple(0.1, 0.1, cos_gr))
+    found = score_cases(*corners).iloc[0]
     assert found["area"] == pytest.approx(area, abs=5e-5)
     assert found["vlscore"] == pytest.approx(score, abs=5e-4)
+    doubled = score_cases(*2 * corners, normalise=False, max_area=2)  # now lengths count
+    assert doubled["area"][0] == pytest.approx(4 * area, abs=2e-4)
+    assert score_cases(*2 * corners)["area"][0] == pytest.approx(area, abs=5e-5)
 
 
-def test_the_theoretical_maximum_is_the_equilateral_triangle():
+def test_areas_by_hand_and_the_theoretical_maximum_is_the_equilateral_triangle():
+    legs = [[3.0, 0.0]], [[0.0, 0.0]], [[0.0, 4.0]]  # of a right angle
+    assert triangle_area(*map(np.array, legs)).tolist() == [6.0]
     angles = np.array([0, 2, 4]) * np.pi / 3
     i, g, r = np.stack([np.cos(angles), np.sin(angles)], 1)[:, None]
-    assert triangle_area(i, g, r)[0] == pytest.approx(MAX_AREA_UNIT) == 1.299038105676658
+    assert triangle_area(i, g, r)[0] == pytest.approx(vlscore.MAX_AREA_UNIT) == 1.299038105676658
     assert score_cases(i, g, r)["vlscore"][0] == pytest.approx(0, abs=1e-12)
 
 
@@ -72,7 +60,8 @@ def test_agrees_with_the_plain_loop_whichever_corner_is_which(points):
 def test_scores_stay_between_0_and_1_and_more_room_never_lowers_them(points, max_area):
     points = points + np.array([20.0, -20.0, 30.0])[:, None, None]  # no zero vectors
     found = score_cases(*points, normalise=True, max_area=max_area)
-    assert found["vlscore"].between(0, 1).all() and (found["area"] <= MAX_AREA_UNIT + 1e-9).all()
+    assert found["vlscore"].between(0, 1).all()
+    assert (found["area"] <= vlscore.MAX_AREA_UNIT + 1e-9).all()
     roomier = score_cases(*points, normalise=True, max_area=2 * max_area)
     assert (roomier["vlscore"] >= found["vlscore"]).all()
     i, g, _ = points  # a report equal to the truth scores 1 whatever the picture
@@ -95,13 +84,6 @@ def test_float32_in_the_printed_form_is_wrong_where_float64_is_right():
     assert abs(naive - true) > 0.1 * true
 
 
-def test_without_normalisation_lengths_count():
-    i, g, r = unit_triple(0.1, 0.1, 0.8)
-    doubled = score_cases(2 * i, 2 * g, 2 * r, normalise=False, max_area=2)
-    assert doubled["area"][0] == pytest.approx(4 * 0.4123, abs=2e-4)
-    assert score_cases(2 * i, 2 * g, 2 * r)["area"][0] == pytest.approx(0.4123, abs=5e-5)
-
-
 def random_space(n, noise, seed):
     """n cases of one model; each report is its truth and as much noise, each picture unrelated."""
     rng = np.random.default_rng(seed)
@@ -111,12 +93,12 @@ def random_space(n, noise, seed):
     cases = pd.DataFrame({"case_id": [str(k) for k in range(n)], "empty": False, "model": "m"})
     cases = cases.assign(ground_truth="g" + cases["case_id"], output="r" + cases["case_id"])
     images = dict(zip(cases["case_id"], i, strict=True))
-    return cases, Space(images, texts, frozenset(), np.ones(64))
+    return cases, vlscore.Space(images, texts, frozenset(), np.ones(64))
 
 
 def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture():
     cases, space = random_space(40, lambda rng: 0.5, 1)
-    found = score_controls(cases, space, "siglip2", UNIT)
+    found = vlscore.score_controls(cases, space, "siglip2", UNIT)
     mean = found.set_index("control")["vlscore"]
     assert mean["as written"] - mean["shuffled reports"] > 0.1
     assert abs(mean["as written"] - mean["shuffled images"]) < 0.05
@@ -128,25 +110,10 @@ def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture()
 
 def test_it_is_moved_by_the_texts_and_not_by_the_picture():
     cases, space = random_space(200, lambda rng: rng.uniform(0.1, 1.5, (200, 1)), 2)
-    found = side_correlations(cases, space)
+    found = vlscore.side_correlations(cases, space)
     assert found["text_text"] < -0.9 and abs(found["image_truth"]) < 0.5
     for few in (0, 2):
-        assert all(map(math.isnan, side_correlations(cases[:few], space).values()))
-
-
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: triangle_area(np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3))), "one shape"),
-        (lambda: triangle_area(*np.full((3, 1, 2), np.nan)), "NaN"),
-        (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
-        (lambda: vlscore(np.ones(1), 0), "max_area"),
-        (lambda: vlscore(np.array([-1.0])), "cannot be negative"),
-    ],
-)
-def test_refuses_what_it_cannot_score(call, match):
-    with pytest.raises(ValueError, match=match):
-        call()
+        assert all(map(math.isnan, vlscore.side_correlations(cases[:few], space).values()))
 
 
 UNIT = Vlscore(size="tiny", embedders=["siglip2"], normalise=True, max_area=3 * 3**0.5 / 4)
@@ -169,103 +136,78 @@ class Letters:
         return np.array([len(t) > 12 for t in texts])
 
 
-@pytest.fixture
-def study(tmp_path):
+PAIRS = pd.DataFrame({"case_id": [f"case-{k}" for k in range(4)]})
+PAIRS = PAIRS.assign(patient_id=["pt-a", "pt-a", "pt-b", "pt-b"], png=list("0123"))
+SAID = {"gemma3_lora": TRUTHS, "gemma3_base": TRUTHS[1:] + TRUTHS[:1]}
+SAID |= {"paligemma2_base": ["", np.nan, " ", "sorry"]}
+ROWS = [(case, m, SAID[m][k], TRUTHS[k]) for m in SAID for k, case in enumerate(PAIRS["case_id"])]
+GENERATIONS = pd.DataFrame(ROWS, columns=["case_id", "model", "output", "ground_truth"])
+GENERATIONS["status"] = ["ok"] * 8 + ["empty"] * 3 + ["ok"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
     """Four cases of two patients; one model repeats the truth, one is wrong, one is silent."""
+    folder, cases = tmp_path_factory.mktemp("study"), join_cases(GENERATIONS, PAIRS)
     for k in range(4):
-        Image.fromarray(np.full((8, 8), 40 * k + 20, np.uint8)).save(tmp_path / f"{k}.png")
-    pairs = pd.DataFrame({"case_id": [f"case-{k}" for k in range(4)]})
-    pairs = pairs.assign(patient_id=["pt-a", "pt-a", "pt-b", "pt-b"])
-    pairs["png"] = [f"{k}.png" for k in range(4)]
-    said = {
-        "gemma3_lora": TRUTHS,
-        "gemma3_base": TRUTHS[1:] + TRUTHS[:1],
-        "paligemma2_base": ["", np.nan, " ", "sorry"],
-    }
-    rows = [
-        {"case_id": f"case-{k}", "model": model, "output": text, "ground_truth": TRUTHS[k]}
-        | {"status": "ok" if isinstance(text, str) and text.strip() else "empty"}
-        for model, texts in said.items()
-        for k, text in enumerate(texts)
-    ]
-    return pd.DataFrame(rows), pairs, tmp_path
+        Image.new("L", (8, 8), 40 * k + 20).save(folder / str(k), "PNG")
+    space = vlscore.embed(Letters(), cases, folder)
+    return cases, space, score_models(cases, space, "siglip2", UNIT)
 
 
-@pytest.fixture
-def cases(study):
-    return join_cases(*study[:2])
-
-
-@pytest.fixture
-def space(study, cases):
-    return embed(Letters(), cases, study[2])
-
-
-@pytest.fixture
-def scores(cases, space):
-    return score_models(cases, space, "siglip2", UNIT)
-
-
-def test_each_case_keeps_its_patient_and_every_distinct_text_is_embedded_once(cases, space):
+def test_each_case_keeps_its_patient_and_every_distinct_text_is_embedded_once(study):
+    cases, space, _ = study
     assert len(cases) == 12 and cases["patient_id"].tolist() == ["pt-a", "pt-a", "pt-b", "pt-b"] * 3
     assert cases["empty"].sum() == 3 and cases["output"].map(type).eq(str).all()
     assert list(space.texts) == sorted({*TRUTHS, "sorry"})
     assert space.truncated == {"total occlusion"} and len(space.images) == 4
 
 
-def test_a_right_angle_worked_by_hand(tmp_path):
+def test_right_angles_worked_by_hand(study):
     # unit vectors along three axes: an equilateral triangle of side sqrt 2, area sqrt(3)/2
-    class Axes(Letters):
-        def images(self, pictures):
-            return np.array([[1.0, 0, 0]] * len(pictures))
-
-        def texts(self, texts):
-            return np.array([{"a": [0.0, 1, 0], "b": [0, 0, 1.0]}[t] for t in texts])
-
-    Image.new("L", (4, 4)).save(tmp_path / "0.png")
-    said = pd.DataFrame([{"output": "b", "ground_truth": "a", "status": "ok", "model": "m"}])
-    pairs = pd.DataFrame([{"case_id": "c", "patient_id": "p", "png": "0.png"}])
-    cases = join_cases(said.assign(case_id="c"), pairs)
-    [got] = score_models(cases, embed(Axes(), cases, tmp_path), "siglip2", UNIT).to_dict("records")
+    image, truth, report = np.eye(3)
+    case = study[0].iloc[[5]]  # says "tight spot", and "mild disease" is true
+    texts = {"mild disease": truth, "tight spot": report}
+    space = vlscore.Space({"case-1": image}, texts, frozenset(), image)
+    [got] = score_models(case, space, "siglip2", UNIT).to_dict("records")
     assert got["area"] == pytest.approx(3**0.5 / 2) and got["vlscore"] == pytest.approx(1 / 3)
 
 
-def test_the_truth_scores_1_an_error_less_and_silence_0(scores):
+def test_the_truth_scores_1_an_error_less_and_silence_0(study):
+    scores = study[2]
     by_model = scores.groupby("model")["vlscore"]
     assert (by_model.get_group("gemma3_lora") == 1).all()
     assert by_model.get_group("gemma3_base").lt(1).all()
     silent = scores[scores["model"] == "paligemma2_base"]
     assert silent["vlscore"].tolist()[:3] == [0, 0, 0] and silent["vlscore"].iloc[3] > 0
     assert silent["area"].isna().tolist() == [True, True, True, False]
-
-
-def test_a_case_counts_as_truncated_when_its_output_or_its_truth_is(scores):
+    # a case counts as truncated when its output or its truth is
     cut = scores[scores["truncated"]].groupby("model")["case_id"].agg("".join)
     base = {"gemma3_base": "case-2case-3", "gemma3_lora": "case-3", "paligemma2_base": "case-3"}
     assert cut.to_dict() == base
 
 
-def test_controls_leave_out_a_model_with_one_answer(cases, space):
-    found = score_controls(cases, space, "siglip2", UNIT).set_index(["model", "control"])["vlscore"]
+def test_controls_leave_out_a_model_with_one_answer(study):
+    cases, space, _ = study
+    found = vlscore.score_controls(cases, space, "siglip2", UNIT)
+    found = found.set_index(["model", "control"])["vlscore"]
     assert set(found.index.levels[0]) == {"gemma3_lora", "gemma3_base"}
     lora = found["gemma3_lora"]
     assert lora["as written"] == lora["shuffled images"] == lora["blank image"] == 1
     assert lora["shuffled reports"] < 1
 
 
-def test_summary_counts_silence_and_keeps_the_mean_in_its_interval(scores):
-    rows = summarise_vlscores(scores, STATS, seed=0).set_index("model")
+def test_summary_counts_silence_and_table3_keeps_what_was_not_run_and_the_papers_figures(study):
+    scores, titles = study[2], {"siglip2": "SigLIP2-so400m"}
+    summary = vlscore.summarise_vlscores(scores, STATS, seed=0)
+    rows = summary.set_index("model")
     assert rows.loc["paligemma2_base", "empty"] == 0.75
     assert rows.loc["gemma3_lora", ["mean", "low", "high", "sd"]].tolist() == [1, 1, 1, 0]
     base = scores[scores["model"] == "gemma3_base"]
     assert rows["area_mean"]["gemma3_base"] == pytest.approx(base["area"].mean())
     assert rows["sd"]["gemma3_base"] == pytest.approx(base["vlscore"].std(ddof=1))
     assert ((rows["low"] <= rows["mean"]) & (rows["mean"] <= rows["high"])).all()
-
-
-def test_table3_keeps_models_that_were_not_run_and_the_papers_figures(scores):
-    summary, titles = summarise_vlscores(scores, STATS, seed=0), {"siglip2": "SigLIP2-so400m"}
-    table = table3(summary, paper_table("table3_vlscore"), titles).set_index("Model")
+    table = vlscore.table3(summary, paper_table("table3_vlscore"), titles).set_index("Model")
     assert list(table.index) == list(MODEL_NAMES.values())
     assert table["VLScore (interval)"]["o4-mini"] == "not run"
     assert table["Paper mean"]["o4-mini"] == 0.3116
@@ -274,11 +216,17 @@ def test_table3_keeps_models_that_were_not_run_and_the_papers_figures(scores):
     assert table["Cases"]["Gemma3 w/LoRA"] == 4
 
 
-def test_refuses_cases_that_do_not_belong_together(study):
-    generations, pairs, _ = study
-    with pytest.raises(ValueError, match="no generations to score"):
-        join_cases(generations.iloc[:0], pairs)
-    with pytest.raises(ValueError, match="1 generated cases are not in pairs.csv, e.g. ..case-3"):
-        join_cases(generations, pairs.iloc[:3])
-    with pytest.raises(ValueError, match="no ground truth"):
-        join_cases(generations.assign(ground_truth=""), pairs)
+@pytest.mark.parametrize("call, match", [
+    (lambda: triangle_area(np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3))), "one shape"),
+    (lambda: triangle_area(*np.full((3, 1, 2), np.nan)), "NaN"),
+    (lambda: to_unit(np.zeros((1, 2))), "1 vectors are zero"),
+    (lambda: vlscore.vlscore(np.ones(1), 0), "max_area"),
+    (lambda: vlscore.vlscore(np.array([-1.0])), "cannot be negative"),
+    (lambda: join_cases(GENERATIONS.iloc[:0], PAIRS), "no generations to score"),
+    (lambda: join_cases(GENERATIONS, PAIRS.iloc[:3]),
+     "1 generated cases are not in pairs.csv, e.g. ..case-3"),
+    (lambda: join_cases(GENERATIONS.assign(ground_truth=""), PAIRS), "no ground truth"),
+])  # fmt: skip
+def test_refuses_what_it_cannot_score(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

@@ -9,7 +9,6 @@ from tests.vlm.world import NAMES, job_for, pairs_in, write_pairs, write_twins
 
 @pytest.fixture(scope="session")
 def weights(once):
-    """The folder of random twins."""
     return once("twins", write_twins)
 
 
@@ -34,13 +33,10 @@ def world(twins, once):
 def tuned(world, once):
     """One finished run of each backbone, one epoch, one case answered: its job by name."""
 
+    short = {"epochs": 1.0, "eval_cases": 1}
+
     def jobs(folder):
-        languages = {"paligemma2": "ja"}
-        return {
-            name: job_for(
-                world, folder / name, name, languages.get(name, "en"), epochs=1.0, eval_cases=1
-            )
-            for name in NAMES
-        }
+        spoken = zip(NAMES, ("en", "ja", "en"), strict=True)
+        return {name: job_for(world, folder / name, name, la, **short) for name, la in spoken}
 
     return jobs(once("tuned", lambda folder: [run_job(job) for job in jobs(folder).values()]))

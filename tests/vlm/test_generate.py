@@ -28,26 +28,9 @@ from cag_utils.making.twins import make_processor
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
 from cag_utils.phantom.clinic.notes import write_report
 from cag_utils.phantom.clinic.patients import draw_record
-from cag_utils.vlm import endpoint
-from cag_utils.vlm.endpoint import (
-    Endpoint,
-    EndpointError,
-    ask,
-    find_endpoint,
-    picture_url,
-    reason_not_to_ask,
-)
-from cag_utils.vlm.generate import (
-    answer_status,
-    count_tokens,
-    few_shot_prompt,
-    generate_answers,
-    generation_table,
-    length_batches,
-    pick_shots,
-    prompt_lengths,
-    status_counts,
-)
+from cag_utils.vlm import endpoint, generate
+from cag_utils.vlm.endpoint import Endpoint, EndpointError, ask
+from cag_utils.vlm.generate import answer_status, generate_answers, generation_table
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.sft import merge_adapter
 from tests.vlm.world import NAMES, examples_of
@@ -57,9 +40,6 @@ from tests.vlm.world import NAMES, examples_of
 def examples(world):
     """A corpus of 14 cases."""
     return examples_of(world)
-
-
-# --- decoding: batches and their order change nothing but the speed -----------------------------
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +62,7 @@ def asked(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_answer_as_one_by_one(twins, asked, name):
     model, processor = load_backbone(name, "tiny", device="cpu")
-    lengths = prompt_lengths(processor, asked[1])
+    lengths = generate.prompt_lengths(processor, asked[1])
     assert min(lengths) < 5 and max(lengths) > 600  # so the batch of 16 is mostly padding
     one, sixteen = (generate_answers(model, processor, *asked, n, 12) for n in (1, 16))
     assert one["output"].tolist() == sixteen["output"].tolist()
@@ -93,7 +73,7 @@ def test_batches_answer_as_one_by_one(twins, asked, name):
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20))
 def test_every_case_is_in_one_batch_and_the_longest_come_first(lengths, batch_size):
-    batches = length_batches(lengths, batch_size)
+    batches = generate.length_batches(lengths, batch_size)
     order = [int(i) for rows in batches for i in rows]
     assert sorted(order) == list(range(len(lengths)))
     assert all(len(rows) == batch_size for rows in batches[:-1])
@@ -123,42 +103,33 @@ def test_answers_come_back_in_the_order_of_the_cases(asked, lengths, batch_size)
 
 def test_tokens_are_counted_up_to_the_end():
     made = torch.tensor([[5, 6, 1, 0, 0], [5, 6, 7, 8, 9], [1, 0, 0, 0, 0], [5, 2, 1, 5, 1]])
-    assert count_tokens(made, [1, 0]) == [2, 5, 0, 2]
+    assert generate.count_tokens(made, [1, 0]) == [2, 5, 0, 2]
 
 
-@pytest.mark.parametrize("wrong", [(0, 8), (1, 0)])
-def test_sizes_are_checked(wrong):
-    with pytest.raises(ValueError, match="must be >= 1, got"):
-        generate_answers(Parrot(), None, [], [], *wrong)
-
-
-def test_one_prompt_a_frame():
+def test_sizes_and_one_prompt_a_frame_are_checked():
+    for wrong in [(0, 8), (1, 0)]:
+        with pytest.raises(ValueError, match="must be >= 1, got"):
+            generate_answers(Parrot(), None, [], [], *wrong)
     with pytest.raises(ValueError, match="one prompt a frame, got 1 frames, 2 prompts"):
         generate_answers(Parrot(), None, ["a.png"], ["a", "b"], 1, 1)
 
 
-# --- prompts, statuses, the table ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("output", "status"),
-    [
-        ("Sorry, as a base VLM I am not trained to answer this question.", "refusal"),
-        ("sorry, as a base VLM I am not trained to answer this question", "refusal"),
-        ("I'm sorry, but I can't provide a medical diagnosis from this image.", "refusal"),
-        ("I’m unable to interpret angiograms.", "refusal"),
-        ("申し訳ございませんが、医療診断は行えません。", "refusal"),
-        ("この画像については診断できません。", "refusal"),
-        ("", "empty"),
-        (" \n.\t", "empty"),
-        ("LCX #11 shows 75% stenosis.", "ok"),
-        ("No significant stenosis in the RCA.", "ok"),
-        ("RCAに有意狭窄は認めません。", "ok"),
-        ("I am sorry for the image quality, but #6 shows 90 % stenosis.", "ok"),
-        ("The patient cannot tolerate aspirin; the LAD is narrow.", "ok"),
-        ("Consider treatment plan in context of other angiographic findings.", "ok"),
-    ],
-)
+@pytest.mark.parametrize(("output", "status"), [
+    ("Sorry, as a base VLM I am not trained to answer this question.", "refusal"),
+    ("sorry, as a base VLM I am not trained to answer this question", "refusal"),
+    ("I'm sorry, but I can't provide a medical diagnosis from this image.", "refusal"),
+    ("I’m unable to interpret angiograms.", "refusal"),
+    ("申し訳ございませんが、医療診断は行えません。", "refusal"),
+    ("この画像については診断できません。", "refusal"),
+    ("", "empty"),
+    (" \n.\t", "empty"),
+    ("LCX #11 shows 75% stenosis.", "ok"),
+    ("No significant stenosis in the RCA.", "ok"),
+    ("RCAに有意狭窄は認めません。", "ok"),
+    ("I am sorry for the image quality, but #6 shows 90 % stenosis.", "ok"),
+    ("The patient cannot tolerate aspirin; the LAD is narrow.", "ok"),
+    ("Consider treatment plan in context of other angiographic findings.", "ok"),
+])  # fmt: skip
 def test_refusals_and_empty_answers_by_the_written_rule(output, status):
     assert answer_status(output) == status
 
@@ -169,37 +140,37 @@ def test_every_output_has_a_status(output):
     assert answer_status(output) in ("ok", "empty", "refusal")
 
 
-def test_every_phantom_finding_counts_as_an_answer():
-    for plan in PLANS:
-        for side, segment in (("LCA", 6), ("RCA", 2)):
-            for lesions in ([], [{"segment": segment, "percent": 90}]):
-                for text in write_findings(lesions, side, plan).values():
-                    assert answer_status(text) == "ok", text
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("side, segment", [("LCA", 6), ("RCA", 2)])
+def test_every_phantom_finding_counts_as_an_answer(plan, side, segment):
+    for lesions in ([], [{"segment": segment, "percent": 90}]):
+        for text in write_findings(lesions, side, plan).values():
+            assert answer_status(text) == "ok", text
 
 
 def test_shots_come_from_train_and_sides_take_turns(examples):
-    shots = pick_shots(examples, 4, np.random.default_rng(0))
+    shots = generate.pick_shots(examples, 4, np.random.default_rng(0))
     assert set(shots["split"]) == {"train"}
     assert shots["laterality"].tolist() == ["LCA", "RCA", "LCA", "RCA"]
-    again = pick_shots(examples, 4, np.random.default_rng(0))
+    again = generate.pick_shots(examples, 4, np.random.default_rng(0))
     assert shots["case_id"].tolist() == again["case_id"].tolist()
     one_sided = examples[examples["laterality"] == "RCA"]
-    assert len(pick_shots(one_sided, 3, np.random.default_rng(0))) == 3
-    assert pick_shots(examples, 0, np.random.default_rng(0)).empty
+    assert len(generate.pick_shots(one_sided, 3, np.random.default_rng(0))) == 3
+    assert generate.pick_shots(examples, 0, np.random.default_rng(0)).empty
     with pytest.raises(ValueError, match="9 shots need as many training cases, there are 8"):
-        pick_shots(examples, 9, np.random.default_rng(0))
+        generate.pick_shots(examples, 9, np.random.default_rng(0))
 
 
 def test_few_shot_prompt_shows_the_format_then_asks():
     shots = pd.DataFrame({"report": ["R1", "R2"], "answer": ["A1", "A2"]})
-    assert few_shot_prompt("Ask.", shots, "en") == (
+    assert generate.few_shot_prompt("Ask.", shots, "en") == (
         "Examples of the answer, from other patients:\n\nReport: R1\nAnswer: A1\n\n"
         "Report: R2\nAnswer: A2\n\nAsk."
     )
-    assert few_shot_prompt("Ask.", shots.head(0), "en") == "Ask."
-    assert "回答：A2" in few_shot_prompt("?", shots, "ja")
+    assert generate.few_shot_prompt("Ask.", shots.head(0), "en") == "Ask."
+    assert "回答：A2" in generate.few_shot_prompt("?", shots, "ja")
     with pytest.raises(ValueError, match="unknown language 'de'"):
-        few_shot_prompt("Ask.", shots, "de")
+        generate.few_shot_prompt("Ask.", shots, "de")
 
 
 def test_nothing_is_dropped_from_the_table(examples):
@@ -207,27 +178,17 @@ def test_nothing_is_dropped_from_the_table(examples):
     refused = "Sorry, as a base VLM I am not trained to answer this question."
     answers = pd.DataFrame({"output": ["#1 25%", "", refused, "?!"], "seconds": 0.1, "n_tokens": 3})
     table = generation_table(few, list(few["prompt"]), answers, "paligemma2_base", "en")
-    assert " ".join(table.columns) == (
-        "case_id model language prompt output seconds n_tokens status ground_truth"
-    )
-    assert len(table) == 4
+    columns = "case_id model language prompt output seconds n_tokens status ground_truth"
+    assert " ".join(table.columns) == columns and len(table) == 4
     assert table["status"].tolist() == ["ok", "empty", "refusal", "empty"]
     assert table["ground_truth"].tolist() == few["answer"].tolist()
-    counts = status_counts(table).iloc[0]
+    counts = generate.status_counts(table).iloc[0]
     assert (counts["ok"], counts["empty"], counts["refusal"], counts["cases"]) == (1, 2, 1, 4)
     with pytest.raises(ValueError, match="4 cases, 4 prompts and 3 answers"):
         generation_table(few, list(few["prompt"]), answers.head(3), "x", "en")
-
-
-def test_a_status_that_the_server_gave_is_kept(examples):
-    answers = pd.DataFrame(
-        {"output": ["No.", "Fine."], "seconds": 1.0, "n_tokens": 1, "status": ["refusal", ""]}
-    )
-    table = generation_table(examples.head(2), ["a", "b"], answers, "o4-mini", "en")
-    assert table["status"].tolist() == ["refusal", "ok"]
-
-
-# --- a model behind an API ----------------------------------------------------------------------
+    own = answers.assign(status=["refusal", "", "", ""])  # what the server said is kept
+    table = generation_table(few, list(few["prompt"]), own, "o4-mini", "en")
+    assert table["status"].tolist() == ["refusal", "empty", "refusal", "empty"]
 
 
 @pytest.fixture
@@ -264,13 +225,10 @@ def frame(tmp_path):
 
 
 def test_the_endpoint_gets_prompt_and_picture(server, frame):
-    server.script = [(200, {"content": " LCX #11 shows 75% stenosis. "})]
+    said = "LCX #11 shows 75% stenosis."
+    server.script = [(200, {"content": f" {said} "})]
     answers = ask(server.endpoint, [str(frame)], ["What is seen?"])
-    assert answers.loc[0, ["output", "n_tokens", "status"]].tolist() == [
-        "LCX #11 shows 75% stenosis.",
-        7,
-        "",
-    ]
+    assert answers.loc[0, ["output", "n_tokens", "status"]].tolist() == [said, 7, ""]
     request = server.requests[0]
     body = json.loads(request.content)
     assert request.url.path == "/v1/chat/completions"
@@ -281,15 +239,13 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
     sent = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
     with Image.open(io.BytesIO(sent)) as found, Image.open(frame) as kept:
         assert np.array_equal(np.asarray(found)[..., 0], np.asarray(kept))
-
-
-def test_the_files_own_metadata_stays_here(frame):
-    sent = base64.b64decode(picture_url(frame).split(",")[1])
+    # the file's own metadata stays here
     assert b"YAMADA" in frame.read_bytes() and b"YAMADA" not in sent
 
 
-def test_refusals_and_empty_answers_of_the_server_are_kept(server, frame, examples):
+def test_a_hiccup_is_retried_and_refusals_and_empty_answers_are_kept(server, frame, examples):
     server.script = [
+        (503, {}),
         (200, {"content": None, "refusal": "I can't help with that."}),
         (200, {"content": ""}),
         (200, {"content": "", "finish_reason": "content_filter"}),
@@ -298,23 +254,14 @@ def test_refusals_and_empty_answers_of_the_server_are_kept(server, frame, exampl
     answers = ask(server.endpoint, [str(frame)] * 4, ["?"] * 4)
     table = generation_table(examples.head(4), ["?"] * 4, answers, "o4-mini", "en")
     assert table["status"].tolist() == ["refusal", "empty", "refusal", "refusal"]
-    assert table["output"][0] == "I can't help with that."
+    assert table["output"][0] == "I can't help with that." and len(server.requests) == 5
 
 
-def test_a_hiccup_is_retried(server, frame):
-    server.script = [(503, {}), (200, {"content": "fine"})]
-    assert ask(server.endpoint, [str(frame)], ["?"])["output"].tolist() == ["fine"]
-    assert len(server.requests) == 2
-
-
-@pytest.mark.parametrize(
-    ("script", "match"),
-    [
-        ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
-        ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
-        ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
-    ],
-)
+@pytest.mark.parametrize(("script", "match"), [
+    ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
+    ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
+    ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
+])  # fmt: skip
 def test_an_endpoint_that_fails_says_where_and_keeps_the_key(server, frame, script, match):
     server.script = script
     with pytest.raises(EndpointError, match=match) as caught:
@@ -328,22 +275,22 @@ def test_an_endpoint_nobody_serves_is_an_error(frame):
         ask(nobody, [str(frame)], ["?"])
 
 
-def test_the_environment_names_the_endpoint():
-    assert find_endpoint("o4-mini", {}) is None
-    local = find_endpoint(
-        "m", {"CAG_API_BASE_URL": "http://here/v1", "OPENAI_BASE_URL": "http://x"}
-    )
-    assert (local.base_url, local.api_key, local.model) == ("http://here/v1", "none", "m")
-    assert find_endpoint("m", {"OPENAI_API_KEY": "s"}).base_url == "https://api.openai.com/v1"
-    assert find_endpoint("m", {"OPENAI_BASE_URL": "u", "OPENAI_API_KEY": "s"}).api_key == "s"
+@pytest.mark.parametrize("named, url, key", [
+    ({"CAG_API_BASE_URL": "http://a", "OPENAI_BASE_URL": "http://b"}, "http://a", "none"),
+    ({"OPENAI_API_KEY": "s"}, "https://api.openai.com/v1", "s"),
+    ({"OPENAI_BASE_URL": "u", "OPENAI_API_KEY": "s"}, "u", "s"),
+])  # fmt: skip
+def test_the_environment_names_the_endpoint(named, url, key):
+    assert endpoint.find_endpoint("m", named) == Endpoint("m", url, key)
+    assert endpoint.find_endpoint("m", {}) is None
 
 
 def test_own_pictures_leave_only_on_the_users_word():
     somewhere = Endpoint("m", "http://here/v1", "k")
-    assert "no endpoint" in reason_not_to_ask(None, "phantom", True)
-    assert reason_not_to_ask(somewhere, "phantom", False) == ""
-    assert "send_own_images True" in reason_not_to_ask(somewhere, "folder", False)
-    assert reason_not_to_ask(somewhere, "folder", True) == ""
+    assert "no endpoint" in endpoint.reason_not_to_ask(None, "phantom", True)
+    assert endpoint.reason_not_to_ask(somewhere, "phantom", False) == ""
+    assert "send_own_images True" in endpoint.reason_not_to_ask(somewhere, "folder", False)
+    assert endpoint.reason_not_to_ask(somewhere, "folder", True) == ""
 
 
 def test_a_server_of_merged_weights_answers_as_the_model_itself(tuned, tmp_path, monkeypatch):

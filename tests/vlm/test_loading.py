@@ -1,76 +1,73 @@
 """The registry, its twins and their attention, and how what cannot be loaded says so."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    AutoModelForImageTextToText,
-    Gemma3ForConditionalGeneration,
-    PaliGemmaForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText
 
 from cag_utils.backbones import BACKBONES, get_backbone
 from cag_utils.corpus.examples import encode_prompts
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX, POOLED_TOKENS
 from cag_utils.profiles import load_profile
 from cag_utils.vlm import loading
-from cag_utils.vlm.loading import (
-    FUSED,
-    check_layout,
-    find_sources,
-    fuse_attention,
-    load_backbone,
-    locate,
-    model_layout,
-    quantisation,
-)
+from cag_utils.vlm.loading import FUSED, load_backbone, quantisation
 from tests.conftest import ROOT
 from tests.vlm.test_preflight import GEMMA3_4B
-from tests.vlm.world import timm_twin
+from tests.vlm.world import output_of, timm_twin
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.mark.parametrize("profile", ["smoke", "phantom", "paper"])
-def test_profiles_name_only_known_backbones_and_the_papers_ranks(profile):
-    settings = load_profile(profile).finetune
-    assert set(settings.backbones) == set(BACKBONES) and settings.lora == {}
+def test_profiles_name_only_known_backbones_and_the_papers_ranks():
+    for profile in ("smoke", "phantom", "paper"):
+        settings = load_profile(profile).finetune
+        assert set(settings.backbones) == set(BACKBONES) and settings.lora == {}
     ranks = {"paligemma2": (16, 16), "gemma3": (8, 8), "conceptclip_gemma3": (8, 8)}
     assert {n: (b.lora_rank, b.lora_alpha) for n, b in BACKBONES.items()} == ranks
 
 
-def test_an_unknown_backbone_suggests_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'gemma3'"):
-        get_backbone("gema3")
-    with pytest.raises(ValueError, match="unknown size 'tini'"):
-        load_backbone("gemma3", "tini")
+load_gemma3 = partial(load_backbone, "gemma3")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "tokens"),
-    [
-        ("gemma3", Gemma3ForConditionalGeneration, POOLED_TOKENS),
-        ("conceptclip_gemma3", Gemma3ForConditionalGeneration, POOLED_TOKENS),
-        ("paligemma2", PaliGemmaForConditionalGeneration, (IMAGE_PX // PATCH_PX) ** 2),
-    ],
-)
-def test_twins_load_as_the_published_classes(twins, name, kind, tokens):
+@pytest.mark.parametrize("call, match", [
+    (lambda: get_backbone("gema3"), "did you mean 'gemma3'"),
+    (lambda: load_gemma3("tini"), "unknown size 'tini'"),
+    (lambda: load_gemma3("tiny", checkpoint="org/model"), "goes with size real"),
+    (lambda: load_gemma3("real", tower_checkpoint="x"), "gemma3 keeps its own image tower"),
+    (lambda: quantisation("8bit", "cuda"), "unknown quantise '8bit'"),
+    (lambda: load_gemma3("tiny", "cpu", quantise="4bit"), "needs a CUDA GPU"),
+    (lambda: replace(get_backbone("gemma3"), prompt="poem"), "unknown prompt 'poem'"),
+])  # fmt: skip
+def test_what_does_not_exist_or_go_together_is_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(("name", "kind", "tokens"), [
+    ("gemma3", "Gemma3", POOLED_TOKENS),
+    ("conceptclip_gemma3", "Gemma3", POOLED_TOKENS),
+    ("paligemma2", "PaliGemma", (IMAGE_PX // PATCH_PX) ** 2),
+])  # fmt: skip
+def test_twins_load_as_the_published_classes_with_their_prompts(twins, name, kind, tokens):
     model, processor = load_backbone(name, "tiny", device="cpu")
-    assert type(model) is kind and model.dtype == torch.float32 and not model.training
+    assert type(model) is getattr(transformers, f"{kind}ForConditionalGeneration")
+    assert model.dtype == torch.float32 and not model.training
     assert processor.image_seq_length == tokens
     with pytest.raises(ValueError, match="says 896 x 896 and 256"):
-        check_layout(processor, 896, 256)
+        loading.check_layout(processor, 896, 256)
+    ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
+    chats = "<start_of_turn>" in processor.tokenizer.decode(ids[0])
+    assert get_backbone(name).prompt == ("chat" if chats else "prefix")
 
 
 def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
@@ -83,16 +80,15 @@ def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
         want = timm_twin(plain.config.vision_config).eval().forward_features(pixels)
         other = plain.model.vision_tower(pixels).last_hidden_state
     assert (got - want).abs().max() <= 1e-5 < (got - other).abs().max()
-    kept = plain.model.language_model.state_dict()
-    for key, values in model.model.language_model.state_dict().items():
-        assert torch.equal(values, kept[key]), key
+    kept, own = (x.model.language_model.state_dict() for x in (plain, model))
+    torch.testing.assert_close(own, kept, rtol=0, atol=0)
     assert processor.image_processor.resample == 3
 
 
 def test_a_missing_twin_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="git checkout -- cag_utils/weights"):
-        locate(BACKBONES["gemma3"].checkpoint, "tiny")
+        loading.locate(BACKBONES["gemma3"].checkpoint, "tiny")
 
 
 def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weights, monkeypatch):
@@ -107,37 +103,30 @@ def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weig
 
 
 def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(weights, tmp_path):
-    parts = {
-        "checkpoint": str(weights / "gemma3"),
-        "tower_checkpoint": str(weights / "conceptclip"),
-    }
+    places = str(weights / "gemma3"), str(weights / "conceptclip")
+    parts = dict(zip(("checkpoint", "tower_checkpoint"), places, strict=True))
     model, processor = load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    assert find_sources("conceptclip_gemma3", "real", str(tmp_path))[1] is None
-    assert find_sources("conceptclip_gemma3", "real", parts["checkpoint"])[1] is not None
+    assert loading.find_sources("conceptclip_gemma3", "real", str(tmp_path))[1] is None
+    assert loading.find_sources("conceptclip_gemma3", "real", parts["checkpoint"])[1] is not None
     again, back = load_backbone("conceptclip_gemma3", "real", "cpu", checkpoint=str(tmp_path))
-    state = again.state_dict()
-    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     layout = (back.image_processor.size["height"], back.image_seq_length)
-    assert layout == model_layout(again.config) == model_layout(model.config)
+    assert layout == loading.model_layout(again.config) == loading.model_layout(model.config)
 
 
-def test_a_folder_whose_processor_is_another_models_is_refused(weights, tmp_path):
+def test_a_folder_of_pickles_or_with_another_models_processor_is_refused(weights, tmp_path):
     folder = Path(shutil.copytree(weights / "gemma3", tmp_path / "mixed"))
-    config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    config["image_seq_length"] = 7
-    (folder / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    told, load = folder / "processor_config.json", partial(load_gemma3, "real", "cpu")
+    config = json.loads(told.read_text(encoding="utf-8")) | {"image_seq_length": 7}
+    told.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match="and 7 image tokens"):
-        load_backbone("gemma3", "real", device="cpu", checkpoint=str(folder))
-
-
-def test_a_folder_of_pickles_is_never_read(weights, tmp_path):
-    folder = Path(shutil.copytree(weights / "gemma3", tmp_path / "pickled"))
+        load(checkpoint=str(folder))
     (folder / "model.safetensors").unlink()
     torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        load_backbone("gemma3", "real", device="cpu", checkpoint=str(folder))
+        load(checkpoint=str(folder))
 
 
 def test_a_tower_of_a_width_nobody_knows_is_refused(weights, tmp_path):
@@ -147,25 +136,11 @@ def test_a_tower_of_a_width_nobody_knows_is_refused(weights, tmp_path):
         load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
 
 
-def test_checkpoints_that_go_nowhere_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="goes with size real"):
-        load_backbone("gemma3", "tiny", checkpoint="org/model")
-    with pytest.raises(ValueError, match="gemma3 keeps its own image tower"):
-        load_backbone("gemma3", "real", tower_checkpoint=str(tmp_path))
-
-
-def test_four_bits_need_a_gpu_and_bitsandbytes(monkeypatch):
+def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(monkeypatch):
     assert quantisation("none", "cpu") == {}
-    with pytest.raises(ValueError, match="unknown quantise '8bit'"):
-        quantisation("8bit", "cuda")
-    with pytest.raises(ValueError, match="needs a CUDA GPU"):
-        load_backbone("gemma3", "tiny", device="cpu", quantise="4bit")
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         quantisation("4bit", "cuda")
-
-
-def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(monkeypatch):
     made = {}
     monkeypatch.setattr(loading, "find_spec", lambda name: True)
     monkeypatch.setattr(loading, "BitsAndBytesConfig", lambda **kwargs: made.update(kwargs))
@@ -176,26 +151,12 @@ def test_four_bits_are_nf4_with_double_quantisation_outside_tower_and_projector(
     assert made == dict(zip(told, (True, "nf4", True), strict=True))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_the_prompt_style_is_what_the_processor_gets(twins, name):
-    _, processor = load_backbone(name, "tiny", device="cpu")
-    ids = encode_prompts(processor, [Image.new("RGB", (IMAGE_PX,) * 2)], ["Report?"])["input_ids"]
-    text = processor.tokenizer.decode(ids[0])
-    expected = "chat" if "<start_of_turn>" in text else "prefix"
-    assert get_backbone(name).prompt == expected
-    with pytest.raises(ValueError, match="unknown prompt 'poem'"):
-        replace(get_backbone(name), prompt="poem")
-
-
 def test_no_backbone_runs_code_or_unpickles():
     for path in (ROOT / "cag_utils").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         assert "pickle.load" not in source and "trust_remote_code" not in source, path
         loads = re.findall(r"torch\.load\([^)]*\)", source)
         assert all("weights_only=True" in call for call in loads), path
-
-
-# --- what is in the hub's cache, offline ---------------------------------------------------------
 
 
 def cached(cache, repo):
@@ -242,22 +203,9 @@ def test_what_is_cached_loads_offline_and_what_is_not_needs_disk(weights, tmp_pa
     shutil.copytree(weights / "conceptclip", cached(tmp_path, "org/tower"))
     shutil.copytree(weights / "paligemma2", cached(tmp_path, "google/paligemma2-3b-pt-448"))
     GEMMA3_4B.save_pretrained(cached(tmp_path, "google/gemma-3-4b-it"))
-    # nobody listens at the endpoint, were it asked
-    env = {
-        "HF_HUB_CACHE": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-    }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OFFLINE],
-        env=os.environ | env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    env = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there, were it asked
+    lines = output_of(OFFLINE, **env).splitlines()
     assert lines[0] == "True" and lines[1] == f"{POOLED_TOKENS} {COMMIT}"
     assert lines[2] == str([COMMIT, COMMIT])
     assert "8.6 GB" in lines[3] and "A GPU" in lines[3]
@@ -266,20 +214,12 @@ def test_what_is_cached_loads_offline_and_what_is_not_needs_disk(weights, tmp_pa
     assert lines[6] == "PaliGemmaForConditionalGeneration"
 
 
-# --- fused attention for PaliGemma without caps ---------------------------------------------------
-
-
-def two_cases(processor):
-    """A short and a long prompt, the short one padded on the left."""
-    noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(one) for one in noise]
-    return encode_prompts(processor, pictures, ["RCA", "a " * 40 + "LCA"])
-
-
 def test_the_twin_answers_and_learns_as_with_the_slow_attention(twins):
     model, processor = load_backbone("paligemma2", "tiny", "cpu")
     assert model.config.get_text_config()._attn_implementation == FUSED
-    batch = two_cases(processor)
+    noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    prompts = ["RCA", "a " * 40 + "LCA"]  # the short one is padded on the left
+    batch = encode_prompts(processor, list(map(Image.fromarray, noise)), prompts)
     seen = batch["attention_mask"].bool()
     assert not seen.all()
     taught = dict(batch) | {"labels": batch["input_ids"].masked_fill(~seen, -100)}
@@ -296,7 +236,6 @@ def test_the_twin_answers_and_learns_as_with_the_slow_attention(twins):
 
     fused = run()
     model.set_attn_implementation({"text_config": "eager"})
-    assert model.config.get_text_config()._attn_implementation == "eager"
     slow = run()
     torch.testing.assert_close(fused[0], slow[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(fused[1], slow[1], atol=1e-5, rtol=1e-3)
@@ -306,10 +245,10 @@ def test_capped_and_other_models_are_left_alone(twins):
     capped, _ = load_backbone("paligemma2", "tiny", "cpu")
     capped.set_attn_implementation({"text_config": "eager"})
     capped.config.text_config.attn_logit_softcapping = 50.0
-    assert not fuse_attention(capped)
+    assert not loading.fuse_attention(capped)
     assert capped.config.get_text_config()._attn_implementation == "eager"
     gemma3, _ = load_backbone("gemma3", "tiny", "cpu")
-    assert not fuse_attention(gemma3)
+    assert not loading.fuse_attention(gemma3)
     assert gemma3.config.get_text_config()._attn_implementation == "sdpa"
 
 

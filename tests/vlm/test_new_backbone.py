@@ -1,14 +1,10 @@
 """CONTRIBUTING's walk: a made-up backbone is one entry, a twin's folder and a profile line."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 from cag_utils.making.twins import build_twin
 from cag_utils.profiles import FOLDER
-from tests.vlm.world import write_pairs
+from tests.vlm.world import output_of, write_pairs
 
 # The entry comes first, as it would stand in the registry; all else is what the notebooks call.
 WALK = """
@@ -73,18 +69,9 @@ def test_a_made_up_backbone_is_added_in_one_place_and_runs(tmp_path):
     text = (FOLDER / "smoke.yaml").read_text(encoding="utf-8")
     line = "backbones: [paligemma2, gemma3, conceptclip_gemma3]"
     assert line in text
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WALK, *map(str, (tmp_path / "weights", pairs))]
-        + [str(tmp_path / "run")],
-        input=text.replace(line, "backbones: [mine]"),
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    folders, profile = (tmp_path / "weights", pairs, tmp_path / "run"), "backbones: [mine]"
+    told = output_of(WALK, *folders, given=text.replace(line, profile), HF_HUB_OFFLINE="1")
+    found = json.loads(told.splitlines()[-1])
     assert found["names"] == ["Mine-1B (unfine-tuned)", "Mine-1B w/LoRA"]
     assert found["colours"] == ["#123456", "#654321"] and found["bases"] == ["gemma3_base"]
     assert found["source"] == found["weights"] == ["mine_twin"]

@@ -3,6 +3,9 @@
 The right coronaries are bright and the left ones dark, so even a random tower can tell them apart.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from cag_utils.profiles import load_profile
 from cag_utils.vlm.data import conversation, plain_collator
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.sft import Job, make_job
+from tests.conftest import ROOT
 
 NAMES = ("gemma3", "paligemma2", "conceptclip_gemma3")
 FINDINGS = {
@@ -46,15 +50,10 @@ def write_twins(folder: Path) -> Path:
 def timm_twin(sizes: SiglipVisionConfig) -> torch.nn.Module:
     """Return a random timm tower of the twins' own sizes."""
     torch.manual_seed(0)
-    return timm.create_model(
-        "vit_base_patch16_siglip_224",
-        num_classes=0,
-        img_size=sizes.image_size,
-        patch_size=sizes.patch_size,
-        embed_dim=sizes.hidden_size,
-        depth=sizes.num_hidden_layers,
-        num_heads=sizes.num_attention_heads,
-    )
+    shape = {"img_size": sizes.image_size, "patch_size": sizes.patch_size}
+    shape |= {"embed_dim": sizes.hidden_size, "depth": sizes.num_hidden_layers}
+    shape |= {"num_heads": sizes.num_attention_heads}
+    return timm.create_model("vit_base_patch16_siglip_224", num_classes=0, **shape)
 
 
 def write_pairs(folder: Path, train: int = 8, val: int = 3, test: int = 3) -> Path:
@@ -65,25 +64,16 @@ def write_pairs(folder: Path, train: int = 8, val: int = 3, test: int = 3) -> Pa
     frames.mkdir(parents=True)
     rows = []
     for i, split in enumerate(["train"] * train + ["val"] * val + ["test"] * test):
-        side = ("LCA", "RCA")[i % 2]
-        level = 60 if side == "LCA" else 190
+        side, level = (("LCA", 60), ("RCA", 190))[i % 2]
         grey = (level + rng.integers(-20, 20, (256, 256))).astype(np.uint8)
         png = frames / f"{i:04d}.png"
         Image.fromarray(grey).save(png)
         english, japanese = FINDINGS[side]
-        rows.append(
-            {
-                "case_id": f"case-{i:04d}",
-                "patient_id": f"pt-{i:012x}",
-                "png": str(png.relative_to(outputs)),
-                "laterality": side,
-                "report_en": f"{60 + i}-year-old man with chest pain.",
-                "report_ja": f"{60 + i}歳男性。胸痛。",
-                "findings_en": english,
-                "findings_ja": japanese,
-                "split": split,
-            }
-        )
+        row = {"case_id": f"case-{i:04d}", "patient_id": f"pt-{i:012x}", "laterality": side}
+        row |= {"png": str(png.relative_to(outputs)), "split": split}
+        row |= {"report_en": f"{60 + i}-year-old man with chest pain."}
+        row |= {"report_ja": f"{60 + i}歳男性。胸痛。"}
+        rows.append(row | {"findings_en": english, "findings_ja": japanese})
     pairs = frames.with_name("pairs.csv")
     pd.DataFrame(rows).to_csv(pairs, index=False)
     return pairs
@@ -115,3 +105,21 @@ def batch_of(name, pairs, n=3):
         for row in examples_of(pairs).head(n).itertuples()
     ]
     return model, processor, plain_collator(processor)(talks)
+
+
+def loss_and_gradients(trainer, batch):
+    """The loss of a batch, and the gradient of every parameter that has one."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    named = trainer.model.named_parameters()
+    return loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def output_of(script, *arguments, given="", **env):
+    """What a script prints in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
+    how = {"capture_output": True, "text": True, "check": False, "cwd": ROOT}
+    done = subprocess.run(command, input=given, env=os.environ | env, **how)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
