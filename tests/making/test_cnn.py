@@ -10,12 +10,7 @@ import pytest
 import torch
 
 from cag_utils.keyframes.labels import SIX_CLASSES
-from cag_utils.keyframes.network import (
-    NETWORKS,
-    build_model,
-    load_model,
-    prepare,
-)
+from cag_utils.keyframes.network import NETWORKS, build_model, load_model, prepare
 from cag_utils.making import cnn
 from cag_utils.making.cnn import (
     CELLS,
