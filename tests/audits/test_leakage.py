@@ -122,31 +122,25 @@ def test_another_repeat_deals_anew_and_the_same_one_does_not():
     assert not np.array_equal(first[0].train, other[0].train)
 
 
-@pytest.mark.parametrize(
-    "n_videos, n_frames, n_folds, match",
-    [
-        ([3] * 9, 6, 1, "n_folds must be 2"),
-        ([1] * 9, 6, 2, "folds need 4"),
-        ([3] * 5, 6, 3, "need 6"),
-        ([4] * 16, 1, 2, "no test frame is left"),
-    ],
-)
+@pytest.mark.parametrize("n_videos, n_frames, n_folds, match", [
+    ([3] * 9, 6, 1, "n_folds must be 2"),
+    ([1] * 9, 6, 2, "folds need 4"),
+    ([3] * 5, 6, 3, "need 6"),
+    ([4] * 16, 1, 2, "no test frame is left"),
+])  # fmt: skip
 def test_a_plan_that_cannot_be_made(n_videos, n_frames, n_folds, match):
     with pytest.raises(ValueError, match=match):
         leakage.plan_crossover(cohort(n_videos, n_frames), n_folds, 0.12, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "spoil, match",
-    [
-        (lambda t: t._replace(test={"video": t.train[:3]}), "not 'video'"),
-        (lambda t: t._replace(test={"frame": t.train[:3]}), "trains on frames"),
-        (lambda t: t._replace(test={"frame": t.test["video"]}), "not 'frame'"),
-        (lambda t: t._replace(test={"patient": t.test["video"]}), "not 'patient'"),
-        (lambda t: t._replace(test={"video": t.test["patient"]}), "not 'video'"),
-        (lambda t: t._replace(val=t.test["video"]), "not 'video'"),
-    ],
-)
+@pytest.mark.parametrize("spoil, match", [
+    (lambda t: t._replace(test={"video": t.train[:3]}), "not 'video'"),
+    (lambda t: t._replace(test={"frame": t.train[:3]}), "trains on frames"),
+    (lambda t: t._replace(test={"frame": t.test["video"]}), "not 'frame'"),
+    (lambda t: t._replace(test={"patient": t.test["video"]}), "not 'patient'"),
+    (lambda t: t._replace(test={"video": t.test["patient"]}), "not 'video'"),
+    (lambda t: t._replace(val=t.test["video"]), "not 'video'"),
+])  # fmt: skip
 def test_a_plan_that_leaks_is_noticed(spoil, match):
     frames = cohort([4] * 16)
     first = leakage.plan_crossover(frames, 2, 0.12, 0, 0)[0]

@@ -177,26 +177,23 @@ def test_real_stills_have_every_measure(real_data):
         assert all(np.isfinite(v) for v in facts.values()), facts
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: realism.grey_distance([], [1]), "at least one"),
-        (lambda: realism.noise_power(np.zeros((0, 8, 8))), "n >= 1"),
-        (lambda: realism.noise_power(np.zeros((3, 8, 9))), "patches must be"),
-        (lambda: measure_picture(np.zeros((80, 80), np.uint8)), "no flat patch"),
-        (lambda: measure_cine(np.zeros((10, 80, 80), np.uint8), 15.0), "1.5 s"),
-        (lambda: measure_cine(np.zeros((10, 80, 80), np.uint8), 0.0), "1.5 s"),
-        (lambda: realism.difference_noise(np.zeros((1, 80, 80), np.uint8), OPEN), "two frames"),
-        (
-            lambda: realism.compare_measures(pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})),
-            "nothing",
-        ),
-        (
-            lambda: realism.compare_measures(pd.DataFrame({"a": []}), pd.DataFrame({"a": [1]})),
-            "nothing",
-        ),
-    ],
-)
+@pytest.mark.parametrize("call, match", [
+    (lambda: realism.grey_distance([], [1]), "at least one"),
+    (lambda: realism.noise_power(np.zeros((0, 8, 8))), "n >= 1"),
+    (lambda: realism.noise_power(np.zeros((3, 8, 9))), "patches must be"),
+    (lambda: measure_picture(np.zeros((80, 80), np.uint8)), "no flat patch"),
+    (lambda: measure_cine(np.zeros((10, 80, 80), np.uint8), 15.0), "1.5 s"),
+    (lambda: measure_cine(np.zeros((10, 80, 80), np.uint8), 0.0), "1.5 s"),
+    (lambda: realism.difference_noise(np.zeros((1, 80, 80), np.uint8), OPEN), "two frames"),
+    (
+        lambda: realism.compare_measures(pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})),
+        "nothing",
+    ),
+    (
+        lambda: realism.compare_measures(pd.DataFrame({"a": []}), pd.DataFrame({"a": [1]})),
+        "nothing",
+    ),
+])  # fmt: skip
 def test_bad_input_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()

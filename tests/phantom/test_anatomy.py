@@ -5,16 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cag_utils.phantom.anatomy import lesions as disease
 from cag_utils.phantom.anatomy.atlas import RCA_OSTIUM_MM, spherical_mm
 from cag_utils.phantom.anatomy.curves import march_epicardium, resample, smooth, waves
 from cag_utils.phantom.anatomy.growth import grow_tree
-from cag_utils.phantom.anatomy.lesions import (
-    GRADE_WEIGHTS,
-    NEVER_OCCLUDED,
-    downstream,
-    draw_lesions,
-    narrow,
-)
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import artery_of, laterality_of
 
@@ -94,13 +88,10 @@ def test_every_tree_is_connected_finite_and_positive(seed, laterality, dominance
     assert all(laterality_of(int(s)) == laterality for s in np.unique(grown.segment))
 
 
-@pytest.mark.parametrize(
-    ("call", "match"),
-    [
-        (lambda: tree(0, "LAD"), "laterality must be one of"),
-        (lambda: tree(0, "LCA", "both"), "dominance must be one of"),
-    ],
-)
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: tree(0, "LAD"), "laterality must be one of"),
+    (lambda: tree(0, "LCA", "both"), "dominance must be one of"),
+])  # fmt: skip
 def test_bad_trees_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
@@ -140,32 +131,32 @@ def test_a_march_over_the_heart_keeps_its_step_and_leaves_a_cylinder_tangentiall
 
 def test_a_total_occlusion_closes_everything_beyond_it_and_nothing_else():
     healthy = tree(8, "RCA")
-    sick, lesion = narrow(np.random.default_rng(2), healthy, 2, 100)
+    sick, lesion = disease.narrow(np.random.default_rng(2), healthy, 2, 100)
     assert healthy.open.all()
-    np.testing.assert_array_equal(~sick.open, downstream(healthy, lesion.index))
+    np.testing.assert_array_equal(~sick.open, disease.downstream(healthy, lesion.index))
     posterior = healthy.branch == healthy.names.index("PD")
     conus = healthy.branch == healthy.names.index("CB")
     assert not sick.open[posterior].any() and sick.open[conus].all()
-    open_sick, _ = narrow(np.random.default_rng(2), healthy, 2, 99)
+    open_sick, _ = disease.narrow(np.random.default_rng(2), healthy, 2, 99)
     assert open_sick.open.all()
 
 
 @given(st.integers(0, 5_000))
 @settings(max_examples=60, deadline=None)
 def test_drawn_lesions_are_distinct_graded_and_at_most_two_a_side(seed):
-    lesions = draw_lesions(np.random.default_rng(seed), (0.1, 0.2, 0.3, 0.4), "right")
+    lesions = disease.draw_lesions(np.random.default_rng(seed), (0.1, 0.2, 0.3, 0.4), "right")
     segments = [x["segment"] for x in lesions]
     assert segments == sorted(set(segments)) and len(lesions) <= 3
     for side in ("LCA", "RCA"):
         assert sum(laterality_of(s) == side for s in segments) <= 2
     for x in lesions:
-        assert x["percent"] in GRADE_WEIGHTS and x["artery"] == artery_of(x["segment"])
-        assert x["percent"] < 100 or x["segment"] not in NEVER_OCCLUDED
+        assert x["percent"] in disease.GRADE_WEIGHTS and x["artery"] == artery_of(x["segment"])
+        assert x["percent"] < 100 or x["segment"] not in disease.NEVER_OCCLUDED
 
 
 def test_lesion_shares_must_add_up():
     with pytest.raises(ValueError, match="must add up to 1"):
-        draw_lesions(np.random.default_rng(0), (0.5, 0.4), "right")
+        disease.draw_lesions(np.random.default_rng(0), (0.5, 0.4), "right")
 
 
 def test_a_patients_lesions_sit_in_the_right_trees():

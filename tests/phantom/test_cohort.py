@@ -98,16 +98,13 @@ def test_another_cohort_in_the_folder_and_zero_workers_are_refused(cohort):
         make_cohort(cohort, CohortSettings("corpus", 8, 2, 2, 6, 8, size_px=128))
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"name": "test"}, "a cohort is one of"),
-        ({"n_patients": 0}, "needs patients"),
-        ({"seed": -1}, "seed >= 0"),
-        ({"frames_low": 9}, "must not exceed frames_high"),
-        ({"size_px": 32}, "size_px must be >= 64"),
-    ],
-)
+@pytest.mark.parametrize(("change", "match"), [
+    ({"name": "test"}, "a cohort is one of"),
+    ({"n_patients": 0}, "needs patients"),
+    ({"seed": -1}, "seed >= 0"),
+    ({"frames_low": 9}, "must not exceed frames_high"),
+    ({"size_px": 32}, "size_px must be >= 64"),
+])  # fmt: skip
 def test_bad_cohort_settings_are_refused(change, match):
     with pytest.raises(ValueError, match=match):
         CohortSettings(**(vars(TINY) | change))
@@ -295,15 +292,12 @@ def test_angles_keep_their_signs():
     assert str(data.PatientName) == "PHANTOM^CNN 0001" and data.PatientAge == "071Y"
 
 
-@pytest.mark.parametrize(
-    ("call", "match"),
-    [
-        (lambda: xa_dataset(np.zeros((4, 4), np.uint8), identity(), ARM, 15, 0.006), "T, H, W"),
-        (lambda: xa_dataset(np.zeros((1, 4, 4)), identity(), ARM, 15, 0.006), "uint8"),
-        (lambda: xa_dataset(BLACK, identity("Doe"), ARM, 15, 0.006), "must say PHANTOM"),
-        (lambda: encode_jpeg(np.zeros((4, 4))), "uint8"),
-    ],
-)
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: xa_dataset(np.zeros((4, 4), np.uint8), identity(), ARM, 15, 0.006), "T, H, W"),
+    (lambda: xa_dataset(np.zeros((1, 4, 4)), identity(), ARM, 15, 0.006), "uint8"),
+    (lambda: xa_dataset(BLACK, identity("Doe"), ARM, 15, 0.006), "must say PHANTOM"),
+    (lambda: encode_jpeg(np.zeros((4, 4))), "uint8"),
+])  # fmt: skip
 def test_bad_pixels_and_names_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
@@ -369,15 +363,12 @@ def test_a_wanted_lesion_is_the_one_shown(segment):
 LESION = {"segment": 2, "percent": 90}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"seed": 0, "laterality": "LAD"}, "laterality must be LCA or RCA"),
-        ({"seed": 0, "lesion": LESION | {"percent": 80}}, "grades are"),
-        ({"seed": 0, "laterality": "LCA", "lesion": LESION}, "seen from the RCA"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "match"), [
+    ({"seed": -1}, "seed must be 0 or more"),
+    ({"seed": 0, "laterality": "LAD"}, "laterality must be LCA or RCA"),
+    ({"seed": 0, "lesion": LESION | {"percent": 80}}, "grades are"),
+    ({"seed": 0, "laterality": "LCA", "lesion": LESION}, "seen from the RCA"),
+])  # fmt: skip
 def test_bad_stills_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         still(size_px=64, **arguments)

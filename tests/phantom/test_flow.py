@@ -5,16 +5,7 @@ import pytest
 
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import SLOWING, downstream, fill_backwards, narrow
-from cag_utils.phantom.imaging.contrast import (
-    COLLATERAL_STRENGTH,
-    NEVER,
-    SPEED_MM_S,
-    Injection,
-    arrival_s,
-    beds,
-    concentration,
-    inlet,
-)
+from cag_utils.phantom.imaging import contrast
 from cag_utils.phantom.imaging.pose import pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
@@ -27,7 +18,9 @@ def rng(seed=0):
 
 
 def bolus(laterality="LCA", **changes):
-    usual = Injection(0.0, 9.0, 1.0, SPEED_MM_S[laterality], 0.55 if laterality == "LCA" else 0.15)
+    usual = contrast.Injection(
+        0.0, 9.0, 1.0, contrast.SPEED_MM_S[laterality], 0.55 if laterality == "LCA" else 0.15
+    )
     return replace(usual, **changes)
 
 
@@ -41,7 +34,7 @@ def timi_frames(tree, landmark, phase):
     """Frames at 30/s from contrast in the ostium to contrast at a landmark."""
     flow = bolus(tree.laterality)
     clock = flow.clock(np.arange(120) / 30, 0.85, phase)
-    seen = concentration(clock, tree, flow)[:, [0, landmark]] >= VISIBLE
+    seen = contrast.concentration(clock, tree, flow)[:, [0, landmark]] >= VISIBLE
     assert seen.any(axis=0).all()
     return int(np.diff(seen.argmax(axis=0))[0])
 
@@ -67,10 +60,12 @@ def test_flow_slows_behind_a_tight_stenosis_by_hand(percent, slower):
     last = end_of(healthy, "LAD")
     beyond = healthy.path_mm[last] - healthy.path_mm[lesion.index]
     before = healthy.path_mm[lesion.index]
-    assert arrival_s(sick, 100.0)[last] == pytest.approx((before + slower * beyond) / 100)
-    assert arrival_s(sick, 100.0)[lesion.index] == pytest.approx(before / 100)
+    assert contrast.arrival_s(sick, 100.0)[last] == pytest.approx((before + slower * beyond) / 100)
+    assert contrast.arrival_s(sick, 100.0)[lesion.index] == pytest.approx(before / 100)
     other = healthy.branch == healthy.names.index("LCX")
-    np.testing.assert_array_equal(arrival_s(sick, 100.0)[other], arrival_s(healthy, 100.0)[other])
+    np.testing.assert_array_equal(
+        contrast.arrival_s(sick, 100.0)[other], contrast.arrival_s(healthy, 100.0)[other]
+    )
 
 
 def test_a_ninety_nine_percent_stenosis_fills_clearly_late():
@@ -95,9 +90,9 @@ def occluded(collateral, segment=7, side="LCA"):
 def test_nothing_passes_an_occlusion_without_collaterals():
     sick, lesion = occluded(False)
     behind = downstream(sick, lesion.index)
-    assert (arrival_s(sick, 150.0)[behind] == NEVER).all()
+    assert (contrast.arrival_s(sick, 150.0)[behind] == contrast.NEVER).all()
     flow = bolus()
-    filled = concentration(np.linspace(0, 6, 60), sick, flow)
+    filled = contrast.concentration(np.linspace(0, 6, 60), sick, flow)
     assert filled[:, behind].max() == 0 and filled[-1, ~behind].min() > 0.9
 
 
@@ -106,12 +101,14 @@ def test_collaterals_fill_the_far_end_first_late_and_faintly():
     behind = np.flatnonzero(
         downstream(sick, lesion.index) & (sick.branch == sick.branch[lesion.index])
     )
-    arrival = arrival_s(sick, SPEED_MM_S["LCA"])
+    arrival = contrast.arrival_s(sick, contrast.SPEED_MM_S["LCA"])
     assert (np.diff(arrival[behind]) < 0).all()  # towards the occlusion it comes later
     open_main = sick.main & sick.open
     assert arrival[behind].min() > arrival[open_main].max()
-    filled = concentration(np.linspace(0, 8, 80), sick, bolus())
-    assert 0.8 * COLLATERAL_STRENGTH < filled[:, behind].max() <= COLLATERAL_STRENGTH
+    filled = contrast.concentration(np.linspace(0, 8, 80), sick, bolus())
+    assert (
+        0.8 * contrast.COLLATERAL_STRENGTH < filled[:, behind].max() <= contrast.COLLATERAL_STRENGTH
+    )
     assert not sick.open[behind].any()
 
 
@@ -132,21 +129,23 @@ def test_a_bed_of_no_points_stays_as_it_is():
 
 def test_every_reached_point_lies_in_exactly_one_bed_and_washes_out_later_farther_away():
     sick, _ = occluded(True)
-    groups = beds(sick, 2.0)
+    groups = contrast.beds(sick, 2.0)
     np.testing.assert_array_equal(sum(bed.points.astype(int) for bed in groups), 1)
     without, lesion = occluded(False)
     np.testing.assert_array_equal(
-        sum(bed.points.astype(int) for bed in beds(without, 2.0)),
+        sum(bed.points.astype(int) for bed in contrast.beds(without, 2.0)),
         ~downstream(without, lesion.index),
     )
     flow = bolus(duration_s=2.0, pulsatility=0.0)
     tree = grow_tree(rng(3), "LCA")
     near, far = 0, end_of(tree, "LAD")
-    arrival = arrival_s(tree, flow.speed_mm_s)
-    left = [concentration(arrival[[p]] + 2.5, tree, flow)[0, p] for p in (near, far)]
+    arrival = contrast.arrival_s(tree, flow.speed_mm_s)
+    left = [contrast.concentration(arrival[[p]] + 2.5, tree, flow)[0, p] for p in (near, far)]
     # half a second after the bolus passed; the ostium's bed is centred at 15 mm: 0.55 + 0.03 s
     assert left[0] == pytest.approx(np.exp(-0.5 / 0.58), abs=1e-3) and left[1] > left[0] + 0.1
-    assert left[0] == pytest.approx(float(inlet(np.array(2.5), 2.0, washout_s=0.58)), abs=1e-3)
+    assert left[0] == pytest.approx(
+        float(contrast.inlet(np.array(2.5), 2.0, washout_s=0.58)), abs=1e-3
+    )
 
 
 def test_the_picture_darkens_where_and_when_the_truth_says():
@@ -160,7 +159,7 @@ def test_the_picture_darkens_where_and_when_the_truth_says():
     pose = pose_tree(sick, shot)
     frames, truth = film(rng(2), subject, sick, shot, pose)
     behind = downstream(sick, lesion.index) & (sick.order == 0) & (sick.radius > 0.8)
-    filled = concentration(pose.clock_s, sick, flow)[:, behind].mean(axis=1)
+    filled = contrast.concentration(pose.clock_s, sick, flow)[:, behind].mean(axis=1)
     u, v = np.rint(pose.u[0, behind]).astype(int), np.rint(pose.v[0, behind]).astype(int)
     seen = (u >= 0) & (u < 192) & (v >= 0) & (v < 192)
     darker = frames[0][v[seen], u[seen]].mean() - frames[:, v[seen], u[seen]].mean(axis=1)

@@ -12,16 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import narrow
+from cag_utils.phantom.imaging import hardware
 from cag_utils.phantom.imaging.carm import CArm, aim, draw_carm
 from cag_utils.phantom.imaging.chest import draw_backdrop, draw_body
-from cag_utils.phantom.imaging.hardware import (
-    Hardware,
-    draw_hardware,
-    fixed_strands,
-    guide_wire,
-    lead_strands,
-    stent_pieces,
-)
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.imaging.ventricle import HALF_AXES_MM, SHORTENING, cavity_depth
@@ -67,39 +60,39 @@ def test_a_turned_heart_keeps_its_ostium_and_all_distances():
 
 
 def test_history_decides_what_a_patient_carries():
-    none = [draw_hardware(rng(seed), surgery=False, stented=False) for seed in range(40)]
+    none = [hardware.draw_hardware(rng(seed), surgery=False, stented=False) for seed in range(40)]
     assert {h.sternal_wires for h in none} == {0} == {h.stents for h in none}
-    both = [draw_hardware(rng(seed), surgery=True, stented=True) for seed in range(40)]
+    both = [hardware.draw_hardware(rng(seed), surgery=True, stented=True) for seed in range(40)]
     assert min(h.sternal_wires for h in both) >= 4 and min(h.stents for h in both) >= 1
-    drawn = [draw_hardware(rng(seed)) for seed in range(400)]
+    drawn = [hardware.draw_hardware(rng(seed)) for seed in range(400)]
     assert 0.02 < np.mean([h.sternal_wires > 0 for h in drawn]) < 0.12
 
 
 def test_metal_darkens_the_picture_where_it_lies():
     view = CArm(0.0, 0.0, 1090.0, 781.0, 150 / 256, 256)
     plain = draw_backdrop(rng(5), view, draw_body(rng(6)), 12)
-    wired = draw_backdrop(rng(5), view, draw_body(rng(6)), 12, Hardware(sternal_wires=6))
+    wired = draw_backdrop(rng(5), view, draw_body(rng(6)), 12, hardware.Hardware(sternal_wires=6))
     added = wired - plain
     assert added.min() > -1e-5 and added.max() > 0.3
     assert (added > 0.05).mean() < 0.05
-    strands = fixed_strands(Hardware(sternal_wires=5, electrodes=2), 1.0)
+    strands = hardware.fixed_strands(hardware.Hardware(sternal_wires=5, electrodes=2), 1.0)
     assert len(strands) == 5 + 2 * 2
 
 
 def test_metal_lies_in_the_same_place_in_every_cine_of_a_patient():
     tree = grow_tree(rng(4), "LCA")
-    one, other = Hardware(4, 1, 1, 2, seed=7), Hardware(4, 1, 1, 2, seed=8)
-    for draw in (lead_strands, lambda h: fixed_strands(h, 1.0)):
+    one, other = hardware.Hardware(4, 1, 1, 2, seed=7), hardware.Hardware(4, 1, 1, 2, seed=8)
+    for draw in (hardware.lead_strands, lambda h: hardware.fixed_strands(h, 1.0)):
         first, again, strange = draw(one), draw(one), draw(other)
         assert all((a.points == b.points).all() for a, b in zip(first, again, strict=True))
         assert not (first[0].points[:5] == strange[0].points[:5]).all()
-    first, again = ([p.tolist() for p in stent_pieces(one, tree)] for _ in range(2))
+    first, again = ([p.tolist() for p in hardware.stent_pieces(one, tree)] for _ in range(2))
     assert first == again
-    assert one.seed != draw_hardware(rng(1)).seed != draw_hardware(rng(2)).seed
+    assert one.seed != hardware.draw_hardware(rng(1)).seed != hardware.draw_hardware(rng(2)).seed
 
 
 def test_leads_end_in_the_heart_and_only_their_tip_beats():
-    leads = lead_strands(Hardware(leads=2))
+    leads = hardware.lead_strands(hardware.Hardware(leads=2))
     assert len(leads) == 2
     for lead in leads:
         assert lead.hold[0] == 0 and lead.hold[-1] == 1 and (np.diff(lead.hold) >= 0).all()
@@ -110,7 +103,7 @@ def test_a_guide_wire_runs_on_from_the_ostium_and_stops_at_an_occlusion(side):
     segment = 7 if side == "LCA" else 2
     tree, _ = narrow(rng(3), grow_tree(rng(3), side), segment, 100)
     for seed in range(6):
-        way = guide_wire(rng(seed), tree)
+        way = hardware.guide_wire(rng(seed), tree)
         assert tree.open[way].all() and tree.path_mm[way[0]] < 2
         assert (np.diff(tree.path_mm[way]) >= 0).all()
         steps = np.linalg.norm(np.diff(tree.points[way], axis=0), axis=1)
@@ -119,7 +112,11 @@ def test_a_guide_wire_runs_on_from_the_ostium_and_stops_at_an_occlusion(side):
 
 def test_stents_are_short_pieces_of_main_vessels():
     tree = grow_tree(rng(4), "LCA")
-    pieces = [p for seed in range(10) for p in stent_pieces(Hardware(stents=2, seed=seed), tree)]
+    pieces = [
+        p
+        for seed in range(10)
+        for p in hardware.stent_pieces(hardware.Hardware(stents=2, seed=seed), tree)
+    ]
     assert len(pieces) > 10
     for piece in pieces:
         length = tree.path_mm[piece[-1]] - tree.path_mm[piece[0]]
@@ -159,9 +156,9 @@ def test_a_wire_a_lead_and_a_stent_can_be_seen():
     still = {"breath_mm": 0.0, "pan_px": np.zeros((2, 2)), "guide_wire": False}
     bare = shoot("noninjected", 7, shot_change=still, n_frames=2)[0][0].astype(float)
     for change, more in (
-        ({"hardware": Hardware(leads=1)}, {}),
-        ({"hardware": Hardware(stents=2)}, {}),
-        ({"hardware": Hardware()}, {"guide_wire": True}),
+        ({"hardware": hardware.Hardware(leads=1)}, {}),
+        ({"hardware": hardware.Hardware(stents=2)}, {}),
+        ({"hardware": hardware.Hardware()}, {"guide_wire": True}),
     ):
         got = shoot("noninjected", 7, subject_change=change, shot_change=still | more, n_frames=2)
         # smoothing takes the noise, which other draws have shifted, out of the comparison

@@ -7,23 +7,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from cag_utils.keyframes.labels import SIX_CLASSES
+from cag_utils.phantom import labels as grading
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import Lesion
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.imaging.pose import foreshortening, inside_shutters, overlap, pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
-from cag_utils.phantom.labels import (
-    NOISE_MODELS,
-    FrameTruth,
-    NoiseModel,
-    label,
-    quality,
-    simulate_labels,
-)
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 
-EXACT = NoiseModel("none", 0.0, 0.0, 0.0, 0.0)
+EXACT = grading.NoiseModel("none", 0.0, 0.0, 0.0, 0.0)
 
 
 def rng(seed=0):
@@ -117,22 +110,19 @@ def test_the_field_is_the_open_part_of_the_picture_whatever_its_shape():
     np.testing.assert_array_equal(got, [False, True, True, True, True, False])
 
 
-@pytest.mark.parametrize(
-    ("measured", "grade"),
-    [
-        ((1.0, 0.1, 0.0, 0.0, True), "better"),
-        ((0.60, 0.60, 0.75, 0.50, True), "better"),  # on every edge
-        ((0.59, 0.1, 0.0, 0.0, True), "bad"),
-        ((0.90, 0.61, 0.0, 0.0, True), "bad"),
-        ((0.90, 0.1, 0.76, 0.0, True), "bad"),
-        ((0.90, 0.1, 0.0, 0.51, True), "bad"),
-        ((0.90, 0.1, 0.0, 0.0, False), "bad"),
-        ((0.10, 0.1, 1.0, 1.0, False), "bad"),
-        ((0.099, 0.1, 0.0, 0.0, True), "other"),
-    ],
-)
+@pytest.mark.parametrize(("measured", "grade"), [
+    ((1.0, 0.1, 0.0, 0.0, True), "better"),
+    ((0.60, 0.60, 0.75, 0.50, True), "better"),  # on every edge
+    ((0.59, 0.1, 0.0, 0.0, True), "bad"),
+    ((0.90, 0.61, 0.0, 0.0, True), "bad"),
+    ((0.90, 0.1, 0.76, 0.0, True), "bad"),
+    ((0.90, 0.1, 0.0, 0.51, True), "bad"),
+    ((0.90, 0.1, 0.0, 0.0, False), "bad"),
+    ((0.10, 0.1, 1.0, 1.0, False), "bad"),
+    ((0.099, 0.1, 0.0, 0.0, True), "other"),
+])  # fmt: skip
 def test_the_rule_by_hand(measured, grade):
-    assert quality(*measured) == grade and label("RCA", *measured) == f"RCA_{grade}"
+    assert grading.quality(*measured) == grade and grading.label("RCA", *measured) == f"RCA_{grade}"
 
 
 @pytest.mark.parametrize("column", range(4))
@@ -141,7 +131,7 @@ def test_the_rule_refuses_impossible_measurements(column, value):
     measured = [0.5] * 4
     measured[column] = value if column != 1 else -abs(value)  # a movement may be any, but forward
     with pytest.raises(ValueError, match="a frame needs"):
-        quality(*measured)
+        grading.quality(*measured)
 
 
 def test_a_view_turned_from_standard_to_odd_has_no_key_frames():
@@ -174,12 +164,12 @@ def some_cines(count=24):
 @pytest.fixture(scope="module")
 def sheets():
     """Truth, both sheets, and what was measured, frame by frame."""
-    truths, given, measured = [], {model.name: [] for model in NOISE_MODELS}, []
+    truths, given, measured = [], {model.name: [] for model in grading.NOISE_MODELS}, []
     for number, (side, truth) in enumerate(some_cines()):
         generator = rng([10, number])
         truths += truth.labels(side)
-        for model in NOISE_MODELS:
-            given[model.name] += simulate_labels(generator, truth, side, model)
+        for model in grading.NOISE_MODELS:
+            given[model.name] += grading.simulate_labels(generator, truth, side, model)
         measured.append(np.array(list(truth.measured().values()), float))
     return np.array(truths), *map(np.array, given.values()), np.concatenate(measured, axis=1)
 
@@ -217,8 +207,8 @@ def test_disagreements_sit_near_the_limits(sheets):
 @settings(max_examples=10, deadline=None)
 def test_a_model_without_errors_repeats_the_truth_but_for_slips(seed, side):
     columns = rng(seed).uniform(0, 1, (6, 400))
-    truth = FrameTruth(*columns, standard_view=True)
-    got, again = (simulate_labels(rng(seed), truth, side, EXACT) for _ in range(2))
+    truth = grading.FrameTruth(*columns, standard_view=True)
+    got, again = (grading.simulate_labels(rng(seed), truth, side, EXACT) for _ in range(2))
     assert got == again
     wrong = np.mean([x != y for x, y in zip(got, truth.labels(side), strict=True)])
     assert wrong < 0.04
@@ -236,23 +226,23 @@ def test_a_model_without_errors_repeats_the_truth_but_for_slips(seed, side):
 def test_a_lenient_bias_forgives_every_near_miss_and_a_strict_one_none(measured, monkeypatch):
     monkeypatch.setattr("cag_utils.phantom.labels.SLIP_SHARE", 0.0)
     opacified, blur, *rest = (np.array([x]) for x in measured)
-    truth = FrameTruth(opacified, opacified, opacified, blur, *rest, standard_view=True)
+    truth = grading.FrameTruth(opacified, opacified, opacified, blur, *rest, standard_view=True)
     assert truth.labels("LCA") == ["LCA_bad"]
-    lenient, strict = (NoiseModel("biased", 0.1 * s, 0.03 * s, 0.0, 0.0) for s in (1, -1))
-    assert simulate_labels(rng(), truth, "LCA", lenient) == ["LCA_better"]
-    assert simulate_labels(rng(), truth, "LCA", strict) == ["LCA_bad"]
+    lenient, strict = (grading.NoiseModel("biased", 0.1 * s, 0.03 * s, 0.0, 0.0) for s in (1, -1))
+    assert grading.simulate_labels(rng(), truth, "LCA", lenient) == ["LCA_better"]
+    assert grading.simulate_labels(rng(), truth, "LCA", strict) == ["LCA_bad"]
 
 
 def test_slips_happen_and_go_one_step():
-    truth = FrameTruth(*np.zeros((6, 5000)), standard_view=True)
-    got = simulate_labels(rng(1), truth, "RCA", EXACT)
+    truth = grading.FrameTruth(*np.zeros((6, 5000)), standard_view=True)
+    got = grading.simulate_labels(rng(1), truth, "RCA", EXACT)
     assert set(got) == {"RCA_other", "RCA_bad"}
     assert 0.005 < np.mean([name == "RCA_bad" for name in got]) < 0.016  # 1 % of 5000
 
 
 def test_an_unknown_side_is_refused():
     with pytest.raises(ValueError, match="laterality must be LCA or RCA"):
-        label("LAD", 1.0, 1.0, 0.0)
-    truth = FrameTruth(*np.zeros((6, 2)), standard_view=True)
+        grading.label("LAD", 1.0, 1.0, 0.0)
+    truth = grading.FrameTruth(*np.zeros((6, 2)), standard_view=True)
     with pytest.raises(ValueError, match="laterality must be LCA or RCA"):
-        simulate_labels(rng(), truth, "LAD", EXACT)
+        grading.simulate_labels(rng(), truth, "LAD", EXACT)

@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.corpus.pairs import prompt, read_reports
+from cag_utils.phantom.clinic import notes as writing
 from cag_utils.phantom.clinic import phrases
-from cag_utils.phantom.clinic.notes import (
-    WORDS_HIGH,
-    WORDS_LOW,
-    type_note,
-    write_report,
-    write_sentences,
-)
 from cag_utils.phantom.clinic.patients import Record, draw_record, estimated_gfr
 from cag_utils.scores.entities import read_entities
 from cag_utils.segments import GRADES
@@ -124,7 +118,7 @@ def stated(text, language):
 
 def test_both_languages_state_the_record_and_never_contradict_each_other():
     for rng, record in patients(800):
-        report = write_report(rng, record)
+        report = writing.write_report(rng, record)
         read = {language: stated(report[language], language) for language in LANGUAGES}
         assert read["en"] == read["ja"], report
         quoted = {"drugs": set(record.drugs), "ef": record.ef}  # told if there is room
@@ -146,7 +140,7 @@ def test_both_languages_state_the_record_and_never_contradict_each_other():
 @given(lesions_st, seed_st)
 def test_both_languages_carry_the_same_numbers(lesions, seed):
     rng = np.random.default_rng(seed)
-    report = write_report(rng, draw_record(rng, lesions, "F"))
+    report = writing.write_report(rng, draw_record(rng, lesions, "F"))
     numbers = [sorted(re.findall(r"\d+(?:\.\d+)?", folded(report[la]))) for la in LANGUAGES]
     assert numbers[0] == numbers[1]
 
@@ -155,7 +149,7 @@ def test_both_languages_carry_the_same_numbers(lesions, seed):
 @given(lesions_st, st.sampled_from("MF"), seed_st)
 def test_a_report_tells_the_patient_and_never_the_picture(lesions, sex, seed):
     rng = np.random.default_rng(seed)
-    report = write_report(rng, draw_record(rng, lesions, sex))
+    report = writing.write_report(rng, draw_record(rng, lesions, sex))
     for language, text in report.items():
         assert not TELLTALE.search(folded(text)), TELLTALE.search(folded(text))
         assert "{" not in text and "\n\n" not in text
@@ -172,13 +166,13 @@ def test_where_the_lesions_are_changes_no_letter(lesions, seed, data):
     texts = []
     for found in (lesions, elsewhere):
         rng = np.random.default_rng(seed)
-        texts.append(write_report(rng, draw_record(rng, found, "M")))
+        texts.append(writing.write_report(rng, draw_record(rng, found, "M")))
     assert texts[0] == texts[1]
 
 
 def test_a_percent_sign_is_an_ejection_fraction():
     for rng, record in patients(300, seed=2):
-        for text in write_report(rng, record).values():
+        for text in writing.write_report(rng, record).values():
             found = re.findall(r"([A-Za-z]*) ?(\d+) ?%", folded(text))
             assert all(name == "EF" or name.endswith("EF") for name, _ in found), text
 
@@ -207,7 +201,7 @@ def test_at_least_forty_patterns_a_language_really_occur():
     """Counted from the text itself: a template must match the whole sentence it is said to be."""
     seen = set()
     for rng, record in patients(400, seed=3):
-        for sentence in write_sentences(rng, record):
+        for sentence in writing.write_sentences(rng, record):
             for template, text in zip(sentence.pattern, sentence[1:], strict=True):
                 wanted = re.sub(r"\\{\w+\\}", ".+", re.escape(template))
                 assert re.fullmatch(wanted, text), (template, text)
@@ -221,18 +215,18 @@ def test_at_least_forty_patterns_a_language_really_occur():
 def test_reports_vary_and_their_length_stays_in_bounds():
     texts, counts = set(), []
     for rng, record in patients(400, seed=4):
-        sentences = write_sentences(rng, record)
+        sentences = writing.write_sentences(rng, record)
         counts.append(len(" ".join(s.en for s in sentences).split()))
         texts.add(" ".join(s.en for s in sentences))
     assert len(texts) > 395
-    assert min(counts) >= WORDS_LOW and max(counts) <= WORDS_HIGH
+    assert min(counts) >= writing.WORDS_LOW and max(counts) <= writing.WORDS_HIGH
     assert np.std(counts) > 4
 
 
 def test_a_note_opens_with_the_patient_and_ends_with_the_request():
     requests, asked = set(phrases.REQUESTS), 0
     for rng, record in patients(200, seed=7):
-        told = [sentence.pattern for sentence in write_sentences(rng, record)]
+        told = [sentence.pattern for sentence in writing.write_sentences(rng, record)]
         assert told[0] in OPENINGS and not OPENINGS & set(told[1:])
         assert not requests & set(told[:-1])
         asked += told[-1] in requests
@@ -244,7 +238,7 @@ def test_a_note_by_hand():
         81, "F", ("hypertension",), "follow_up", ("pci",), ("stress_negative",), 60,
         details={"pci_months": 8, "stress_kind": "spect"},
     )  # fmt: skip
-    texts = [write_sentences(np.random.default_rng(seed), record) for seed in range(200)]
+    texts = [writing.write_sentences(np.random.default_rng(seed), record) for seed in range(200)]
     english = {s.en for sentences in texts for s in sentences}
     japanese = {s.ja for sentences in texts for s in sentences}
     assert {"Hypertension in an 81-year-old woman.", "PCI 8 months ago."} <= english
@@ -259,7 +253,7 @@ def test_a_record_without_details_is_refused():
     bare = Record(70, "M", (), "dyspnea", (), ("echo",), 60)
     with pytest.raises(ValueError, match=r"quotes .* which this record's details lack"):
         for seed in range(20):
-            write_sentences(np.random.default_rng(seed), bare)
+            writing.write_sentences(np.random.default_rng(seed), bare)
 
 
 # A number that ends a sentence before one that begins the next: a lost space would join them.
@@ -275,7 +269,7 @@ def letters(text):
 @given(seed_st)
 def test_typing_changes_width_space_case_and_stops_alone(seed):
     for language, sentences in (("en", ENGLISH), ("ja", JAPANESE)):
-        note = type_note(np.random.default_rng(seed), sentences, language)
+        note = writing.type_note(np.random.default_rng(seed), sentences, language)
         assert letters(note) == letters("".join(sentences))
         numbers = [re.findall(r"\d+(?:\.\d+)?", folded(x)) for x in (note, " ".join(sentences))]
         assert numbers[0] == numbers[1]
@@ -292,7 +286,7 @@ HABITS = {
 @pytest.mark.parametrize(("language", "sentences"), [("en", ENGLISH), ("ja", JAPANESE)])
 def test_each_habit_occurs_in_some_notes_and_not_in_most(language, sentences):
     rng = np.random.default_rng(0)
-    notes = [type_note(rng, sentences, language) for _ in range(1500)]
+    notes = [writing.type_note(rng, sentences, language) for _ in range(1500)]
     for habit in HABITS[language]:
         assert 0.005 < np.mean([bool(re.search(habit, note)) for note in notes]) < 0.35, habit
     assert notes.count((" " if language == "en" else "").join(sentences)) > 450  # typed cleanly
@@ -304,12 +298,13 @@ def test_each_habit_occurs_in_some_notes_and_not_in_most(language, sentences):
 )
 def test_the_typist_refuses(sentences, language, match):
     with pytest.raises(ValueError, match=match):
-        type_note(np.random.default_rng(0), sentences, language)
+        writing.type_note(np.random.default_rng(0), sentences, language)
 
 
 def test_the_corpus_reads_every_note_back_letter_by_letter(tmp_path):
     rows = [
-        {"exam": f"1.2.{i}"} | {f"report_{la}": text for la, text in write_report(*made).items()}
+        {"exam": f"1.2.{i}"}
+        | {f"report_{la}": text for la, text in writing.write_report(*made).items()}
         for i, made in enumerate(patients(150, seed=5))
     ]
     path = tmp_path / "reports.csv"

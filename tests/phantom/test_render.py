@@ -8,17 +8,10 @@ from hypothesis import strategies as st
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import narrow
 from cag_utils.phantom.anatomy.tree import TWIG_ORDER
+from cag_utils.phantom.imaging import pose as moving
 from cag_utils.phantom.imaging.carm import ODD_DEG, VIEWS, CArm, aim, crop, draw_carm
 from cag_utils.phantom.imaging.contrast import NEVER, Injection, arrival_s, concentration, inlet
 from cag_utils.phantom.imaging.detector import TABLE_SIZE, TABLE_STEP, subject_contrast
-from cag_utils.phantom.imaging.pose import (
-    beat,
-    breathing,
-    contract,
-    contraction,
-    inside_shutters,
-    pose_tree,
-)
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import KINDS, draw_shot, panning
 from cag_utils.phantom.imaging.splat import draw_discs, draw_tubes, link_steps
@@ -126,30 +119,30 @@ def test_impossible_projections_are_refused(share, towards):
 
 
 def test_a_beat_starts_and_ends_relaxed_and_peaks_at_a_third():
-    got = contraction(np.array([0, 0.34, 1.0, 1.34]), rr_s=1.0)
+    got = moving.contraction(np.array([0, 0.34, 1.0, 1.34]), rr_s=1.0)
     np.testing.assert_allclose(got, [0, 1, 0, 1], atol=1e-9)
-    np.testing.assert_allclose(contraction(np.array([0.1]), 0.5, 0.14), 1.0)
+    np.testing.assert_allclose(moving.contraction(np.array([0.1]), 0.5, 0.14), 1.0)
     with pytest.raises(ValueError, match="more than 0 s"):
-        contraction(np.zeros(1), 0)
+        moving.contraction(np.zeros(1), 0)
 
 
 def test_contraction_brings_the_base_down_and_holds_the_ostium():
     tree = grow_tree(rng(), "LCA")
-    np.testing.assert_allclose(contract(tree.points, 0), tree.points, atol=1e-9)
-    moved = np.linalg.norm(contract(tree.points, 1) - tree.points, axis=1)
+    np.testing.assert_allclose(moving.contract(tree.points, 0), tree.points, atol=1e-9)
+    moved = np.linalg.norm(moving.contract(tree.points, 1) - tree.points, axis=1)
     lcx = tree.branch == tree.names.index("LCX")
     assert moved[0] < 0.75 * moved[lcx].max() and 8 < moved[lcx].max() < 25
 
 
 def test_interpolated_beats_are_within_a_tenth_of_a_millimetre():
     points, states = grow_tree(rng(), "RCA").points, np.linspace(0, 1, 40)
-    exact = np.stack([contract(points, s) for s in states])
-    assert np.abs(beat(points, states) - exact).max() < 0.1
-    np.testing.assert_array_equal(beat(points, states[:2])[1], exact[1])
+    exact = np.stack([moving.contract(points, s) for s in states])
+    assert np.abs(moving.beat(points, states) - exact).max() < 0.1
+    np.testing.assert_array_equal(moving.beat(points, states[:2])[1], exact[1])
 
 
 def test_breathing_and_panning_by_hand():
-    got = breathing(np.array([0, 1.0]), depth_mm=4, period_s=4, phase=0.0)
+    got = moving.breathing(np.array([0, 1.0]), depth_mm=4, period_s=4, phase=0.0)
     np.testing.assert_allclose(got, [[0, 0, 0], [0, -4, 1]], atol=1e-12)  # a quarter breath
     pan = panning(10, 0.5, (20.0, -90.0), 33.0)
     np.testing.assert_array_equal(pan[:6], 0)
@@ -342,10 +335,10 @@ def test_what_is_measured_is_what_the_picture_shows():
     look = replace(shot.look, photons=1e12, electronic=0.0, sharpen=0.0, curve=1.0, flicker=0.0)
     shot = replace(shot, look=replace(look, level=150.0), blush=0.0, reflux=0.0, rr_s=1e6,
                    breath_mm=0.0, pan_px=np.zeros((30, 2)), guide_wire=False)  # fmt: skip
-    pose = pose_tree(tree, shot)
+    pose = moving.pose_tree(tree, shot)
     frames, truth = film(rng(7), subject, tree, shot, pose)
     full = int(np.argmax(truth.contrast))
-    inside = inside_shutters(shot, pose.u, pose.v)[full] & tree.main
+    inside = moving.inside_shutters(shot, pose.u, pose.v)[full] & tree.main
     at = np.rint(pose.v[full, inside]).astype(int), np.rint(pose.u[full, inside]).astype(int)
     darker = frames[0][at].astype(float) - frames[full][at]
     weight = tree.radius[inside]
