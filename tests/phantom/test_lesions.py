@@ -16,13 +16,10 @@ from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.subject import draw_subject
 from cag_utils.segments import artery_of, laterality_of
+from tests.phantom.world import quiet, rng
 
 PIXEL_MM, SIZE_PX = 0.3, 256
 LEAST_SCATTER = 0.12  # of the primary: what the detector keeps when a look asks for none
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
 
 
 def lost_percent(healthy, sick):
@@ -60,10 +57,7 @@ def shoot(tree, arm, clock_s):
         scatter=0.0, glare=0.0, sharpen=0.0, curve=1.0, shutters=(0.0,) * 4, field="box", wedge=0.0,
     )  # fmt: skip
     bolus = replace(shot.injection, strength=1.0, duration_s=5.0)
-    shot = replace(
-        shot, arm=arm, look=look, breath_mm=0.0, phase=0.0, pan_px=np.zeros((1, 2)), blush=0.0,
-        guide_wire=False, reflux=0.0, injection=bolus,
-    )  # fmt: skip
+    shot = quiet(shot, arm=arm, look=look, phase=0.0, injection=bolus)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([clock_s]))
     frames, _ = film(rng(1), subject, tree, shot, pose)
     return frames[0].astype(float), look.gain, pose
@@ -217,26 +211,15 @@ def test_every_drawn_segment_exists_in_every_heart():
                 assert size >= 6 or dominance not in disease.ONLY_IN.get(segment, (dominance,))
 
 
-def test_dominance_decides_about_segments_4_and_15():
-    drawn = {
-        dominance: {
-            lesion["segment"]
-            for seed in range(400)
-            for lesion in disease.draw_lesions(rng(seed), (0, 0, 0, 0, 1.0), dominance)
-        }
-        for dominance in DOMINANCES
-    }
-    assert drawn["right"] == drawn["balanced"] == set(range(1, 15))
-    assert drawn["left"] == set(range(1, 16)) - {4}
+def test_dominance_decides_about_segments_4_and_15_and_the_left_main_is_never_occluded():
+    def drawn(dominance, count=400):
+        shares = (0, 0, 0, 0, 1.0)
+        return [x for s in range(count) for x in disease.draw_lesions(rng(s), shares, dominance)]
 
-
-def test_only_the_left_main_is_never_occluded():
-    occluded = {
-        lesion["segment"]
-        for seed in range(900)
-        for lesion in disease.draw_lesions(rng(seed), (0, 0, 0, 0, 1.0), "right")
-        if lesion["percent"] == 100
-    }
+    found = {dominance: {x["segment"] for x in drawn(dominance)} for dominance in DOMINANCES}
+    assert found["right"] == found["balanced"] == set(range(1, 15))
+    assert found["left"] == set(range(1, 16)) - {4}
+    occluded = {x["segment"] for x in drawn("right", 900) if x["percent"] == 100}
     assert disease.NEVER_OCCLUDED == (5,) and occluded == set(range(1, 15)) - {5}
 
 
