@@ -69,12 +69,9 @@ def test_positions_and_patches_start_from_what_is_known():
 
 
 def test_attention_starts_at_tokens_like_itself():
-    layers = []
-    for _ in range(2):
-        tower = learning.TowerTask(small_tower(64)).tower
-        learning.start_attention(tower, torch.Generator().manual_seed(0))
-        layers.append(tower.encoder.layers[0].self_attn)
-    layer, again = layers
+    tower = learning.TowerTask(small_tower(64)).tower
+    learning.start_attention(tower, torch.Generator().manual_seed(0))
+    layer = tower.encoder.layers[0].self_attn
     with torch.no_grad():
         # all heads together: queries times keys is noise plus a positive multiple of one
         product = layer.q_proj.weight.T @ layer.k_proj.weight
@@ -82,7 +79,6 @@ def test_attention_starts_at_tokens_like_itself():
     off = product - torch.diag(product.diagonal())
     assert product.diagonal().mean() > 3 * off.abs().mean()
     assert value.diagonal().mean() == pytest.approx(-0.4, abs=0.1)
-    assert torch.equal(again.q_proj.weight, layer.q_proj.weight)
 
 
 def test_jitter_changes_grey_levels_alone():
