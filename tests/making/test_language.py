@@ -22,18 +22,19 @@ def twin(request):
     return request.param, copy.deepcopy(model), processor
 
 
+def first_picture():
+    return Image.fromarray(toy_stills().images[0]).convert("RGB")
+
+
 def test_prompts_are_the_processors_own(twin):
-    stills = toy_stills()
     kind, _, processor = twin
     question = "この画像は左\n\nReport #11?"
-    picture = Image.fromarray(stills.images[0]).convert("RGB")
-    inputs = as_written(processor, kind, picture, question)
+    inputs = as_written(processor, kind, first_picture(), question)
     assert inputs["input_ids"][0].tolist() == lm.prompt_ids(processor, question)
-    assert torch.allclose(inputs["pixel_values"], to_pixels(stills.images[:1]), atol=1e-6)
+    assert torch.allclose(inputs["pixel_values"], to_pixels(toy_stills().images[:1]), atol=1e-6)
 
 
 def test_batches_are_the_processors_own(twin):
-    stills = toy_stills()
     kind, _, processor = twin
     batch = lm.collate(processor, [("Where?", "LAD 7."), ("How tight is it there?", "90%")])
     tok = processor.tokenizer
@@ -46,25 +47,21 @@ def test_batches_are_the_processors_own(twin):
         assert not batch["weight"][images].any()
         return
     assert tok.decode(answered) == "LAD 7.<eos>"
-    picture = Image.fromarray(stills.images[0]).convert("RGB")
-    own = processor(
-        images=[[picture]], text=["<image>How tight is it there?"], suffix=["90%"],
-        return_tensors="pt",
-    )  # fmt: skip
+    asked = {"text": ["<image>How tight is it there?"], "suffix": ["90%"]}
+    own = processor(images=[[first_picture()]], **asked, return_tensors="pt")
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(own[name][0], batch[name][1])
 
 
 def test_the_cached_loss_is_the_models_own(twin):
-    stills = toy_stills()
-    kind, model, processor = twin
+    _, model, processor = twin
     model.eval()
     batch = lm.collate(processor, [("Where?", "LAD 7."), ("Side?", "LCA")])
     batch["weight"] = (batch["weight"] == 1).float()  # the answer alone, as the class counts it
     labels = batch["input_ids"].masked_fill(batch["weight"] == 0, -100)
     inputs = {k: v for k, v in batch.items() if k != "weight"}
     with torch.no_grad():
-        pixels = to_pixels(stills.images[:2])
+        pixels = to_pixels(toy_stills().images[:2])
         tokens = model.model.vision_tower(pixel_values=pixels).last_hidden_state
         cached = lm.caption_loss(model, batch, tokens)
         own = model(**inputs, pixel_values=pixels, labels=labels).loss
@@ -134,13 +131,11 @@ def test_lists_are_read_and_nonsense_is_not_health(text, read):
 
 def test_words_that_a_batch_does_not_write_are_left_where_they_are():
     words = torch.randn(6, 4, requires_grad=True)
-    wanted = torch.tensor([2, 5, 2])
-    hidden = torch.randn(3, 4)
+    wanted, hidden = torch.tensor([2, 5, 2]), torch.randn(3, 4)
     held = lm._hold_unwritten(words, wanted)
     torch.testing.assert_close(held, words)  # the scores are those of the whole vocabulary
     torch.nn.functional.cross_entropy(hidden @ held.T, wanted).backward()
-    moved = words.grad.abs().sum(1) > 0
-    assert moved.tolist() == [False, False, True, False, False, True]
+    assert words.grad.any(1).tolist() == [False, False, True, False, False, True]
     free = torch.randn(6, 4, requires_grad=True)  # the plain loss pushes every word
     torch.nn.functional.cross_entropy(hidden @ free.T, wanted).backward()
-    assert (free.grad.abs().sum(1) > 0).all()
+    assert free.grad.any(1).all()
