@@ -21,12 +21,11 @@ def three_by_three():
     points = [[2, 3], [4, 8], [9, 9], [15, 5], [25, 29], [-1, 5], [30, 5], [12, 12]]
     return replace(
         no_points(np.zeros((2, 30, 30), np.uint8), np.zeros((2, 15), np.uint8), np.ones(2, bool)),
-        counts=np.array([7, 1]),
-        points=np.array(points, np.float32),
+        counts=np.array([7, 1]), points=np.array(points, np.float32),
         segments=np.array([5, 6, 6, 6, 11, 13, 13, 9], np.uint8),
         width_px=np.array([3, 5, 4, 2, 1, 9, 9, 6], np.float32),
         narrowed=np.array([0, 0.2, 0.7, 0, 0.5, 1, 1, 0], np.float32),
-    )
+    )  # fmt: skip
 
 
 def test_patch_labels_by_hand():
@@ -37,9 +36,7 @@ def test_patch_labels_by_hand():
     np.testing.assert_allclose(found["narrowed"][0], [0.7, 0, 0, 0, 0, 0, 0, 0, 0.5])
     alone = drawn.patch_labels(three_by_three(), [1], 3)
     assert np.array_equal(alone["segment"][0], found["segment"][1])
-
-
-def test_labels_move_with_the_picture():
+    # and they move with the picture
     down = np.array([[[1.0, 0, 0], [0, 1, 10]]])  # ten pixels, one patch
     found = drawn.patch_labels(three_by_three(), [0], 3, down)
     assert found["segment"].tolist() == [[0, 0, 0, 6, 6, 0, 0, 0, 0]]

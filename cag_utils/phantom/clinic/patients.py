@@ -194,9 +194,8 @@ def draw_details(
         "ldl": int(rng.integers(68, ldl)),
         "hba1c": round(float(rng.uniform(*hba1c)), 1),
         "bnp": int(rng.integers(*bnp)),
-        "calcium": int(
-            min(calcium * np.exp(rng.normal(0, 1.0)), 1800)
-        ),  # below any year of our time
+        # below any year of our time
+        "calcium": int(min(calcium * np.exp(rng.normal(0, 1.0)), 1800)),
         "creatinine": creatinine,
         "egfr": egfr,
         "systolic": int(rng.integers(*pressure)),
