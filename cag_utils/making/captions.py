@@ -332,9 +332,8 @@ def _copy(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple
 def _codes(rng: np.random.Generator, language: str) -> list[str]:
     """Arteries, numbers and percents that do not belong together."""
     numbers = [f"#{n}" for n in rng.integers(1, 16, 4)]
-    percents = [
-        f"{g}{_pick(rng, wording('percents', language))}" for g in rng.choice(aha.GRADES, 3)
-    ]
+    signs = wording("percents", language)
+    percents = [f"{grade}{_pick(rng, signs)}" for grade in rng.choice(aha.GRADES, 3)]
     return [*numbers, *percents, *map(str, rng.permutation(ARTERY_NAMES))]
 
 

@@ -58,7 +58,7 @@ def test_texts_tell_the_stills_facts_and_no_others():
     assert len(set(left)) > 10
 
 
-@pytest.mark.parametrize("name, n_steps", [("medclip", 24), ("siglip2", 10)])
+@pytest.mark.parametrize("name, n_steps", [("medclip", 40), ("siglip2", 10)])
 def test_training_brings_pictures_and_their_texts_together(name, n_steps, twin):
     stills, trained = flat_stills(), twin(name)
     before = embedders.side_accuracy(trained, list(stills.images), stills.lca)

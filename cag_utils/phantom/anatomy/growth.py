@@ -97,17 +97,8 @@ class _Grower:
             heading = self._heading(rng, parent, sample, rule.septal)
             jitter = rng.standard_normal((MOST_STEPS, 3))[: max(2, int(length / MARCH_MM))]
             sink = 0.35 if rule.septal else 0.0
-            knots = march_epicardium(
-                origin,
-                heading,
-                jitter,
-                0.5,
-                sink,
-                MARCH_MM,
-                atlas.HEART_BASE_MM,
-                atlas.LONG_AXIS,
-                atlas.LONG_AXIS_MM,
-            )
+            heart = atlas.HEART_BASE_MM, atlas.LONG_AXIS, atlas.LONG_AXIS_MM
+            knots = march_epicardium(origin, heading, jitter, 0.5, sink, MARCH_MM, *heart)
             ends = ((1.0, int(self.segment[parent][sample])),)
             order = max(TWIG_ORDER, self.order[parent] + 1)
             widths = np.linspace(width, 0.35, len(knots))
@@ -146,16 +137,12 @@ class _Grower:
             laterality=laterality,
             dominance=self.dominance,
             points=np.vstack(self.points),
-            radius=radius,
+            radius=radius, order=order, main=(order <= 1) & (radius > MAIN_MM / 2),
             segment=np.concatenate(self.segment).astype(np.int64),
-            order=order,
             branch=np.repeat(np.arange(len(lengths)), lengths),
-            path_mm=np.concatenate(self.path),
-            main=(order <= 1) & (radius > MAIN_MM / 2),
-            open=np.ones(self.count, bool),
-            names=tuple(self.names),
-            attached=np.array(self.attached),
-        )
+            path_mm=np.concatenate(self.path), open=np.ones(self.count, bool),
+            names=tuple(self.names), attached=np.array(self.attached),
+        )  # fmt: skip
 
 
 def grow_tree(
