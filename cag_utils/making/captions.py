@@ -15,18 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
+from cag_utils import segments as aha
 from cag_utils.cines.dicom import name_view
 from cag_utils.phantom.clinic.findings import PLANS, decide_plan, write_findings
 from cag_utils.phantom.clinic.notes import write_report
 from cag_utils.phantom.clinic.patients import draw_record
-from cag_utils.segments import (
-    AHA_SEGMENTS,
-    GRADES,
-    LATERALITIES,
-    artery_of,
-    check_lesion,
-    segments_of,
-)
 from cag_utils.study import PACKAGE
 
 LANGUAGES = ("en", "ja")
@@ -51,6 +44,9 @@ class PictureFacts:
         report: `{"ja": ..., "en": ...}` the patient's pre-procedure report.
         plan: A key of `clinic.PLANS`.
         seen: AHA segments that can be seen, rising.
+
+    Raises:
+        ValueError: The side or the plan is unknown, or a lesion lies on the other side.
     """
 
     laterality: str
@@ -61,18 +57,13 @@ class PictureFacts:
     seen: tuple[int, ...] = ()
 
     def __post_init__(self):
-        """Check the side, the plan, and that every lesion lies on this side.
-
-        Raises:
-            ValueError: One of them does not fit.
-        """
-        if self.laterality not in LATERALITIES or self.plan not in PLANS:
+        if self.laterality not in aha.LATERALITIES or self.plan not in PLANS:
             raise ValueError(
                 f"a picture needs LCA or RCA and a plan of {list(PLANS)}, got "
                 f"{self.laterality!r} and {self.plan!r}"
             )
-        shown = segments_of(self.laterality)
-        if strays := [x for x in map(check_lesion, self.lesions) if x["segment"] not in shown]:
+        shown = aha.segments_of(self.laterality)
+        if strays := [x for x in map(aha.check_lesion, self.lesions) if x["segment"] not in shown]:
             raise ValueError(f"an injection of the {self.laterality} does not show {strays}")
 
 
@@ -127,10 +118,10 @@ def draw_patient(
 
 def random_facts(rng: np.random.Generator) -> PictureFacts:
     """Draw facts without a picture: any side, up to three lesions, a patient to fit."""
-    side = str(rng.choice(LATERALITIES))
-    segments = rng.choice(segments_of(side), size=int(rng.integers(4)), replace=False)
+    side = str(rng.choice(aha.LATERALITIES))
+    segments = rng.choice(aha.segments_of(side), size=int(rng.integers(4)), replace=False)
     lesions = [_draw_lesion(rng, segment) for segment in segments]
-    return draw_patient(rng, side, lesions, None, segments_of(side))
+    return draw_patient(rng, side, lesions, None, aha.segments_of(side))
 
 
 def base_corpus(rng: np.random.Generator, patients: int) -> list[str]:
@@ -191,22 +182,22 @@ def _ask(rng: np.random.Generator, kind: str, facts: PictureFacts, language: str
 
 
 def _draw_lesion(rng: np.random.Generator, segment: int) -> dict:
-    return check_lesion({"segment": int(segment), "percent": int(rng.choice(GRADES))})
+    return aha.check_lesion({"segment": int(segment), "percent": int(rng.choice(aha.GRADES))})
 
 
 def _lesions(facts: PictureFacts) -> list[dict]:
-    return sorted(map(check_lesion, facts.lesions), key=lambda x: x["segment"])
+    return sorted(map(aha.check_lesion, facts.lesions), key=lambda x: x["segment"])
 
 
 def _name(segment: int, language: str) -> str:
-    found = AHA_SEGMENTS[segment]
+    found = aha.AHA_SEGMENTS[segment]
     return found.name_en if language == "en" else found.name_ja
 
 
 def _artery_first(segment: int, language: str, wanted: bool) -> str:
     """Name a segment, after its artery if wanted: the study's answers begin with that."""
     name = _name(segment, language)
-    return artery_of(segment) + _word("and", language) + name if wanted else name
+    return aha.artery_of(segment) + _word("and", language) + name if wanted else name
 
 
 def _nothing(rng: np.random.Generator, facts: PictureFacts, language: str) -> str:
@@ -247,7 +238,7 @@ def _grade(rng: np.random.Generator, facts: PictureFacts, language: str) -> tupl
     if lesions and rng.random() < 0.5:
         segment = lesions[int(rng.integers(len(lesions)))]["segment"]
     else:
-        segment = int(rng.choice(segments_of(facts.laterality)))
+        segment = int(rng.choice(aha.segments_of(facts.laterality)))
     percent = max((x["percent"] for x in lesions if x["segment"] == segment), default=0)
     question = _pick(rng, wording("asks", "grade", language)).format(name=_name(segment, language))
     if not percent:
@@ -300,7 +291,7 @@ def _examples(rng: np.random.Generator, facts: PictureFacts, language: str) -> t
     blocks = []
     for _ in range(int(rng.integers(1, 3 if with_reports else 4))):
         count = int(rng.choice([0, 1, 2], p=[0.15, 0.6, 0.25]))
-        segments = rng.choice(segments_of(facts.laterality), size=count, replace=False)
+        segments = rng.choice(aha.segments_of(facts.laterality), size=count, replace=False)
         made = [_draw_lesion(rng, segment) for segment in sorted(segments.tolist())]
         shot = _entries(fmt, made, language)
         if with_reports:
@@ -341,7 +332,8 @@ def _copy(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple
 def _codes(rng: np.random.Generator, language: str) -> list[str]:
     """Arteries, numbers and percents that do not belong together."""
     numbers = [f"#{n}" for n in rng.integers(1, 16, 4)]
-    percents = [f"{g}{_pick(rng, wording('percents', language))}" for g in rng.choice(GRADES, 3)]
+    signs = wording("percents", language)
+    percents = [f"{grade}{_pick(rng, signs)}" for grade in rng.choice(aha.GRADES, 3)]
     return [*numbers, *percents, *map(str, rng.permutation(ARTERY_NAMES))]
 
 

@@ -177,14 +177,10 @@ def _one(seed: int, size_px: int) -> Stills:
     for lesion in found.lesions:
         grades[0, lesion["segment"] - 1] = GRADES.index(lesion["percent"]) + 1
     kinds = (np.float32, np.uint8, np.float32, np.float32)
-    return Stills(
-        found.image[None],
-        grades,
-        np.array([found.laterality == "LCA"]),
-        np.array([[found.primary_deg, found.secondary_deg]], np.float32),
-        np.array([len(found.points)]),
-        *(np.asarray(getattr(found, k)).astype(t) for k, t in zip(ALONG, kinds, strict=True)),
-    )
+    along = (np.asarray(getattr(found, k)).astype(t) for k, t in zip(ALONG, kinds, strict=True))
+    lca, counts = np.array([found.laterality == "LCA"]), np.array([len(found.points)])
+    angles = np.array([[found.primary_deg, found.secondary_deg]], np.float32)
+    return Stills(found.image[None], grades, lca, angles, counts, *along)
 
 
 def _moment(seed: int) -> dict[str, float]:
@@ -196,10 +192,7 @@ def _moment(seed: int) -> dict[str, float]:
 
 
 def _wanted_lesion(seed: int) -> dict | list[dict] | None:
-    """Ask two stills in three for one lesion, any segment and grade alike; the rest stay natural.
-
-    Natural patients have few lesions in few places; what is rare must be seen often to be learnt.
-    """
+    """One lesion for two stills in three, all alike: what is rare must be seen often."""
     rng = np.random.default_rng([seed, 1])
     if seed >= FIRST_CROWDED_SEED:
         side = str(rng.choice(LATERALITIES, p=[0.7, 0.3]))

@@ -12,23 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+import transformers as hf
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    Gemma3TextConfig,
-    GemmaTokenizer,
-    GenerationConfig,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
 
 from cag_utils.params import check_choice
 from cag_utils.shipped import WEIGHTS
@@ -71,7 +56,7 @@ def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> dict:
     return {"vocab": vocab, "merges": [list(pair) for pair in learnt["merges"]]}
 
 
-def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
+def make_tokenizer(kind: str, vocabulary: dict | None = None) -> hf.GemmaTokenizer:
     """Return a twin's tokenizer: Gemma's class, digits one by one, Japanese round-trips.
 
     Args:
@@ -90,7 +75,7 @@ def make_tokenizer(kind: str, vocabulary: dict | None = None) -> GemmaTokenizer:
     merges = [tuple(pair) for pair in vocabulary["merges"]]
     limits = {"padding_side": "left", "model_max_length": 2048}
     limits["add_bos_token"] = kind == "gemma3"  # PaliGemma's processor writes its own <bos>
-    tokenizer = GemmaTokenizer(
+    tokenizer = hf.GemmaTokenizer(
         vocab=vocabulary["vocab"], merges=merges, extra_special_tokens=named, **limits
     )
     extra = {"extra_special_tokens": TURN + list(named.values())}
@@ -119,24 +104,24 @@ def make_processor(kind: str, vocabulary: dict | None = None):
     if kind == "gemma3":
         template = files("trl") / "chat_templates" / "gemma3.jinja"  # Gemma3's own
         written = {"chat_template": template.read_text(encoding="utf-8")}
-        images = Gemma3ImageProcessor(size=size)
-        return Gemma3Processor(images, tokenizer, image_seq_length=POOLED_TOKENS, **written)
-    images = SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        images = hf.Gemma3ImageProcessor(size=size)
+        return hf.Gemma3Processor(images, tokenizer, image_seq_length=POOLED_TOKENS, **written)
+    images = hf.SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     images.image_seq_length = (IMAGE_PX // PATCH_PX) ** 2
     template = PALIGEMMA_TEMPLATE.read_text(encoding="utf-8").rstrip()
-    return PaliGemmaProcessor(images, tokenizer, chat_template=template)
+    return hf.PaliGemmaProcessor(images, tokenizer, chat_template=template)
 
 
-def make_tower_config() -> SiglipVisionConfig:
+def make_tower_config() -> hf.SiglipVisionConfig:
     """Return the twins' SigLIP tower: 1.2 M parameters, the tanh GELU of the published models."""
-    return SiglipVisionConfig(
+    return hf.SiglipVisionConfig(
         hidden_size=128, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
         image_size=IMAGE_PX, patch_size=PATCH_PX, hidden_act="gelu_pytorch_tanh",
         vision_use_head=False,
     )  # fmt: skip
 
 
-def make_config(kind: str, tokenizer: GemmaTokenizer) -> Gemma3Config | PaliGemmaConfig:
+def make_config(kind: str, tokenizer: hf.GemmaTokenizer) -> hf.Gemma3Config | hf.PaliGemmaConfig:
     """Return a twin's configuration for this tokenizer."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
     special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BOS]}
@@ -148,14 +133,14 @@ def make_config(kind: str, tokenizer: GemmaTokenizer) -> Gemma3Config | PaliGemm
         final_logit_softcapping=None, eos_token_id=ids[EOS],
     )  # fmt: skip
     if kind == "gemma3":
-        return Gemma3Config(
-            text_config=Gemma3TextConfig(**text, sliding_window_pattern=2), vision_config=tower,
+        return hf.Gemma3Config(
+            text_config=hf.Gemma3TextConfig(**text, sliding_window_pattern=2), vision_config=tower,
             mm_tokens_per_image=POOLED_TOKENS, boi_token_index=ids[GEMMA3_IMAGE[0]],
             eoi_token_index=ids[GEMMA3_IMAGE[1]], image_token_index=ids[GEMMA3_IMAGE[2]],
             eos_token_id=[ids[EOS], ids[TURN[1]]], **special,
         )  # fmt: skip
-    return PaliGemmaConfig(
-        text_config=Gemma2Config(**text), vision_config=tower, projection_dim=width,
+    return hf.PaliGemmaConfig(
+        text_config=hf.Gemma2Config(**text), vision_config=tower, projection_dim=width,
         hidden_size=width, vocab_size=len(tokenizer), image_token_index=ids["<image>"],
         eos_token_id=ids[EOS], **special,
     )  # fmt: skip
@@ -167,7 +152,7 @@ def build_twin(
     seed: int = 0,
     pretrained_tower: str | Path | None = None,
     vocabulary: dict | None = None,
-) -> tuple[Gemma3ForConditionalGeneration | PaliGemmaForConditionalGeneration, object]:
+) -> tuple[hf.Gemma3ForConditionalGeneration | hf.PaliGemmaForConditionalGeneration, object]:
     """Make a twin with a random language model and write it as a Hugging Face folder.
 
     Args:
@@ -188,20 +173,20 @@ def build_twin(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "gemma3":
-            model = Gemma3ForConditionalGeneration(config)
+            model = hf.Gemma3ForConditionalGeneration(config)
             # Fresh, this matrix is all zeros: no gradient would reach the tower.
             weight = model.model.multi_modal_projector.mm_input_projection_weight
             torch.nn.init.normal_(weight, std=0.5 * config.vision_config.hidden_size**-0.5)
         else:
-            model = PaliGemmaForConditionalGeneration(config)
+            model = hf.PaliGemmaForConditionalGeneration(config)
         # Words of length 1, as long as learnt ones: one that captions hardly write can be written.
         words = model.get_input_embeddings().weight
         torch.nn.init.normal_(words, std=words.shape[1] ** -0.5)
     if pretrained_tower is not None:
-        tower = SiglipVisionModel.from_pretrained(pretrained_tower, dtype=torch.float32)
+        tower = hf.SiglipVisionModel.from_pretrained(pretrained_tower, dtype=torch.float32)
         model.model.vision_tower.load_state_dict(tower.state_dict())
     ids = {k: getattr(config, k) for k in ("bos_token_id", "pad_token_id", "eos_token_id")}
-    model.generation_config = GenerationConfig(**ids, do_sample=False)
+    model.generation_config = hf.GenerationConfig(**ids, do_sample=False)
     save_twin(model, processor, folder)
     return model, processor
 

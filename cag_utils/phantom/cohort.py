@@ -129,16 +129,12 @@ def _exam_row(rng, settings: CohortSettings, number: int, subject: Subject, reco
     return {
         "exam": make_uid("study", *settings.key, number),
         "patient": f"PHANTOM-{settings.name.upper()}-{number + 1:04d}",
-        "sex": subject.sex,
-        "age": record.age,
-        "dominance": subject.dominance,
-        "lesions": json.dumps(subject.lesions),
-        "plan": json.dumps(plans),
+        "sex": subject.sex, "age": record.age, "dominance": subject.dominance,
+        "lesions": json.dumps(subject.lesions), "plan": json.dumps(plans),
         "record": json.dumps(asdict(record)),
-        "report_ja": report["ja"],
-        "report_en": report["en"],
+        "report_ja": report["ja"], "report_en": report["en"],
         "date": "{:04d}{:02d}{:02d}".format(*(int(rng.integers(*x)) for x in DATES)),
-    }
+    }  # fmt: skip
 
 
 def _of_side(subject: Subject, laterality: str) -> list[dict]:
@@ -163,19 +159,13 @@ def _video_row(exam, identity: Identity, side: str, shot, subject: Subject, reco
     plan = decide_plan(record, lesions)
     findings = write_findings(lesions, side, plan)
     return {
-        "video": identity.cine_uid,
-        "exam": exam["exam"],
-        "patient": exam["patient"],
-        "laterality": side,
-        "view": shot.view,
+        "video": identity.cine_uid, "exam": exam["exam"], "patient": exam["patient"],
+        "laterality": side, "view": shot.view,
         "primary_angle_deg": round(shot.arm.primary_deg, 1),
         "secondary_angle_deg": round(shot.arm.secondary_deg, 1),
-        "kind": shot.kind,
-        "lesions": json.dumps(lesions),
-        "plan": plan,
-        "findings_ja": findings["ja"],
-        "findings_en": findings["en"],
-    }
+        "kind": shot.kind, "lesions": json.dumps(lesions), "plan": plan,
+        "findings_ja": findings["ja"], "findings_en": findings["en"],
+    }  # fmt: skip
 
 
 def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]:

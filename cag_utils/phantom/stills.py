@@ -159,16 +159,12 @@ def _described(image, truth: FrameTruth, tree: Tree, lesions, shot: Shot, pose: 
     visible = (tree.main & tree.open | centre) & inside
     centres = [(u[x.index], v[x.index], x.percent) for x in lesions if inside[x.index]]
     return Still(
-        image=image,
-        laterality=tree.laterality,
-        view=shot.view,
-        label=truth.labels(tree.laterality)[0],
-        lesions=[x.as_dict() for x in lesions],
+        image=image, laterality=tree.laterality, view=shot.view,
+        label=truth.labels(tree.laterality)[0], lesions=[x.as_dict() for x in lesions],
         points=np.stack([u[visible], v[visible]], axis=1).astype(np.float32),
         segments=tree.segment[visible],
         width_px=(2 * tree.radius * pose.scale[0])[visible].astype(np.float32),
         narrowed=tree.narrowed[visible].astype(np.float32),
         lesion_points=np.array(centres, np.float32).reshape(-1, 3),
-        primary_deg=shot.arm.primary_deg,
-        secondary_deg=shot.arm.secondary_deg,
-    )
+        primary_deg=shot.arm.primary_deg, secondary_deg=shot.arm.secondary_deg,
+    )  # fmt: skip

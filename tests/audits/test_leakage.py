@@ -107,46 +107,34 @@ def test_the_plan_of_a_balanced_cohort_worked_by_hand():
     assert (table["val frames"] == 60).all()
     assert table["tested: patient"].dropna().tolist() == [24] * 4  # 4 x 2 videos, 3 of 6 frames
     assert table["tested: frame"].sum() == table["tested: video"].sum() == 96
+    again, other = (leakage.plan_crossover(frames, 2, 0.12, 0, repeat) for repeat in (0, 1))
+    assert all((a.train == b.train).all() for a, b in zip(plan, again, strict=True))
+    assert not np.array_equal(plan[0].train, other[0].train)  # another repeat deals anew
     for t in plan:
         if "frame" in t.test:  # knows the very neighbours, and never the frame itself
             both = frames.iloc[t.test["frame"]].merge(frames.iloc[t.train], on="video_id")
             assert (both["frame_x"] - both["frame_y"]).abs().min() == 5
 
 
-def test_another_repeat_deals_anew_and_the_same_one_does_not():
-    frames = cohort([4] * 16)
-    first, again, other = (
-        leakage.plan_crossover(frames, 2, 0.12, 3, repeat) for repeat in (0, 0, 1)
-    )
-    assert all((a.train == b.train).all() for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0].train, other[0].train)
-
-
-@pytest.mark.parametrize(
-    "n_videos, n_frames, n_folds, match",
-    [
-        ([3] * 9, 6, 1, "n_folds must be 2"),
-        ([1] * 9, 6, 2, "folds need 4"),
-        ([3] * 5, 6, 3, "need 6"),
-        ([4] * 16, 1, 2, "no test frame is left"),
-    ],
-)
+@pytest.mark.parametrize("n_videos, n_frames, n_folds, match", [
+    ([3] * 9, 6, 1, "n_folds must be 2"),
+    ([1] * 9, 6, 2, "folds need 4"),
+    ([3] * 5, 6, 3, "need 6"),
+    ([4] * 16, 1, 2, "no test frame is left"),
+])  # fmt: skip
 def test_a_plan_that_cannot_be_made(n_videos, n_frames, n_folds, match):
     with pytest.raises(ValueError, match=match):
         leakage.plan_crossover(cohort(n_videos, n_frames), n_folds, 0.12, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "spoil, match",
-    [
-        (lambda t: t._replace(test={"video": t.train[:3]}), "not 'video'"),
-        (lambda t: t._replace(test={"frame": t.train[:3]}), "trains on frames"),
-        (lambda t: t._replace(test={"frame": t.test["video"]}), "not 'frame'"),
-        (lambda t: t._replace(test={"patient": t.test["video"]}), "not 'patient'"),
-        (lambda t: t._replace(test={"video": t.test["patient"]}), "not 'video'"),
-        (lambda t: t._replace(val=t.test["video"]), "not 'video'"),
-    ],
-)
+@pytest.mark.parametrize("spoil, match", [
+    (lambda t: t._replace(test={"video": t.train[:3]}), "not 'video'"),
+    (lambda t: t._replace(test={"frame": t.train[:3]}), "trains on frames"),
+    (lambda t: t._replace(test={"frame": t.test["video"]}), "not 'frame'"),
+    (lambda t: t._replace(test={"patient": t.test["video"]}), "not 'patient'"),
+    (lambda t: t._replace(test={"video": t.test["patient"]}), "not 'video'"),
+    (lambda t: t._replace(val=t.test["video"]), "not 'video'"),
+])  # fmt: skip
 def test_a_plan_that_leaks_is_noticed(spoil, match):
     frames = cohort([4] * 16)
     first = leakage.plan_crossover(frames, 2, 0.12, 0, 0)[0]
@@ -226,25 +214,28 @@ def test_relations_against_a_loop_over_all_pairs():
     bits = rng.random((40, 64)) < 0.5
     got = leakage.nearest_by_relation(bits, frames, 0)
     for i in range(40):
-        best = dict.fromkeys(leakage.RELATIONS, np.inf)
+        names = "any other patient", "same patient, other video", "same video"
+        best = dict.fromkeys(names, np.inf)
         for j in set(range(40)) - {i}:
-            same = frames.iloc[i] == frames.iloc[j]
-            name = leakage.RELATIONS[0] if same["video_id"] else leakage.RELATIONS[1]
-            name = name if same["patient_id"] else leakage.RELATIONS[3]
+            same = frames.iloc[i] == frames.iloc[j]  # patient, video
+            name = names[same.sum()]
             best[name] = min(best[name], (bits[i] != bits[j]).sum())
-        for name in (leakage.RELATIONS[0], leakage.RELATIONS[1], leakage.RELATIONS[3]):
-            assert got[name].fillna(np.inf)[i] == pytest.approx(best[name])
+        for name, distance in best.items():
+            assert got[name].fillna(np.inf)[i] == pytest.approx(distance)
     known = got["one other patient"].dropna()
     assert len(known) and (known >= got["any other patient"][known.index] - 1e-9).all()
 
 
 def test_the_one_other_patient_is_one_and_leaves_a_video_out():
     # each patient shines in dimensions of their own, each video in one of them
-    frames = pd.DataFrame(
-        {"patient_id": list("aabbcc"), "video_id": ["a1", "a2", "b1", "b2", "c1", "c2"]}
-    )
+    videos = ["a1", "a2", "b1", "b2", "c1", "c2"]
+    frames = pd.DataFrame({"patient_id": list("aabbcc"), "video_id": videos})
     got = leakage.nearest_by_relation(np.eye(6), frames, 0)
     assert (got["one other patient"] == 1).all()
+    kin = pd.DataFrame({"same video": [0.0, 2.0, np.nan], "any other patient": [4.0, 5.0, 9.0]})
+    table = leakage.describe_relations(kin, 4.5).set_index("nearest")  # without the missing
+    found = table[["frames", "median distance", "share near"]].to_numpy().tolist()
+    assert found == [[2, 1, 1], [3, 5, pytest.approx(1 / 3)]]
     lone = frames[frames["video_id"].str.endswith("1")].reset_index(drop=True)
     assert leakage.nearest_by_relation(np.eye(3), lone, 0)["one other patient"].isna().all()
     alone = leakage.nearest_by_relation(np.eye(2), frames[:2], 0)  # one patient has no strangers
@@ -268,24 +259,15 @@ def test_the_threshold_worked_by_hand_and_what_it_refuses():
             leakage.chance_threshold(np.array([distance]), rate)
 
 
-def test_relations_are_summed_up_without_the_missing():
-    kin = pd.DataFrame({"same video": [0.0, 2.0, np.nan], "any other patient": [4.0, 5.0, 9.0]})
-    got = leakage.describe_relations(kin, 4.5).set_index("nearest")
-    assert got.loc["same video", ["frames", "median distance", "share near"]].tolist() == [2, 1, 1]
-    assert got.loc["any other patient", "share near"] == pytest.approx(1 / 3)
-
-
 def test_twins_are_rows_of_the_table_and_never_validation_frames():
     features = np.array([[1, 0], [0.9, 0.1], [0, 1], [1, 0], [0.1, 0.9]], float)
     split = pd.Series(["test", "train", "train", "val", "test"])
     got = leakage.find_twins(features, split, 0.5)
-    assert got["row"].tolist() == [0, 4] and got["twin"].tolist() == [1, 2]
-    assert got["near"].all()
+    assert got["row"].tolist() == [0, 4] and got["twin"].tolist() == [1, 2] and got["near"].all()
     assert not leakage.find_twins(features, split, 1e-6)["near"].any()
     # within a patient: the nearest to frame 0 is b's, but 2 is its own
     got = leakage.find_twins(features, split, 0.5, pd.Series(list("abaac")))
-    assert got["row"].tolist() == [0] and got["twin"].tolist() == [2]
-    assert got["near"].tolist() == [False]
+    assert got[["row", "twin", "near"]].to_numpy().tolist() == [[0, 2, False]]
     for other, patients in (("val", None), ("train", pd.Series(["a", "b"]))):
         with pytest.raises(ValueError, match="no test frame has a training frame"):
             leakage.find_twins(np.eye(2), pd.Series(["test", other]), 0.5, patients)
@@ -403,9 +385,8 @@ def test_the_figure_of_gains_draws_what_it_returns():
 def test_the_figures_of_look_alikes_draw_what_they_return(tmp_path):
     kin = pd.DataFrame(np.arange(12.0).reshape(3, 4), columns=list(leakage.RELATIONS))
     kin.loc[0, leakage.RELATIONS[0]] = np.nan
-    fig, drawn = leakage.draw_distances(
-        {"hash": kin, "embedding": kin}, {"hash": 1, "embedding": 1}
-    )
+    both = dict.fromkeys(("hash", "embedding"), kin)
+    fig, drawn = leakage.draw_distances(both, dict.fromkeys(both, 1))
     assert len(drawn) == 22 and len(fig.axes) == 2
     frames = cohort([3] * 3, 2)
     frames["png"] = [f"{i}.png" for i in range(len(frames))]

@@ -5,19 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils.making.embedders import (
-    PlaceTask,
-    build_embedder,
-    fit_stills,
-    place_targets,
-    retrieval,
-    save_weights,
-    side_accuracy,
-    sigmoid_loss,
-    softmax_loss,
-    train_embedder,
-    write_text,
-)
+from cag_utils.making import embedders
 from cag_utils.scores.embedders import load_embedder
 from tests.making.world import no_points
 
@@ -36,9 +24,9 @@ def flat_stills(n=12, size=60):
 def folder(tmp_path_factory):
     """Random twins, built once."""
     folder, rng, stills = tmp_path_factory.mktemp("twins"), np.random.default_rng(1), flat_stills()
-    texts = [write_text(rng, stills, i % 12) for i in range(400)]
+    texts = [embedders.write_text(rng, stills, i % 12) for i in range(400)]
     for name in ("medclip", "siglip2"):
-        build_embedder(name, folder / name, texts)
+        embedders.build_embedder(name, folder / name, texts)
     return folder
 
 
@@ -49,21 +37,21 @@ def twin(folder):
 
 def test_losses_by_hand():
     logits, same = torch.zeros(4, 4), torch.eye(4, dtype=torch.bool)  # nothing is known
-    assert softmax_loss(logits, same).item() == pytest.approx(math.log(4))
-    assert sigmoid_loss(logits, same).item() == pytest.approx(4 * math.log(2))
+    assert embedders.softmax_loss(logits, same).item() == pytest.approx(math.log(4))
+    assert embedders.sigmoid_loss(logits, same).item() == pytest.approx(4 * math.log(2))
     logits, same = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2, dtype=torch.bool)
-    assert softmax_loss(logits, same).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert embedders.softmax_loss(logits, same).item() == pytest.approx(math.log(1 + math.exp(-2)))
     wanted = math.log(1 + math.exp(-2)) + math.log(2)  # a pair's own and the other's, per picture
-    assert sigmoid_loss(logits, same).item() == pytest.approx(wanted)
+    assert embedders.sigmoid_loss(logits, same).item() == pytest.approx(wanted)
     logits, same = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)  # equal findings
-    assert softmax_loss(logits, same).item() == pytest.approx(math.log(2))  # its minimum
-    assert softmax_loss(logits + 9 * torch.eye(2), same) > math.log(2)
+    assert embedders.softmax_loss(logits, same).item() == pytest.approx(math.log(2))  # its minimum
+    assert embedders.softmax_loss(logits + 9 * torch.eye(2), same) > math.log(2)
 
 
 def test_texts_tell_the_stills_facts_and_no_others():
     rng, stills = np.random.default_rng(0), flat_stills()
-    left = [write_text(rng, stills, 0) for _ in range(60)]
-    right = [write_text(rng, stills, 1) for _ in range(60)]
+    left = [embedders.write_text(rng, stills, 0) for _ in range(60)]
+    right = [embedders.write_text(rng, stills, 1) for _ in range(60)]
     assert any(text.startswith("LAD #7 shows 90% stenosis.") for text in left)
     assert any("left" in text for text in left) and not any("right" in text for text in left)
     assert any("RCA #2 shows 75% stenosis." in text for text in right)
@@ -73,47 +61,42 @@ def test_texts_tell_the_stills_facts_and_no_others():
 @pytest.mark.parametrize("name, n_steps", [("medclip", 40), ("siglip2", 10)])
 def test_training_brings_pictures_and_their_texts_together(name, n_steps, twin):
     stills, trained = flat_stills(), twin(name)
-    before = side_accuracy(trained, list(stills.images), stills.lca)
-    losses = train_embedder(trained, stills, n_steps, seed=3, batch_size=6)
+    before = embedders.side_accuracy(trained, list(stills.images), stills.lca)
+    losses = embedders.train_embedder(trained, stills, n_steps, seed=3, batch_size=6)
     assert len(losses) == n_steps and np.mean(losses[-5:]) < np.mean(losses[:3])
-    after = side_accuracy(trained, list(stills.images), stills.lca)
-    assert after > 0.9 and after >= before
-    assert not trained.towers.module.training
+    after = embedders.side_accuracy(trained, list(stills.images), stills.lca)
+    assert after > 0.9 and after >= before and not trained.towers.module.training
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        embedders.train_embedder(trained, flat_stills(4), 1, batch_size=8)
 
 
 def test_the_same_seed_trains_the_same_weights(twin, tmp_path):
     files = []
-    for run in ("a", "b"):
-        (tmp_path / run).mkdir()
+    for _ in range(2):
         trained = twin("medclip")
-        train_embedder(trained, flat_stills(), 2, seed=5, batch_size=4)
-        folder = save_weights("medclip", trained.towers.module, tmp_path / run)
+        embedders.train_embedder(trained, flat_stills(), 2, seed=5, batch_size=4)
+        folder = embedders.save_weights("medclip", trained.towers.module, tmp_path)
         files.append((folder / "model.safetensors").read_bytes())
     assert files[0] == files[1]
 
 
 def test_places_by_hand():
-    stills = flat_stills(2)  # the second picture shows two points: one narrowed, one not
-    stills = replace(
-        stills,
-        counts=np.array([0, 2]),
-        points=np.array([[45, 15], [5, 59]], np.float32),
-        segments=np.array([7, 8], np.uint8),
-        width_px=np.ones(2, np.float32),
-        narrowed=np.array([0.5, 0.0], np.float32),
-    )
-    found = place_targets(stills, np.array([0, 1]), 2)
-    assert found.shape == (2, 4, 16) and found[0].sum() == 0
-    assert found[1, 1].nonzero().flatten().tolist() == [6, 15]  # upper right: #7, narrowed
-    assert found[1, 2].nonzero().flatten().tolist() == [7]  # lower left: #8
-    assert found[1].sum() == 3
-    assert place_targets(stills, np.array([1]), 3)[0, 2].nonzero().flatten().tolist() == [6, 15]
+    points, ones = np.array([[45, 15], [5, 59]], np.float32), np.ones(2, np.float32)
+    stills = replace(  # the second picture shows two points: one narrowed, one not
+        flat_stills(2), counts=np.array([0, 2]), points=points, width_px=ones,
+        segments=np.array([7, 8], np.uint8), narrowed=np.array([0.5, 0.0], np.float32),
+    )  # fmt: skip
+    found = embedders.place_targets(stills, np.array([0, 1]), 2)
+    assert found.shape == (2, 4, 16)  # upper right: #7, narrowed; lower left: #8
+    assert found.nonzero().tolist() == [[1, 1, 6], [1, 1, 15], [1, 2, 7]] and found.sum() == 3
+    finer = embedders.place_targets(stills, np.array([1]), 3)
+    assert finer[0, 2].nonzero().flatten().tolist() == [6, 15]
 
 
 def test_the_place_task_listens_until_it_is_closed(twin):
     found, stills = twin("medclip"), flat_stills(2)
-    task = PlaceTask(found, stills)
-    fitted = fit_stills(found, stills)
+    task = embedders.PlaceTask(found, stills)
+    fitted = embedders.fit_stills(found, stills)
     assert fitted.shape == (2, 224, 224)
     assert np.array_equal(fitted[1], np.asarray(found.pixels.fit(stills.images[1]))[..., 0])
     pixels = found.pixels.tensor(fitted)
@@ -140,15 +123,10 @@ class Known:
 
 def test_retrieval_by_hand():
     # distinct texts at 0.1, 0.2, 0.3; the second picture is nearest to the wrong one
-    found = retrieval(Known(), [0.11, 0.29, 0.31], ["a", "bb", "ccc"])
+    found = embedders.retrieval(Known(), [0.11, 0.29, 0.31], ["a", "bb", "ccc"])
     assert found["top1"] == pytest.approx(2 / 3) and found["top5"] == 1
     assert found["chance_top1"] == pytest.approx(1 / 3) and found["n_texts"] == 3
-    twice = retrieval(Known(), [0.1, 0.1, 0.3], ["a", "a", "ccc"])
+    twice = embedders.retrieval(Known(), [0.1, 0.1, 0.3], ["a", "a", "ccc"])
     assert twice["top1"] == 1 and twice["n_texts"] == 2
-
-
-def test_refuses_too_little(twin):
-    with pytest.raises(ValueError, match="fewer than one batch"):
-        train_embedder(twin("medclip"), flat_stills(4), 1, batch_size=8)
     with pytest.raises(ValueError, match="one text a picture"):
-        retrieval(Known(), [0.1], ["a", "b"])
+        embedders.retrieval(Known(), [0.1], ["a", "b"])

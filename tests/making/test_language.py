@@ -8,19 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from cag_utils.making import language as lm
 from cag_utils.making.captions import write_caption
-from cag_utils.making.language import (
-    _hold_unwritten,
-    answer,
-    caption_loss,
-    collate,
-    encode_stills,
-    prompt_ids,
-    read_list,
-    score_blind_guess,
-    score_captions,
-    train_captions,
-)
 from cag_utils.making.stills import Stills
 from cag_utils.making.tower import to_pixels
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX, TURN, TWINS
@@ -33,20 +22,21 @@ def twin(request):
     return request.param, copy.deepcopy(model), processor
 
 
+def first_picture():
+    return Image.fromarray(toy_stills().images[0]).convert("RGB")
+
+
 def test_prompts_are_the_processors_own(twin):
-    stills = toy_stills()
     kind, _, processor = twin
     question = "この画像は左\n\nReport #11?"
-    picture = Image.fromarray(stills.images[0]).convert("RGB")
-    inputs = as_written(processor, kind, picture, question)
-    assert inputs["input_ids"][0].tolist() == prompt_ids(processor, question)
-    assert torch.allclose(inputs["pixel_values"], to_pixels(stills.images[:1]), atol=1e-6)
+    inputs = as_written(processor, kind, first_picture(), question)
+    assert inputs["input_ids"][0].tolist() == lm.prompt_ids(processor, question)
+    assert torch.allclose(inputs["pixel_values"], to_pixels(toy_stills().images[:1]), atol=1e-6)
 
 
 def test_batches_are_the_processors_own(twin):
-    stills = toy_stills()
     kind, _, processor = twin
-    batch = collate(processor, [("Where?", "LAD 7."), ("How tight is it there?", "90%")])
+    batch = lm.collate(processor, [("Where?", "LAD 7."), ("How tight is it there?", "90%")])
     tok = processor.tokenizer
     assert batch["attention_mask"].sum(1).tolist()[0] < batch["input_ids"].shape[1]
     answered = batch["input_ids"][0][batch["weight"][0] == 1]
@@ -57,27 +47,23 @@ def test_batches_are_the_processors_own(twin):
         assert not batch["weight"][images].any()
         return
     assert tok.decode(answered) == "LAD 7.<eos>"
-    picture = Image.fromarray(stills.images[0]).convert("RGB")
-    own = processor(
-        images=[[picture]], text=["<image>How tight is it there?"], suffix=["90%"],
-        return_tensors="pt",
-    )  # fmt: skip
+    asked = {"text": ["<image>How tight is it there?"], "suffix": ["90%"]}
+    own = processor(images=[[first_picture()]], **asked, return_tensors="pt")
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(own[name][0], batch[name][1])
 
 
 def test_the_cached_loss_is_the_models_own(twin):
-    stills = toy_stills()
-    kind, model, processor = twin
+    _, model, processor = twin
     model.eval()
-    batch = collate(processor, [("Where?", "LAD 7."), ("Side?", "LCA")])
+    batch = lm.collate(processor, [("Where?", "LAD 7."), ("Side?", "LCA")])
     batch["weight"] = (batch["weight"] == 1).float()  # the answer alone, as the class counts it
     labels = batch["input_ids"].masked_fill(batch["weight"] == 0, -100)
     inputs = {k: v for k, v in batch.items() if k != "weight"}
     with torch.no_grad():
-        pixels = to_pixels(stills.images[:2])
+        pixels = to_pixels(toy_stills().images[:2])
         tokens = model.model.vision_tower(pixel_values=pixels).last_hidden_state
-        cached = caption_loss(model, batch, tokens)
+        cached = lm.caption_loss(model, batch, tokens)
         own = model(**inputs, pixel_values=pixels, labels=labels).loss
     assert torch.allclose(cached, own, atol=1e-5)
 
@@ -92,10 +78,10 @@ def test_the_kinds_asked_for_train_the_language_model_and_leave_the_tower(twin, 
 
     monkeypatch.setattr("cag_utils.making.language.write_caption", heard)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    features = encode_stills(model.model.vision_tower, stills)
+    features = lm.encode_stills(model.model.vision_tower, stills)
     assert features.shape == (8, (IMAGE_PX // PATCH_PX) ** 2, 128)
     asked = ("side", "worst")
-    history = train_captions(model, processor, stills, features, 3, batch_size=4, kinds=asked)
+    history = lm.train_captions(model, processor, stills, features, 3, batch_size=4, kinds=asked)
     assert [row["step"] for row in history] == [0, 1, 2]
     assert set(kinds) == set(asked) and len(kinds) == 12
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -105,7 +91,7 @@ def test_the_kinds_asked_for_train_the_language_model_and_leave_the_tower(twin, 
 def test_answers_and_scores(twin, monkeypatch):
     stills = toy_stills()
     _, model, processor = twin
-    texts = answer(model, processor, ["Where?", "Which side is it?"], stills.images[:2], 3)
+    texts = lm.answer(model, processor, ["Where?", "Which side is it?"], stills.images[:2], 3)
     assert len(texts) == 2
     said = {"LCA": ["mid LAD: severe.", "left coronary artery (LCA)."], "RCA": ["none.", "RCA"]}
 
@@ -114,7 +100,7 @@ def test_answers_and_scores(twin, monkeypatch):
         return [said["LCA" if image[0, 0] == 60 else "RCA"][column] for image in images]
 
     monkeypatch.setattr("cag_utils.making.language.answer", scripted)
-    found = score_captions(model, processor, stills, "en")
+    found = lm.score_captions(model, processor, stills, "en")
     assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
     assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
 
@@ -126,35 +112,30 @@ def test_a_blind_guess_by_hand():
     lca = np.array([True, True, True, False, False])
     nothing = dict.fromkeys(("images", "angles", "counts", "points", "segments", "width_px"))
     made = Stills(**nothing, narrowed=None, grades=grades, lca=lca)
-    assert score_blind_guess(made) == 3 / 4
+    assert lm.score_blind_guess(made) == 3 / 4
     with pytest.raises(ValueError, match="nothing to guess"):
-        score_blind_guess(replace(made, grades=grades * 0))
+        lm.score_blind_guess(replace(made, grades=grades * 0))
 
 
-@pytest.mark.parametrize(
-    "text, read",
-    [
-        ("mid LAD: severe, proximal LCX: significant.", {7: 90, 11: 75}),
-        ("distal RCA branches: subtotal, left main: total occlusion.", {4: 99, 5: 100}),
-        ("左冠動脈主幹部：中等度。", {5: 50}),
-        ("none.", {}),
-        ("なし。", {}),
-        ("a vessel", None),
-    ],
-)
+@pytest.mark.parametrize("text, read", [
+    ("mid LAD: severe, proximal LCX: significant.", {7: 90, 11: 75}),
+    ("distal RCA branches: subtotal, left main: total occlusion.", {4: 99, 5: 100}),
+    ("左冠動脈主幹部：中等度。", {5: 50}),
+    ("none.", {}),
+    ("なし。", {}),
+    ("a vessel", None),
+])  # fmt: skip
 def test_lists_are_read_and_nonsense_is_not_health(text, read):
-    assert read_list(text) == read
+    assert lm.read_list(text) == read
 
 
 def test_words_that_a_batch_does_not_write_are_left_where_they_are():
     words = torch.randn(6, 4, requires_grad=True)
-    wanted = torch.tensor([2, 5, 2])
-    hidden = torch.randn(3, 4)
-    held = _hold_unwritten(words, wanted)
+    wanted, hidden = torch.tensor([2, 5, 2]), torch.randn(3, 4)
+    held = lm._hold_unwritten(words, wanted)
     torch.testing.assert_close(held, words)  # the scores are those of the whole vocabulary
     torch.nn.functional.cross_entropy(hidden @ held.T, wanted).backward()
-    moved = words.grad.abs().sum(1) > 0
-    assert moved.tolist() == [False, False, True, False, False, True]
+    assert words.grad.any(1).tolist() == [False, False, True, False, False, True]
     free = torch.randn(6, 4, requires_grad=True)  # the plain loss pushes every word
     torch.nn.functional.cross_entropy(hidden @ free.T, wanted).backward()
-    assert (free.grad.abs().sum(1) > 0).all()
+    assert free.grad.any(1).all()

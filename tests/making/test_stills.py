@@ -6,14 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cag_utils.making import stills as drawn
 from cag_utils.making.cnn import STREAM as SCENES
-from cag_utils.making.stills import (
-    FIRST_HELD_OUT_SEED,
-    FIRST_SEED,
-    cached_stills,
-    make_stills,
-    patch_labels,
-)
 from cag_utils.making.tower import move
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX
 from cag_utils.phantom.cohort import STREAMS
@@ -27,27 +21,24 @@ def three_by_three():
     points = [[2, 3], [4, 8], [9, 9], [15, 5], [25, 29], [-1, 5], [30, 5], [12, 12]]
     return replace(
         no_points(np.zeros((2, 30, 30), np.uint8), np.zeros((2, 15), np.uint8), np.ones(2, bool)),
-        counts=np.array([7, 1]),
-        points=np.array(points, np.float32),
+        counts=np.array([7, 1]), points=np.array(points, np.float32),
         segments=np.array([5, 6, 6, 6, 11, 13, 13, 9], np.uint8),
         width_px=np.array([3, 5, 4, 2, 1, 9, 9, 6], np.float32),
         narrowed=np.array([0, 0.2, 0.7, 0, 0.5, 1, 1, 0], np.float32),
-    )
+    )  # fmt: skip
 
 
 def test_patch_labels_by_hand():
-    found = patch_labels(three_by_three(), [0, 1], 3)
+    found = drawn.patch_labels(three_by_three(), [0, 1], 3)
     # two points of #6 outvote one of #5; what lies outside the picture counts nowhere
     assert found["segment"].tolist() == [[6, 6, 0, 0, 0, 0, 0, 0, 11], [0, 0, 0, 0, 9, 0, 0, 0, 0]]
     assert found["width_px"][0].tolist() == [5, 2, 0, 0, 0, 0, 0, 0, 1]
     np.testing.assert_allclose(found["narrowed"][0], [0.7, 0, 0, 0, 0, 0, 0, 0, 0.5])
-    alone = patch_labels(three_by_three(), [1], 3)
+    alone = drawn.patch_labels(three_by_three(), [1], 3)
     assert np.array_equal(alone["segment"][0], found["segment"][1])
-
-
-def test_labels_move_with_the_picture():
+    # and they move with the picture
     down = np.array([[[1.0, 0, 0], [0, 1, 10]]])  # ten pixels, one patch
-    found = patch_labels(three_by_three(), [0], 3, down)
+    found = drawn.patch_labels(three_by_three(), [0], 3, down)
     assert found["segment"].tolist() == [[0, 0, 0, 6, 6, 0, 0, 0, 0]]
 
 
@@ -69,7 +60,7 @@ def test_stills_know_their_lesions_and_vessels():
     assert stills.laterality(0) == "LCA" and stills.laterality(1) == "RCA"
     assert stills.lesions(1) == [{"segment": 2, "percent": 90, "artery": "RCA"}]
     middle = (IMAGE_PX // PATCH_PX) // 2 * (IMAGE_PX // PATCH_PX + 1)
-    found = patch_labels(stills, [0], IMAGE_PX // PATCH_PX)
+    found = drawn.patch_labels(stills, [0], IMAGE_PX // PATCH_PX)
     assert found["segment"][0, middle] == 7 and found["narrowed"][0, middle] == np.float32(0.9)
     assert stills.seen(0) == (5,)  # the bar; a point or two are no vessel
     facts = stills.facts(np.random.default_rng(0), 0)
@@ -78,9 +69,9 @@ def test_stills_know_their_lesions_and_vessels():
 
 
 def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
-    kept = cached_stills(tmp_path, 5, 2, 120)
-    again = cached_stills(tmp_path, 5, 2, 120)
-    fresh = make_stills([5, 6], 120)
+    kept = drawn.cached_stills(tmp_path, 5, 2, 120)
+    again = drawn.cached_stills(tmp_path, 5, 2, 120)
+    fresh = drawn.make_stills([5, 6], 120)
     for name in vars(kept):
         assert np.array_equal(getattr(kept, name), getattr(again, name))
         assert np.array_equal(getattr(kept, name), getattr(fresh, name))
@@ -95,4 +86,4 @@ def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
 def test_pretraining_patients_are_nobody_of_the_study():
     # the first word of every seed: two generators with another first word share nothing
     assert len({STREAM, SCENES, *STREAMS.values()}) == 4
-    assert FIRST_SEED + 1_000_000 < FIRST_HELD_OUT_SEED
+    assert drawn.FIRST_SEED + 1_000_000 < drawn.FIRST_HELD_OUT_SEED

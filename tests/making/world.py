@@ -25,25 +25,20 @@ def toy_still(seed, size_px, lesion=None, phase=0.0, wait_s=0.0):
     bar = [[column, row] for row in (36, 44) for column in range(2, size_px, 4)]
     trunk = 5 if side == "LCA" else 1
     return SimpleNamespace(
-        image=image,
-        laterality=side,
-        lesions=lesions,
+        image=image, laterality=side, lesions=lesions, primary_deg=30.0, secondary_deg=-20.0,
         points=np.array([[middle, middle], [-4, 2], *bar], np.float32),
         segments=np.array([lesions[0]["segment"], 3, *[trunk] * len(bar)]),
         width_px=np.array([4.0, 9.0, *[2.0] * len(bar)], np.float32),
         narrowed=np.array([0.9, 0.5, *[0.0] * len(bar)], np.float32),
-        primary_deg=30.0,
-        secondary_deg=-20.0,
-    )
+    )  # fmt: skip
 
 
 def no_points(images, grades, lca) -> Stills:
     """Stills of which no vessel is known."""
     none, n = np.empty(0, np.float32), len(images)
     angles, counts = np.full((n, 2), 30, np.float32), np.zeros(n, int)
-    return Stills(
-        images, grades, lca, angles, counts, none.reshape(0, 2), none.astype(np.uint8), none, none
-    )
+    points, segments = none.reshape(0, 2), none.astype(np.uint8)
+    return Stills(images, grades, lca, angles, counts, points, segments, none, none)
 
 
 @functools.cache

@@ -5,22 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cag_utils.phantom.anatomy import lesions as disease
 from cag_utils.phantom.anatomy.atlas import RCA_OSTIUM_MM, spherical_mm
 from cag_utils.phantom.anatomy.curves import march_epicardium, resample, smooth, waves
 from cag_utils.phantom.anatomy.growth import grow_tree
-from cag_utils.phantom.anatomy.lesions import (
-    GRADE_WEIGHTS,
-    NEVER_OCCLUDED,
-    downstream,
-    draw_lesions,
-    narrow,
-)
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from cag_utils.segments import artery_of, laterality_of
+from tests.phantom.world import rng
 
 
 def tree(seed, laterality, dominance="right", **more):
-    return grow_tree(np.random.default_rng(seed), laterality, dominance, **more)
+    return grow_tree(rng(seed), laterality, dominance, **more)
 
 
 @cache
@@ -35,13 +30,11 @@ def test_polar_coordinates_by_hand():
     np.testing.assert_allclose(got, [[0, 0, 10], [10, 0, 0], [0, 10, 0]], atol=1e-12)
 
 
-def test_a_right_dominant_heart_has_its_segments_and_no_left_posterior_descending():
-    left, right = tree(0, "LCA"), tree(0, "RCA")
-    assert set(left.segment) == set(range(5, 15))
-    assert set(right.segment) == {1, 2, 3, 4}
-
-
 def test_dominance_decides_who_supplies_the_posterior_descending_artery():
+    left, right = tree(0, "LCA"), tree(0, "RCA")
+    assert set(left.segment) == set(range(5, 15)) and set(right.segment) == {1, 2, 3, 4}
+    for one, ostium_mm in ((left, 0), (right, RCA_OSTIUM_MM)):
+        np.testing.assert_allclose(one.points[0], ostium_mm, atol=1e-9)
     assert 15 in tree(1, "LCA", "left").segment
     assert 4 not in tree(1, "RCA", "left").segment
     assert 15 not in tree(1, "LCA", "balanced").segment
@@ -70,11 +63,6 @@ def test_women_have_arteries_nine_percent_smaller():
     np.testing.assert_allclose(woman.radius[main], 0.91 * man.radius[main], atol=1e-8)
 
 
-def test_the_ostia_lie_where_the_atlas_says():
-    np.testing.assert_allclose(tree(4, "LCA").points[0], 0, atol=1e-9)
-    np.testing.assert_allclose(tree(4, "RCA").points[0], RCA_OSTIUM_MM, atol=1e-9)
-
-
 @given(
     st.integers(0, 10_000),
     st.sampled_from(["LCA", "RCA"]),
@@ -92,18 +80,6 @@ def test_every_tree_is_connected_finite_and_positive(seed, laterality, dominance
         assert attached < first
         assert grown.path_mm[first] == pytest.approx(grown.path_mm[attached])
     assert all(laterality_of(int(s)) == laterality for s in np.unique(grown.segment))
-
-
-@pytest.mark.parametrize(
-    ("call", "match"),
-    [
-        (lambda: tree(0, "LAD"), "laterality must be one of"),
-        (lambda: tree(0, "LCA", "both"), "dominance must be one of"),
-    ],
-)
-def test_bad_trees_are_refused(call, match):
-    with pytest.raises(ValueError, match=match):
-        call()
 
 
 def test_a_cubic_through_points_of_a_line_stays_on_it():
@@ -140,41 +116,46 @@ def test_a_march_over_the_heart_keeps_its_step_and_leaves_a_cylinder_tangentiall
 
 def test_a_total_occlusion_closes_everything_beyond_it_and_nothing_else():
     healthy = tree(8, "RCA")
-    sick, lesion = narrow(np.random.default_rng(2), healthy, 2, 100)
+    sick, lesion = disease.narrow(rng(2), healthy, 2, 100)
     assert healthy.open.all()
-    np.testing.assert_array_equal(~sick.open, downstream(healthy, lesion.index))
+    np.testing.assert_array_equal(~sick.open, disease.downstream(healthy, lesion.index))
     posterior = healthy.branch == healthy.names.index("PD")
     conus = healthy.branch == healthy.names.index("CB")
     assert not sick.open[posterior].any() and sick.open[conus].all()
-    open_sick, _ = narrow(np.random.default_rng(2), healthy, 2, 99)
+    open_sick, _ = disease.narrow(rng(2), healthy, 2, 99)
     assert open_sick.open.all()
 
 
 @given(st.integers(0, 5_000))
 @settings(max_examples=60, deadline=None)
 def test_drawn_lesions_are_distinct_graded_and_at_most_two_a_side(seed):
-    lesions = draw_lesions(np.random.default_rng(seed), (0.1, 0.2, 0.3, 0.4), "right")
+    lesions = disease.draw_lesions(rng(seed), (0.1, 0.2, 0.3, 0.4), "right")
     segments = [x["segment"] for x in lesions]
     assert segments == sorted(set(segments)) and len(lesions) <= 3
     for side in ("LCA", "RCA"):
         assert sum(laterality_of(s) == side for s in segments) <= 2
     for x in lesions:
-        assert x["percent"] in GRADE_WEIGHTS and x["artery"] == artery_of(x["segment"])
-        assert x["percent"] < 100 or x["segment"] not in NEVER_OCCLUDED
+        assert x["percent"] in disease.GRADE_WEIGHTS and x["artery"] == artery_of(x["segment"])
+        assert x["percent"] < 100 or x["segment"] not in disease.NEVER_OCCLUDED
 
 
-def test_lesion_shares_must_add_up():
-    with pytest.raises(ValueError, match="must add up to 1"):
-        draw_lesions(np.random.default_rng(0), (0.5, 0.4), "right")
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: tree(0, "LAD"), "laterality must be one of"),
+    (lambda: tree(0, "LCA", "both"), "dominance must be one of"),
+    (lambda: disease.draw_lesions(rng(), (0.5, 0.4), "right"), "must add up to 1"),
+])  # fmt: skip
+def test_bad_trees_and_shares_are_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
 
 
 def test_a_patients_lesions_sit_in_the_right_trees():
     for seed in range(12):
-        rng = np.random.default_rng(seed)
-        subject = draw_subject(rng, (0.0, 0.0, 0.5, 0.5))
+        generator = rng(seed)
+        subject = draw_subject(generator, (0.0, 0.0, 0.5, 0.5))
         placed = []
         for side in ("LCA", "RCA"):
-            grown, lesions = diseased_tree(rng, subject, side)
+            grown, lesions = diseased_tree(generator, subject, side)
             placed += [x.as_dict() for x in lesions]
             assert all(grown.segment[x.index] == x.segment for x in lesions)
         assert sorted(placed, key=str) == sorted(subject.lesions, key=str)

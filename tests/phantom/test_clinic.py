@@ -3,22 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cag_utils import segments
 from cag_utils.phantom.clinic import phrases
 from cag_utils.phantom.clinic.findings import PLANS, decide_plan, decision_table, write_findings
 from cag_utils.phantom.clinic.patients import PREVALENCE, Record, draw_record
 from cag_utils.scores import lexicon
-from cag_utils.segments import (
-    AHA_SEGMENTS,
-    ARTERIES,
-    GRADES,
-    artery_of,
-    check_lesion,
-    laterality_of,
-    segments_of,
-)
 
 lesion_st = st.fixed_dictionaries(
-    {"segment": st.integers(1, 15), "percent": st.sampled_from(GRADES)}
+    {"segment": st.integers(1, 15), "percent": st.sampled_from(segments.GRADES)}
 )
 lesions_st = st.lists(lesion_st, max_size=4, unique_by=lambda x: x["segment"])
 seed_st = st.integers(0, 2**32 - 1)
@@ -67,49 +59,41 @@ def test_worse_disease_shows_in_the_record_but_does_not_settle_it():
     assert 0.15 < shares[25] < 0.25 and 0.54 < shares[90] < 0.66
 
 
-def test_risk_factors_do_not_exclude_each_other():
-    rng = np.random.default_rng(2)
+def test_risk_factors_appear_as_often_as_they_should_and_do_not_exclude_each_other():
+    rng = np.random.default_rng(1)
     drawn = [set(draw_record(rng, [], "M").risk_factors) for _ in range(2000)]
+    share = np.mean(["hypertension" in risks for risks in drawn])
+    # 2000 draws: standard error 0.011; the cap of five factors removes only a little
+    assert abs(share - PREVALENCE["hypertension"]) < 0.04
     assert sum("hemodialysis" in risks for risks in drawn) > 60
     for one, other in (("ckd", "hemodialysis"), ("smoking", "ex_smoking")):
         assert not [risks for risks in drawn if {one, other} <= risks]
     assert max(map(len, drawn)) == 5
 
 
-def test_a_risk_factor_appears_about_as_often_as_it_should():
-    rng = np.random.default_rng(1)
-    drawn = [draw_record(rng, [], "M") for _ in range(2000)]
-    share = np.mean(["hypertension" in r.risk_factors for r in drawn])
-    # 2000 draws: standard error 0.011; the cap of five factors removes only a little
-    assert abs(share - PREVALENCE["hypertension"]) < 0.04
-
-
-@pytest.mark.parametrize(
-    "lesions, patient, plan",
-    [
-        ([], record(), "none"),
-        ([], record("stemi"), "none"),
-        ([lesion(6, 25)], record(), "medical"),
-        ([lesion(5, 25), lesion(11, 50)], record("stemi"), "medical"),
-        ([lesion(7, 75)], record(), "functional"),
-        ([lesion(7, 75)], record("stemi"), "functional"),
-        ([lesion(7, 90)], record(), "pci"),
-        ([lesion(2, 99), lesion(1, 75)], record(), "pci"),
-        ([lesion(7, 90)], record("stemi"), "emergency_pci"),
-        ([lesion(2, 100)], record("nstemi"), "emergency_pci"),
-        ([lesion(5, 90)], record("stemi"), "emergency_pci"),
-        ([lesion(2, 100)], record(), "cto"),
-        ([lesion(5, 50)], record(), "heart_team"),
-        ([lesion(5, 50), lesion(7, 100)], record(), "heart_team"),
-        ([lesion(6, 75), lesion(13, 75)], record(), "heart_team"),
-        ([lesion(7, 90), lesion(13, 75)], record(), "pci"),  # not the proximal LAD
-        ([lesion(6, 90), lesion(13, 50)], record(), "pci"),
-        ([lesion(7, 75)], record(history=("cabg",)), "context"),
-        ([lesion(5, 50)], record(risk_factors=("hemodialysis",)), "context"),
-        ([lesion(2, 100)], record("stemi", history=("cabg",)), "emergency_pci"),
-        ([lesion(2, 50)], record(history=("cabg",)), "medical"),
-    ],
-)
+@pytest.mark.parametrize("lesions, patient, plan", [
+    ([], record(), "none"),
+    ([], record("stemi"), "none"),
+    ([lesion(6, 25)], record(), "medical"),
+    ([lesion(5, 25), lesion(11, 50)], record("stemi"), "medical"),
+    ([lesion(7, 75)], record(), "functional"),
+    ([lesion(7, 75)], record("stemi"), "functional"),
+    ([lesion(7, 90)], record(), "pci"),
+    ([lesion(2, 99), lesion(1, 75)], record(), "pci"),
+    ([lesion(7, 90)], record("stemi"), "emergency_pci"),
+    ([lesion(2, 100)], record("nstemi"), "emergency_pci"),
+    ([lesion(5, 90)], record("stemi"), "emergency_pci"),
+    ([lesion(2, 100)], record(), "cto"),
+    ([lesion(5, 50)], record(), "heart_team"),
+    ([lesion(5, 50), lesion(7, 100)], record(), "heart_team"),
+    ([lesion(6, 75), lesion(13, 75)], record(), "heart_team"),
+    ([lesion(7, 90), lesion(13, 75)], record(), "pci"),  # not the proximal LAD
+    ([lesion(6, 90), lesion(13, 50)], record(), "pci"),
+    ([lesion(7, 75)], record(history=("cabg",)), "context"),
+    ([lesion(5, 50)], record(risk_factors=("hemodialysis",)), "context"),
+    ([lesion(2, 100)], record("stemi", history=("cabg",)), "emergency_pci"),
+    ([lesion(2, 50)], record(history=("cabg",)), "medical"),
+])  # fmt: skip
 def test_the_decision_table(lesions, patient, plan):
     assert decide_plan(patient, lesions) == plan
     assert decide_plan(patient, lesions[::-1]) == plan
@@ -128,48 +112,20 @@ def test_findings_follow_the_papers_format():
     clean = write_findings([], "RCA", "none")
     assert clean["en"].startswith("No significant stenosis in the RCA. ")
     assert clean["ja"].startswith("RCAに有意狭窄は認めません。")
-
-
-def test_several_lesions_get_a_sentence_each_by_number():
-    found = write_findings([lesion(11, 90), lesion(5, 50)], "LCA", "heart_team")
-    assert found["en"].startswith("LM #5 shows 50% stenosis. LCX #11 shows 90% stenosis. ")
-    assert found["ja"].startswith("LMT #5に50%の狭窄が確認できます。LCX #11に90%の狭窄が")
-
-
-@pytest.mark.parametrize(
-    "arguments, match",
-    [
-        (([], "left", "none"), "LCA or RCA .* got 'left'"),
-        (([], "LCA", "pray"), "got 'LCA' and 'pray'"),
-        (([lesion(2, 75)], "LCA", "functional"), "an injection of the LCA does not show"),
-        (([lesion(2, 80)], "RCA", "functional"), "stenosis grades are .* got 80"),
-        (([{"segment": 2}], "RCA", "functional"), r"lacks \['percent'\]"),
-        (([lesion(2, 75) | {"artery": "LAD"}], "RCA", "pci"), "#2 belongs to the RCA, not 'LAD'"),
-    ],
-)
-def test_findings_refuse(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        write_findings(*arguments)
-
-
-def test_refuses_an_unknown_sex_and_malformed_lesions():
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="sex must be M or F, got 'X'"):
-        draw_record(rng, [], "X")
-    with pytest.raises(ValueError, match="grades"):
-        draw_record(rng, [lesion(1, 80)], "M")
-    with pytest.raises(ValueError, match="grades"):
-        decide_plan(record(), [lesion(1, 0)])
-
-
-def test_the_plans_and_the_readers_plans_are_the_same():
-    assert set(PLANS) == set(lexicon.PLANS) == set(lexicon.PLAN_PRIORITY)
+    both = write_findings([lesion(11, 90), lesion(5, 50)], "LCA", "heart_team")  # by number
+    assert both["en"].startswith("LM #5 shows 50% stenosis. LCX #11 shows 90% stenosis. ")
+    assert both["ja"].startswith("LMT #5に50%の狭窄が確認できます。LCX #11に90%の狭窄が")
 
 
 def test_phrases_cover_what_a_record_may_hold():
     assert set(phrases.RISK_FACTORS) == set(PREVALENCE)
     rng = np.random.default_rng(3)
-    drawn = [draw_record(rng, [lesion(1, p)], s) for p in GRADES for s in "MF" for _ in range(200)]
+    drawn = [
+        draw_record(rng, [lesion(1, p)], s)
+        for p in segments.GRADES
+        for s in "MF"
+        for _ in range(200)
+    ]
     assert {r.indication for r in drawn} == set(phrases.INDICATIONS)
     assert {test for r in drawn for test in r.tests} == set(phrases.TESTS)
     assert {drug for r in drawn for drug in r.drugs} == set(phrases.DRUGS)
@@ -180,6 +136,7 @@ def test_phrases_cover_what_a_record_may_hold():
 
 def test_the_printed_decision_table_is_cited_and_marked_as_a_teaching_rule():
     table = decision_table()
+    assert set(PLANS) == set(lexicon.PLANS) == set(lexicon.PLAN_PRIORITY)  # written and read
     assert set(table["plan"]) == set(PLANS) and table["plan"].is_unique
     assert table["note"].str.contains("Teaching rule").all()
     assert table["note"].str.contains("not a treatment recommendation").all()
@@ -188,25 +145,38 @@ def test_the_printed_decision_table_is_cited_and_marked_as_a_teaching_rule():
 
 
 def test_segments_hand_worked():
-    owners = {n: artery_of(n) for n in (1, 4, 5, 6, 10, 11, 15)}
+    owners = {n: segments.artery_of(n) for n in (1, 4, 5, 6, 10, 11, 15)}
     expected = ("RCA", "RCA", "LM", "LAD", "LAD", "LCX", "LCX")
-    assert tuple(owners.values()) == expected and len(AHA_SEGMENTS) == 15
-    assert [laterality_of(n) for n in (4, 5, 15)] == ["RCA", "LCA", "LCA"]
-    assert segments_of("RCA") == (1, 2, 3, 4) and segments_of("LCA") == tuple(range(5, 16))
-    assert {s.artery for s in AHA_SEGMENTS.values()} == set(ARTERIES)
+    assert tuple(owners.values()) == expected and len(segments.AHA_SEGMENTS) == 15
+    assert [segments.laterality_of(n) for n in (4, 5, 15)] == ["RCA", "LCA", "LCA"]
+    assert segments.segments_of("RCA") == (1, 2, 3, 4) and segments.segments_of("LCA") == tuple(
+        range(5, 16)
+    )
+    assert {s.artery for s in segments.AHA_SEGMENTS.values()} == set(segments.ARTERIES)
     arcade = "1 2 3 4 16 16a 16b 16c 5 6 7 8 9 9a 10 10a 11 12 12a 12b 13 14 14a 14b 15".split()
-    assert sorted(label for s in AHA_SEGMENTS.values() for label in s.syntax) == sorted(arcade)
+    assert sorted(label for s in segments.AHA_SEGMENTS.values() for label in s.syntax) == sorted(
+        arcade
+    )
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: artery_of(0), "numbered 1 to 15, got 0"),
-        (lambda: laterality_of(16), "numbered 1 to 15, got 16"),
-        (lambda: segments_of("left"), "must be LCA or RCA, got 'left'"),
-        (lambda: check_lesion({"percent": 75}), r"lacks \['segment'\]"),
-    ],
-)
-def test_segments_refuse(call, match):
+FOREIGN = [lesion(2, 75) | {"artery": "LAD"}]
+
+
+@pytest.mark.parametrize("call, match", [
+    (lambda: write_findings([], "left", "none"), "LCA or RCA .* got 'left'"),
+    (lambda: write_findings([], "LCA", "pray"), "got 'LCA' and 'pray'"),
+    (lambda: write_findings([lesion(2, 75)], "LCA", "pci"), "injection of the LCA does not show"),
+    (lambda: write_findings([lesion(2, 80)], "RCA", "pci"), "stenosis grades are .* got 80"),
+    (lambda: write_findings([{"segment": 2}], "RCA", "pci"), r"lacks \['percent'\]"),
+    (lambda: write_findings(FOREIGN, "RCA", "pci"), "#2 belongs to the RCA, not 'LAD'"),
+    (lambda: draw_record(np.random.default_rng(0), [], "X"), "sex must be M or F, got 'X'"),
+    (lambda: draw_record(np.random.default_rng(0), [lesion(1, 80)], "M"), "grades"),
+    (lambda: decide_plan(record(), [lesion(1, 0)]), "grades"),
+    (lambda: segments.artery_of(0), "numbered 1 to 15, got 0"),
+    (lambda: segments.laterality_of(16), "numbered 1 to 15, got 16"),
+    (lambda: segments.segments_of("left"), "must be LCA or RCA, got 'left'"),
+    (lambda: segments.check_lesion({"percent": 75}), r"lacks \['segment'\]"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()

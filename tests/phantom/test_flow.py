@@ -5,30 +5,19 @@ import pytest
 
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import SLOWING, downstream, fill_backwards, narrow
-from cag_utils.phantom.imaging.contrast import (
-    COLLATERAL_STRENGTH,
-    NEVER,
-    SPEED_MM_S,
-    Injection,
-    arrival_s,
-    beds,
-    concentration,
-    inlet,
-)
+from cag_utils.phantom.imaging import contrast
+from cag_utils.phantom.imaging.contrast import arrival_s, concentration
 from cag_utils.phantom.imaging.pose import pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.labels import VISIBLE
 from cag_utils.phantom.subject import draw_subject
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
+from tests.phantom.world import quiet, rng
 
 
 def bolus(laterality="LCA", **changes):
-    usual = Injection(0.0, 9.0, 1.0, SPEED_MM_S[laterality], 0.55 if laterality == "LCA" else 0.15)
-    return replace(usual, **changes)
+    speed, pulsatility = contrast.SPEED_MM_S[laterality], 0.55 if laterality == "LCA" else 0.15
+    return replace(contrast.Injection(0.0, 9.0, 1.0, speed, pulsatility), **changes)
 
 
 def end_of(tree, *names):
@@ -65,12 +54,13 @@ def test_flow_slows_behind_a_tight_stenosis_by_hand(percent, slower):
     healthy = grow_tree(rng(1), "LCA")
     sick, lesion = narrow(rng(1), healthy, 6, percent, "focal", 0.0)
     last = end_of(healthy, "LAD")
-    beyond = healthy.path_mm[last] - healthy.path_mm[lesion.index]
     before = healthy.path_mm[lesion.index]
-    assert arrival_s(sick, 100.0)[last] == pytest.approx((before + slower * beyond) / 100)
-    assert arrival_s(sick, 100.0)[lesion.index] == pytest.approx(before / 100)
+    beyond = healthy.path_mm[last] - before
+    got, usual = arrival_s(sick, 100.0), arrival_s(healthy, 100.0)
+    assert got[last] == pytest.approx((before + slower * beyond) / 100)
+    assert got[lesion.index] == pytest.approx(before / 100)
     other = healthy.branch == healthy.names.index("LCX")
-    np.testing.assert_array_equal(arrival_s(sick, 100.0)[other], arrival_s(healthy, 100.0)[other])
+    np.testing.assert_array_equal(got[other], usual[other])
 
 
 def test_a_ninety_nine_percent_stenosis_fills_clearly_late():
@@ -95,7 +85,7 @@ def occluded(collateral, segment=7, side="LCA"):
 def test_nothing_passes_an_occlusion_without_collaterals():
     sick, lesion = occluded(False)
     behind = downstream(sick, lesion.index)
-    assert (arrival_s(sick, 150.0)[behind] == NEVER).all()
+    assert (arrival_s(sick, 150.0)[behind] == contrast.NEVER).all()
     flow = bolus()
     filled = concentration(np.linspace(0, 6, 60), sick, flow)
     assert filled[:, behind].max() == 0 and filled[-1, ~behind].min() > 0.9
@@ -103,15 +93,13 @@ def test_nothing_passes_an_occlusion_without_collaterals():
 
 def test_collaterals_fill_the_far_end_first_late_and_faintly():
     sick, lesion = occluded(True)
-    behind = np.flatnonzero(
-        downstream(sick, lesion.index) & (sick.branch == sick.branch[lesion.index])
-    )
-    arrival = arrival_s(sick, SPEED_MM_S["LCA"])
+    own = sick.branch == sick.branch[lesion.index]
+    behind = np.flatnonzero(downstream(sick, lesion.index) & own)
+    arrival = arrival_s(sick, contrast.SPEED_MM_S["LCA"])
     assert (np.diff(arrival[behind]) < 0).all()  # towards the occlusion it comes later
-    open_main = sick.main & sick.open
-    assert arrival[behind].min() > arrival[open_main].max()
-    filled = concentration(np.linspace(0, 8, 80), sick, bolus())
-    assert 0.8 * COLLATERAL_STRENGTH < filled[:, behind].max() <= COLLATERAL_STRENGTH
+    assert arrival[behind].min() > arrival[sick.main & sick.open].max()
+    strongest = concentration(np.linspace(0, 8, 80), sick, bolus())[:, behind].max()
+    assert 0.8 * contrast.COLLATERAL_STRENGTH < strongest <= contrast.COLLATERAL_STRENGTH
     assert not sick.open[behind].any()
 
 
@@ -131,22 +119,21 @@ def test_a_bed_of_no_points_stays_as_it_is():
 
 
 def test_every_reached_point_lies_in_exactly_one_bed_and_washes_out_later_farther_away():
-    sick, _ = occluded(True)
-    groups = beds(sick, 2.0)
-    np.testing.assert_array_equal(sum(bed.points.astype(int) for bed in groups), 1)
-    without, lesion = occluded(False)
-    np.testing.assert_array_equal(
-        sum(bed.points.astype(int) for bed in beds(without, 2.0)),
-        ~downstream(without, lesion.index),
-    )
+    for collateral in (True, False):
+        sick, lesion = occluded(collateral)
+        count = sum(bed.points.astype(int) for bed in contrast.beds(sick, 2.0))
+        np.testing.assert_array_equal(count, collateral | ~downstream(sick, lesion.index))
     flow = bolus(duration_s=2.0, pulsatility=0.0)
     tree = grow_tree(rng(3), "LCA")
-    near, far = 0, end_of(tree, "LAD")
     arrival = arrival_s(tree, flow.speed_mm_s)
-    left = [concentration(arrival[[p]] + 2.5, tree, flow)[0, p] for p in (near, far)]
+    near, far = (
+        concentration(arrival[[p]] + 2.5, tree, flow)[0, p] for p in (0, end_of(tree, "LAD"))
+    )
     # half a second after the bolus passed; the ostium's bed is centred at 15 mm: 0.55 + 0.03 s
-    assert left[0] == pytest.approx(np.exp(-0.5 / 0.58), abs=1e-3) and left[1] > left[0] + 0.1
-    assert left[0] == pytest.approx(float(inlet(np.array(2.5), 2.0, washout_s=0.58)), abs=1e-3)
+    assert near == pytest.approx(np.exp(-0.5 / 0.58), abs=1e-3) and far > near + 0.1
+    assert near == pytest.approx(
+        float(contrast.inlet(np.array(2.5), 2.0, washout_s=0.58)), abs=1e-3
+    )
 
 
 def test_the_picture_darkens_where_and_when_the_truth_says():
@@ -155,8 +142,7 @@ def test_the_picture_darkens_where_and_when_the_truth_says():
     shot = draw_shot(rng(0), subject, sick, n_frames=60, frame_rate=15.0, size_px=192, view="LAO")
     flow = replace(shot.injection, start_s=0.2, duration_s=4.0, strength=1.1)
     look = replace(shot.look, photons=1e9, gain=110.0, level=150.0, sharpen=0.0, curve=1.0)
-    shot = replace(shot, injection=flow, look=look, phase=0.78, rr_s=1e6, breath_mm=0.0, blush=0.0,
-                   pan_px=np.zeros((60, 2)), reflux=0.0, guide_wire=False)  # fmt: skip
+    shot = quiet(shot, injection=flow, look=look, phase=0.78, rr_s=1e6)
     pose = pose_tree(sick, shot)
     frames, truth = film(rng(2), subject, sick, shot, pose)
     behind = downstream(sick, lesion.index) & (sick.order == 0) & (sick.radius > 0.8)

@@ -12,25 +12,16 @@ from sklearn.preprocessing import StandardScaler
 
 from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.anatomy.lesions import narrow
+from cag_utils.phantom.imaging import hardware
 from cag_utils.phantom.imaging.carm import CArm, aim, draw_carm
 from cag_utils.phantom.imaging.chest import draw_backdrop, draw_body
-from cag_utils.phantom.imaging.hardware import (
-    Hardware,
-    draw_hardware,
-    fixed_strands,
-    guide_wire,
-    lead_strands,
-    stent_pieces,
-)
+from cag_utils.phantom.imaging.hardware import Hardware
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.imaging.ventricle import HALF_AXES_MM, SHORTENING, cavity_depth
 from cag_utils.phantom.subject import draw_subject
 from cag_utils.segments import AHA_SEGMENTS
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
+from tests.phantom.world import rng
 
 
 @pytest.mark.parametrize("side", ["LCA", "RCA"])
@@ -46,7 +37,11 @@ def test_every_point_has_a_syntax_name_of_its_aha_segment(side, dominance):
                 assert set(tree.syntax[tree.branch == tree.names.index(branch)]) == {name}
 
 
-def test_a_larger_heart_has_longer_vessels_of_the_same_calibre():
+def test_a_heart_placed_larger_or_turned_keeps_its_calibre_its_ostium_and_its_distances():
+    tree = grow_tree(rng(3), "RCA")
+    turned = tree.placed(1.0, (0, 0, 90))  # about the front axis: left becomes head
+    away, moved = tree.points - tree.points[0], turned.points - tree.points[0]
+    np.testing.assert_allclose(moved, away[:, [1, 0, 2]] * [-1, 1, 1], atol=1e-9)
     tree = grow_tree(rng(2), "LCA")
     large = tree.placed(1.2, (0, 0, 0))
     np.testing.assert_allclose(large.points, 1.2 * tree.points, atol=1e-8)  # the ostium is 0
@@ -56,22 +51,12 @@ def test_a_larger_heart_has_longer_vessels_of_the_same_calibre():
         tree.placed(0, (0, 0, 0))
 
 
-def test_a_turned_heart_keeps_its_ostium_and_all_distances():
-    tree = grow_tree(rng(3), "RCA")
-    turned = tree.placed(1.0, (0, 0, 90))  # about the front axis: left becomes head
-    away = tree.points - tree.points[0]
-    np.testing.assert_allclose(turned.points[0], tree.points[0])
-    np.testing.assert_allclose(
-        turned.points - tree.points[0], away[:, [1, 0, 2]] * [-1, 1, 1], atol=1e-9
-    )
-
-
 def test_history_decides_what_a_patient_carries():
-    none = [draw_hardware(rng(seed), surgery=False, stented=False) for seed in range(40)]
+    none = [hardware.draw_hardware(rng(seed), surgery=False, stented=False) for seed in range(40)]
     assert {h.sternal_wires for h in none} == {0} == {h.stents for h in none}
-    both = [draw_hardware(rng(seed), surgery=True, stented=True) for seed in range(40)]
+    both = [hardware.draw_hardware(rng(seed), surgery=True, stented=True) for seed in range(40)]
     assert min(h.sternal_wires for h in both) >= 4 and min(h.stents for h in both) >= 1
-    drawn = [draw_hardware(rng(seed)) for seed in range(400)]
+    drawn = [hardware.draw_hardware(rng(seed)) for seed in range(400)]
     assert 0.02 < np.mean([h.sternal_wires > 0 for h in drawn]) < 0.12
 
 
@@ -80,29 +65,24 @@ def test_metal_darkens_the_picture_where_it_lies():
     plain = draw_backdrop(rng(5), view, draw_body(rng(6)), 12)
     wired = draw_backdrop(rng(5), view, draw_body(rng(6)), 12, Hardware(sternal_wires=6))
     added = wired - plain
-    assert added.min() > -1e-5 and added.max() > 0.3
-    assert (added > 0.05).mean() < 0.05
-    strands = fixed_strands(Hardware(sternal_wires=5, electrodes=2), 1.0)
-    assert len(strands) == 5 + 2 * 2
+    assert added.min() > -1e-5 and added.max() > 0.3 and (added > 0.05).mean() < 0.05
+    assert len(hardware.fixed_strands(Hardware(sternal_wires=5, electrodes=2), 1.0)) == 5 + 2 * 2
+    leads = hardware.lead_strands(Hardware(leads=2))
+    assert len(leads) == 2
+    for lead in leads:  # only the tip beats with the heart
+        assert lead.hold[0] == 0 and lead.hold[-1] == 1 and (np.diff(lead.hold) >= 0).all()
 
 
 def test_metal_lies_in_the_same_place_in_every_cine_of_a_patient():
     tree = grow_tree(rng(4), "LCA")
     one, other = Hardware(4, 1, 1, 2, seed=7), Hardware(4, 1, 1, 2, seed=8)
-    for draw in (lead_strands, lambda h: fixed_strands(h, 1.0)):
+    for draw in (hardware.lead_strands, lambda h: hardware.fixed_strands(h, 1.0)):
         first, again, strange = draw(one), draw(one), draw(other)
         assert all((a.points == b.points).all() for a, b in zip(first, again, strict=True))
         assert not (first[0].points[:5] == strange[0].points[:5]).all()
-    first, again = ([p.tolist() for p in stent_pieces(one, tree)] for _ in range(2))
+    first, again = ([p.tolist() for p in hardware.stent_pieces(one, tree)] for _ in range(2))
     assert first == again
-    assert one.seed != draw_hardware(rng(1)).seed != draw_hardware(rng(2)).seed
-
-
-def test_leads_end_in_the_heart_and_only_their_tip_beats():
-    leads = lead_strands(Hardware(leads=2))
-    assert len(leads) == 2
-    for lead in leads:
-        assert lead.hold[0] == 0 and lead.hold[-1] == 1 and (np.diff(lead.hold) >= 0).all()
+    assert one.seed != hardware.draw_hardware(rng(1)).seed != hardware.draw_hardware(rng(2)).seed
 
 
 @pytest.mark.parametrize("side", ["LCA", "RCA"])
@@ -110,16 +90,16 @@ def test_a_guide_wire_runs_on_from_the_ostium_and_stops_at_an_occlusion(side):
     segment = 7 if side == "LCA" else 2
     tree, _ = narrow(rng(3), grow_tree(rng(3), side), segment, 100)
     for seed in range(6):
-        way = guide_wire(rng(seed), tree)
+        way = hardware.guide_wire(rng(seed), tree)
         assert tree.open[way].all() and tree.path_mm[way[0]] < 2
         assert (np.diff(tree.path_mm[way]) >= 0).all()
-        steps = np.linalg.norm(np.diff(tree.points[way], axis=0), axis=1)
-        assert steps.max() < 6
+        assert np.linalg.norm(np.diff(tree.points[way], axis=0), axis=1).max() < 6
 
 
 def test_stents_are_short_pieces_of_main_vessels():
     tree = grow_tree(rng(4), "LCA")
-    pieces = [p for seed in range(10) for p in stent_pieces(Hardware(stents=2, seed=seed), tree)]
+    carried = [Hardware(stents=2, seed=seed) for seed in range(10)]
+    pieces = [piece for metal in carried for piece in hardware.stent_pieces(metal, tree)]
     assert len(pieces) > 10
     for piece in pieces:
         length = tree.path_mm[piece[-1]] - tree.path_mm[piece[0]]
@@ -127,46 +107,38 @@ def test_stents_are_short_pieces_of_main_vessels():
         assert {tree.names[b] for b in tree.branch[piece]} <= {"LAD", "LCX"}
 
 
-def shoot(kind, seed=0, side="LCA", subject_change=None, shot_change=None, n_frames=20):
+def shoot(kind, seed, n_frames, metal=None, **shot_change):
     generator = rng(seed)
     subject = draw_subject(generator, (1.0,))
-    subject = replace(subject, **subject_change or {})
-    tree = grow_tree(generator, side, subject.dominance)
+    subject = replace(subject, hardware=metal or subject.hardware)
+    tree = grow_tree(generator, "LCA", subject.dominance)
     shot = draw_shot(generator, subject, tree, kind, n_frames, 10.0, 128)
-    shot = replace(shot, **shot_change or {})
-    return film(rng(seed + 1), subject, tree, shot)
+    still = {"breath_mm": 0.0, "pan_px": np.zeros((n_frames, 2))}
+    return film(rng(seed + 1), subject, tree, replace(shot, **still, **shot_change))[0].astype(
+        float
+    )
 
 
-def test_a_ventriculogram_fills_a_large_shadow_and_beats():
-    plain = {"breath_mm": 0.0, "pan_px": np.zeros((20, 2))}
-    frames, _ = shoot("ventriculogram", shot_change=plain)
-    fall = frames[0].astype(float).mean() - frames.astype(float).mean((1, 2))
-    assert fall.max() > 3
+def test_a_ventriculogram_fills_a_large_shadow():
+    grey = shoot("ventriculogram", 0, 20).mean((1, 2))
+    assert grey[0] - grey.min() > 3
 
 
 def test_the_cavity_is_as_thick_as_its_ellipsoid():
     # far away: parallel rays, 1 mm pixels
     view = CArm(0.0, 0.0, 1e6, 0.5e6, 2.0, 128, isocentre_mm=(22.0, -56.0, 35.0))
-    relaxed = cavity_depth(view, 0.0, np.zeros(3))
-    volume = 4 / 3 * np.pi * HALF_AXES_MM.prod()
-    assert relaxed.sum() == pytest.approx(volume, rel=0.03)
-    squeezed = cavity_depth(view, 1.0, np.zeros(3))
-    fraction = 1 - np.prod(1 - SHORTENING)
-    assert 1 - squeezed.sum() / relaxed.sum() == pytest.approx(fraction, abs=0.02)
+    relaxed, squeezed = (cavity_depth(view, state, np.zeros(3)).sum() for state in (0.0, 1.0))
+    assert relaxed == pytest.approx(4 / 3 * np.pi * HALF_AXES_MM.prod(), rel=0.03)
+    assert squeezed / relaxed == pytest.approx(np.prod(1 - SHORTENING), abs=0.02)
 
 
 def test_a_wire_a_lead_and_a_stent_can_be_seen():
-    still = {"breath_mm": 0.0, "pan_px": np.zeros((2, 2)), "guide_wire": False}
-    bare = shoot("noninjected", 7, shot_change=still, n_frames=2)[0][0].astype(float)
-    for change, more in (
-        ({"hardware": Hardware(leads=1)}, {}),
-        ({"hardware": Hardware(stents=2)}, {}),
-        ({"hardware": Hardware()}, {"guide_wire": True}),
-    ):
-        got = shoot("noninjected", 7, subject_change=change, shot_change=still | more, n_frames=2)
+    bare = shoot("noninjected", 7, 2, guide_wire=False)[0]
+    none, lead, stents = Hardware(), Hardware(leads=1), Hardware(stents=2)
+    for metal, wire in ((lead, False), (stents, False), (none, True)):
+        got = shoot("noninjected", 7, 2, metal, guide_wire=wire)[0]
         # smoothing takes the noise, which other draws have shifted, out of the comparison
-        fall = cv2.blur(bare, (3, 3)) - cv2.blur(got[0][0].astype(float), (3, 3))
-        assert np.quantile(fall, 0.999) > 4
+        assert np.quantile(cv2.blur(bare, (3, 3)) - cv2.blur(got, (3, 3)), 0.999) > 4
 
 
 def test_without_vessels_the_background_does_not_tell_the_side():

@@ -6,16 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
+from cag_utils.phantom.anatomy import lesions as disease
 from cag_utils.phantom.anatomy.atlas import DOMINANCES
 from cag_utils.phantom.anatomy.growth import grow_tree
-from cag_utils.phantom.anatomy.lesions import (
-    KIND_SHARES,
-    NEVER_OCCLUDED,
-    ONLY_IN,
-    SEGMENT_WEIGHTS,
-    draw_lesions,
-    narrow,
-)
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.contrast import NEVER
 from cag_utils.phantom.imaging.pose import pose_tree
@@ -23,13 +16,10 @@ from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.subject import draw_subject
 from cag_utils.segments import artery_of, laterality_of
+from tests.phantom.world import quiet, rng
 
 PIXEL_MM, SIZE_PX = 0.3, 256
 LEAST_SCATTER = 0.12  # of the primary: what the detector keeps when a look asks for none
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
 
 
 def lost_percent(healthy, sick):
@@ -67,10 +57,7 @@ def shoot(tree, arm, clock_s):
         scatter=0.0, glare=0.0, sharpen=0.0, curve=1.0, shutters=(0.0,) * 4, field="box", wedge=0.0,
     )  # fmt: skip
     bolus = replace(shot.injection, strength=1.0, duration_s=5.0)
-    shot = replace(
-        shot, arm=arm, look=look, breath_mm=0.0, phase=0.0, pan_px=np.zeros((1, 2)), blush=0.0,
-        guide_wire=False, reflux=0.0, injection=bolus,
-    )  # fmt: skip
+    shot = quiet(shot, arm=arm, look=look, phase=0.0, injection=bolus)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([clock_s]))
     frames, _ = film(rng(1), subject, tree, shot, pose)
     return frames[0].astype(float), look.gain, pose
@@ -105,7 +92,7 @@ def measured_percent(tree, lesion, arm):
 def test_a_rendered_stenosis_measures_what_it_says(segment, vessel, seed, eccentricity):
     healthy = one_vessel(grow_tree(rng(seed), laterality_of(segment), fineness=0.0), vessel)
     for percent in (25, 50, 75, 90):
-        sick, lesion = narrow(rng(5), healthy, segment, percent, "focal", eccentricity)
+        sick, lesion = disease.narrow(rng(5), healthy, segment, percent, "focal", eccentricity)
         arm = side_view(sick, lesion.index)
         assert measured_percent(sick, lesion, arm) == pytest.approx(percent, abs=5), percent
     if (segment, eccentricity) == (2, 0.0):  # calibre noise alone
@@ -114,9 +101,9 @@ def test_a_rendered_stenosis_measures_what_it_says(segment, vessel, seed, eccent
 
 def test_an_eccentric_lesion_keeps_one_wall_and_a_concentric_one_its_axis():
     healthy = grow_tree(rng(7), "LCA")
-    round_, lesion = narrow(rng(1), healthy, 7, 75, "focal", 0.0)
+    round_, lesion = disease.narrow(rng(1), healthy, 7, 75, "focal", 0.0)
     np.testing.assert_array_equal(round_.points, healthy.points)
-    sided, lesion = narrow(rng(1), healthy, 7, 75, "focal", 1.0)
+    sided, lesion = disease.narrow(rng(1), healthy, 7, 75, "focal", 1.0)
     moved = np.linalg.norm(sided.points - healthy.points, axis=1)
     np.testing.assert_allclose(moved, healthy.radius - sided.radius, atol=1e-12)
     assert moved[lesion.index] == pytest.approx(
@@ -134,7 +121,7 @@ def necks(tree, lesion, sick, depth_percent):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_tandem_has_two_necks_and_the_worse_one_counts(seed):
     healthy = grow_tree(rng(seed), "LCA")
-    sick, lesion = narrow(rng(seed), healthy, 7, 90, "tandem", 0.0)
+    sick, lesion = disease.narrow(rng(seed), healthy, 7, 90, "tandem", 0.0)
     assert lesion.kind == "tandem" and lesion.length_mm > 18
     assert necks(healthy, lesion, sick, 30) == 2
     assert 2 * sick.radius[lesion.index] == pytest.approx(0.1 * lesion.reference_mm)
@@ -145,8 +132,8 @@ def test_a_tandem_has_two_necks_and_the_worse_one_counts(seed):
 
 def test_a_diffuse_lesion_is_longer_than_a_focal_one():
     healthy = grow_tree(rng(2), "RCA")
-    focal, short = narrow(rng(3), healthy, 2, 75, "focal", 0.0)
-    diffuse, long = narrow(rng(3), healthy, 2, 75, "diffuse", 0.0)
+    focal, short = disease.narrow(rng(3), healthy, 2, 75, "focal", 0.0)
+    diffuse, long = disease.narrow(rng(3), healthy, 2, 75, "diffuse", 0.0)
     assert 20 <= long.length_mm <= 40 and 8 <= short.length_mm <= 16
     tight = [(lost_percent(healthy, tree) > 60).sum() for tree in (focal, diffuse)]
     assert tight[1] > 1.5 * tight[0]
@@ -158,7 +145,7 @@ def test_a_bifurcation_lesion_narrows_the_branch_too(segment, names):
     found = set()
     for seed in range(8):
         healthy = grow_tree(rng(seed), "LCA")
-        sick, lesion = narrow(rng(seed), healthy, segment, 75, "bifurcation", 0.0)
+        sick, lesion = disease.narrow(rng(seed), healthy, segment, 75, "bifurcation", 0.0)
         if lesion.kind != "bifurcation":
             continue
         hit = np.unique(healthy.branch[lost_percent(healthy, sick) > 50])
@@ -173,21 +160,22 @@ def test_a_bifurcation_lesion_narrows_the_branch_too(segment, names):
 
 def test_a_segment_without_room_or_branch_gets_a_focal_lesion():
     short = grow_tree(rng(0), "LCA")  # its left main is far shorter than 24 mm
-    assert narrow(rng(0), short, 5, 50, "tandem")[1].kind == "focal"
+    assert disease.narrow(rng(0), short, 5, 50, "tandem")[1].kind == "focal"
     alone = one_vessel(grow_tree(rng(0), "RCA", fineness=0.0), "RCA")
-    assert narrow(rng(0), alone, 2, 50, "bifurcation")[1].kind == "focal"
+    assert disease.narrow(rng(0), alone, 2, 50, "bifurcation")[1].kind == "focal"
 
 
 @given(
-    st.integers(0, 10_000), st.sampled_from(DOMINANCES), st.sampled_from(list(SEGMENT_WEIGHTS)),
-    st.sampled_from(list(KIND_SHARES)), st.sampled_from([25, 50, 75, 90, 99, 100]),
+    st.integers(0, 10_000), st.sampled_from(DOMINANCES),
+    st.sampled_from(list(disease.SEGMENT_WEIGHTS)),
+    st.sampled_from(list(disease.KIND_SHARES)), st.sampled_from([25, 50, 75, 90, 99, 100]),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
 def test_any_lesion_keeps_its_percentage_and_its_tree(seed, dominance, segment, kind, percent):
-    if dominance not in ONLY_IN.get(segment, (dominance,)):
+    if dominance not in disease.ONLY_IN.get(segment, (dominance,)):
         return
     healthy = grow_tree(rng(seed), laterality_of(segment), dominance)
-    sick, lesion = narrow(rng(seed), healthy, segment, percent, kind)
+    sick, lesion = disease.narrow(rng(seed), healthy, segment, percent, kind)
     stenosis = 100 * (1 - 2 * sick.radius[lesion.index] / lesion.reference_mm)
     assert stenosis == pytest.approx(percent, abs=1e-6)
     assert healthy.segment[lesion.index] == lesion.segment == segment
@@ -206,9 +194,9 @@ def test_any_lesion_keeps_its_percentage_and_its_tree(seed, dominance, segment, 
 
 def test_a_second_lesion_refers_to_the_healthy_vessel():
     healthy = grow_tree(rng(4), "LCA")
-    once, first = narrow(rng(1), healthy, 6, 75, "diffuse", 0.0)
-    alone, expected = narrow(rng(2), healthy, 7, 50, "focal", 0.0)
-    twice, second = narrow(rng(2), once, 7, 50, "focal", 0.0, healthy=healthy)
+    once, first = disease.narrow(rng(1), healthy, 6, 75, "diffuse", 0.0)
+    alone, expected = disease.narrow(rng(2), healthy, 7, 50, "focal", 0.0)
+    twice, second = disease.narrow(rng(2), once, 7, 50, "focal", 0.0, healthy=healthy)
     assert second == expected and twice.lesions == (first, second)
     np.testing.assert_allclose(twice.radius, np.minimum(once.radius, alone.radius))
 
@@ -218,44 +206,30 @@ def test_every_drawn_segment_exists_in_every_heart():
         for dominance in DOMINANCES:
             both = ("LCA", "RCA")
             trees = {side: grow_tree(rng(seed), side, dominance, fineness=0.0) for side in both}
-            for segment in SEGMENT_WEIGHTS:
+            for segment in disease.SEGMENT_WEIGHTS:
                 size = len(trees[laterality_of(segment)].points_of(segment))
-                assert size >= 6 or dominance not in ONLY_IN.get(segment, (dominance,))
+                assert size >= 6 or dominance not in disease.ONLY_IN.get(segment, (dominance,))
 
 
-def test_dominance_decides_about_segments_4_and_15():
-    drawn = {
-        dominance: {
-            lesion["segment"]
-            for seed in range(400)
-            for lesion in draw_lesions(rng(seed), (0, 0, 0, 0, 1.0), dominance)
-        }
-        for dominance in DOMINANCES
-    }
-    assert drawn["right"] == drawn["balanced"] == set(range(1, 15))
-    assert drawn["left"] == set(range(1, 16)) - {4}
+def test_dominance_decides_about_segments_4_and_15_and_the_left_main_is_never_occluded():
+    def drawn(dominance, count=400):
+        shares = (0, 0, 0, 0, 1.0)
+        return [x for s in range(count) for x in disease.draw_lesions(rng(s), shares, dominance)]
+
+    found = {dominance: {x["segment"] for x in drawn(dominance)} for dominance in DOMINANCES}
+    assert found["right"] == found["balanced"] == set(range(1, 15))
+    assert found["left"] == set(range(1, 16)) - {4}
+    occluded = {x["segment"] for x in drawn("right", 900) if x["percent"] == 100}
+    assert disease.NEVER_OCCLUDED == (5,) and occluded == set(range(1, 15)) - {5}
 
 
-def test_only_the_left_main_is_never_occluded():
-    occluded = {
-        lesion["segment"]
-        for seed in range(900)
-        for lesion in draw_lesions(rng(seed), (0, 0, 0, 0, 1.0), "right")
-        if lesion["percent"] == 100
-    }
-    assert NEVER_OCCLUDED == (5,) and occluded == set(range(1, 15)) - {5}
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"kind": "ring"}, "a lesion is one of"),
-        ({"eccentricity": 1.2}, "eccentricity must be 0 to 1"),
-        ({"percent": 60}, "grades are"),
-        ({"segment": 4}, "has no segment 4"),
-        ({"segment": 15}, "has no segment 15"),
-    ],
-)
+@pytest.mark.parametrize(("change", "match"), [
+    ({"kind": "ring"}, "a lesion is one of"),
+    ({"eccentricity": 1.2}, "eccentricity must be 0 to 1"),
+    ({"percent": 60}, "grades are"),
+    ({"segment": 4}, "has no segment 4"),
+    ({"segment": 15}, "has no segment 15"),
+])  # fmt: skip
 def test_impossible_lesions_are_refused(change, match):
     with pytest.raises(ValueError, match=match):
-        narrow(rng(), grow_tree(rng(), "LCA"), **({"segment": 7, "percent": 50} | change))
+        disease.narrow(rng(), grow_tree(rng(), "LCA"), **({"segment": 7, "percent": 50} | change))

@@ -99,9 +99,3 @@ def test_the_same_seed_is_the_same_patient_on_another_processor(here, name, tmp_
             assert away.max() <= 1 and (away > 0).mean() < 2e-3, (key, away.max())
         else:
             np.testing.assert_array_equal(value, other[key], err_msg=key)
-
-
-def test_another_seed_is_another_patient(here):
-    _, mine = here
-    assert mine["points_0"].shape != mine["points_1"].shape
-    assert (mine["pictures_0"] != mine["pictures_1"]).mean() > 0.5

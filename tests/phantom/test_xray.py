@@ -7,35 +7,19 @@ import numpy as np
 import pytest
 
 from cag_utils.phantom.anatomy.growth import grow_tree
+from cag_utils.phantom.imaging import detector
 from cag_utils.phantom.imaging.carm import aim, draw_carm
 from cag_utils.phantom.imaging.chest import box_chords, draw_backdrop, draw_body, ellipsoid_spans
-from cag_utils.phantom.imaging.detector import (
-    TABLE_SIZE,
-    TABLE_STEP,
-    compose,
-    contrast_per_mm,
-    detected_spectrum,
-    expose,
-    noise_texture,
-    transmission_table,
-)
 from cag_utils.phantom.imaging.display import FIELDS, Display, draw_look, shutter_field, wedge_depth
 from cag_utils.phantom.imaging.hardware import draw_catheter, follow_ostium, ostium_mm
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
+from tests.phantom.world import rng
 
 
 def test_chords_by_hand():
     rays = np.array([[0.0, 0, 1], [0.0, 1, 0]])
-    entry, leave = ellipsoid_spans(
-        np.array([0.0, 0, -10]), rays, np.zeros(3), np.array([1.0, 2, 3]), np.eye(3)
-    )
-    np.testing.assert_allclose(entry, [7, 0])  # the second ray misses
-    np.testing.assert_allclose(leave, [13, 0])
-    box = box_chords(np.array([0.0, 0, -10]), rays, np.zeros(3), np.array([1.0, 2, 3]), np.eye(3))
-    np.testing.assert_allclose(box, [6, 0])
+    seen = np.array([0.0, 0, -10]), rays, np.zeros(3), np.array([1.0, 2, 3]), np.eye(3)
+    np.testing.assert_allclose(ellipsoid_spans(*seen), [[7, 0], [13, 0]])  # the second ray misses
+    np.testing.assert_allclose(box_chords(*seen), [6, 0])
 
 
 def test_the_chest_is_finite_and_differs_between_patients():
@@ -44,6 +28,8 @@ def test_the_chest_is_finite_and_differs_between_patients():
     assert first.shape == (152, 152) and first.dtype == np.float32 and np.isfinite(first).all()
     np.testing.assert_array_equal(first, draw_backdrop(rng(5), view, draw_body(rng(6)), 12))
     assert np.abs(first - draw_backdrop(rng(5), view, draw_body(rng(7)), 12)).max() > 0.1
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        detector.expose(rng(), np.full((88, 88), np.nan, np.float32), plain_look(), 12)
 
 
 def test_contrast_under_scatter_by_hand():
@@ -54,10 +40,11 @@ def test_contrast_under_scatter_by_hand():
     depth[10, 20], spans[10] = np.log(2), (20, 20)
     zero, one = np.zeros((size, size), np.float32), np.ones((size, size), np.float32)
     out = np.empty((size, size), np.float32)
-    halving = np.exp(-np.arange(TABLE_SIZE) * TABLE_STEP).astype(np.float32)
-    compose(out, flat, 4.0, 4.0, depth, spans, one, np.float32(100), halving, zero,
-            np.zeros((size + 96,) * 2, np.float32), 0, 0, zero, one,
-            np.ones(1, np.float32))  # fmt: skip
+    halving = np.exp(-np.arange(detector.TABLE_SIZE) * detector.TABLE_STEP).astype(np.float32)
+    detector.compose(
+        out, flat, 4.0, 4.0, depth, spans, one, np.float32(100), halving, zero,
+        np.zeros((size + 96,) * 2, np.float32), 0, 0, zero, one, np.ones(1, np.float32),
+    )  # fmt: skip
     assert out[0, 0] == 120 and out[10, 20] == pytest.approx(120 - 28.77, abs=0.01)
 
 
@@ -69,7 +56,7 @@ def plain_look(**changes):
 
 def test_noise_has_the_size_that_its_quanta_promise():
     look = plain_look()
-    still = expose(rng(9), np.zeros((152, 152), np.float32), look, 12)
+    still = detector.expose(rng(9), np.zeros((152, 152), np.float32), look, 12)
     assert still.texture.std() == pytest.approx(1, abs=0.01)
     sigma = look.gain / np.sqrt(look.photons * 16 * (1 + look.scatter))
     assert still.noise_sigma[64, 64] == pytest.approx(sigma, rel=1e-3)
@@ -88,7 +75,7 @@ def radial_spectrum(picture):
 @pytest.mark.parametrize("electronic", [0.0, 0.2])
 def test_noise_power_is_the_square_of_the_detectors_transfer_function(electronic):
     look = plain_look(grain_px=0.9, electronic=electronic)
-    frequency, power = radial_spectrum(noise_texture(rng(1), look, 512))
+    frequency, power = radial_spectrum(detector.noise_texture(rng(1), look, 512))
     transfer = np.exp(-2 * (np.pi * frequency * 0.9) ** 2)  # of a Gaussian of 0.9 px
     quantum = transfer**2 * (4 * np.pi * 0.9**2)  # a Gaussian's variance is 1 / (4 pi sigma^2)
     wanted = (1 - electronic) * quantum + electronic
@@ -97,10 +84,10 @@ def test_noise_power_is_the_square_of_the_detectors_transfer_function(electronic
 
 def test_scatter_and_glare_take_contrast_away():
     shade = np.zeros((152, 152), np.float32)
-    clean = expose(rng(9), shade, plain_look(scatter=0.4), 12).scatter
-    glaring = expose(rng(9), shade, plain_look(scatter=0.4, glare=0.1), 12).scatter
-    np.testing.assert_allclose(clean, 0.4, atol=1e-4)
-    np.testing.assert_allclose(glaring, 0.5, atol=1e-4)
+    for glare, scatter in ((0.0, 0.4), (0.1, 0.5)):
+        look = plain_look(scatter=0.4, glare=glare)
+        got = detector.expose(rng(9), shade, look, 12).scatter
+        np.testing.assert_allclose(got, scatter, atol=1e-4)
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -135,38 +122,27 @@ def test_edge_enhancement_by_hand_and_the_curve():
 
 def test_one_energy_attenuates_exponentially_and_many_harden():
     single = (np.arange(131) == 40).astype(float)  # 60 keV
-    table = transmission_table(single)
-    np.testing.assert_allclose(table, np.exp(-TABLE_STEP * np.arange(TABLE_SIZE)), atol=1e-6)
+    table = detector.transmission_table(single)
+    depth = detector.TABLE_STEP * np.arange(detector.TABLE_SIZE)
+    np.testing.assert_allclose(table, np.exp(-depth), atol=1e-6)
     # NIST at 60 keV: 7.579 cm^2/g times 0.32 g/ml
-    assert contrast_per_mm(single) == pytest.approx(0.2425, abs=1e-4)
-    broad = transmission_table(detected_spectrum(87, 0.1, 220))
+    assert detector.contrast_per_mm(single) == pytest.approx(0.2425, abs=1e-4)
+    broad = detector.transmission_table(detector.detected_spectrum(87, 0.1, 220))
     assert broad[0] == 1 and (np.diff(broad) < 0).all()
-    assert (broad[0] - broad[1]) / TABLE_STEP == pytest.approx(1, abs=0.02)
+    assert (broad[0] - broad[1]) / detector.TABLE_STEP == pytest.approx(1, abs=0.02)
     assert (broad[32:] > table[32:]).all()
 
 
 def test_copper_water_and_voltage_harden_the_beam():
-    def effective_kev(weights):
-        return float(weights @ np.linspace(20, 150, 131))
-
-    base = effective_kev(detected_spectrum(80, 0.0, 200))
-    assert 50 < base < 65
-    assert effective_kev(detected_spectrum(80, 0.3, 200)) > base
-    assert effective_kev(detected_spectrum(80, 0.0, 260)) > base
-    assert effective_kev(detected_spectrum(105, 0.0, 200)) > base + 5
-    assert detected_spectrum(80, 0.1, 200).sum() == pytest.approx(1)
-    assert detected_spectrum(80, 0.1, 200)[60:].sum() == 0  # nothing above 80 keV
-
-
-@pytest.mark.parametrize("beam", [(20, 0.1, 200), (80, -0.1, 200), (80, 0.1, -1)])
-def test_impossible_beams_are_refused(beam):
-    with pytest.raises(ValueError, match="need kvp 40 to 150"):
-        detected_spectrum(*beam)
-
-
-def test_a_depth_with_holes_is_refused():
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        expose(rng(), np.full((88, 88), np.nan, np.float32), plain_look(), 12)
+    beams = (80, 0.0, 200), (80, 0.3, 200), (80, 0.0, 260), (105, 0.0, 200)
+    found = [detector.detected_spectrum(*beam) for beam in beams]
+    base, copper, water, voltage = (weights @ np.linspace(20, 150, 131) for weights in found)
+    assert 50 < base < min(copper, water) and base < min(65, voltage - 5)
+    np.testing.assert_allclose(np.sum(found, axis=1), 1)
+    assert found[1][60:].sum() == 0  # nothing above 80 keV
+    for beam in ((20, 0.1, 200), (80, -0.1, 200), (80, 0.1, -1)):
+        with pytest.raises(ValueError, match="need kvp 40 to 150"):
+            detector.detected_spectrum(*beam)
 
 
 def test_the_catheter_starts_at_its_ostium_and_its_shaft_stays():

@@ -188,11 +188,9 @@ def branching(tangent, out, side, angle_rad, sink):
     """
     ahead = tangent / np.sqrt((tangent**2).sum())
     normal = out / (np.sqrt((out**2).sum()) + 1e-6)
-    flank = np.array(
-        [
-            normal[1] * ahead[2] - normal[2] * ahead[1],
-            normal[2] * ahead[0] - normal[0] * ahead[2],
-            normal[0] * ahead[1] - normal[1] * ahead[0],
-        ]
-    )
+    flank = np.array([
+        normal[1] * ahead[2] - normal[2] * ahead[1],
+        normal[2] * ahead[0] - normal[0] * ahead[2],
+        normal[0] * ahead[1] - normal[1] * ahead[0],
+    ])  # fmt: skip
     return np.cos(angle_rad) * ahead + np.sin(angle_rad) * side * flank - sink * normal

@@ -2,21 +2,7 @@
 
 import numpy as np
 
-from cag_utils.phantom.anatomy.atlas import (
-    DOMINANCES,
-    HEART_BASE_MM,
-    LATERALITIES,
-    LONG_AXIS,
-    LONG_AXIS_MM,
-    MAIN_COURSE,
-    RCA_OSTIUM_MM,
-    SEGMENT_ENDS,
-    SIDE_BRANCHES,
-    TWIGS,
-    SideBranch,
-    Twigs,
-    spherical_mm,
-)
+from cag_utils.phantom.anatomy import atlas
 from cag_utils.phantom.anatomy.curves import branching, march_epicardium, vessel
 from cag_utils.phantom.anatomy.tree import DIGITS, TWIG_ORDER, Tree
 from cag_utils.phantom.streams import Streams
@@ -75,7 +61,7 @@ class _Grower:
 
     def main(self, name, knots, diameters, origin=None, bend=0.9):
         """Shape a main vessel with the segments of the atlas."""
-        ends, sigma_mm = SEGMENT_ENDS[name], MAIN_SMOOTH_MM[name]
+        ends, sigma_mm = atlas.SEGMENT_ENDS[name], MAIN_SMOOTH_MM[name]
         rng = self.streams("bends", name)
         return self.add(rng, name, knots, diameters, ends, origin, bend=bend, sigma_mm=sigma_mm)
 
@@ -84,7 +70,7 @@ class _Grower:
         sample = int(np.clip(share, 0, 1) * (len(self.points[branch]) - 1))
         return sample, self.points[branch][sample], 2 * self.radius[branch][sample] / self.calibre
 
-    def sprout(self, rule: SideBranch):
+    def sprout(self, rule: atlas.SideBranch):
         """Add one named side branch, turned and scaled a little, if this heart has it."""
         rng = self.streams("side branch", rule.name)
         chance, away, turn = rng.random(), rng.standard_normal(), rng.standard_normal(3)
@@ -101,7 +87,7 @@ class _Grower:
         ends = ((1.0, rule.segment),)
         self.add(rng, rule.name, knots, widths, ends, (parent, sample), 1, bend)
 
-    def twigs(self, rule: Twigs, parent: int, depth: int, *crop: int):
+    def twigs(self, rule: atlas.Twigs, parent: int, depth: int, *crop: int):
         """Add a crop of twigs to a branch, and smaller ones to the long ones; `crop` names it."""
         for number in range(self.streams("crop", *crop).poisson(rule.mean_count * self.fineness)):
             rng = self.streams("twig", *crop, number)
@@ -111,38 +97,37 @@ class _Grower:
             heading = self._heading(rng, parent, sample, rule.septal)
             jitter = rng.standard_normal((MOST_STEPS, 3))[: max(2, int(length / MARCH_MM))]
             sink = 0.35 if rule.septal else 0.0
-            knots = march_epicardium(
-                origin, heading, jitter, 0.5, sink, MARCH_MM, HEART_BASE_MM, LONG_AXIS, LONG_AXIS_MM
-            )
+            heart = atlas.HEART_BASE_MM, atlas.LONG_AXIS, atlas.LONG_AXIS_MM
+            knots = march_epicardium(origin, heading, jitter, 0.5, sink, MARCH_MM, *heart)
             ends = ((1.0, int(self.segment[parent][sample])),)
             order = max(TWIG_ORDER, self.order[parent] + 1)
             widths = np.linspace(width, 0.35, len(knots))
             bend = min(1.4, length / 15) * np.exp(BEND_SPREAD * rng.standard_normal())
             child = self.add(rng, "twig", knots, widths, ends, (parent, sample), order, bend, 1.5)
             if depth > 1 and length > 12:
-                finer = Twigs("twig", 2.2, (0.35, 0.6), (5, 16))
+                finer = atlas.Twigs("twig", 2.2, (0.35, 0.6), (5, 16))
                 self.twigs(finer, child, depth - 1, *crop, number)
 
     def _heading(self, rng, branch, sample, septal):
         """Leave the parent at 30 to 80 degrees, along the surface (or into the septum)."""
         points = self.points[branch]
         tangent = points[min(sample + 2, len(points) - 1)] - points[max(sample - 2, 0)]
-        out = points[sample] - HEART_BASE_MM
-        out = out - (out * LONG_AXIS).sum() * LONG_AXIS
+        out = points[sample] - atlas.HEART_BASE_MM
+        out = out - (out * atlas.LONG_AXIS).sum() * atlas.LONG_AXIS
         side = 1.0 if rng.random() < 0.5 else -1.0
         angle = np.deg2rad(rng.uniform(30, 80))
         return branching(tangent, out, side, angle, 0.5 if septal else 0.0)
 
     def course(self, name, spread=0.7):
         """Draw one heart's landmarks of a main vessel, mm, relative to its ostium."""
-        table, rng = MAIN_COURSE[name], self.streams("course", name)
+        table, rng = atlas.MAIN_COURSE[name], self.streams("course", name)
         shared = rng.standard_normal(3)
         local = rng.standard_normal(3)
         rows = np.empty((len(table), 3))
         for i, row in enumerate(table):
             local = 0.85 * local + 0.53 * rng.standard_normal(3)
             rows[i] = row[:3] + row[3:6] * spread * (0.75 * shared + 0.5 * local)
-        return spherical_mm(*rows.T)
+        return atlas.spherical_mm(*rows.T)
 
     def tree(self, laterality) -> Tree:
         """Flatten what has grown."""
@@ -152,16 +137,12 @@ class _Grower:
             laterality=laterality,
             dominance=self.dominance,
             points=np.vstack(self.points),
-            radius=radius,
+            radius=radius, order=order, main=(order <= 1) & (radius > MAIN_MM / 2),
             segment=np.concatenate(self.segment).astype(np.int64),
-            order=order,
             branch=np.repeat(np.arange(len(lengths)), lengths),
-            path_mm=np.concatenate(self.path),
-            main=(order <= 1) & (radius > MAIN_MM / 2),
-            open=np.ones(self.count, bool),
-            names=tuple(self.names),
-            attached=np.array(self.attached),
-        )
+            path_mm=np.concatenate(self.path), open=np.ones(self.count, bool),
+            names=tuple(self.names), attached=np.array(self.attached),
+        )  # fmt: skip
 
 
 def grow_tree(
@@ -188,17 +169,17 @@ def grow_tree(
     Source:
         Dodge 1988 and 1992 by way of corsim's data tables; see `atlas`.
     """
-    if laterality not in LATERALITIES:
-        raise ValueError(f"laterality must be one of {LATERALITIES}, got {laterality!r}")
-    if dominance not in DOMINANCES:
-        raise ValueError(f"dominance must be one of {DOMINANCES}, got {dominance!r}")
+    if laterality not in atlas.LATERALITIES:
+        raise ValueError(f"laterality must be one of {atlas.LATERALITIES}, got {laterality!r}")
+    if dominance not in atlas.DOMINANCES:
+        raise ValueError(f"dominance must be one of {atlas.DOMINANCES}, got {dominance!r}")
     streams = Streams(rng)
     calibre = sex_scale * np.exp(0.10 * streams("calibre").standard_normal())
     grower = _Grower(streams, dominance, tortuosity, fineness, calibre)
     (_grow_left if laterality == "LCA" else _grow_right)(grower)
-    for rule in SIDE_BRANCHES[laterality]:
+    for rule in atlas.SIDE_BRANCHES[laterality]:
         grower.sprout(rule)
-    for crop, rule in enumerate(TWIGS[laterality]):
+    for crop, rule in enumerate(atlas.TWIGS[laterality]):
         if rule.parent in grower.names:
             grower.twigs(rule, grower.names.index(rule.parent), 2, crop)
     return grower.tree(laterality)
@@ -206,18 +187,18 @@ def grow_tree(
 
 def _grow_left(grower: _Grower) -> None:
     """Left main, LAD and LCX; a left-dominant LCX stays wide and runs on."""
-    stem = grower.main("LM", grower.course("LM"), MAIN_COURSE["LM"][:, 6], bend=0.3)
+    stem = grower.main("LM", grower.course("LM"), atlas.MAIN_COURSE["LM"][:, 6], bend=0.3)
     tip = grower.points[stem][-1]
     fork = (stem, len(grower.points[stem]) - 1)
-    miss = tip - spherical_mm(1.1, 79, 0)
+    miss = tip - atlas.spherical_mm(1.1, 79, 0)
     lad = _joined(tip, grower.course("LAD"), miss)
-    widths = np.r_[3.75, MAIN_COURSE["LAD"][:, 6]]
+    widths = np.r_[3.75, atlas.MAIN_COURSE["LAD"][:, 6]]
     ends_early, ends_far = grower.streams("ends").random(2)
     keep = len(lad) - 2 if ends_early < 0.25 else len(lad)  # does not reach round the apex
     grower.main("LAD", lad[:keep], widths[:keep], fork)
     lcx = _joined(tip, grower.course("LCX"), miss)
     scale = {"right": 1.0, "balanced": 1.08, "left": 1.22}[grower.dominance]
-    widths = np.r_[3.4, MAIN_COURSE["LCX"][:, 6]] * scale
+    widths = np.r_[3.4, atlas.MAIN_COURSE["LCX"][:, 6]] * scale
     keep = len(lcx)
     if grower.dominance == "right":
         keep -= 2 if ends_far < 0.6 else 4
@@ -238,8 +219,8 @@ def _grow_right(grower: _Grower) -> None:
     course = grower.course("RCA", spread=0.56)
     course[0] = 0
     scale = {"right": 1.0, "balanced": 0.92, "left": 0.70}[grower.dominance]
-    widths = MAIN_COURSE["RCA"][:, 6] * scale
+    widths = atlas.MAIN_COURSE["RCA"][:, 6] * scale
     if grower.dominance == "left":
         course = course[:-2]
         widths = np.r_[widths[:6], np.linspace(2.0, 1.2, len(course) - 6)]
-    grower.main("RCA", course + RCA_OSTIUM_MM, widths, bend=1.1)
+    grower.main("RCA", course + atlas.RCA_OSTIUM_MM, widths, bend=1.1)

@@ -44,13 +44,8 @@ class Lesion:
 
     def shape(self) -> dict:
         """What only the truth knows: segment, kind, length_mm, eccentricity, collateral."""
-        return {
-            "segment": self.segment,
-            "kind": self.kind,
-            "length_mm": round(self.length_mm, 1),
-            "eccentricity": self.eccentricity,
-            "collateral": self.collateral,
-        }
+        known = {"segment": self.segment, "kind": self.kind, "length_mm": round(self.length_mm, 1)}
+        return known | {"eccentricity": self.eccentricity, "collateral": self.collateral}
 
 
 def draw_lesions(

@@ -120,14 +120,10 @@ def _values(record: Record, i: int) -> dict[str, object]:
     """What the slots of one language hold: numbers, and words in that language."""
     details = record.details
     values = {
-        **details,
-        "age": record.age,
-        "an": "an" if str(record.age).startswith("8") else "a",
-        "sex": SEXES[record.sex][i],
-        "letter": record.sex,
-        "ef": record.ef,
+        **details, "age": record.age, "an": "an" if str(record.age).startswith("8") else "a",
+        "sex": SEXES[record.sex][i], "letter": record.sex, "ef": record.ef,
         "drugs": _listed([phrases.DRUGS[key][i] for key in record.drugs], i),
-    }
+    }  # fmt: skip
     for event in record.history:
         if f"{event}_months" in details:
             values[f"{event}_ago"] = _span(details[f"{event}_months"], i)

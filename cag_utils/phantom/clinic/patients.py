@@ -103,14 +103,10 @@ def _draw_indication(rng: np.random.Generator, worst: int, history: tuple[str, .
         return "stemi" if rng.random() < 0.5 else "nstemi"
     weights = {
         "effort_angina": 0.34 if worst >= TIGHT else 0.16,
-        "dyspnea": 0.16,
-        "heart_failure": 0.1,
-        "abnormal_ecg": 0.14,
+        "dyspnea": 0.16, "heart_failure": 0.1, "abnormal_ecg": 0.14,
         "atypical_pain": 0.08 if worst >= TIGHT else 0.26,
-        "preoperative": 0.12,
-        "arrhythmia": 0.06,
-        "follow_up": 0.3 if "pci" in history else 0.0,
-    }
+        "preoperative": 0.12, "arrhythmia": 0.06, "follow_up": 0.3 if "pci" in history else 0.0,
+    }  # fmt: skip
     p = np.array(list(weights.values()))
     return str(rng.choice(list(weights), p=p / p.sum()))
 
@@ -188,23 +184,18 @@ def draw_details(
     return {
         "hours": int(rng.integers(2, ONSET_LIMIT)),
         "months": int(rng.integers(2, 13)),
-        "ccs": str(rng.choice(["I", "II", "III"])),
-        "nyha": str(rng.choice(["II", "III"])),
+        "ccs": str(rng.choice(["I", "II", "III"])), "nyha": str(rng.choice(["II", "III"])),
         "ck": int(rng.integers(25, 320)) * 10,
         "ldl": int(rng.integers(68, ldl)),
         "hba1c": round(float(rng.uniform(*hba1c)), 1),
         "bnp": int(rng.integers(*bnp)),
-        "calcium": int(
-            min(calcium * np.exp(rng.normal(0, 1.0)), 1800)
-        ),  # below any year of our time
-        "creatinine": creatinine,
-        "egfr": egfr,
-        "systolic": int(rng.integers(*pressure)),
-        "diastolic": int(rng.integers(62, 92)),
-        "stress_kind": str(rng.choice(stress)),
-        "surgery": str(rng.choice(SURGERIES)),
+        # below any year of our time
+        "calcium": int(min(calcium * np.exp(rng.normal(0, 1.0)), 1800)),
+        "creatinine": creatinine, "egfr": egfr,
+        "systolic": int(rng.integers(*pressure)), "diastolic": int(rng.integers(62, 92)),
+        "stress_kind": str(rng.choice(stress)), "surgery": str(rng.choice(SURGERIES)),
         **_draw_times(rng, age, history, indication),
-    }
+    }  # fmt: skip
 
 
 def draw_drugs(

@@ -217,14 +217,10 @@ TESTS: dict[str, tuple[Pair, ...]] = {
 }
 
 DRUGS: dict[str, Pair] = {
-    "aspirin": ("aspirin", "アスピリン"),
-    "clopidogrel": ("clopidogrel", "クロピドグレル"),
-    "statin": ("a statin", "スタチン"),
-    "amlodipine": ("amlodipine", "アムロジピン"),
-    "bisoprolol": ("bisoprolol", "ビソプロロール"),
-    "dpp4": ("a DPP-4 inhibitor", "DPP-4阻害薬"),
-    "warfarin": ("warfarin", "ワルファリン"),
-    "apixaban": ("apixaban", "アピキサバン"),
+    "aspirin": ("aspirin", "アスピリン"), "clopidogrel": ("clopidogrel", "クロピドグレル"),
+    "statin": ("a statin", "スタチン"), "amlodipine": ("amlodipine", "アムロジピン"),
+    "bisoprolol": ("bisoprolol", "ビソプロロール"), "dpp4": ("a DPP-4 inhibitor", "DPP-4阻害薬"),
+    "warfarin": ("warfarin", "ワルファリン"), "apixaban": ("apixaban", "アピキサバン"),
 }
 MEDICATIONS: tuple[Pair, ...] = (
     ("On {drugs}.", "{drugs}内服中。"),

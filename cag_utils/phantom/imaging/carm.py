@@ -9,21 +9,15 @@ from numba import njit
 # frequencies: choice.
 VIEWS = {
     "LCA": (
-        ("RAO CAU", -28, -25, 0.20),
-        ("AP CAU", -3, -30, 0.15),
-        ("LAO CAU", 45, -30, 0.15),
-        ("AP CRA", 0, 35, 0.17),
-        ("RAO CRA", -30, 28, 0.14),
-        ("LAO CRA", 40, 25, 0.12),
+        ("RAO CAU", -28, -25, 0.20), ("AP CAU", -3, -30, 0.15), ("LAO CAU", 45, -30, 0.15),
+        ("AP CRA", 0, 35, 0.17), ("RAO CRA", -30, 28, 0.14), ("LAO CRA", 40, 25, 0.12),
         ("LAT", 90, 0, 0.07),
     ),
     "RCA": (
-        ("LAO", 45, 0, 0.38),
-        ("LAO CRA", 33, 22, 0.17),
-        ("RAO", -30, 0, 0.22),
+        ("LAO", 45, 0, 0.38), ("LAO CRA", 33, 22, 0.17), ("RAO", -30, 0, 0.22),
         ("AP CRA", 0, 30, 0.23),
     ),
-}
+}  # fmt: skip
 SCATTER_DEG = (6.5, 5.5)  # spread of both angles about a standard view; choice
 ODD_DEG = 26.0  # an odd view lies at least this far from every standard one
 _ODD_RANGE_DEG = ((-60, 95), (-42, 42))

@@ -67,9 +67,8 @@ def draw_backdrop(
     span, streams = arm.size_px + 2 * margin_px, Streams(rng)
     rng = streams("organs")
     coarse, u, v = _grid(span, margin_px, 5, COARSE)
-    wobble = [
-        _lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)
-    ]  # mm at the detector
+    # mm at the detector
+    wobble = [_lumps(rng, coarse, 5, 5.0) + _lumps(rng, coarse, 11, 2.2) for _ in range(2)]
     source, bent = arm.rays(u + wobble[0] / arm.pixel_mm, v + wobble[1] / arm.pixel_mm)
     soft, air = (w.reshape(coarse, coarse) for w in _organs(source, bent.reshape(-1, 3), body))
     fine, u, v = _grid(span, margin_px, 2.5, BONE)
@@ -126,9 +125,8 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
     k, dome = body.scale, body.diaphragm_mm
 
     def spans(centre, half_axes, turn=np.eye(3)):  # noqa: B008 - a constant
-        return ellipsoid_spans(
-            source, rays, np.array(centre, float), np.array(half_axes, float), turn
-        )
+        placed = np.array(centre, float), np.array(half_axes, float)
+        return ellipsoid_spans(source, rays, *placed, turn)
 
     trunk = spans((-15, -40, -15), (175 * k, 2000, 118 * k))
     lungs = [spans((x * k, -20, -20), (68 * k, 140, 92 * k)) for x in (70, -98)]
@@ -140,10 +138,8 @@ def _organs(source, rays, body: Body) -> tuple[np.ndarray, np.ndarray]:
     aorta = spans((8, -20, -72), (12, 400, 12))
     air = 0
     for lung in lungs:
-        solid = np.maximum(_shared(lung, heart), _shared(lung, liver))
-        solid = np.maximum(
-            solid, np.maximum(_shared(lung, stomach), 0.7 * _shared(lung, mediastinum))
-        )
+        organs = (_shared(lung, organ) for organ in (heart, liver, stomach))
+        solid = np.maximum.reduce([*organs, 0.7 * _shared(lung, mediastinum)])
         air = air + np.maximum(0, _shared(lung, trunk) - solid)
     soft = SOFT_TISSUE_PER_MM * (trunk[1] - trunk[0]) + 0.003 * _shared(aorta, trunk)
     return soft, air
@@ -188,9 +184,8 @@ def spine(rng: np.random.Generator, source: np.ndarray, rays: np.ndarray, body) 
         middle = [-20 + body.scoliosis_mm * level, top - 40 + 26 * level, -76 * body.scale - 6]
         centre = np.array(middle) + rng.normal(0, 0.8, 3)
         tilt = np.deg2rad(3 * rng.standard_normal())
-        turn = np.array(
-            [[np.cos(tilt), np.sin(tilt), 0], [-np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]]
-        )
+        cos, sin = np.cos(tilt), np.sin(tilt)
+        turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
         near = rays_near(source, rays, centre + VERTEBRA_MIDDLE_MM, VERTEBRA_REACH_MM)
         bone[near] += _vertebra(source, rays[near], centre, turn)
     return bone.astype(np.float32)

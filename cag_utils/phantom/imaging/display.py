@@ -162,14 +162,10 @@ class Display:
 
 
 def _wide_blur(frame: np.ndarray, sigma: float, shrink: int) -> np.ndarray:
-    """Blur by a wide Gaussian on a coarse grid: (H / shrink, W) float32; `_show` reads in between.
-
-    Means of squares and the linear interpolation between them have a variance of their own, which
-    the Gaussian between the two leaves out.
-    """
+    """A wide Gaussian's blur on a coarse grid: (H / shrink, W) float32; `_show` reads between."""
     height, width = frame.shape
     coarse = cv2.resize(frame, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
-    own = (shrink**2 - 1) / 4
+    own = (shrink**2 - 1) / 4  # variance of the means and of the interpolation between them
     coarse = cv2.GaussianBlur(coarse, (0, 0), np.sqrt(sigma**2 - own) / shrink)
     return cv2.resize(coarse, (width, len(coarse)), interpolation=cv2.INTER_LINEAR)
 

@@ -4,13 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.phantom.anatomy.atlas import (
-    CAVITY_SHARE,
-    HEART_BASE_MM,
-    LONG_AXIS,
-    LONG_AXIS_MM,
-    RCA_OSTIUM_MM,
-)
+from cag_utils.phantom.anatomy import atlas
 from cag_utils.phantom.anatomy.curves import resample
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.streams import Streams
@@ -194,7 +188,7 @@ _WAYS = {
 
 def ostium_mm(laterality: str) -> np.ndarray:
     """Return the ostium of one side, (3,) mm."""
-    return np.zeros(3) if laterality == "LCA" else RCA_OSTIUM_MM
+    return np.zeros(3) if laterality == "LCA" else atlas.RCA_OSTIUM_MM
 
 
 def tip_mm(laterality: str) -> np.ndarray:
@@ -261,8 +255,8 @@ def reflux_discs(
 
 def _pigtail_course(rng: np.random.Generator) -> np.ndarray:
     """Knots of a pigtail catheter in the ventricle, tip first, (k, 3) mm."""
-    middle = HEART_BASE_MM + CAVITY_SHARE * LONG_AXIS_MM * LONG_AXIS
+    middle = atlas.HEART_BASE_MM + atlas.CAVITY_SHARE * atlas.LONG_AXIS_MM * atlas.LONG_AXIS
     turn = np.linspace(0, 1.7 * np.pi, 9)[:, None]
-    curl = 6.0 * (np.cos(turn) * LONG_AXIS + np.sin(turn) * np.array([0, 1.0, 0]))
+    curl = 6.0 * (np.cos(turn) * atlas.LONG_AXIS + np.sin(turn) * np.array([0, 1.0, 0]))
     valve = np.array([-12.0, -12, 8])
     return np.vstack([middle + curl, 0.5 * (middle + valve), valve]) + rng.normal(0, 2, 3)

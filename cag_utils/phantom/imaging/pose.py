@@ -43,13 +43,9 @@ def pose_tree(tree: Tree, shot: Shot) -> Pose:
         points=points[: len(state)],
         u=np.round(u + shot.pan_px[:, :1], PIXEL_DIGITS),
         v=np.round(v + shot.pan_px[:, 1:], PIXEL_DIGITS),
-        scale=scale,
-        du=after_u - u,
-        dv=after_v - v,
-        state=state,
-        breath_mm=breath,
+        scale=scale, du=after_u - u, dv=after_v - v, state=state, breath_mm=breath,
         clock_s=np.round(shot.injection.clock(shot.time_s, shot.rr_s, shot.phase), DIGITS),
-    )
+    )  # fmt: skip
 
 
 def inside_shutters(shot: Shot, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -3,13 +3,7 @@
 import cv2
 import numpy as np
 
-from cag_utils.phantom.anatomy.atlas import (
-    CAVITY_SHARE,
-    HEART_AXES,
-    HEART_BASE_MM,
-    LONG_AXIS,
-    LONG_AXIS_MM,
-)
+from cag_utils.phantom.anatomy import atlas
 from cag_utils.phantom.imaging.carm import CArm
 from cag_utils.phantom.imaging.chest import ellipsoid_spans
 from cag_utils.phantom.imaging.detector import Detector
@@ -38,10 +32,10 @@ def _coarse_cavity(arm: CArm, state: float, shift_mm: np.ndarray) -> np.ndarray:
     edge = (np.arange(CELLS) + 0.5) / CELLS * arm.size_px - 0.5
     source, rays = arm.rays(*np.meshgrid(edge, edge))
     # the base comes down, the apex stays
-    share = CAVITY_SHARE + state * SHORTENING[0] * HALF_AXES_MM[0] / LONG_AXIS_MM
-    centre = HEART_BASE_MM + share * LONG_AXIS_MM * LONG_AXIS + shift_mm
+    share = atlas.CAVITY_SHARE + state * SHORTENING[0] * HALF_AXES_MM[0] / atlas.LONG_AXIS_MM
+    centre = atlas.HEART_BASE_MM + share * atlas.LONG_AXIS_MM * atlas.LONG_AXIS + shift_mm
     half_axes = HALF_AXES_MM * (1 - state * SHORTENING)
-    entry, leave = ellipsoid_spans(source, rays.reshape(-1, 3), centre, half_axes, HEART_AXES)
+    entry, leave = ellipsoid_spans(source, rays.reshape(-1, 3), centre, half_axes, atlas.HEART_AXES)
     return (leave - entry).reshape(CELLS, CELLS).astype(np.float32)
 
 
