@@ -105,13 +105,11 @@ def test_findings_count_whole_for_no_other_frame_and_else_are_listed(tables):
     chosen = choose_key_frames(predicted(), 1, 0.0)  # videos 0, 1 and 2
     chosen = chosen[chosen["video_id"] != VIDEOS[2]]
     strange = findings.tail(1).assign(video_id=VIDEOS[3])
-    findings = pd.concat([findings, strange])
-    _, unpaired = pair(chosen, reports, findings, predicted())
+    _, unpaired = pair(chosen, reports, pd.concat([findings, strange]), predicted())
     why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
     assert why[VIDEOS[1]] == "key frames but no findings"
     assert why[VIDEOS[2]] == "findings but no key frame"
     assert why[VIDEOS[3]] == "findings but no sampled cine: is the id right?"
-    reports, findings = tables
     only_one_frame = findings[findings["frame"] == 30]
     chosen = predicted()[lambda t: t["frame"] == 20].assign(confidence=0.9)
     pairs, unpaired = pair(chosen, reports, only_one_frame, predicted())

@@ -204,13 +204,11 @@ def test_augmentation_never_mirrors():
     picture = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     for (y, x), grey in zip([(22, 32), (38, 40), (38, 24)], [250, 170, 90], strict=True):
         picture[..., y - 3 : y + 4, x - 3 : x + 4] = grey
-    wide = policy._AUGMENTATION_SPACE
+    wide, how = policy._AUGMENTATION_SPACE, (policy.interpolation, policy._fill)
     for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
         strengths = wide[name][0](31, 64, 64)
         for strength in (strengths[8], -strengths[8]):
-            out = policy._apply_image_or_video_transform(
-                picture, name, float(strength), policy.interpolation, policy._fill
-            )
+            out = policy._apply_image_or_video_transform(picture, name, float(strength), *how)
             assert _turns_clockwise(out[0, 0]), (name, strength)
     assert not _turns_clockwise(picture[0, 0].flip(1))
 
