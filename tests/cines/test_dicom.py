@@ -21,6 +21,10 @@ from cag_utils.cines.dicom import NotACine, iter_frames, read_header, scan, to_e
 SPACING = {"ImagerPixelSpacing": [0.3, 0.3]}
 DISTANCES = {"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800}
 RAMP = np.arange(4 * 6 * 8, dtype=np.uint8).reshape(4, 6, 8)
+EIGHT = np.array([[0, 100, 200, 255]], np.uint8)
+TWELVE = np.array([[0, 1024, 2048, 4095]], np.uint16)
+LOSSLESS = [uid.ExplicitVRLittleEndian, uid.RLELossless, uid.DeflatedExplicitVRLittleEndian]
+GREY = st.integers(0, 4095)
 
 
 def write_cine(path: Path, pixels=RAMP, bits=8, video="1.2.3.4", **changes) -> Path:
@@ -41,11 +45,17 @@ def write_cine(path: Path, pixels=RAMP, bits=8, video="1.2.3.4", **changes) -> P
     return path
 
 
-def test_eight_bit_frames_come_back_untouched(tmp_path):
-    path = write_cine(tmp_path / "a", WindowCenter=10, WindowWidth=5)
-    np.testing.assert_array_equal(np.stack(list(iter_frames(path))), RAMP)
-    np.testing.assert_array_equal(np.stack(list(iter_frames(path, [1, 3]))), RAMP[[1, 3]])
-    assert list(iter_frames(path, [])) == []
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_eight_bit_frames_come_back_untouched(tmp_path, syntax):
+    dataset = pydicom.dcmread(write_cine(tmp_path / "a", WindowCenter=10, WindowWidth=5))
+    if syntax == uid.RLELossless:
+        dataset.compress(syntax)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "b")
+    assert read_header(tmp_path / "b").n_frames == 4
+    np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "b"))), RAMP)
+    np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "b", [1, 3]))), RAMP[[1, 3]])
+    assert list(iter_frames(tmp_path / "b", [])) == []
 
 
 def test_header_facts_in_their_units(tmp_path):
@@ -81,17 +91,6 @@ def test_a_file_that_is_no_cine_says_why(tmp_path, changes, reason):
         read_header(write_cine(tmp_path / "a", **changes))
 
 
-def test_broken_pixels_are_found_when_decoding(tmp_path):
-    whole = write_cine(tmp_path / "a").read_bytes()
-    (tmp_path / "short").write_bytes(whole[:-100])
-    with pytest.raises(NotACine, match="broken pixel data at frame"):
-        list(iter_frames(tmp_path / "short"))
-    with pytest.raises(NotACine, match="no pixel data"):
-        next(iter_frames(write_cine(tmp_path / "b", PixelData=None)))
-    with pytest.raises(NotACine, match="broken pixel data at frame 0"):  # a wrong syntax
-        list(iter_frames(encapsulated(tmp_path / "c", uid.JPEG2000Lossless)))
-
-
 def encapsulated(path: Path, syntax: str, frame: bytes = b"not a codestream") -> Path:
     dataset = pydicom.dcmread(write_cine(path))
     dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
@@ -101,7 +100,15 @@ def encapsulated(path: Path, syntax: str, frame: bytes = b"not a codestream") ->
     return path
 
 
-def test_a_dicomdir_is_an_index_and_an_unsupported_transfer_syntax_is_named(tmp_path):
+def test_broken_pixels_an_index_and_an_unsupported_syntax_are_named(tmp_path):
+    whole = write_cine(tmp_path / "a").read_bytes()
+    (tmp_path / "short").write_bytes(whole[:-100])
+    with pytest.raises(NotACine, match="broken pixel data at frame"):
+        list(iter_frames(tmp_path / "short"))
+    with pytest.raises(NotACine, match="no pixel data"):
+        next(iter_frames(write_cine(tmp_path / "b", PixelData=None)))
+    with pytest.raises(NotACine, match="broken pixel data at frame 0"):  # a wrong syntax
+        list(iter_frames(encapsulated(tmp_path / "c", uid.JPEG2000Lossless)))
     dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
     dataset.file_meta.MediaStorageSOPClassUID = uid.MediaStorageDirectoryStorage
     dataset.save_as(tmp_path / "DICOMDIR")
@@ -111,19 +118,6 @@ def test_a_dicomdir_is_an_index_and_an_unsupported_transfer_syntax_is_named(tmp_
     for syntax, name in names.items():
         with pytest.raises(NotACine, match=f"unsupported transfer syntax: {name}"):
             read_header(encapsulated(tmp_path / "a", syntax))
-
-
-@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.DeflatedExplicitVRLittleEndian])
-def test_lossless_packings_come_back_untouched(tmp_path, syntax):
-    dataset = pydicom.dcmread(write_cine(tmp_path / "a"))
-    if syntax == uid.RLELossless:
-        dataset.compress(uid.RLELossless)
-    else:
-        dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.save_as(tmp_path / "b")
-    assert read_header(tmp_path / "b").n_frames == 4
-    np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "b"))), RAMP)
-    np.testing.assert_array_equal(next(iter_frames(tmp_path / "b", [3])), RAMP[3])
 
 
 def test_memory_does_not_grow_with_the_length_of_a_cine(tmp_path):
@@ -224,10 +218,6 @@ def test_the_real_cine_reads(real_data):
     assert {found.reason for found in rejected} == {"not a DICOM file"}
 
 
-EIGHT = np.array([[0, 100, 200, 255]], np.uint8)
-TWELVE = np.array([[0, 1024, 2048, 4095]], np.uint16)
-
-
 def header(bits=8, **facts):
     dataset = Dataset()
     dataset.BitsStored, dataset.PhotometricInterpretation = bits, "MONOCHROME2"
@@ -243,19 +233,12 @@ def lut(values, bits=8, first=0):
     return {"ModalityLUTSequence": [item]}
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_eight_bits_are_kept_whatever_the_window(kind):
-    for facts in ({}, rescaled(1, 0), rescaled(0.5, 0)):
-        got = to_eight_bits(EIGHT.astype(kind), header(WindowCenter=100, WindowWidth=10, **facts))
-        assert got.dtype == np.uint8 and got.tolist() == EIGHT.tolist()
+def rescaled(slope, intercept, **facts):
+    return {"RescaleSlope": slope, "RescaleIntercept": intercept, **facts}
 
 
 SQUARES = lut([x * x // 255 for x in range(256)])
 WINDOW = {"WindowCenter": 1024.5, "WindowWidth": 1025}  # LINEAR: 512.0 black, 1536.0 white
-
-
-def rescaled(slope, intercept, **facts):
-    return {"RescaleSlope": slope, "RescaleIntercept": intercept, **facts}
 
 
 @pytest.mark.parametrize(
@@ -284,7 +267,12 @@ def test_grey_levels_worked_by_hand(stored, bits, facts, want):
     assert to_eight_bits(stored, header(bits, **facts)).tolist() == [want]
 
 
-def test_what_breaks_the_standard_is_refused():
+def test_eight_bits_are_kept_whatever_the_window_and_what_breaks_the_standard_is_refused():
+    narrow = {"WindowCenter": 100, "WindowWidth": 10}
+    for kind in (np.uint8, np.uint16):
+        for facts in (narrow, narrow | rescaled(1, 0), narrow | rescaled(0.5, 0)):
+            got = to_eight_bits(EIGHT.astype(kind), header(**facts))
+            assert got.dtype == np.uint8 and got.tolist() == EIGHT.tolist()
     flat, thin = rescaled(0, 3), {"WindowCenter": 10, "WindowWidth": 0}
     for facts, match in ((flat, "maps every pixel to one value"), (thin, "Window Width")):
         with pytest.raises(ValueError, match=match):
@@ -292,38 +280,27 @@ def test_what_breaks_the_standard_is_refused():
 
 
 @settings(deadline=None)
-@given(
-    hnp.arrays(np.uint16, (3, 5), elements=st.integers(0, 4095)),
-    st.integers(0, 4095),
-    st.integers(2, 4095),
-)
+@given(hnp.arrays(np.uint16, (3, 5), elements=GREY), GREY, st.integers(2, 4095))
 def test_windows_agree_with_pydicom_and_keep_the_order(levels, center, width):
     facts = header(12, WindowCenter=center, WindowWidth=width, PixelRepresentation=0)
     got = to_eight_bits(levels, facts)
     np.testing.assert_allclose(got, apply_windowing(levels, facts) * 255 / 4095, atol=0.5001)
-    order = np.argsort(levels, axis=None)
-    assert (np.diff(got.ravel()[order].astype(int)) >= 0).all()
+    assert (np.diff(got.ravel()[np.argsort(levels, axis=None)].astype(int)) >= 0).all()
 
 
-@pytest.mark.parametrize(
-    "facts, want",
-    [
+def test_frame_time_has_four_sources_and_spacing_two_and_else_they_are_nan():
+    for facts, want in (
         ({"FrameTime": 66.5, "CineRate": 30}, 66.5),
         ({"FrameTimeVector": [0, 60, 70, 80]}, 70),
         ({"FrameTime": 0, "FrameTimeVector": [0], "CineRate": 15}, 1000 / 15),
         ({"RecommendedDisplayFrameRate": 10}, 100),
-    ],
-)
-def test_frame_time_has_four_sources_in_order(facts, want):
-    assert dicom.frame_time_ms(header(**facts)) == pytest.approx(want)
-
-
-def test_spacing_is_that_of_the_detector_over_the_magnification_and_else_nan():
+    ):
+        assert dicom.frame_time_ms(header(**facts)) == pytest.approx(want)
     assert dicom.spacing_at_isocentre_mm(header(**SPACING, **DISTANCES)) == pytest.approx(0.2)
-    factor = {"EstimatedRadiographicMagnificationFactor": 1.2}
+    factor = {"EstimatedRadiographicMagnificationFactor": 1.2}  # comes first
     got = dicom.spacing_at_isocentre_mm(header(**SPACING, **DISTANCES, **factor))
-    assert got == pytest.approx(0.25)  # the header's own factor comes first
-    flat = {"ImagerPixelSpacing": [0, 0], "EstimatedRadiographicMagnificationFactor": 1.2}
+    assert got == pytest.approx(0.25)
+    flat = factor | {"ImagerPixelSpacing": [0, 0]}
     at_source = SPACING | {"DistanceSourceToPatient": 0}
     for facts in ({}, SPACING, at_source, DISTANCES, flat, {"CineRate": ""}):
         assert math.isnan(dicom.spacing_at_isocentre_mm(header(**facts)))

@@ -15,8 +15,9 @@ from cag_utils.identity import save_links
 from cag_utils.profiles import load_profile, profile_names
 from tests.cines.test_dicom import write_cine
 
+KEY = b"secret"
+RIPPLE = [0, 1, 2, 3, 2.5, 4, 5, 6, 7]
 levels = st.integers(-50, 50).map(float)
-curves = hnp.arrays(np.float64, st.integers(0, 60), elements=levels)
 pairs = st.integers(0, 60).flatmap(
     lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=levels)] * 2)
 )
@@ -45,9 +46,6 @@ def test_statistics_agree_with_numpy(frames):
 def test_extrema_worked_by_hand(curve, found):
     table = local_extrema(np.array(curve, dtype=float))
     assert list(zip(table["frame"], table["kind"], strict=True)) == found
-
-
-RIPPLE = [0, 1, 2, 3, 2.5, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +77,8 @@ def test_picks_are_extrema_in_order_and_apart(pair, gap):
     assert (np.diff(frames) >= gap).all()
     known = set(local_extrema(pair[0])["frame"]) | set(local_extrema(pair[1])["frame"])
     assert set(frames) <= known
-    near = [any(abs(f - k) < gap for f in frames) for k in known]
-    assert all(near)  # nothing that could still be taken was left
+    # nothing that could still be taken was left
+    assert all(any(abs(f - k) < gap for f in frames) for k in known)
     # neither grey scale and offset nor swapping black and white (MONOCHROME1) changes a pick
     for mean, variance in ((4 * pair[0] + 8, 16 * pair[1]), (255 - pair[0], pair[1])):
         assert pick_extrema(mean, variance, gap)["frame"].tolist() == frames.tolist()
@@ -88,21 +86,14 @@ def test_picks_are_extrema_in_order_and_apart(pair, gap):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-99, 99), unique=True, max_size=40))
-def test_played_backwards_the_extrema_are_the_same_where_nothing_is_flat(values):
-    ahead = local_extrema(np.array(values, dtype=float))
-    back = local_extrema(np.array(values[::-1], dtype=float))
+def test_without_plateaus_scipy_agrees_and_played_backwards_nothing_changes(values):
+    curve = np.array(values, dtype=float)
+    ahead = local_extrema(curve)
+    maxima = ahead.query("kind == 'max'")["frame"].tolist()
+    assert maxima == argrelextrema(curve, np.greater)[0].tolist()
+    back = local_extrema(curve[::-1])
     assert (len(values) - 1 - back["frame"][::-1]).tolist() == ahead["frame"].tolist()
     np.testing.assert_allclose(back["prominence"][::-1], ahead["prominence"])
-
-
-@settings(max_examples=50, deadline=None)
-@given(curves)
-def test_without_plateaus_scipy_agrees(curve):
-    curve = curve + np.arange(curve.size) * 1e-3  # no two neighbours equal
-    if (np.diff(curve) == 0).any():
-        return
-    maxima = local_extrema(curve).query("kind == 'max'")["frame"].tolist()
-    assert maxima == argrelextrema(curve, np.greater)[0].tolist()
 
 
 def test_statistics_and_prominence_by_hand_and_bad_input_is_refused():
@@ -118,9 +109,6 @@ def test_statistics_and_prominence_by_hand_and_bad_input_is_refused():
         pick_extrema(np.zeros(3), np.zeros(3), min_gap=0)
     with pytest.raises(ValueError, match="finite"):
         local_extrema(np.array([0, np.nan, 0]))
-
-
-KEY = b"secret"
 
 
 def pulsing(n=24, period=8):
@@ -141,17 +129,13 @@ def archive(tmp_path):
     return folder
 
 
-def test_every_file_is_sampled_or_rejected(archive, tmp_path):
+def test_every_file_is_sampled_or_rejected_and_pictures_hold_the_picked(archive, tmp_path):
     got = sample_folder(archive, tmp_path / "out", KEY)
     assert len(got.videos) == 2 and len(got.rejected) == 2 and len(got.links) == 4
     assert got.videos["n_picks"].tolist()[1] == 0  # a constant cine is listed, with no picks
     reasons = " ".join(got.rejected["reason"])
     assert "broken pixel data" in reasons and "not a DICOM file" in reasons
-    assert len(got.statistics) == 48
-    assert "letter.txt" in got.links["path"].tolist()
-
-
-def test_pictures_hold_the_picked_frames(archive, tmp_path):
+    assert len(got.statistics) == 48 and "letter.txt" in got.links["path"].tolist()
     sample_folder(archive, tmp_path / "out", KEY, min_gap=1)
     frames = sample_folder(archive, tmp_path / "out", KEY, min_gap=4).frames
     found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.png")}
@@ -180,9 +164,7 @@ def test_a_rule_is_added_in_one_place(archive, tmp_path, monkeypatch):
         sample_folder(archive, tmp_path / "out", KEY, rule="end")
 
 
-def test_a_cine_too_long_to_be_held_gives_the_same_and_no_picture_stops_it(
-    archive, tmp_path, monkeypatch
-):
+def test_a_cine_too_long_to_be_held_gives_the_same(archive, tmp_path, monkeypatch):
     held = sample_folder(archive, tmp_path / "held", KEY)
     monkeypatch.setattr(sampling, "KEEP_BYTES", 24 * 6 * 8 - 1)
     again = sample_folder(archive, tmp_path / "again", KEY)
@@ -196,8 +178,7 @@ def test_a_cine_too_long_to_be_held_gives_the_same_and_no_picture_stops_it(
 
 
 def test_an_interrupted_copy_does_not_hide_a_whole_one(archive, tmp_path):
-    """c.dcm is cut short; so is a copy, or the same instance lies whole in z.dcm."""
-    (archive / "z.dcm").write_bytes((archive / "c.dcm").read_bytes())
+    (archive / "z.dcm").write_bytes((archive / "c.dcm").read_bytes())  # c.dcm is cut short
     reasons = sample_folder(archive, tmp_path / "out", KEY).links.set_index("path")["reason"]
     assert "broken pixel" in reasons["c.dcm"] and "broken pixel" in reasons["z.dcm"]
     write_cine(archive / "z.dcm", pulsing(), video="1.3")
@@ -208,7 +189,7 @@ def test_an_interrupted_copy_does_not_hide_a_whole_one(archive, tmp_path):
     assert not got.rejected["reason"].str.contains("duplicate").any()
 
 
-def test_file_names_may_be_any_bytes(tmp_path, monkeypatch):
+def test_file_names_may_be_any_bytes_and_only_a_known_suffix_is_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path / "root"))
     folder = tmp_path / "in"
     folder.mkdir()
@@ -217,12 +198,10 @@ def test_file_names_may_be_any_bytes(tmp_path, monkeypatch):
     got = sample_folder(folder, tmp_path / "out", KEY)
     assert got.links["path"].tolist() == ["\\xb1\\xe9.dcm"]
     assert save_links("demo", got.links).is_file()
-
-
-def test_without_cines_there_are_tables_and_only_a_known_suffix_is_printed(tmp_path):
+    (tmp_path / "none").mkdir()
     for name in ("b.YAMADA", "a.20210210", "c.TXT", "d"):
-        (tmp_path / name).write_text("x", encoding="utf-8")
-    got = sample_folder(tmp_path, tmp_path / "out", KEY)
+        (tmp_path / "none" / name).write_text("x", encoding="utf-8")
+    got = sample_folder(tmp_path / "none", tmp_path / "out", KEY)
     assert got.frames.empty and "n_picks" in got.videos.columns
     assert got.rejected["suffix"].tolist() == ["other", "other", ".txt", ""]
     assert got.rejected["bytes"].tolist() == [1, 1, 1, 1]

@@ -78,7 +78,7 @@ def test_shutters_and_black_corners_are_masked(behind):
     assert (true & ~field).sum() < 0.06 * true.sum()
 
 
-def test_neither_a_dark_vessel_nor_a_step_in_the_anatomy_is_a_shutter_but_round_corners_are():
+def test_neither_a_dark_vessel_nor_a_step_is_a_shutter_and_bad_input_is_refused():
     picture = barred(4, 120)
     assert open_field(picture).all()
     picture[100:150, 100:150] = 0  # black, but not at the border
@@ -86,12 +86,9 @@ def test_neither_a_dark_vessel_nor_a_step_in_the_anatomy_is_a_shutter_but_round_
     picture = np.full((SIZE, SIZE), 160, np.uint8)
     picture[:, :30] = 125  # the heart's edge against the lung: 35 levels, but far from dark
     assert open_field(picture).all()
-    v, u = np.mgrid[:SIZE, :SIZE] - SIZE / 2
+    v, u = np.mgrid[:SIZE, :SIZE] - SIZE / 2  # round corners are
     disc = np.hypot(u, v) < 0.6 * SIZE
     assert (open_field((140 * disc).astype(np.uint8)) == disc).mean() > 0.98
-
-
-def test_bad_input_is_refused():
     for picture in (np.zeros((80, 80)), np.zeros((80, 80, 3), "u1"), np.zeros((40, 80), "u1")):
         with pytest.raises(ValueError, match="uint8 of 64 px or more"):
             open_field(picture)

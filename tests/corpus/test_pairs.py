@@ -13,21 +13,17 @@ from cag_utils.identity import pseudonym
 KEY = b"secret"
 VIDEOS = [pseudonym("video", f"9.{i}", KEY) for i in range(4)]
 EXAMS = [pseudonym("exam", f"8.{i}", KEY) for i in range(4)]
+HEAD = "video,frame,findings_ja,findings_en,validated_by\n"
 
 
 def predicted():
-    rows = [
-        (0, 10, 0.9), (0, 20, 0.9), (0, 30, 0.95), (1, 5, 0.4), (1, 15, 0.1), (2, 7, 0.8),
-    ]  # fmt: skip
+    rows = [(0, 10, 0.9), (0, 20, 0.9), (0, 30, 0.95), (1, 5, 0.4), (1, 15, 0.1), (2, 7, 0.8)]
     table = pd.DataFrame(rows, columns=["n", "frame", "p_LCA_better"])
     return table.assign(
         video_id=[VIDEOS[n] for n in table["n"]],
         exam_id=[EXAMS[n] for n in table["n"]],
         patient_id=[f"pt-{n}" for n in table["n"]],
-        png="x.png",
-        laterality="LCA",
-        quality="better",
-        p_RCA_better=0.05,
+        **{"png": "x.png", "laterality": "LCA", "quality": "better", "p_RCA_better": 0.05},
     )
 
 
@@ -76,11 +72,7 @@ def test_choice_never_breaks_its_limits(per_video, least):
 @pytest.fixture
 def tables(tmp_path):
     reports = "exam,report_ja,report_en\n8.0,報告0,report 0\n8.1,報告1,\n8.3,報告3,report 3\n"
-    findings = (
-        "video,frame,findings_ja,findings_en,validated_by\n"
-        "9.0,,全体,whole,phantom truth\n9.0,30,一枚,one,phantom truth\n"
-        "9.2,,他,other,phantom truth\n"
-    )
+    findings = HEAD + "9.0,,全体,whole,truth\n9.0,30,一枚,one,truth\n9.2,,他,other,truth\n"
     reports = read_reports(write(tmp_path / "reports.csv", reports), KEY)
     return reports, read_findings(write(tmp_path / "findings.csv", findings), KEY)
 
@@ -99,23 +91,25 @@ def test_pairs_join_report_and_findings_and_the_frame_comes_before_the_cine(tabl
         VIDEOS[1]: "no key frame and no findings",
         VIDEOS[2]: "findings but no report of the exam",
     }
+    # every frame and text is in a pair or listed
+    chosen = choose_key_frames(predicted(), 4, 0.0)
+    pairs, unpaired = pair(chosen, *tables, predicted())
+    named = set(unpaired["id"]) | set(pairs["video_id"]) | set(pairs["exam_id"])
+    assert set(tables[0]["exam_id"]) | set(tables[1]["video_id"]) <= named
+    assert all(row.video_id in named or row.exam_id in named for row in predicted().itertuples())
+    assert unpaired["id"].is_unique
 
 
-def test_findings_without_a_frame_or_a_key_frame_are_listed(tables):
+def test_findings_count_whole_for_no_other_frame_and_else_are_listed(tables):
     reports, findings = tables
     chosen = choose_key_frames(predicted(), 1, 0.0)  # videos 0, 1 and 2
     chosen = chosen[chosen["video_id"] != VIDEOS[2]]
     strange = findings.tail(1).assign(video_id=VIDEOS[3])
-    findings = pd.concat([findings, strange])
-    _, unpaired = pair(chosen, reports, findings, predicted())
+    _, unpaired = pair(chosen, reports, pd.concat([findings, strange]), predicted())
     why = dict(zip(unpaired["id"], unpaired["why"], strict=True))
     assert why[VIDEOS[1]] == "key frames but no findings"
     assert why[VIDEOS[2]] == "findings but no key frame"
     assert why[VIDEOS[3]] == "findings but no sampled cine: is the id right?"
-
-
-def test_a_findings_row_counts_whole_and_for_no_other_frame(tables):
-    reports, findings = tables
     only_one_frame = findings[findings["frame"] == 30]
     chosen = predicted()[lambda t: t["frame"] == 20].assign(confidence=0.9)
     pairs, unpaired = pair(chosen, reports, only_one_frame, predicted())
@@ -127,16 +121,7 @@ def test_a_findings_row_counts_whole_and_for_no_other_frame(tables):
     assert pairs.set_index("frame")["findings_en"].to_dict() == {10: "whole", 30: ""}
 
 
-def test_every_frame_and_text_is_in_a_pair_or_listed(tables):
-    chosen = choose_key_frames(predicted(), 4, 0.0)
-    pairs, unpaired = pair(chosen, *tables, predicted())
-    named = set(unpaired["id"]) | set(pairs["video_id"]) | set(pairs["exam_id"])
-    assert set(tables[0]["exam_id"]) | set(tables[1]["video_id"]) <= named
-    assert all(row.video_id in named or row.exam_id in named for row in predicted().itertuples())
-    assert unpaired["id"].is_unique
-
-
-def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
+def test_truth_is_joined_by_cine_and_the_dataset_holds_pictures_and_texts(tables, tmp_path):
     pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
     path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
@@ -146,10 +131,6 @@ def test_the_phantoms_truth_is_joined_by_cine(tables, tmp_path):
     stale = write(tmp_path / "u.csv", "video,laterality,lesions,plan\n9.5,LCA,[],none\n")
     with pytest.raises(ValueError, match="lacks 1 cines"):
         corpus.add_truth(pairs, stale, KEY)
-
-
-def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
-    pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
     counts = corpus.save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
     assert counts == {"train": 1, "test": 1}
@@ -157,12 +138,6 @@ def test_the_dataset_holds_pictures_prompts_and_answers(tables, tmp_path):
     row = datasets.load_from_disk(tmp_path / "d")["test"][0]
     assert row["completion_ja"] == "一枚" and row["prompt_en"].endswith("report 0")
     assert np.asarray(row["image"]).tolist() == [[77] * 8] * 8
-
-
-EXAM, VIDEO = pseudonym("exam", "8.0", KEY), pseudonym("video", "9.0", KEY)
-
-
-HEAD = "video,frame,findings_ja,findings_en,validated_by\n"
 
 
 @pytest.mark.parametrize(
@@ -173,14 +148,14 @@ HEAD = "video,frame,findings_ja,findings_en,validated_by\n"
          "row 3: exam 'Yamada' must be a StudyInstanceUID"),
         (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's"),
         (read_reports, "exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report"),
-        (read_reports, f"exam,report_ja\n8.0,あ\n{EXAM},い\n", "row 3: this exam has a report"),
-        (read_reports, f"exam,report_ja\n{VIDEO},あ\n", "must be a StudyInstanceUID"),
+        (read_reports, f"exam,report_ja\n8.0,あ\n{EXAMS[0]},い\n", "row 3: this exam has a report"),
+        (read_reports, f"exam,report_ja\n{VIDEOS[0]},あ\n", "must be a StudyInstanceUID"),
         (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
         (read_findings, HEAD + "9.0,1,あ,,", "row 2: validated_by '' must say who"),
         (read_findings, HEAD + "9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + "9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings"),
-        (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEO},,い,,me", "row 3: this frame has findings"),
-        (read_findings, HEAD + f"{EXAM},1,あ,,me", "must be a SOPInstanceUID"),
+        (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEOS[0]},,い,,me", "row 3: this frame has"),
+        (read_findings, HEAD + f"{EXAMS[0]},1,あ,,me", "must be a SOPInstanceUID"),
     ],
 )  # fmt: skip
 def test_a_wrong_row_names_file_row_and_rule(tmp_path, read, text, match):
@@ -191,9 +166,9 @@ def test_a_wrong_row_names_file_row_and_rule(tmp_path, read, text, match):
 def test_a_missing_table_is_named_and_what_may_stand_in_one_is_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="reports.csv is missing"):
         read_reports(tmp_path / "reports.csv", KEY)
-    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAM},報告\n")
-    assert read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAM]
+    path = write(tmp_path / "r.csv", f"exam,report_ja\n{EXAMS[0]},報告\n")
+    assert read_reports(path, KEY).loc[0].tolist() == ["報告", "", EXAMS[0]]
     text = "video,frame,findings_ja,validated_by\n9.0,,全体,me\n9.0,12,一枚,me\n"
     table = read_findings(write(tmp_path / "f.csv", text), KEY)
     assert table["frame"].isna().tolist() == [True, False] and table["frame"][1] == 12
-    assert set(table["video_id"]) == {VIDEO} and table["findings_en"].tolist() == ["", ""]
+    assert set(table["video_id"]) == {VIDEOS[0]} and table["findings_en"].tolist() == ["", ""]

@@ -16,6 +16,14 @@ from cag_utils.keyframes.predict import describe
 from cag_utils.profiles import Stats
 
 STATS = Stats(n_resamples=200, level=0.95)
+CINES = {
+    "a": [(2, "LCA_other", 0.1), (10, "LCA_bad", 0.9), (16, "LCA_better", 0.6),
+          (30, "LCA_better", 0.7)],
+    "b": [(0, "LCA_better", 0.4), (9, "LCA_better", 0.3)],
+    "c": [(5, "LCA_bad", 0.8)],
+    "d": [(5, "RCA_better", 0.8), (11, "LCA_other", 0.2)],
+    "e": [(1, "LCA_other", 0.2)],
+}  # fmt: skip
 
 
 def draw_answers(n=300, seed=0, classes=SIX_CLASSES):
@@ -28,15 +36,24 @@ def draw_answers(n=300, seed=0, classes=SIX_CLASSES):
     return table
 
 
-def test_classes_agree_with_scikit_learn():
+def test_classes_agree_with_scikit_learn_and_strange_rows_are_refused():
     answers = draw_answers()
     table = evaluation.score_classes(answers, "six_class_f1", STATS, 0).iloc[:-1]
-    wanted = precision_recall_fscore_support(
-        answers["label"], answers["six_class_f1"], labels=SIX_CLASSES
-    )
+    said = answers["six_class_f1"]
+    wanted = precision_recall_fscore_support(answers["label"], said, labels=SIX_CLASSES)
     for column, values in zip(("precision", "recall", "f1", "n"), wanted, strict=True):
         assert table[column].to_numpy(float) == pytest.approx(values)
     assert ((table["low"] <= table["f1"]) & (table["f1"] <= table["high"])).all()
+    answers = draw_answers(classes=SIX_CLASSES[:5])  # a class without a true frame has no F1
+    table = evaluation.score_classes(answers, "six_class_f1", STATS, 0).set_index("class")
+    assert table.loc["RCA_other", ["precision", "recall", "f1", "low", "high"]].isna().all()
+    assert table.loc["RCA_other", "n"] == 0
+    assert np.isfinite(table.loc["weighted", ["f1", "low", "high"]].astype(float)).all()
+    answers = draw_answers(20)
+    with pytest.raises(ValueError, match="must be among"):
+        evaluation.score_classes(answers.assign(label="LM_better"), "six_class_f1", STATS, 0)
+    with pytest.raises(ValueError, match="20 rows have no group"):
+        evaluation.score_classes(answers.assign(patient_id=None), "six_class_f1", STATS, 0)
 
 
 @pytest.mark.parametrize("name", MERGES)
@@ -54,19 +71,6 @@ def test_weighted_f1_and_interval_equal_the_plain_bootstrap(name):
     stats = Stats(n_resamples=40, level=0.95)
     last = evaluation.score_classes(answers, name, stats, 3).iloc[-1]
     assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7)), low, high))
-
-
-def test_a_class_without_a_true_frame_has_no_f1_and_strange_rows_are_refused():
-    answers = draw_answers(classes=SIX_CLASSES[:5])
-    table = evaluation.score_classes(answers, "six_class_f1", STATS, 0).set_index("class")
-    assert table.loc["RCA_other", ["precision", "recall", "f1", "low", "high"]].isna().all()
-    assert table.loc["RCA_other", "n"] == 0
-    assert np.isfinite(table.loc["weighted", ["f1", "low", "high"]].astype(float)).all()
-    answers = draw_answers(20)
-    with pytest.raises(ValueError, match="must be among"):
-        evaluation.score_classes(answers.assign(label="LM_better"), "six_class_f1", STATS, 0)
-    with pytest.raises(ValueError, match="20 rows have no group"):
-        evaluation.score_classes(answers.assign(patient_id=None), "six_class_f1", STATS, 0)
 
 
 def test_groups_are_scored_like_their_rows_alone():
@@ -97,27 +101,23 @@ def test_darkening_and_noise_are_what_was_drawn(tmp_path):
     drawn = [(0, 2), (20, 2), (60, 2), (20, 8)]
     paths = [write_still(tmp_path / f"{i}.png", *pair) for i, pair in enumerate(drawn)]
     found = evaluation.measure_stills(paths)
-    assert found["noise"].iloc[0] == pytest.approx(2, rel=0.1)
-    assert found["noise"].iloc[3] == pytest.approx(8, rel=0.15)
-    assert found["darkening"].iloc[0] < 4
-    assert found["darkening"].iloc[1] == pytest.approx(20, abs=4)
-    assert found["darkening"].iloc[2] == pytest.approx(60, abs=6)
+    noise, dark = found["noise"].tolist(), found["darkening"].tolist()
+    assert noise[0] == pytest.approx(2, rel=0.1) and noise[3] == pytest.approx(8, rel=0.15)
+    assert dark[0] < 4 and dark[1] == pytest.approx(20, abs=4)
+    assert dark[2] == pytest.approx(60, abs=6)
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((256, 256), np.uint8))
     assert evaluation.measure_stills([tmp_path / "black.png"]).isna().all(axis=None)
     with pytest.raises(ValueError, match="No such file"):
         evaluation.measure_stills([tmp_path / "none.png"])
 
 
-def test_answers_are_gathered_in_order_and_lost_frames_are_an_error():
-    columns = {f"p_{c}": [0.0, 0.0] for c in SIX_CLASSES}
-    predictions = pd.DataFrame(
-        {"patient_id": "p", "video_id": "v", "frame": [7, 3], "label": "LCA_bad"} | columns
-    )
+def test_answers_are_gathered_in_order_or_refused_and_filling_is_a_product(tmp_path):
+    ids, columns = {"patient_id": "p", "video_id": "v"}, {f"p_{c}": 0.0 for c in SIX_CLASSES}
+    predictions = pd.DataFrame(ids | {"frame": [7, 3], "label": "LCA_bad"} | columns)
     predictions.loc[0, ["p_LCA_bad", "p_RCA_bad", "p_RCA_better"]] = [0.4, 0.3, 0.3]
     predictions.loc[1, "p_LCA_other"] = 1.0
-    frames = pd.DataFrame(
-        {"patient_id": "p", "video_id": "v", "frame": [3, 7], "png": ["3.png", "7.png"]}
-    ).assign(primary_angle_deg=[30.0, np.nan], secondary_angle_deg=0.0)
+    frames = pd.DataFrame(ids | {"frame": [3, 7], "png": ["3.png", "7.png"]})
+    frames = frames.assign(primary_angle_deg=[30.0, np.nan], secondary_angle_deg=0.0)
     answers = evaluation.gather_answers(predictions, frames)
     assert answers["png"].tolist() == ["7.png", "3.png"]
     assert answers["predicted"].tolist() == ["LCA_bad", "LCA_other"]
@@ -126,22 +126,22 @@ def test_answers_are_gathered_in_order_and_lost_frames_are_an_error():
     assert answers["view"].tolist() == ["unknown", "LAO"]
     with pytest.raises(ValueError, match="1 predicted frames"):
         evaluation.gather_answers(predictions, frames[:1])
+    path = tmp_path / "truth_frames.csv"
+    path.write_text("video,frame,opacified,contrast\n1.2,4,0.5,0.8\n", encoding="utf-8")
+    row = evaluation.read_filling(path, b"key").iloc[0]
+    assert row["video_id"] == study_id("video", "1.2", b"key")
+    assert (row["frame"], row["filling"]) == (4, pytest.approx(0.4))
 
 
-def test_ece_by_hand():
+def test_ece_by_hand_and_bins_agree_with_scikit_learn():
     # two bins of ten: (0.9, 0.9, 0.9, 0.9) 3 of 4 right: gap 0.15; (0.2) wrong: gap 0.2
-    found = evaluation.reliability(
-        [0.9] * 4 + [0.2], [1, 1, 1, 0, 0], list("aabbb"), STATS, 0, n_bins=10
-    )
+    p, right, who = [0.9] * 4 + [0.2], [1, 1, 1, 0, 0], list("aabbb")
+    found = evaluation.reliability(p, right, who, STATS, 0, n_bins=10)
     assert found.ece.value == pytest.approx((4 * 0.15 + 1 * 0.2) / 5)
-    assert found.bins["n"].tolist() == [1, 4]
-    assert found.bins["right"].tolist() == [0.0, 0.75]
+    assert found.bins[["n", "right"]].to_numpy().tolist() == [[1, 0.0], [4, 0.75]]
     assert found.bins["from_confidence"].tolist() == pytest.approx([0.1, 0.8])
     edges = evaluation.reliability([0.5, 1.0, 0.0], [1, 1, 0], list("abc"), STATS, 0, n_bins=2)
     assert edges.bins["n"].tolist() == [2, 1]  # the upper edge belongs to a bin
-
-
-def test_bins_agree_with_scikit_learn():
     rng = np.random.default_rng(3)
     p = rng.random(400)
     right = rng.random(400) < p**1.5
@@ -152,7 +152,7 @@ def test_bins_agree_with_scikit_learn():
     assert ((bins["low"] <= bins["right"]) & (bins["right"] <= bins["high"])).all()
 
 
-def test_ece_interval_equals_a_plain_bootstrap_over_patients():
+def test_ece_interval_equals_a_plain_bootstrap_over_patients_and_bad_input_is_refused():
     rng = np.random.default_rng(4)
     p, who = rng.random(60), rng.integers(5, size=60)
     right = rng.random(60) < p
@@ -168,9 +168,6 @@ def test_ece_interval_equals_a_plain_bootstrap_over_patients():
     low, high = np.quantile(samples, [0.025, 0.975])
     found = evaluation.reliability(p, right, who.astype(str), STATS, 7).ece
     assert found == pytest.approx((value, min(low, value), max(high, value)))
-
-
-def test_bad_input_is_refused():
     for p, right, who, words in (
         ([], [], [], "0 confidences"),
         ([0.5], [1, 0], ["a"], "1 confidences, 2 answers"),
@@ -189,8 +186,7 @@ def test_temperature_keeps_order_and_can_be_undone(temperature, seed):
     assert warmed.sum(1) == pytest.approx(1)
     assert (warmed.argmax(1) == p.argmax(1)).all()
     assert evaluation.apply_temperature(warmed, 1 / temperature) == pytest.approx(p, abs=1e-6)
-    by_hand = evaluation.apply_temperature(np.array([[0.2, 0.8]]), 2.0)[0, 1]
-    assert by_hand == pytest.approx(2 / 3)
+    assert evaluation.apply_temperature(np.array([[0.2, 0.8]]), 2.0)[0, 1] == pytest.approx(2 / 3)
 
 
 def test_fit_finds_the_temperature_that_spoilt_the_logits_and_reads_a_file(tmp_path):
@@ -207,8 +203,8 @@ def test_fit_finds_the_temperature_that_spoilt_the_logits_and_reads_a_file(tmp_p
     truth = np.random.default_rng(2).integers(6, size=60)
     table = pd.DataFrame(p, columns=[f"p_{c}" for c in SIX_CLASSES])
     table.assign(label=[SIX_CLASSES[i] for i in truth]).to_csv(tmp_path / "val.csv", index=False)
-    found = evaluation.read_temperature(tmp_path / "val.csv")
-    assert found == pytest.approx(evaluation.fit_temperature(p, truth))
+    wanted = pytest.approx(evaluation.fit_temperature(p, truth))
+    assert evaluation.read_temperature(tmp_path / "val.csv") == wanted
 
 
 def make_seen(cines, filling=None):
@@ -224,17 +220,7 @@ def make_seen(cines, filling=None):
     return pd.concat([seen, describe(pd.DataFrame(table, columns=list(SIX_CLASSES)))], axis=1)
 
 
-CINES = {
-    "a": [(2, "LCA_other", 0.1), (10, "LCA_bad", 0.9), (16, "LCA_better", 0.6),
-          (30, "LCA_better", 0.7)],
-    "b": [(0, "LCA_better", 0.4), (9, "LCA_better", 0.3)],
-    "c": [(5, "LCA_bad", 0.8)],
-    "d": [(5, "RCA_better", 0.8), (11, "LCA_other", 0.2)],
-    "e": [(1, "LCA_other", 0.2)],
-}  # fmt: skip
-
-
-def test_picks_by_hand():
+def test_picks_shares_and_distances_by_hand():
     filling = [0, 0.3, 0.5, 0.9, 0.2, 0.2, 0.1, 0.4, 0.0, 0.0]
     found = evaluation.pick_firsts(make_seen(CINES, filling), 0.5).set_index("video_id")
     assert found["picked"].tolist()[0] == 10 and np.isnan(found.loc["b", "picked"])
@@ -250,10 +236,6 @@ def test_picks_by_hand():
     found = evaluation.pick_firsts(make_seen(CINES), 0.5)
     assert found["best"].isna().all() and found["nearest"].notna().sum() == 2
     assert evaluation.measure_distances(found)["to"].tolist() == ["nearest"]
-
-
-def test_shares_and_distances_by_hand_in_frames_and_seconds():
-    found = evaluation.pick_firsts(make_seen(CINES), 0.5)
     table = evaluation.summarise_picks(found, STATS, 0)
     got = table.set_index("name")
     assert got["cines"].tolist() == [3, 2, 2, 0, 2, 3]
@@ -263,15 +245,6 @@ def test_shares_and_distances_by_hand_in_frames_and_seconds():
     assert got.iloc[3][["share", "low", "high"]].isna().all()
     assert (table["low"].dropna() <= table["share"].dropna()).all()
     row = evaluation.measure_distances(found).iloc[0]
-    assert (row["cines"], row["median_frames"]) == (2, 3.0)
-    assert row["median_s"] == pytest.approx(0.3)
+    assert row[["cines", "median_frames", "median_s"]].tolist() == pytest.approx([2, 3.0, 0.3])
     none = evaluation.measure_distances(evaluation.pick_firsts(make_seen({"e": CINES["e"]}), 0.5))
     assert none["cines"].tolist() == [0] and none["median_frames"].isna().all()
-
-
-def test_filling_is_the_product_under_the_studys_names(tmp_path):
-    path = tmp_path / "truth_frames.csv"
-    path.write_text("video,frame,opacified,contrast\n1.2,4,0.5,0.8\n", encoding="utf-8")
-    row = evaluation.read_filling(path, b"key").iloc[0]
-    assert row["video_id"] == study_id("video", "1.2", b"key")
-    assert (row["frame"], row["filling"]) == (4, pytest.approx(0.4))

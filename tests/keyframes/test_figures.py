@@ -28,10 +28,8 @@ def test_confusion_shows_each_count_and_a_dash_for_an_empty_row():
 
 
 def test_reliability_has_no_dot_for_a_handful_of_frames():
-    p = [0.95] * 12 + [0.2] * 3
-    found = reliability(
-        p, [1] * 6 + [0] * 9, ["a", "b", "c"] * 5, Stats(n_resamples=20, level=0.95), 0
-    )
+    p, stats = [0.95] * 12 + [0.2] * 3, Stats(n_resamples=20, level=0.95)
+    found = reliability(p, [1] * 6 + [0] * 9, ["a", "b", "c"] * 5, stats, 0)
     fig, bins = figures.draw_reliability({"six_class_f1": found})
     dots = fig.axes[0].containers[0].lines[0].get_xydata()
     assert dots.tolist() == [pytest.approx([0.95, 0.5])]
@@ -59,10 +57,8 @@ def test_maps_lie_over_their_pictures_and_negative_values_are_not_shown():
     pictures = np.zeros((2, 8, 8), np.uint8)
     values = np.stack([np.full((8, 8), -1.0), np.eye(8) * 4])
     fig = figures.draw_maps(pictures, {"Grad-CAM": values}, SIX_CLASSES[:2], "Digital phantom")
-    lower = fig.axes[2:]
-    assert lower[0].get_ylabel() == "Grad-CAM"
-    assert lower[0].images[1].get_array().max() == 0
-    assert lower[1].images[1].get_array().max() == 1
+    assert fig.axes[2].get_ylabel() == "Grad-CAM"
+    assert [ax.images[1].get_array().max() for ax in fig.axes[2:4]] == [0, 1]
 
 
 def test_strips_and_distances_show_the_picked_and_the_best_frame(tmp_path):

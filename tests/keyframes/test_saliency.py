@@ -35,8 +35,7 @@ class Corner(nn.Module):
 def spots():
     """Grey pictures with two equal bright spots, one in each of the two corners."""
     pictures = torch.full((2, 1, PX, PX), 60, dtype=torch.uint8)
-    pictures[:, :, 8:16, 8:16] = 250
-    pictures[:, :, 48:56, 48:56] = 250
+    pictures[:, :, 8:16, 8:16] = pictures[:, :, 48:56, 48:56] = 250
     return pictures
 
 
@@ -60,13 +59,12 @@ def test_grad_cam_by_hand_is_gradient_mean_times_activation():
 
 
 def random_twin(seed=0):
-    """A real network with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(NAME, pretrained=False).eval()
 
 
-def test_maps_of_a_real_network_are_finite_and_differ_from_random_ones():
+def test_maps_of_a_real_network_differ_from_random_ones_and_explain_reads_a_saved_one(tmp_path):
     model = random_twin()
     pictures = torch.randint(0, 255, (2, 1, PX, PX), dtype=torch.uint8)
     maps = grad_cam(model, NAME, pictures, [0, 3])
@@ -77,9 +75,6 @@ def test_maps_of_a_real_network_are_finite_and_differ_from_random_ones():
     other = compare_random(model, NAME, pictures, [0, 3], seed=6)
     assert np.isnan(other).all() or np.nanmax(other) < 0.9
     assert torch.equal(before, torch.get_rng_state())  # random weights have their own
-
-
-def test_explain_reads_a_saved_network(tmp_path):
     save_model(random_twin(), tmp_path, {"model": NAME, "image_px": PX})
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 255, (80, 80)))
     pictures, maps, likeness = explain(tmp_path, [tmp_path / "a.png"], [SIX_CLASSES[2]], 0)

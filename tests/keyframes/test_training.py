@@ -26,13 +26,11 @@ from cag_utils.study import read_json
 from cag_utils.workflow import launch
 
 CPU = torch.device("cpu")
-CNN = load_profile("smoke").cnn.model_copy(
-    update={"image_px": 32, "batch_size": 8, "pretrained": False, "start_share": 0.0}
-)
+SMALL = {"image_px": 32, "batch_size": 8, "pretrained": False, "start_share": 0.0}
+CNN = load_profile("smoke").cnn.model_copy(update=SMALL)
 # no dropped paths: the only thing that differs between one process and two
-PLAIN = CNN.model_copy(
-    update={"model": "convnext_atto", "learning_rate": 1e-3, "average": 0.0, "batch_size": 4}
-)
+ATTO = {"model": "convnext_atto", "learning_rate": 1e-3, "average": 0.0, "batch_size": 4}
+PLAIN = CNN.model_copy(update=ATTO)
 EPOCHS = 12
 OUTPUTS = ("best.safetensors", "model.json", "history.csv")  # some are the workflow's to remove
 
@@ -88,7 +86,7 @@ def one_weight(**how):
     return fit(model, batches, loss, [optimiser], steps, epochs, **flat)
 
 
-def test_steps_are_clipped_and_counted():
+def test_steps_rates_averages_and_the_way_back_to_the_start_by_hand():
     done = one_weight()
     assert done.model.weight.item() == 3 and not done.model.training
     assert done.steps == [{"step": i, "loss": -0.5 * i} for i in range(3)]
@@ -98,9 +96,6 @@ def test_steps_are_clipped_and_counted():
     # an epoch's loss weighs each step by its items
     batches = [(3, (torch.ones(1, 1),)), (1, (torch.ones(1, 1),))]
     assert one_weight(steps=2, batches=lambda epoch: batches).epochs[0]["train_loss"] == -0.5 / 4
-
-
-def test_rates_by_hand():
     done = one_weight(steps=1, epochs=6, schedule="cosine", warmup=2)  # up over 2, down over 4
     fall = [0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
     rates = [row["learning_rate"] for row in done.epochs]
@@ -110,17 +105,11 @@ def test_rates_by_hand():
     assert unasked.model.weight.item() == pytest.approx(18.5)
     with pytest.raises(ValueError, match="linnear"):
         one_weight(schedule="linnear")
-
-
-def test_average_by_hand():
     second = 1 + (1 - 1 / 11) * (2 - 1)  # the first is taken over
     third = second + (1 - 2 / 12) * (3 - second)
     assert one_weight(average=0.999).model.weight.item() == pytest.approx(third)
     third = second + 0.9 * (3 - second)  # never more than the decay is kept
     assert one_weight(average=0.1).model.weight.item() == pytest.approx(third)
-
-
-def test_halfway_back_to_the_start_by_hand():
     model = nn.BatchNorm1d(1)
     start = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad():
@@ -139,7 +128,7 @@ def judged(scores, **how):
     return one_weight(steps=1, **{"epochs": len(scores)} | how)
 
 
-def test_the_first_of_the_best_epochs_is_held_and_patience_ends_a_training():
+def test_the_first_of_the_best_is_held_and_patience_counts_on_over_a_kill(tmp_path):
     done = judged([0.2, 0.5, 0.5, 0.1])
     assert [row["best"] for row in done.epochs] == [True, True, False, False]
     assert done.best["weight"].item() == 2 and done.model.weight.item() == 4
@@ -147,6 +136,11 @@ def test_the_first_of_the_best_epochs_is_held_and_patience_ends_a_training():
     patient, hasty = (judged([0.5, 0.4, 0.3, 0.9], patience=k).epochs for k in (0, 2))
     assert len(patient) == 4  # 0: it never ends early
     assert [row["best"] for row in hasty] == [True, False, False]
+    how = {"checkpoint": tmp_path / "a.pt", "patience": 2}
+    with pytest.raises(StopIteration):  # no third score: as good as a kill
+        judged([0.5, 0.4], epochs=5, **how)
+    done = judged([0.3, 0.9, 0.9], epochs=5, **how)
+    assert [row["best"] for row in done.epochs] == [True, False, False]
 
 
 def noisy(checkpoint: Path | None, dies_at=-1, epochs=4, **how):
@@ -183,25 +177,14 @@ def test_a_training_that_dies_goes_on_to_the_same_weights(tmp_path, dies_at):
         assert row | {"seconds": 0} == again | {"seconds": 0}
 
 
-def test_a_finished_training_is_not_run_again_and_another_ones_file_not_read(tmp_path):
+def test_a_finished_file_is_read_another_ones_not_and_a_dying_save_keeps_it(tmp_path, monkeypatch):
     first, _ = noisy(tmp_path / "a.pt", key="settings")
     again, calls = noisy(tmp_path / "a.pt", key="settings")
     assert not calls and torch.equal(again.best["0.weight"], first.best["0.weight"])
     for other in ({"key": "others"}, {"key": "settings", "epochs": 5}):
         assert len(noisy(tmp_path / "a.pt", **other)[1]) == 3 * other.get("epochs", 4)
-
-
-def test_patience_counts_on_over_a_kill(tmp_path):
-    how = {"checkpoint": tmp_path / "a.pt", "patience": 2}
-    with pytest.raises(StopIteration):  # no third score: as good as a kill
-        judged([0.5, 0.4], epochs=5, **how)
-    done = judged([0.3, 0.9, 0.9], epochs=5, **how)
-    assert [row["best"] for row in done.epochs] == [True, False, False]
-
-
-def test_a_save_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
-    first, _ = noisy(tmp_path / "a.pt", epochs=1)
-    before = (tmp_path / "a.pt").read_bytes()
+    noisy(tmp_path / "b.pt", epochs=1)
+    before = (tmp_path / "b.pt").read_bytes()
 
     def half(state, file):
         Path(file).write_bytes(b"half")
@@ -209,11 +192,8 @@ def test_a_save_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(Killed):
-        noisy(tmp_path / "a.pt", epochs=2)
-    assert (tmp_path / "a.pt").read_bytes() == before
-
-
-# The loop above; the key-frame network on it.
+        noisy(tmp_path / "b.pt", epochs=2)
+    assert (tmp_path / "b.pt").read_bytes() == before
 
 
 def test_augmentation_never_mirrors():
@@ -224,13 +204,11 @@ def test_augmentation_never_mirrors():
     picture = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     for (y, x), grey in zip([(22, 32), (38, 40), (38, 24)], [250, 170, 90], strict=True):
         picture[..., y - 3 : y + 4, x - 3 : x + 4] = grey
-    wide = policy._AUGMENTATION_SPACE
+    wide, how = policy._AUGMENTATION_SPACE, (policy.interpolation, policy._fill)
     for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
         strengths = wide[name][0](31, 64, 64)
         for strength in (strengths[8], -strengths[8]):
-            out = policy._apply_image_or_video_transform(
-                picture, name, float(strength), policy.interpolation, policy._fill
-            )
+            out = policy._apply_image_or_video_transform(picture, name, float(strength), *how)
             assert _turns_clockwise(out[0, 0]), (name, strength)
     assert not _turns_clockwise(picture[0, 0].flip(1))
 
@@ -256,22 +234,22 @@ def test_what_a_frame_looks_like_depends_on_seed_epoch_and_index_alone():
     assert all(torch.equal(draw(frames, 0, i), first[i]) for i in reversed(range(12)))
     for other, epoch in ((training.AugmentedFrames(DATA["train"], seed=6), 0), (frames, 1)):
         assert sum(not torch.equal(draw(other, epoch, i), first[i]) for i in range(12)) > 8
+    orders = {tuple(epoch_batches(30, 30, seed, epoch)[0]) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+    assert len({training.stream(*words) for words in ((0, 1), (1, 0), (0, 1, 0))}) == 3
 
 
 def team(rank=0, size=1):
     return SimpleNamespace(device=CPU, process_index=rank, num_processes=size)
 
 
-def test_loader_workers_change_nothing():
+def test_neither_workers_nor_processes_change_what_is_seen():
     two = frame_batches(DATA["train"], CNN.model_copy(update={"n_workers": 2}), 5, team())
     alone = frame_batches(DATA["train"], CNN, 5, team())
     for epoch in (4, 5):  # the second with the same workers
         for (n, here), (m, there) in zip(alone(epoch), two(epoch), strict=True):
             assert n == m and torch.equal(here[0], there[0]) and torch.equal(here[1], there[1])
-
-
-def test_processes_share_every_batch_also_when_nothing_is_left_for_one():
-    """Batches of 4, 4 and 1 frames: of the last one a process has nothing, and no weight."""
+    # batches of 4, 4 and 1 frames: of the last one a process has nothing, and no weight
     data = make_data(9)["train"]
     whole, first, second = (
         list(frame_batches(data, PLAIN, 0, team(*place))(0)) for place in ((0, 1), (0, 2), (1, 2))
@@ -293,12 +271,6 @@ def test_an_epoch_holds_every_frame_once(n, batch_size, seed, epoch):
     assert batches == epoch_batches(n, batch_size, seed, epoch)
 
 
-def test_epochs_and_seeds_are_shuffled_differently():
-    orders = {tuple(epoch_batches(30, 30, seed, epoch)[0]) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(orders) == 4
-    assert len({training.stream(*words) for words in ((0, 1), (1, 0), (0, 1, 0))}) == 3
-
-
 def without_seconds(history):
     return history.drop(columns="seconds")
 
@@ -309,8 +281,8 @@ def test_a_training_learns_and_its_best_epoch_is_what_is_saved(whole):
     best = history["val_six_class_f1"].max()
     assert best > 0.4  # chance is about 0.1
     facts = read_json(folder / "model.json")
-    assert facts["val_six_class_f1"] == best
-    assert facts["epoch"] == history.loc[history["best"], "epoch"].iloc[-1]
+    epoch = history.loc[history["best"], "epoch"].iloc[-1]
+    assert (facts["val_six_class_f1"], facts["epoch"]) == (best, epoch)
     model, _ = load_model(folder, CPU)
     found = training._evaluate(model, DATA["val"], CNN, team())
     assert found["val_six_class_f1"] == pytest.approx(best)
@@ -318,7 +290,7 @@ def test_a_training_learns_and_its_best_epoch_is_what_is_saved(whole):
     assert {path.name for path in folder.iterdir()} == set(OUTPUTS)
 
 
-def test_the_callers_generator_neither_matters_nor_moves(tmp_path):
+def test_the_callers_generator_neither_matters_nor_moves_and_counts_are_checked(tmp_path):
     histories = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -326,6 +298,9 @@ def test_the_callers_generator_neither_matters_nor_moves(tmp_path):
         histories.append(train_cnn(DATA, CNN, tmp_path, seed=3, epochs=1, device=CPU))
         assert torch.equal(torch.get_rng_state(), before)
     pd.testing.assert_frame_equal(*map(without_seconds, histories))
+    for counts in ({"epochs": -1}, {"processes": -1}):
+        with pytest.raises(ValueError, match="must be >= 0"):
+            train_cnn(DATA, CNN, tmp_path, seed=0, **counts)
 
 
 @pytest.mark.parametrize("pretrained, share", [(True, 0.5), (False, 0.0)])
@@ -357,23 +332,9 @@ def test_every_cpu_computes_in_float32_and_cuda_alone_in_bfloat16(monkeypatch):
     assert autocast(torch.device("cuda")) == ("cuda", torch.bfloat16, True)
 
 
-def test_negative_counts_are_refused(tmp_path):
-    for counts in ({"epochs": -1}, {"processes": -1}):
-        with pytest.raises(ValueError, match="must be >= 0"):
-            train_cnn(DATA, CNN, tmp_path, seed=0, **counts)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.keyframes.test_training import train_alone
-train_alone(Path(sys.argv[1]))
-"""
-
-
 def test_kill_9_and_resume_give_identical_losses_and_weights(tmp_path, whole, monkeypatch):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    script = f"from tests.keyframes.test_training import *\ntrain_alone(Path({str(tmp_path)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     file = tmp_path / training.CHECKPOINT
     while not file.exists() and process.poll() is None:
         time.sleep(0.005)
@@ -454,17 +415,11 @@ def test_processes_are_really_two_and_the_one_that_fails_is_quoted(job_folder):
     assert size == 2 and len({first, second, os.getpid()}) == 3
 
 
-ORPHANS = """
-import sys
-from pathlib import Path
-from cag_utils.workflow import launch
-launch("team_job", Path(sys.argv[1]), 2)
-"""
-
-
 def test_no_process_and_no_frame_outlives_a_killed_notebook(job_folder):
     (job_folder / "frames").mkdir()
-    notebook = subprocess.Popen([sys.executable, "-c", ORPHANS, str(job_folder)])
+    script = "from pathlib import Path\nfrom cag_utils.workflow import launch\n"
+    script += f"launch('team_job', Path({str(job_folder)!r}), 2)"
+    notebook = subprocess.Popen([sys.executable, "-c", script])
     while len(list(job_folder.glob("*.pid"))) < 2 and notebook.poll() is None:
         time.sleep(0.05)
     ranks = [psutil.Process(pid) for pid, _ in read_ranks(job_folder)]
