@@ -36,28 +36,17 @@ def pictures():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_and_texts_land_in_one_space(name, twins, pictures):
-    twin = twins[name]
+def test_vectors_share_a_space_depend_on_no_neighbours_and_tell_cut_texts(name, twins, pictures):
+    twin, words = twins[name], TEXTS[0] * 30
     images, texts = twin.images(pictures), twin.texts(TEXTS)
     assert images.shape == texts.shape and images.dtype == texts.dtype == np.float64
     assert np.isfinite(images).all() and len(np.unique(texts.round(6), axis=0)) == 3
     if name != "siglip2":  # as published: two of the three come normalised
         np.testing.assert_allclose(np.linalg.norm([*images, *texts], axis=1), 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_vector_does_not_depend_on_its_neighbours(name, twins, pictures):
-    twin = twins[name]
     alone = np.concatenate([twin.texts([text]) for text in TEXTS])
-    np.testing.assert_allclose(twin.texts(TEXTS), alone, atol=2e-5)
+    np.testing.assert_allclose(texts, alone, atol=2e-5)
     alone = np.concatenate([twin.images([picture]) for picture in pictures])
     np.testing.assert_allclose(twin.images(pictures, batch_size=2), alone, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_cut_texts_are_told(name, twins):
-    twin = twins[name]
-    words = TEXTS[0] * 30
     assert twin.truncated([*TEXTS, words]).tolist() == [False, False, False, True]
     # what is beyond the context has no influence, which is why it has to be told
     np.testing.assert_array_equal(twin.texts([words]), twin.texts([words + "Nothing else."]))
@@ -65,20 +54,31 @@ def test_cut_texts_are_told(name, twins):
     assert ids.shape == mask.shape == (1, twin.entry.context)
 
 
-def test_siglip2_texts_are_padded_to_64_as_open_clip_does(twins):
+def test_siglip2_has_its_published_sizes_and_pads_texts_to_64_as_open_clip_does(twins):
+    name, entry = "ViT-SO400M-14-SigLIP2-378", EMBEDDERS["siglip2"]
+    config = open_clip.get_model_config(name)
+    assert config["text_cfg"]["context_length"] == entry.context == 64
+    assert config["vision_cfg"]["image_size"] == entry.pixels["real"].side == 378
+    assert config["embed_dim"] == 1152
+    assert "webli" in open_clip.list_pretrained_tags_by_model(name)
     theirs = open_clip.get_tokenizer(f"local-dir:{embedders.WEIGHTS / 'siglip2'}")(TEXTS)
     ours, _ = twins["siglip2"].tokens([twins["siglip2"].towers.clean(t) for t in TEXTS])
     assert theirs.shape == (3, 64)
     torch.testing.assert_close(ours, theirs)
 
 
-def test_squashing_agrees_with_open_clip():
+def test_squashing_agrees_with_open_clip_and_grey_arrays_are_as_rgb_images():
     rng, ours = np.random.default_rng(1), Pixels(64)
     picture = Image.fromarray(rng.integers(0, 256, (90, 130, 3), dtype=np.uint8))
     how = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
     cfg = open_clip.transform.PreprocessCfg(64, **how, resize_mode="squash")
     theirs = open_clip.transform.image_transform_v2(cfg, is_train=False)(picture)
     torch.testing.assert_close(ours.tensor([ours.fit(picture)])[0], theirs)
+    grey, pixels = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64), Pixels(32)
+    both = [pixels.fit(grey), pixels.fit(Image.fromarray(grey).convert("RGB"))]
+    assert np.array_equal(*map(np.asarray, both))
+    fitted = np.asarray(both[0])
+    torch.testing.assert_close(pixels.tensor([fitted[..., 0]]), pixels.tensor(both[:1]))
 
 
 def test_medclip_pads_black_and_drops_colour():
@@ -93,47 +93,26 @@ def test_medclip_pads_black_and_drops_colour():
     assert int((pixels.tensor([pixels.fit(small)])[0, 0] > 0).sum()) == 100 * 100
 
 
-def test_grey_arrays_and_rgb_images_are_the_same_picture():
-    grey, pixels = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64), Pixels(32)
-    both = [pixels.fit(grey), pixels.fit(Image.fromarray(grey).convert("RGB"))]
-    assert np.array_equal(*map(np.asarray, both))
-    fitted = np.asarray(both[0])
-    torch.testing.assert_close(pixels.tensor([fitted[..., 0]]), pixels.tensor(both[:1]))
-
-
-def test_the_real_siglip2_has_the_registrys_sizes():
-    name, entry = "ViT-SO400M-14-SigLIP2-378", EMBEDDERS["siglip2"]
-    config = open_clip.get_model_config(name)
-    assert config["text_cfg"]["context_length"] == entry.context == 64
-    assert config["vision_cfg"]["image_size"] == entry.pixels["real"].side == 378
-    assert config["embed_dim"] == 1152
-    assert "webli" in open_clip.list_pretrained_tags_by_model(name)
-
-
-@pytest.mark.parametrize(
-    "build, wanted, absent",
-    [
-        (lambda: ConceptClip().state_dict(), {
-            "visual.trunk.pos_embed": (1, 729, 1152),
-            "visual.trunk.patch_embed.proj.weight": (1152, 3, 14, 14),
-            "visual.trunk.blocks.26.attn.qkv.weight": (3 * 1152, 1152),
-            "visual.trunk.attn_pool.latent": (1, 1, 1152),
-            "text.proj.weight": (1152, 768),
-            "text.transformer.embeddings.word_embeddings.weight": (30522, 768),
-            "text.transformer.encoder.layer.11.output.dense.weight": (768, 3072),
-        }, ("blocks.27.",)),
-        (lambda: published_state(MedClip()), {
-            f"{SWIN}.0.blocks.0.attention.self.query.weight": (96, 96),
-            f"{SWIN}.2.blocks.5.intermediate.dense.weight": (1536, 384),
-            f"{SWIN}.3.blocks.1.output.dense.weight": (768, 3072),
-            f"{SWIN}.0.blocks.0.attention.self.relative_position_bias_table": (169, 3),
-            "vision_model.projection_head.weight": (512, 768),
-            "text_model.projection_head.weight": (512, 768),
-            "text_model.model.embeddings.word_embeddings.weight": (28996, 768),
-        }, ("q_proj", "mlp.fc")),
-    ],
-    ids=["conceptclip", "medclip"],
-)  # fmt: skip
+@pytest.mark.parametrize("build, wanted, absent", [
+    (lambda: ConceptClip().state_dict(), {
+        "visual.trunk.pos_embed": (1, 729, 1152),
+        "visual.trunk.patch_embed.proj.weight": (1152, 3, 14, 14),
+        "visual.trunk.blocks.26.attn.qkv.weight": (3 * 1152, 1152),
+        "visual.trunk.attn_pool.latent": (1, 1, 1152),
+        "text.proj.weight": (1152, 768),
+        "text.transformer.embeddings.word_embeddings.weight": (30522, 768),
+        "text.transformer.encoder.layer.11.output.dense.weight": (768, 3072),
+    }, ("blocks.27.",)),
+    (lambda: published_state(MedClip()), {
+        f"{SWIN}.0.blocks.0.attention.self.query.weight": (96, 96),
+        f"{SWIN}.2.blocks.5.intermediate.dense.weight": (1536, 384),
+        f"{SWIN}.3.blocks.1.output.dense.weight": (768, 3072),
+        f"{SWIN}.0.blocks.0.attention.self.relative_position_bias_table": (169, 3),
+        "vision_model.projection_head.weight": (512, 768),
+        "text_model.projection_head.weight": (512, 768),
+        "text_model.model.embeddings.word_embeddings.weight": (28996, 768),
+    }, ("q_proj", "mlp.fc")),
+])  # fmt: skip
 def test_the_real_networks_have_the_published_names_and_sizes(build, wanted, absent):
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in build().items()}
@@ -210,8 +189,7 @@ def test_a_built_twin_can_be_loaded(tmp_path):
     (lambda twin: twin.images([]), "no pictures"),
     (lambda twin: twin.images([np.zeros((4, 4))]), "uint8"),
     (lambda twin: load_published(small_medclip(), {}), "not a MedClip checkpoint"),
-    (lambda twin: start_from_tower(
-        twin.towers.module.visual.trunk,
+    (lambda twin: start_from_tower(twin.towers.module.visual.trunk,
         {k: v[..., :2] for k, v in siglip_tower(192).state_dict().items()}), "does not fit"),
     (lambda twin: build_embedder("medclop", "x", []), "did you mean 'medclip'"),
 ])  # fmt: skip
@@ -242,10 +220,10 @@ def test_an_embedder_is_added_by_one_entry(monkeypatch, tmp_path):
     entry = Entry("MadeUpCLIP", load, source, 12, pixels, languages=("en", "ja"))
     monkeypatch.setitem(EMBEDDERS, "madeup", entry)
     (tmp_path / "madeup").mkdir()
-    pngs = ["0.png", "1.png"]
-    for k, png in enumerate(pngs):
-        Image.new("L", (64, 64), 90 * k).save(tmp_path / png)
-    pairs = pd.DataFrame({"case_id": ["a", "b"], "patient_id": ["p", "q"], "png": pngs})
+    for k in range(2):
+        Image.new("L", (64, 64), 90 * k).save(tmp_path / f"{k}.png")
+    pairs = pd.DataFrame({"case_id": ["a", "b"], "patient_id": ["p", "q"]})
+    pairs["png"] = ["0.png", "1.png"]
     said = pd.DataFrame({"case_id": ["a", "b"], "model": "gemma3_lora", "status": "ok"})
     cases = vlscore.join_cases(said.assign(output=TEXTS[0], ground_truth=TEXTS[:2]), pairs)
     space = vlscore.embed(load_embedder("madeup", "tiny", "cpu", tmp_path), cases, tmp_path)

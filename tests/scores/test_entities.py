@@ -14,11 +14,9 @@ from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, segments_of
 LANGUAGES = ("en", "ja")
 
 
-def lesions_of(laterality):
-    one = st.fixed_dictionaries(
-        {"segment": st.sampled_from(segments_of(laterality)), "percent": st.sampled_from(GRADES)}
-    )
-    return st.lists(one, max_size=5, unique_by=lambda x: x["segment"])
+def lesions_of(side):
+    one = {"segment": st.sampled_from(segments_of(side)), "percent": st.sampled_from(GRADES)}
+    return st.lists(st.fixed_dictionaries(one), max_size=5, unique_by=lambda x: x["segment"])
 
 
 truth_st = st.sampled_from(LATERALITIES).flatmap(
@@ -135,27 +133,24 @@ def test_absence_also_beside_a_stenosis(text, language, cleared, beside):
     assert read.no_stenosis == (not beside) == (read.worst_percent == 0)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_every_segment_is_known_by_name(language):
-    text = {"en": "90% stenosis of the {}", "ja": "{}に90%の狭窄"}[language]
+@pytest.mark.parametrize("la, text", [("en", "90% stenosis of the {}"), ("ja", "{}に90%の狭窄")])
+def test_every_segment_is_known_by_name(la, text):
     for segment in AHA_SEGMENTS.values():
-        told = text.format(getattr(segment, f"name_{language}"))
-        assert stenoses(told, language) == [(segment.artery, segment.number, 90)], told
+        told = text.format(getattr(segment, f"name_{la}"))
+        assert stenoses(told, la) == [(segment.artery, segment.number, 90)], told
 
 
 @settings(deadline=None, max_examples=60)
 @given(truth_st, st.sampled_from(LANGUAGES), st.integers(0, 2**32 - 1))
 def test_the_untuned_twins_own_words_are_read_as_well(truth, language, seed):
-    # Else a tuned model would beat its base by format alone.
     lesions, laterality, plan = truth
     rng = np.random.default_rng(seed)
     report = write_report(rng, draw_record(rng, lesions, "M"))
     scene = PictureFacts(laterality, tuple(lesions), "LAO cranial", report, plan)
     _, answer = write_caption(rng, scene, language, "referral")
     read, wanted = read_entities(answer, language), truth_entities(laterality, lesions, plan)
-    assert read.stenoses == wanted.stenoses, answer
+    assert read.stenoses == wanted.stenoses and read.no_stenosis == wanted.no_stenosis, answer
     assert read.plan is None  # a twin was raised without plans
-    assert read.no_stenosis == wanted.no_stenosis
 
 
 @pytest.mark.parametrize("text, language, told", [
@@ -198,25 +193,18 @@ def test_laterality_or_else_the_plan(text, language, told):
         assert read_entities(two_or_none, "en").laterality is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "   ", "Sorry, as a base VLM I am not trained to answer this question.", "狭"]
-)
-def test_a_refusal_or_nothing_is_unparseable(text):
-    read = read_entities(text, "ja")
-    assert read == Entities() and read.unparseable and read.worst_percent is None
-
-
-def test_japanese_notes_mix_in_english_and_not_the_other_way_round():
+def test_refusals_and_nothing_are_unparseable_and_only_japanese_mixes_in_english():
+    sorry = "Sorry, as a base VLM I am not trained to answer this question."
+    for text in ("", "   ", sorry, "狭"):
+        read = read_entities(text, "ja")
+        assert read == Entities() and read.unparseable and read.worst_percent is None
     assert stenoses("LCX #11 shows 75% stenosis", "ja") == [("LCX", 11, 75)]
     assert read_entities("左回旋枝に高度狭窄", "en").unparseable
 
 
-def test_grades_cover_the_values_up_to_their_own():
+def test_grades_cover_the_values_up_to_their_own_and_what_cannot_be_read_is_refused():
     steps = {0: 0, 1: 25, 25: 25, 26: 50, 70: 75, 80: 90, 90: 90, 95: 99, 100: 100}
     assert {percent: to_grade(percent) for percent in steps} == steps
-
-
-def test_refuses_what_it_cannot_read():
     with pytest.raises(ValueError, match=r"unknown language 'jp' \(known: en, ja\)"):
         read_entities("LAD", "jp")
     with pytest.raises(ValueError, match="0 to 100 percent, got 101"):

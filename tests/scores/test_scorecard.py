@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from operator import itemgetter
 
 import pandas as pd
 import pytest
@@ -17,6 +18,8 @@ from tests.paper.test_claims import CNN
 from tests.running import execute
 
 STATS = Stats(n_resamples=200, level=0.95)
+MODELS = ["gemma3_base", "gemma3_lora", "paligemma2_lora"]
+perfect = itemgetter("findings_en")
 TRUTHS = (
     ([{"segment": 11, "percent": 75}], "LCA", "functional"),
     ([{"segment": 2, "percent": 90}], "RCA", "pci"),
@@ -30,10 +33,9 @@ def pairs():
     rows = []
     for i in range(8):
         lesions, side, plan = TRUTHS[i // 2]
-        texts = {f"findings_{k}": v for k, v in write_findings(lesions, side, plan).items()}
-        truth = {"truth_lesions": json.dumps(lesions), "truth_plan": plan}
-        head = {"case_id": f"case-{i:04d}", "patient_id": f"pt-{i // 2}", "truth_laterality": side}
-        rows.append(head | texts | truth)
+        row = {f"findings_{k}": v for k, v in write_findings(lesions, side, plan).items()}
+        row |= {"case_id": f"case-{i:04d}", "patient_id": f"pt-{i // 2}", "truth_laterality": side}
+        rows.append(row | {"truth_lesions": json.dumps(lesions), "truth_plan": plan})
     return pd.DataFrame(rows)
 
 
@@ -47,16 +49,11 @@ def generations(table, answers):
     return pd.DataFrame(rows, columns=["case_id", "model", "output", "status"])
 
 
-def perfect(row):
-    return row["findings_en"]
-
-
 def sorry(row):
     return "Sorry, I can not help with that."
 
 
 def marks(base=sorry, lora=perfect, language="en", **others):
-    """The rubric's marks of Gemma3 untuned and tuned, and of other models."""
     answers = {"gemma3_base": base, "gemma3_lora": lora} | others
     return score_generations(generations(pairs(), answers), pairs(), language)
 
@@ -69,30 +66,24 @@ def test_each_generation_is_marked_against_its_own_case():
     assert (tuned["overall"] == 10).all() and (tuned[list(CRITERIA)] == 0).all(axis=None)
     assert (base["overall"] == 0).all() and (base[list(CRITERIA)] == 1).all(axis=None)
     assert tuned["patient_id"].tolist() == pairs()["patient_id"].tolist()
-
-
-def test_an_empty_or_refused_output_is_wrong_not_left_out():
-    table = pairs()
-    made = generations(table, {"gemma3_lora": perfect})
+    # an empty or refused output is wrong, not left out
+    made = generations(pairs(), {"gemma3_lora": perfect})
     made.loc[0, ["output", "status"]] = [float("nan"), "empty"]
     made.loc[1, "status"] = "refusal"  # whatever it goes on to say
-    scored = score_generations(made, table, "en")
+    scored = score_generations(made, pairs(), "en")
     assert scored["overall"].tolist() == [0, 0] + [10] * 6
     assert scored["unparseable"].tolist() == [1, 1] + [0] * 6
 
 
-def test_own_data_without_truth_columns_are_judged_by_their_findings():
+def test_own_data_without_truth_columns_are_judged_by_their_findings_or_stay_missing():
     table = pairs()
     bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
     made = generations(table, {"gemma3_lora": perfect})
     assert score_generations(made, bare, "en").equals(score_generations(made, table, "en"))
     assert scorecard.truth_of(bare.iloc[2], "ja") == scorecard.truth_of(table.iloc[2], "ja")
-    in_japanese = lambda row: row["findings_ja"]  # noqa: E731
+    in_japanese = itemgetter("findings_ja")
     assert (marks(in_japanese, in_japanese, "ja")["overall"] == 10).all()
-
-
-def test_unknown_truth_stays_missing_in_the_table():
-    table = pairs().drop(columns=["truth_laterality", "truth_lesions", "truth_plan"])
+    table = bare
     table["findings_en"] = "LCX #11 shows 75% stenosis."  # validated findings without a plan
     made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
     summary = summarise_marks(score_generations(made, table, "en"), STATS, 0)
@@ -100,7 +91,6 @@ def test_unknown_truth_stays_missing_in_the_table():
     assert scorecard.table4(summary)["treatment_error"].isna().all()
     figures = scorecard.flat_metrics(summary, pd.DataFrame())
     assert figures["gemma3_lora.treatment_error_rate"] is None
-
     table["findings_en"] = "PCI is recommended."  # and now without a vessel
     scored = score_generations(made, table, "en")
     summary = summarise_marks(scored, STATS, 0)
@@ -110,7 +100,7 @@ def test_unknown_truth_stays_missing_in_the_table():
     assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
 
 
-def test_the_summary_hand_worked():
+def test_the_summary_hand_worked_and_table4_in_the_papers_columns_and_order():
     wrong = iter([0, 1] * 4)  # the first frame of each patient is right, the second refused
     scored = marks(lambda row: sorry(row) if next(wrong) else perfect(row))
     row = summarise_marks(scored, STATS, 0).iloc[0]
@@ -120,9 +110,6 @@ def test_the_summary_hand_worked():
     assert row["unparseable_rate"] == 0.5 and row["laterality"] == 0.5
     # Every patient has one right and one wrong frame: resampling patients changes nothing.
     assert (row["segment"], row["segment_low"], row["segment_high"]) == (0.5, 0.5, 0.5)
-
-
-def test_table4_has_the_papers_columns_and_order():
     scored = marks(zephyr=sorry)
     table = scorecard.table4(summarise_marks(scored[::-1], STATS, 0))
     assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
@@ -148,9 +135,6 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
     worse = against_base(marks(perfect, sorry), STATS, 0)
     assert (worse["high"] < 0).all() and not worse["beats_base"].any() and len(worse) == 9
-
-
-def test_a_gain_on_half_of_the_patients_is_not_clear():
     # right on two of four patients, and on the others and one case more
     half = lambda row: perfect(row) if row["case_id"] < "case-0004" else sorry(row)  # noqa: E731
     rest = lambda row: sorry(row) if row["case_id"] < "case-0003" else perfect(row)  # noqa: E731
@@ -174,7 +158,6 @@ def test_which_base_a_tuned_model_is_compared_with():
 
 
 def fill(sheet, reader="r1", overall=5.0):
-    """A reader's scores of a sheet's texts, without an error."""
     return sheet.assign(reader=reader, overall=overall, **dict.fromkeys(CRITERIA, 0))
 
 
@@ -208,10 +191,9 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
     summary = summarise_marks(scored, STATS, 0)
     assert scorecard.table4(summary)["verbosity_error"].tolist() == [8, 8]
-    compared = against_base(scored, STATS, 0)
-    assert "verbosity_right" in set(compared["measure"])
-    figures = scorecard.flat_metrics(summary, compared)
+    figures = scorecard.flat_metrics(summary, against_base(scored, STATS, 0))
     assert figures["gemma3_lora.verbosity_error_rate"] == 1
+    assert "gemma3_lora.verbosity_right_gain" in figures
     claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
     [vessels] = claims[claims.index.str.startswith("Vessel")]
     assert "verbosity 100%" in vessels
@@ -243,11 +225,6 @@ def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path)
     [own] = set(rubrics.parent.glob("ja_*filled_csv"))  # the study's own run is left alone
     text = (own / "table4_scores.md").read_text(encoding="utf-8")
     assert "scored by reader 1" in text and "rubric" not in text
-
-
-# Score sheets: made blind, filled by a reader, read back.
-
-MODELS = ["gemma3_base", "gemma3_lora", "paligemma2_lora"]
 
 
 def texts(n_cases):

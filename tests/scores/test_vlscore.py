@@ -18,19 +18,26 @@ numbers = st.floats(-10, 10, allow_nan=False, width=32)
 triples = st.integers(1, 5).flatmap(
     lambda d: st.integers(1, 4).flatmap(lambda n: hnp.arrays(float, (3, n, d), elements=numbers))
 )
+UNIT = Vlscore(size="tiny", embedders=["siglip2"], normalise=True, max_area=3 * 3**0.5 / 4)
+STATS = Stats(n_resamples=50, level=0.95)
+TRUTHS = ["no stenosis", "mild disease", "tight spot", "total occlusion"]
+PAIRS = pd.DataFrame({"case_id": [f"case-{k}" for k in range(4)]})
+PAIRS = PAIRS.assign(patient_id=["pt-a", "pt-a", "pt-b", "pt-b"], png=list("0123"))
+SAID = {"gemma3_lora": TRUTHS, "gemma3_base": TRUTHS[1:] + TRUTHS[:1]}
+SAID |= {"paligemma2_base": ["", np.nan, " ", "sorry"]}
+ROWS = [(case, m, SAID[m][k], TRUTHS[k]) for m in SAID for k, case in enumerate(PAIRS["case_id"])]
+GENERATIONS = pd.DataFrame(ROWS, columns=["case_id", "model", "output", "ground_truth"])
+GENERATIONS["status"] = ["ok"] * 8 + ["empty"] * 3 + ["ok"]
 
 
-def unit_triple(cos_ig: float, cos_ir: float, cos_gr: float) -> list[np.ndarray]:
-    """Three unit vectors with these cosines."""
-    gram = np.array([[1, cos_ig, cos_ir], [cos_ig, 1, cos_gr], [cos_ir, cos_gr, 1]])
-    return [row[None] for row in np.linalg.cholesky(gram)]
-
-
-@pytest.mark.parametrize(
-    "cos_gr, area, score", [(0.95, 0.2107, 0.838), (0.80, 0.4123, 0.683), (0.60, 0.5657, 0.565)]
-)
+@pytest.mark.parametrize("cos_gr, area, score", [
+    (0.95, 0.2107, 0.838),
+    (0.80, 0.4123, 0.683),
+    (0.60, 0.5657, 0.565),
+])  # fmt: skip
 def test_hand_worked_unit_vectors(cos_gr, area, score):
-    corners = np.array(unit_triple(0.1, 0.1, cos_gr))
+    # three unit vectors with these cosines
+    corners = np.linalg.cholesky([[1, 0.1, 0.1], [0.1, 1, cos_gr], [0.1, cos_gr, 1]])[:, None]
     found = score_cases(*corners).iloc[0]
     assert found["area"] == pytest.approx(area, abs=5e-5)
     assert found["vlscore"] == pytest.approx(score, abs=5e-4)
@@ -70,17 +77,14 @@ def test_scores_stay_between_0_and_1_and_more_room_never_lowers_them(points, max
 
 def test_float32_in_the_printed_form_is_wrong_where_float64_is_right():
     # Two near-equal reports: the area is half |i-g| times the distance of r from that line.
-    rng = np.random.default_rng(0)
+    rng, true = np.random.default_rng(0), 7e-5
     i, g = (to_unit(rng.normal(size=(1, 512))) for _ in range(2))
-    away = rng.normal(size=(1, 512))
-    along = to_unit(i - g)
+    away, along = rng.normal(size=(1, 512)), to_unit(i - g)
     away = to_unit(away - (away @ along.T) * along)
-    true = 7e-5
     r = g + away * 2 * true / np.linalg.norm(i - g)
     assert triangle_area(i, g, r)[0] == pytest.approx(true, rel=1e-6)
     a, b = (i - g).astype(np.float32)[0], (i - r).astype(np.float32)[0]
-    radicand = (a @ a) * (b @ b) - (a @ b) ** 2
-    naive = 0.5 * math.sqrt(max(float(radicand), 0.0))
+    naive = 0.5 * math.sqrt(max(float((a @ a) * (b @ b) - (a @ b) ** 2), 0.0))
     assert abs(naive - true) > 0.1 * true
 
 
@@ -106,19 +110,12 @@ def test_controls_fall_with_the_wrong_report_and_hardly_with_the_wrong_picture()
     i, g, r = space.corners(cases)
     wrong = score_cases(np.roll(i, 20, axis=0), g, r)["vlscore"].mean()
     assert mean["shuffled images"] == pytest.approx(wrong)
-
-
-def test_it_is_moved_by_the_texts_and_not_by_the_picture():
+    # it is moved by the texts and not by the picture
     cases, space = random_space(200, lambda rng: rng.uniform(0.1, 1.5, (200, 1)), 2)
     found = vlscore.side_correlations(cases, space)
     assert found["text_text"] < -0.9 and abs(found["image_truth"]) < 0.5
     for few in (0, 2):
         assert all(map(math.isnan, vlscore.side_correlations(cases[:few], space).values()))
-
-
-UNIT = Vlscore(size="tiny", embedders=["siglip2"], normalise=True, max_area=3 * 3**0.5 / 4)
-STATS = Stats(n_resamples=50, level=0.95)
-TRUTHS = ["no stenosis", "mild disease", "tight spot", "total occlusion"]
 
 
 class Letters:
@@ -136,15 +133,6 @@ class Letters:
         return np.array([len(t) > 12 for t in texts])
 
 
-PAIRS = pd.DataFrame({"case_id": [f"case-{k}" for k in range(4)]})
-PAIRS = PAIRS.assign(patient_id=["pt-a", "pt-a", "pt-b", "pt-b"], png=list("0123"))
-SAID = {"gemma3_lora": TRUTHS, "gemma3_base": TRUTHS[1:] + TRUTHS[:1]}
-SAID |= {"paligemma2_base": ["", np.nan, " ", "sorry"]}
-ROWS = [(case, m, SAID[m][k], TRUTHS[k]) for m in SAID for k, case in enumerate(PAIRS["case_id"])]
-GENERATIONS = pd.DataFrame(ROWS, columns=["case_id", "model", "output", "ground_truth"])
-GENERATIONS["status"] = ["ok"] * 8 + ["empty"] * 3 + ["ok"]
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Four cases of two patients; one model repeats the truth, one is wrong, one is silent."""
@@ -155,26 +143,12 @@ def study(tmp_path_factory):
     return cases, space, score_models(cases, space, "siglip2", UNIT)
 
 
-def test_each_case_keeps_its_patient_and_every_distinct_text_is_embedded_once(study):
-    cases, space, _ = study
+def test_each_text_is_embedded_once_the_truth_scores_1_an_error_less_and_silence_0(study):
+    cases, space, scores = study
     assert len(cases) == 12 and cases["patient_id"].tolist() == ["pt-a", "pt-a", "pt-b", "pt-b"] * 3
     assert cases["empty"].sum() == 3 and cases["output"].map(type).eq(str).all()
     assert list(space.texts) == sorted({*TRUTHS, "sorry"})
     assert space.truncated == {"total occlusion"} and len(space.images) == 4
-
-
-def test_right_angles_worked_by_hand(study):
-    # unit vectors along three axes: an equilateral triangle of side sqrt 2, area sqrt(3)/2
-    image, truth, report = np.eye(3)
-    case = study[0].iloc[[5]]  # says "tight spot", and "mild disease" is true
-    texts = {"mild disease": truth, "tight spot": report}
-    space = vlscore.Space({"case-1": image}, texts, frozenset(), image)
-    [got] = score_models(case, space, "siglip2", UNIT).to_dict("records")
-    assert got["area"] == pytest.approx(3**0.5 / 2) and got["vlscore"] == pytest.approx(1 / 3)
-
-
-def test_the_truth_scores_1_an_error_less_and_silence_0(study):
-    scores = study[2]
     by_model = scores.groupby("model")["vlscore"]
     assert (by_model.get_group("gemma3_lora") == 1).all()
     assert by_model.get_group("gemma3_base").lt(1).all()
@@ -187,9 +161,18 @@ def test_the_truth_scores_1_an_error_less_and_silence_0(study):
     assert cut.to_dict() == base
 
 
+def test_right_angles_worked_by_hand(study):
+    # unit vectors along three axes: an equilateral triangle of side sqrt 2, area sqrt(3)/2
+    image, truth, report = np.eye(3)
+    case = study[0].iloc[[5]]  # says "tight spot", and "mild disease" is true
+    texts = {"mild disease": truth, "tight spot": report}
+    space = vlscore.Space({"case-1": image}, texts, frozenset(), image)
+    [got] = score_models(case, space, "siglip2", UNIT).to_dict("records")
+    assert got["area"] == pytest.approx(3**0.5 / 2) and got["vlscore"] == pytest.approx(1 / 3)
+
+
 def test_controls_leave_out_a_model_with_one_answer(study):
-    cases, space, _ = study
-    found = vlscore.score_controls(cases, space, "siglip2", UNIT)
+    found = vlscore.score_controls(*study[:2], "siglip2", UNIT)
     found = found.set_index(["model", "control"])["vlscore"]
     assert set(found.index.levels[0]) == {"gemma3_lora", "gemma3_base"}
     lora = found["gemma3_lora"]
@@ -223,8 +206,7 @@ def test_summary_counts_silence_and_table3_keeps_what_was_not_run_and_the_papers
     (lambda: vlscore.vlscore(np.ones(1), 0), "max_area"),
     (lambda: vlscore.vlscore(np.array([-1.0])), "cannot be negative"),
     (lambda: join_cases(GENERATIONS.iloc[:0], PAIRS), "no generations to score"),
-    (lambda: join_cases(GENERATIONS, PAIRS.iloc[:3]),
-     "1 generated cases are not in pairs.csv, e.g. ..case-3"),
+    (lambda: join_cases(GENERATIONS, PAIRS.iloc[:3]), "1 .*cases are not in pairs.csv, .*.case-3"),
     (lambda: join_cases(GENERATIONS.assign(ground_truth=""), PAIRS), "no ground truth"),
 ])  # fmt: skip
 def test_refuses_what_it_cannot_score(call, match):

@@ -33,9 +33,8 @@ def world(twins, once):
 def tuned(world, once):
     """One finished run of each backbone, one epoch, one case answered: its job by name."""
 
-    short = {"epochs": 1.0, "eval_cases": 1}
-
     def jobs(folder):
+        short = {"epochs": 1.0, "eval_cases": 1}
         spoken = zip(NAMES, ("en", "ja", "en"), strict=True)
         return {name: job_for(world, folder / name, name, la, **short) for name, la in spoken}
 

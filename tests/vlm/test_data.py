@@ -16,7 +16,7 @@ from cag_utils.vlm.sft import answers_scored_only, make_trainer
 from tests.vlm.world import NAMES, batch_of, examples_of, job_for, loss_and_gradients
 
 
-def test_examples_carry_prompt_and_answer_of_one_language(world):
+def test_examples_carry_one_language_and_pictures_are_shrunk_never_enlarged(world):
     english, japanese = examples_of(world), examples_of(world, "ja")
     assert english["case_id"].is_monotonic_increasing and len(english) == 14
     first = english.iloc[0]
@@ -26,6 +26,11 @@ def test_examples_carry_prompt_and_answer_of_one_language(world):
         examples_of(world, "fr")
     with pytest.raises(FileNotFoundError, match="and 13 more pictures"):
         read_examples(world, "en", world.parent)
+    _, processor = load_backbone("gemma3", "tiny", device="cpu")
+    assert open_picture(first["image"], processor).size == (IMAGE_PX, IMAGE_PX)  # from 256
+    processor.image_processor.size = {"height": 896, "width": 896}
+    picture = open_picture(first["image"], processor)
+    assert (picture.size, picture.mode) == ((256, 256), "RGB")
 
 
 @pytest.mark.parametrize(("column", "value", "match"), [
@@ -39,15 +44,6 @@ def test_bad_pairs_are_named(world, tmp_path, column, value, match):
     table.to_csv(tmp_path / "pairs.csv", index=False)
     with pytest.raises(ValueError, match=match):
         read_examples(tmp_path / "pairs.csv", "en", world.parents[2])
-
-
-def test_pictures_are_shrunk_never_enlarged(world):
-    _, processor = load_backbone("gemma3", "tiny", device="cpu")
-    path = examples_of(world)["image"][0]
-    assert open_picture(path, processor).size == (IMAGE_PX, IMAGE_PX)  # from 256
-    processor.image_processor.size = {"height": 896, "width": 896}
-    picture = open_picture(path, processor)
-    assert (picture.size, picture.mode) == ((256, 256), "RGB")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,9 +60,9 @@ def test_only_the_answer_is_scored_and_the_prompt_is_that_of_generation(world, n
     row = examples_of(world).iloc[0]
     asked = encode_prompts(processor, [open_picture(row["image"], processor)], [row["prompt"]])
     n = asked["input_ids"].shape[1]
-    assert torch.equal(asked["input_ids"][0], batch["input_ids"][0, :n])
     assert torch.equal(asked["pixel_values"], batch["pixel_values"][:1])
-    assert torch.equal(asked["token_type_ids"][0], batch["token_type_ids"][0, :n])
+    for key in ("input_ids", "token_type_ids"):
+        assert torch.equal(asked[key][0], batch[key][0, :n])
     assert (batch["labels"][0, :n] == -100).all() and batch["labels"][0, n] >= 0
 
 
@@ -96,19 +92,17 @@ def test_logits_are_those_of_a_mask_built_by_hand(world, name):
     assert batch["input_ids"].shape[1] < model.config.text_config.sliding_window
     by_hand = mask_by_hand(name, batch, model)
     rest = {k: batch[k] for k in ("input_ids", "pixel_values")}
+    found = []
     with torch.no_grad():
         own = model(**batch).logits[kept]
-        hand = model(**rest, attention_mask=_as_the_model_takes_it(name, by_hand)).logits[kept]
-        causal = by_hand.tril() | ~kept[:, None, :, None]
-        wrong = model(**rest, attention_mask=_as_the_model_takes_it(name, causal)).logits[kept]
+        for seen in (by_hand, by_hand.tril() | ~kept[:, None, :, None]):
+            mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+            if name == "gemma3":  # it takes one mask a kind of layer
+                mask = {"full_attention": mask, "sliding_attention": mask}
+            found.append(model(**rest, attention_mask=mask).logits[kept])
+    hand, wrong = found
     torch.testing.assert_close(own, hand, rtol=0, atol=1e-5)
     assert (own - wrong).abs().max() > 1e-3  # and a plain causal mask is another model
-
-
-def _as_the_model_takes_it(name, seen):
-    """Gemma3 takes one mask a kind of layer, PaliGemma one for all."""
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-    return {"full_attention": mask, "sliding_attention": mask} if name == "gemma3" else mask
 
 
 def filled(folder, name, images, dtype=None):
@@ -175,7 +169,7 @@ def test_a_bfloat16_run_stores_bfloat16_and_computes_the_same(world, tmp_path, n
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-def test_a_picture_is_computed_once_and_read_from_disk(world, tmp_path):
+def test_a_picture_is_computed_once_and_anew_if_another_bears_its_name(world, tmp_path):
     images = list(examples_of(world)["image"])
     model, processor, store = filled(tmp_path, "gemma3", images[:5])
     assert len(list(store.folder.glob("*.safetensors"))) == 5 == len(list(store.folder.iterdir()))
@@ -184,16 +178,12 @@ def test_a_picture_is_computed_once_and_read_from_disk(world, tmp_path):
     assert torch.equal(again.read(images[:5]), store.read(images[:5]))
     with pytest.raises(ValueError, match=r"no tower features of .*call fill\(\)"):
         store.read([images[7]])
-
-
-def test_another_picture_under_the_same_name_is_computed_anew(twins, tmp_path):
-    path = tmp_path / "a.png"
-    Image.new("L", (256, 256), 40).save(path)
-    _, _, store = filled(tmp_path / "store", "gemma3", [str(path)])
-    first = store.read([str(path)])
-    Image.new("L", (256, 256), 200).save(path)
-    assert store.fill([str(path)]) == 1
-    assert not torch.equal(store.read([str(path)]), first)
+    path, found = str(tmp_path / "a.png"), []
+    for level in (40, 200):
+        Image.new("L", (256, 256), level).save(path)
+        assert store.fill([path]) == 1
+        found.append(store.read([path]))
+    assert not torch.equal(*found)
 
 
 def test_the_key_follows_weights_pixels_and_number_type(twins):
@@ -203,7 +193,6 @@ def test_the_key_follows_weights_pixels_and_number_type(twins):
 
     tower, processor = tower_of("gemma3")
     key = tower_key(tower, processor, torch.float32)
-    # shared: the same tower in another model, and read anew
     assert key == tower_key(*tower_of("gemma3"), torch.float32)
     assert key != tower_key(tower, processor, torch.bfloat16)
     assert key != tower_key(*tower_of("conceptclip_gemma3"), torch.float32)

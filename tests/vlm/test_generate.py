@@ -7,10 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -34,12 +31,6 @@ from cag_utils.vlm.generate import answer_status, generate_answers, generation_t
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.sft import merge_adapter
 from tests.vlm.world import NAMES, examples_of
-
-
-@pytest.fixture(scope="module")
-def examples(world):
-    """A corpus of 14 cases."""
-    return examples_of(world)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +92,9 @@ def test_answers_come_back_in_the_order_of_the_cases(asked, lengths, batch_size)
     assert len(made) == len(lengths) and list(made) == ["output", "seconds", "n_tokens"]
 
 
-def test_tokens_are_counted_up_to_the_end():
+def test_tokens_are_counted_up_to_the_end_and_sizes_and_prompts_are_checked():
     made = torch.tensor([[5, 6, 1, 0, 0], [5, 6, 7, 8, 9], [1, 0, 0, 0, 0], [5, 2, 1, 5, 1]])
     assert generate.count_tokens(made, [1, 0]) == [2, 5, 0, 2]
-
-
-def test_sizes_and_one_prompt_a_frame_are_checked():
     for wrong in [(0, 8), (1, 0)]:
         with pytest.raises(ValueError, match="must be >= 1, got"):
             generate_answers(Parrot(), None, [], [], *wrong)
@@ -134,12 +122,6 @@ def test_refusals_and_empty_answers_by_the_written_rule(output, status):
     assert answer_status(output) == status
 
 
-@settings(max_examples=30)
-@given(st.text())
-def test_every_output_has_a_status(output):
-    assert answer_status(output) in ("ok", "empty", "refusal")
-
-
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("side, segment", [("LCA", 6), ("RCA", 2)])
 def test_every_phantom_finding_counts_as_an_answer(plan, side, segment):
@@ -148,20 +130,18 @@ def test_every_phantom_finding_counts_as_an_answer(plan, side, segment):
             assert answer_status(text) == "ok", text
 
 
-def test_shots_come_from_train_and_sides_take_turns(examples):
+def test_shots_come_from_train_sides_take_turns_and_the_prompt_shows_their_format(world):
+    examples = examples_of(world)
     shots = generate.pick_shots(examples, 4, np.random.default_rng(0))
     assert set(shots["split"]) == {"train"}
     assert shots["laterality"].tolist() == ["LCA", "RCA", "LCA", "RCA"]
     again = generate.pick_shots(examples, 4, np.random.default_rng(0))
     assert shots["case_id"].tolist() == again["case_id"].tolist()
-    one_sided = examples[examples["laterality"] == "RCA"]
-    assert len(generate.pick_shots(one_sided, 3, np.random.default_rng(0))) == 3
+    right = examples[examples["laterality"] == "RCA"]
+    assert len(generate.pick_shots(right, 3, np.random.default_rng(0))) == 3
     assert generate.pick_shots(examples, 0, np.random.default_rng(0)).empty
     with pytest.raises(ValueError, match="9 shots need as many training cases, there are 8"):
         generate.pick_shots(examples, 9, np.random.default_rng(0))
-
-
-def test_few_shot_prompt_shows_the_format_then_asks():
     shots = pd.DataFrame({"report": ["R1", "R2"], "answer": ["A1", "A2"]})
     assert generate.few_shot_prompt("Ask.", shots, "en") == (
         "Examples of the answer, from other patients:\n\nReport: R1\nAnswer: A1\n\n"
@@ -173,8 +153,8 @@ def test_few_shot_prompt_shows_the_format_then_asks():
         generate.few_shot_prompt("Ask.", shots, "de")
 
 
-def test_nothing_is_dropped_from_the_table(examples):
-    few = examples.head(4)
+def test_nothing_is_dropped_from_the_table(world):
+    few = examples_of(world).head(4)
     refused = "Sorry, as a base VLM I am not trained to answer this question."
     answers = pd.DataFrame({"output": ["#1 25%", "", refused, "?!"], "seconds": 0.1, "n_tokens": 3})
     table = generation_table(few, list(few["prompt"]), answers, "paligemma2_base", "en")
@@ -216,11 +196,9 @@ def server(monkeypatch):
 
 @pytest.fixture
 def frame(tmp_path):
-    path = tmp_path / "frame.png"
-    secret = PngImagePlugin.PngInfo()
+    path, secret = tmp_path / "frame.png", PngImagePlugin.PngInfo()
     secret.add_text("PatientName", "YAMADA")
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    Image.fromarray(grey).save(path, pnginfo=secret)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path, pnginfo=secret)
     return path
 
 
@@ -229,7 +207,7 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
     server.script = [(200, {"content": f" {said} "})]
     answers = ask(server.endpoint, [str(frame)], ["What is seen?"])
     assert answers.loc[0, ["output", "n_tokens", "status"]].tolist() == [said, 7, ""]
-    request = server.requests[0]
+    [request] = server.requests
     body = json.loads(request.content)
     assert request.url.path == "/v1/chat/completions"
     assert request.headers["Authorization"] == "Bearer k"
@@ -239,20 +217,16 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
     sent = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
     with Image.open(io.BytesIO(sent)) as found, Image.open(frame) as kept:
         assert np.array_equal(np.asarray(found)[..., 0], np.asarray(kept))
-    # the file's own metadata stays here
     assert b"YAMADA" in frame.read_bytes() and b"YAMADA" not in sent
 
 
-def test_a_hiccup_is_retried_and_refusals_and_empty_answers_are_kept(server, frame, examples):
-    server.script = [
-        (503, {}),
-        (200, {"content": None, "refusal": "I can't help with that."}),
-        (200, {"content": ""}),
-        (200, {"content": "", "finish_reason": "content_filter"}),
-        (200, {"content": "Sorry, I am not able to read angiograms."}),
-    ]
+def test_a_hiccup_is_retried_and_refusals_and_empty_answers_are_kept(server, frame, world):
+    refusal = {"content": None, "refusal": "I can't help with that."}
+    filtered = {"content": "", "finish_reason": "content_filter"}
+    plain = {"content": "Sorry, I am not able to read angiograms."}
+    server.script = [(503, {}), *((200, x) for x in (refusal, {"content": ""}, filtered, plain))]
     answers = ask(server.endpoint, [str(frame)] * 4, ["?"] * 4)
-    table = generation_table(examples.head(4), ["?"] * 4, answers, "o4-mini", "en")
+    table = generation_table(examples_of(world).head(4), ["?"] * 4, answers, "o4-mini", "en")
     assert table["status"].tolist() == ["refusal", "empty", "refusal", "refusal"]
     assert table["output"][0] == "I can't help with that." and len(server.requests) == 5
 
@@ -280,13 +254,9 @@ def test_an_endpoint_nobody_serves_is_an_error(frame):
     ({"OPENAI_API_KEY": "s"}, "https://api.openai.com/v1", "s"),
     ({"OPENAI_BASE_URL": "u", "OPENAI_API_KEY": "s"}, "u", "s"),
 ])  # fmt: skip
-def test_the_environment_names_the_endpoint(named, url, key):
-    assert endpoint.find_endpoint("m", named) == Endpoint("m", url, key)
-    assert endpoint.find_endpoint("m", {}) is None
-
-
-def test_own_pictures_leave_only_on_the_users_word():
-    somewhere = Endpoint("m", "http://here/v1", "k")
+def test_the_environment_names_the_endpoint_and_the_user_what_it_may_see(named, url, key):
+    somewhere = endpoint.find_endpoint("m", named)
+    assert somewhere == Endpoint("m", url, key) and endpoint.find_endpoint("m", {}) is None
     assert "no endpoint" in endpoint.reason_not_to_ask(None, "phantom", True)
     assert endpoint.reason_not_to_ask(somewhere, "phantom", False) == ""
     assert "send_own_images True" in endpoint.reason_not_to_ask(somewhere, "folder", False)
@@ -305,37 +275,15 @@ def test_a_server_of_merged_weights_answers_as_the_model_itself(tuned, tmp_path,
     merged = load_backbone("gemma3", "real", "cpu", checkpoint=folder)
     said = generate_answers(*merged, [image], [text], 1, 24)["output"][0]
     monkeypatch.setattr(endpoint, "MAX_COMPLETION_TOKENS", 24)
-    with _served(folder, tmp_path / "serve.log") as url:
-        answer = ask(Endpoint(folder, url, "none", 60, 0), [image], [text])["output"][0]
-    assert said and answer == said
-
-
-@contextmanager
-def _served(folder: str, log: Path, seconds: float = 180):
-    """A real server in a process of its own, on a free port of the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["from transformers.cli.transformers import main; main()", "serve", folder]
     command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (
-        log.open("w", encoding="utf-8") as out,
-        subprocess.Popen([sys.executable, "-c", *command], env=env, stdout=out, stderr=out) as it,
-    ):
-        try:
-            end = time.monotonic() + seconds
-            while not _answers(f"http://127.0.0.1:{port}/health"):
-                if it.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"the server did not come up: {log.read_text('utf-8')[-2000:]}")
-                time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}/v1"
+    with subprocess.Popen([sys.executable, "-c", *command], env=env) as process:
+        try:  # asked again, for up to three minutes, until the server is up
+            served = Endpoint(folder, f"http://127.0.0.1:{port}/v1", "none", 60, retries=25)
+            answer = ask(served, [image], [text])["output"][0]
         finally:
-            it.kill()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
+            process.kill()
+    assert said and answer == said

@@ -26,6 +26,36 @@ from tests.vlm.test_preflight import GEMMA3_4B
 from tests.vlm.world import output_of, timm_twin
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+load_gemma3 = partial(load_backbone, "gemma3")
+# Of Gemma3-4B only the configuration is there; 8.6 GB are still to come and fit into 9 GB, not 8.
+OFFLINE = """
+from dataclasses import replace
+from cag_utils.backbones import BACKBONES
+from cag_utils.vlm.loading import load_backbone
+from cag_utils.hub import resolved_commit
+from cag_utils.vlm.preflight import Machine, preflight, sources_table
+
+def told(call, *args, **kwargs):
+    try:
+        print(call(*args, **kwargs))
+    except (ConnectionError, RuntimeError) as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+
+print(preflight("gemma3", "real", checkpoint="org/twin")["ok"].all())
+model, processor = load_backbone("gemma3", "real", "cpu", checkpoint="org/twin")
+print(processor.image_seq_length, resolved_commit("org/twin"))
+parts = {"checkpoint": "org/twin", "tower_checkpoint": "org/tower"}
+load_backbone("conceptclip_gemma3", "real", "cpu", **parts)
+print(list(sources_table("conceptclip_gemma3", "real", **parts)["commit"]))
+room = Machine("cuda", "A GPU", memory_gb=80, disk_gb=9, bfloat16=True)
+print(preflight("gemma3", "real", machine=room, batch_size=4).to_dict("records"))
+told(preflight, "gemma3", "real", machine=replace(room, disk_gb=8))
+told(load_backbone, "conceptclip_gemma3", "real", "cpu")
+twin = model.config.vision_config.image_size, processor.image_seq_length
+fit = replace(BACKBONES["paligemma2"], image_px=twin[0], image_tokens=(twin[0] // 16) ** 2)
+BACKBONES["paligemma2"] = fit
+print(type(load_backbone("paligemma2", "real", "cpu")[0]).__name__)
+"""
 
 
 def test_profiles_name_only_known_backbones_and_the_papers_ranks():
@@ -34,9 +64,6 @@ def test_profiles_name_only_known_backbones_and_the_papers_ranks():
         assert set(settings.backbones) == set(BACKBONES) and settings.lora == {}
     ranks = {"paligemma2": (16, 16), "gemma3": (8, 8), "conceptclip_gemma3": (8, 8)}
     assert {n: (b.lora_rank, b.lora_alpha) for n, b in BACKBONES.items()} == ranks
-
-
-load_gemma3 = partial(load_backbone, "gemma3")
 
 
 @pytest.mark.parametrize("call, match", [
@@ -85,14 +112,8 @@ def test_the_swapped_twin_is_gemma3_with_the_other_tower(twins):
     assert processor.image_processor.resample == 3
 
 
-def test_a_missing_twin_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match="git checkout -- cag_utils/weights"):
-        loading.locate(BACKBONES["gemma3"].checkpoint, "tiny")
-
-
-def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weights, monkeypatch):
-    served = replace(BACKBONES["gemma3"].checkpoint, repo=str(weights / "gemma3"))
+def test_the_registrys_own_checkpoint_must_be_there_with_its_layout(twins, monkeypatch, tmp_path):
+    served = replace(BACKBONES["gemma3"].checkpoint, repo=str(twins / "gemma3"))
     as_is = replace(BACKBONES["gemma3"], checkpoint=served)
     monkeypatch.setitem(BACKBONES, "gemma3", as_is)
     with pytest.raises(ValueError, match="says 896 x 896 and 256"):
@@ -100,11 +121,13 @@ def test_the_registrys_own_checkpoint_must_have_the_registrys_layout(twins, weig
     fitting = replace(as_is, image_px=IMAGE_PX, image_tokens=POOLED_TOKENS)
     monkeypatch.setitem(BACKBONES, "gemma3", fitting)
     assert load_backbone("gemma3", "real", device="cpu")[1].image_seq_length == POOLED_TOKENS
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="git checkout -- cag_utils/weights"):
+        loading.locate(served, "tiny")
 
 
-def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(weights, tmp_path):
-    places = str(weights / "gemma3"), str(weights / "conceptclip")
-    parts = dict(zip(("checkpoint", "tower_checkpoint"), places, strict=True))
+def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(twins, tmp_path):
+    parts = {"checkpoint": str(twins / "gemma3"), "tower_checkpoint": str(twins / "conceptclip")}
     model, processor = load_backbone("conceptclip_gemma3", "real", device="cpu", **parts)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -116,7 +139,7 @@ def test_a_swapped_model_loads_from_folders_and_comes_back_as_it_was_saved(weigh
     assert layout == loading.model_layout(again.config) == loading.model_layout(model.config)
 
 
-def test_a_folder_of_pickles_or_with_another_models_processor_is_refused(weights, tmp_path):
+def test_pickles_another_models_processor_and_unknown_widths_are_refused(weights, tmp_path):
     folder = Path(shutil.copytree(weights / "gemma3", tmp_path / "mixed"))
     told, load = folder / "processor_config.json", partial(load_gemma3, "real", "cpu")
     config = json.loads(told.read_text(encoding="utf-8")) | {"image_seq_length": 7}
@@ -127,9 +150,6 @@ def test_a_folder_of_pickles_or_with_another_models_processor_is_refused(weights
     torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         load(checkpoint=str(folder))
-
-
-def test_a_tower_of_a_width_nobody_knows_is_refused(weights, tmp_path):
     save_file({"patch_embed.proj.weight": torch.zeros(96, 3, 2, 2)}, tmp_path / "model.safetensors")
     parts = {"checkpoint": str(weights / "gemma3"), "tower_checkpoint": str(tmp_path)}
     with pytest.raises(ValueError, match=r"96 wide.*\[128, 1152\]"):
@@ -167,47 +187,15 @@ def cached(cache, repo):
     return at / "snapshots" / COMMIT
 
 
-# Of Gemma3-4B only the configuration is there; 8.6 GB are still to come and fit into 9 GB, not 8.
-OFFLINE = """
-from dataclasses import replace
-from cag_utils.backbones import BACKBONES
-from cag_utils.vlm.loading import load_backbone
-from cag_utils.hub import resolved_commit
-from cag_utils.vlm.preflight import Machine, preflight, sources_table
-
-def told(call, *args, **kwargs):
-    try:
-        print(call(*args, **kwargs))
-    except (ConnectionError, RuntimeError) as error:
-        print(type(error).__name__, str(error).replace(chr(10), " "))
-
-print(preflight("gemma3", "real", checkpoint="org/twin")["ok"].all())
-model, processor = load_backbone("gemma3", "real", "cpu", checkpoint="org/twin")
-print(processor.image_seq_length, resolved_commit("org/twin"))
-parts = {"checkpoint": "org/twin", "tower_checkpoint": "org/tower"}
-load_backbone("conceptclip_gemma3", "real", "cpu", **parts)
-print(list(sources_table("conceptclip_gemma3", "real", **parts)["commit"]))
-room = Machine("cuda", "A GPU", memory_gb=80, disk_gb=9, bfloat16=True)
-print(preflight("gemma3", "real", machine=room, batch_size=4).to_dict("records"))
-told(preflight, "gemma3", "real", machine=replace(room, disk_gb=8))
-told(load_backbone, "conceptclip_gemma3", "real", "cpu")
-twin = model.config.vision_config.image_size, processor.image_seq_length
-fit = replace(BACKBONES["paligemma2"], image_px=twin[0], image_tokens=(twin[0] // 16) ** 2)
-BACKBONES["paligemma2"] = fit
-print(type(load_backbone("paligemma2", "real", "cpu")[0]).__name__)
-"""
-
-
 def test_what_is_cached_loads_offline_and_what_is_not_needs_disk(weights, tmp_path):
     shutil.copytree(weights / "gemma3", cached(tmp_path, "org/twin"))
     shutil.copytree(weights / "conceptclip", cached(tmp_path, "org/tower"))
     shutil.copytree(weights / "paligemma2", cached(tmp_path, "google/paligemma2-3b-pt-448"))
     GEMMA3_4B.save_pretrained(cached(tmp_path, "google/gemma-3-4b-it"))
-    env = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    env |= {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there, were it asked
-    lines = output_of(OFFLINE, **env).splitlines()
-    assert lines[0] == "True" and lines[1] == f"{POOLED_TOKENS} {COMMIT}"
-    assert lines[2] == str([COMMIT, COMMIT])
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there, were it asked
+    told = output_of(OFFLINE, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1", **env)
+    lines = told.splitlines()
+    assert lines[:3] == ["True", f"{POOLED_TOKENS} {COMMIT}", str([COMMIT, COMMIT])]
     assert "8.6 GB" in lines[3] and "A GPU" in lines[3]
     assert "RuntimeError" in lines[4] and "free disk: needs 8.6 GB, there is 8.0 GB" in lines[4]
     assert "offline mode is on" in lines[5] and "hf auth login" in lines[5]
@@ -241,8 +229,12 @@ def test_the_twin_answers_and_learns_as_with_the_slow_attention(twins):
     torch.testing.assert_close(fused[1], slow[1], atol=1e-5, rtol=1e-3)
 
 
-def test_capped_and_other_models_are_left_alone(twins):
+def test_a_saved_model_names_no_attention_of_ours_and_others_are_left_alone(twins, tmp_path):
     capped, _ = load_backbone("paligemma2", "tiny", "cpu")
+    capped.save_pretrained(tmp_path)
+    assert FUSED not in (tmp_path / "config.json").read_text()
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.config.get_text_config()._attn_implementation == "eager"
     capped.set_attn_implementation({"text_config": "eager"})
     capped.config.text_config.attn_logit_softcapping = 50.0
     assert not loading.fuse_attention(capped)
@@ -250,11 +242,3 @@ def test_capped_and_other_models_are_left_alone(twins):
     gemma3, _ = load_backbone("gemma3", "tiny", "cpu")
     assert not loading.fuse_attention(gemma3)
     assert gemma3.config.get_text_config()._attn_implementation == "sdpa"
-
-
-def test_a_saved_model_names_no_attention_of_ours(twins, tmp_path):
-    model, _ = load_backbone("paligemma2", "tiny", "cpu")
-    model.save_pretrained(tmp_path)
-    assert FUSED not in (tmp_path / "config.json").read_text()
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert again.config.get_text_config()._attn_implementation == "eager"

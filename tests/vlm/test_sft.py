@@ -1,6 +1,5 @@
 """Fine-tuning: what is trained and scored, and that a stopped run ends as if it never was."""
 
-import functools
 import os
 import re
 import shutil
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,14 +29,15 @@ from cag_utils.vlm.lora import load_tuned, trainable_table
 from cag_utils.vlm.sft import EpochGroups, last_checkpoint, make_job, make_trainer, run_job
 from tests.vlm.world import NAMES, examples_of, job_for
 
+LONG = {"epochs": 3.0}
+
 
 def weights_of(job):
     return load_file(job.path / "adapter" / "adapter_model.safetensors")
 
 
 def history_of(job, split="val"):
-    history = pd.read_csv(job.path / "history.csv")
-    return history[history["split"] == split].sort_values("step")
+    return pd.read_csv(job.path / "history.csv").query("split == @split").sort_values("step")
 
 
 def same_run(one, other):
@@ -46,7 +47,7 @@ def same_run(one, other):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_language_model_lora_and_projector_train(tuned, name):
+def test_only_lora_and_projector_train_and_come_back_exactly_or_merged(tuned, tmp_path, name):
     table = pd.read_csv(tuned[name].path / "trainable.csv")
     trained = table[table["method"] != "frozen"].set_index("part")
     assert set(trained.index) == {f"language model: {p}" for p in PROJECTIONS} | {"projector"}
@@ -57,6 +58,20 @@ def test_only_language_model_lora_and_projector_train(tuned, name):
     assert trained.loc["language model: q_proj", "parameters"] == 4 * rank * (160 + 160)
     tower = table[table["part"] == "image tower"]
     assert list(tower["method"]) == ["frozen"] and tower["parameters"].item() > 1e6
+    job, part = tuned[name], "multi_modal_projector."
+    base, processor = load_backbone(name, "tiny", device="cpu")
+    saved, before = weights_of(job), base.state_dict()
+    assert not any("vision_tower" in key for key in saved)
+    assert all(v.abs().max() > 0 for k, v in saved.items() if "lora_B" in k)
+    moved = {f"model.{k[k.index(part) :]}": v for k, v in saved.items() if part in k}
+    assert len(moved) == 2 and not any(torch.equal(before[k], v) for k, v in moved.items())
+    assert sft.reload_difference(job) == 0
+    live = load_file(job.path / "probe.safetensors")["logits"]
+    assert (sft.probe(job, base, processor) - live).abs().max() > 1e-3
+    assert sft.merge_adapter(job, tmp_path) < 1e-4 and not list(tmp_path.glob("adapter*"))
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
+    changed = [key for key, values in merged.items() if not torch.equal(values, before[key])]
+    assert changed and not any("vision_tower" in k or "embed_tokens" in k for k in changed)
 
 
 def test_a_plain_list_of_projections_would_hit_the_tower(twins):
@@ -67,23 +82,6 @@ def test_a_plain_list_of_projections_would_hit_the_tower(twins):
     assert any("vision" in n for n in names if n.endswith(PROJECTIONS))
     counted = trainable_table(model)["parameters"].sum()
     assert counted == sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_moved_where_they_should_and_the_adapter_comes_back_exactly(tuned, name):
-    job = tuned[name]
-    base, processor = load_backbone(name, "tiny", device="cpu")
-    saved, before = weights_of(job), base.state_dict()
-    assert not any("vision_tower" in key for key in saved)
-    assert all(v.abs().max() > 0 for k, v in saved.items() if "lora_B" in k)
-    projector = [key for key in saved if "multi_modal_projector" in key]
-    assert len(projector) == 2
-    for key in projector:
-        known = key[key.index("multi_modal_projector.") :]
-        assert not torch.equal(before[f"model.{known}"], saved[key])
-    assert sft.reload_difference(job) == 0
-    live = load_file(job.path / "probe.safetensors")["logits"]
-    assert (sft.probe(job, base, processor) - live).abs().max() > 1e-3
 
 
 def test_the_loss_falls_and_answers_are_marked_and_logged(tuned):
@@ -104,9 +102,8 @@ def test_the_loss_falls_and_answers_are_marked_and_logged(tuned):
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
 def test_a_bfloat16_base_trains_its_projector_in_float32(world, tmp_path, monkeypatch, name):
     """The GPU's precision, here on the CPU, at a learning rate below bfloat16's step."""
-    half = functools.partial(load_backbone, dtype=torch.bfloat16)
-    monkeypatch.setattr(sft, "load_backbone", half)
-    monkeypatch.setattr(lora, "load_backbone", half)
+    for room in (sft, lora):
+        monkeypatch.setattr(room, "load_backbone", partial(load_backbone, dtype=torch.bfloat16))
     changes = {"max_steps": 1, "learning_rate": 1e-5, "projector_rate": 0.0, "warmup_share": 0.0}
     job = job_for(world, tmp_path, name, **changes)
     trainer = make_trainer(job)
@@ -131,7 +128,7 @@ def test_loras_matrices_and_the_projector_have_their_own_rates(world, tmp_path):
     assert trained == {id(p) for group in (matrices, rest) for p in group["params"]}
 
 
-def test_trl_defaults_that_bite_are_set(world, tmp_path):
+def test_trl_defaults_that_bite_are_set_and_the_papers_numbers_reach_the_trainer(world, tmp_path):
     job = job_for(world, tmp_path, warmup_share=0.5)
     config = sft.training_config(job, n_train=12, bfloat16=False)
     assert config.max_length is None and config.report_to == [] and config.use_cpu
@@ -140,9 +137,6 @@ def test_trl_defaults_that_bite_are_set(world, tmp_path):
     assert config.learning_rate == job.finetune.learning_rate and config.warmup_steps == 3
     real = sft.Job(**(job.__dict__ | {"size": "real"}))
     assert sft.training_config(real, 12, bfloat16=False).gradient_checkpointing
-
-
-def test_the_papers_numbers_reach_the_trainer(world, tmp_path):
     settings = load_profile("paper").finetune
     job = make_job(settings, "paligemma2", "ja", world, tmp_path, seed=0)
     config = sft.training_config(job, n_train=889, bfloat16=False)
@@ -179,16 +173,6 @@ def test_a_run_on_a_folder_of_ones_own_names_it_and_comes_back(world, tmp_path):
         job_for(world, tmp_path, checkpoints={"medgemma": "x"})
 
 
-def test_four_bits_need_a_gpu_and_are_asked_for_by_name(world, tmp_path, monkeypatch):
-    job = job_for(world, tmp_path, quantise="4bit")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "adapter_config.json").touch()
-    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
-        make_trainer(job)
-    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
-        load_tuned("gemma3", "real", tmp_path, quantise="4bit")
-
-
 @pytest.mark.parametrize("text, marks", [  # of segment, grade, laterality, plan
     ("LCX #11 shows 75% stenosis. Consider PCI.", [1, 1, 1, 1]),
     ("LCX #11 shows 90% stenosis. Consider PCI.", [1, 1, 1, 1]),  # one AHA step
@@ -208,9 +192,8 @@ def test_marks_by_hand_and_none_of_an_unknown_truth(text, marks):
 def test_a_model_that_says_the_truth_gets_full_marks(world, tmp_path, monkeypatch):
     model, processor = load_backbone("gemma3", "tiny", "cpu")
     scorer = sft.AnswerScorer(job_for(world, tmp_path, eval_cases=2), processor)
-    answers = examples_of(world).set_index("image")["answer"]
-    told = lambda model, processor, images, *_: {"output": answers[images]}  # noqa: E731
-    monkeypatch.setattr(sft, "generate_answers", told)
+    told = examples_of(world).set_index("image")["answer"]
+    monkeypatch.setattr(sft, "generate_answers", lambda _, __, at, *___: {"output": told[at]})
     found = scorer(model.train())
     assert model.training
     assert found["segment"] == found["laterality"] == found["grade"] == 1
@@ -272,6 +255,21 @@ def hang(trainer, folder):
 sft.CaseTrainer._save_optimizer_and_scheduler = hang
 sft.train(sft.Job(**read_json(Path(sys.argv[1]))))
 """
+# Runs in each process before all else: the twins' folder, and a note of who took part.
+WATCHER = """
+import os, sys
+if "RANK" in os.environ and "cag_utils.vlm.sft" in " ".join(sys.orig_argv):
+    from pathlib import Path
+    from trl import SFTConfig
+    from cag_utils.vlm import loading
+    loading.WEIGHTS = Path({!r})
+    start = SFTConfig.__init__
+    def noted(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        who = os.environ["RANK"], os.environ["WORLD_SIZE"], self.per_device_train_batch_size
+        Path(__file__).with_name("rank%s_of%s_batch%s" % who).touch()
+    SFTConfig.__init__ = noted
+"""
 
 
 class Watch(TrainerCallback):
@@ -292,13 +290,9 @@ class Watch(TrainerCallback):
 
 
 def break_off(job, *callbacks):
-    """Start a run that its callbacks stop."""
     sft.start_folder(job)
     with pytest.raises(KeyboardInterrupt):
         sft.train(job, callbacks)
-
-
-LONG = {"epochs": 3.0}
 
 
 @pytest.fixture
@@ -314,7 +308,7 @@ def whole(world, once):
 def test_kill_9_while_a_checkpoint_is_written_and_resume_end_the_same(world, whole, tmp_path):
     broken, reached = job_for(world, tmp_path / "broken", **LONG), tmp_path / "reached"
     sft.start_folder(broken)
-    arguments = [str(broken.path / "job.json"), str(loading.WEIGHTS), str(reached)]
+    arguments = map(str, (broken.path / "job.json", loading.WEIGHTS, reached))
     command = [sys.executable, "-c", SCRIPT, *arguments]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not reached.exists() and process.poll() is None:
@@ -413,23 +407,6 @@ def test_two_processes_share_a_batch_and_leave_one_adapter(world, tmp_path, monk
     pd.testing.assert_frame_equal(one, two, rtol=1e-3)
 
 
-# Runs in each process before all else: the twins' folder, and a note of who took part.
-WATCHER = """
-import os, sys
-if "RANK" in os.environ and "cag_utils.vlm.sft" in " ".join(sys.orig_argv):
-    from pathlib import Path
-    from trl import SFTConfig
-    from cag_utils.vlm import loading
-    loading.WEIGHTS = Path({!r})
-    start = SFTConfig.__init__
-    def noted(self, *args, **kwargs):
-        start(self, *args, **kwargs)
-        who = os.environ["RANK"], os.environ["WORLD_SIZE"], self.per_device_train_batch_size
-        Path(__file__).with_name("rank%s_of%s_batch%s" % who).touch()
-    SFTConfig.__init__ = noted
-"""
-
-
 def test_a_batch_must_be_shared_and_no_process_may_fail(world, tmp_path, monkeypatch):
     assert sft.share_of_batch(8, 4) == 2
     with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3 processes"):
@@ -438,25 +415,19 @@ def test_a_batch_must_be_shared_and_no_process_may_fail(world, tmp_path, monkeyp
     monkeypatch.setattr(sft.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="training on 2 processes failed"):
         run_job(job_for(world, tmp_path), processes=2)
-
-
-def test_the_settings_for_sharding_are_read_by_accelerate():
+    # the settings for sharding are read by accelerate
     config = load_config_from_file(str(sft.FSDP))
     assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_merged_model_says_the_same_without_peft(tuned, tmp_path, name):
-    assert sft.merge_adapter(tuned[name], tmp_path) < 1e-4
-    assert not list(tmp_path.glob("adapter*"))
-    merged = AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
-    base = load_backbone(name, "tiny", "cpu")[0].state_dict()
-    moved = [key for key, values in merged.items() if not torch.equal(values, base[key])]
-    assert moved and not any("vision_tower" in key or "embed_tokens" in key for key in moved)
-
-
-def test_nothing_is_merged_or_loaded_before_training(world, tmp_path):
+def test_what_is_not_trained_or_has_no_gpu_for_4_bits_is_refused(world, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="04_finetune with -p backbone gemma3"):
         load_tuned("gemma3", "tiny", tmp_path)
     with pytest.raises(FileNotFoundError, match="no adapter"):
         sft.merge_adapter(job_for(world, tmp_path), tmp_path / "merged")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
+        make_trainer(job_for(world, tmp_path, quantise="4bit"))
+    with pytest.raises(ValueError, match="4bit needs a CUDA GPU"):
+        load_tuned("gemma3", "real", tmp_path, quantise="4bit")

@@ -68,19 +68,17 @@ def write_pairs(folder: Path, train: int = 8, val: int = 3, test: int = 3) -> Pa
         grey = (level + rng.integers(-20, 20, (256, 256))).astype(np.uint8)
         png = frames / f"{i:04d}.png"
         Image.fromarray(grey).save(png)
-        english, japanese = FINDINGS[side]
         row = {"case_id": f"case-{i:04d}", "patient_id": f"pt-{i:012x}", "laterality": side}
         row |= {"png": str(png.relative_to(outputs)), "split": split}
         row |= {"report_en": f"{60 + i}-year-old man with chest pain."}
         row |= {"report_ja": f"{60 + i}歳男性。胸痛。"}
-        rows.append(row | {"findings_en": english, "findings_ja": japanese})
+        rows.append(row | dict(zip(("findings_en", "findings_ja"), FINDINGS[side], strict=True)))
     pairs = frames.with_name("pairs.csv")
     pd.DataFrame(rows).to_csv(pairs, index=False)
     return pairs
 
 
 def pairs_in(folder: Path) -> Path:
-    """Return where `write_pairs` has put `pairs.csv`."""
     return folder / "outputs" / "smoke" / "03_build_corpus" / "all" / "pairs.csv"
 
 
@@ -93,22 +91,18 @@ def job_for(pairs, folder, backbone="gemma3", language="en", **changes) -> Job:
 
 
 def examples_of(pairs, language="en"):
-    """All cases of the world."""
     return read_examples(pairs, language, pairs.parents[2])
 
 
 def batch_of(name, pairs, n=3):
     """A twin, its processor, and a batch of the first cases as the plain collator makes it."""
     model, processor = load_backbone(name, "tiny", device="cpu")
-    talks = [
-        conversation(open_picture(row.image, processor), row.prompt, row.answer)
-        for row in examples_of(pairs).head(n).itertuples()
-    ]
+    rows = examples_of(pairs).head(n).itertuples()
+    talks = [conversation(open_picture(x.image, processor), x.prompt, x.answer) for x in rows]
     return model, processor, plain_collator(processor)(talks)
 
 
 def loss_and_gradients(trainer, batch):
-    """The loss of a batch, and the gradient of every parameter that has one."""
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
