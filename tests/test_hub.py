@@ -43,15 +43,12 @@ def server(monkeypatch, tmp_path):
     found.shutdown()
 
 
-@pytest.mark.parametrize(
-    "status, code, error, match",
-    [
-        (401, "GatedRepo", PermissionError, "gated .401"),
-        (403, "", PermissionError, "gated .403"),
-        (404, "RevisionNotFound", ConnectionError, "answered 404 for revision main"),
-        (500, "", ConnectionError, "answered 500 for revision main"),
-    ],
-)
+@pytest.mark.parametrize("status, code, error, match", [
+    (401, "GatedRepo", PermissionError, "gated .401"),
+    (403, "", PermissionError, "gated .403"),
+    (404, "RevisionNotFound", ConnectionError, "answered 404 for revision main"),
+    (500, "", ConnectionError, "answered 500 for revision main"),
+])  # fmt: skip
 def test_missing_weights_are_told_at_once_with_the_way_out(status, code, error, match, server):
     server.status, server.code = status, code
     for source in (NOWHERE, *(entry.checkpoint for entry in EMBEDDERS.values())):

@@ -43,19 +43,16 @@ def test_what_the_paper_saw_is_recognised():
     assert got["Gemma3 w/LoRA (ja) has the highest overall score"] == UNCLEAR  # equal means
 
 
-@pytest.mark.parametrize(
-    "change, claim, want",
-    [
-        ({"marks": {"ja": marks(0.5)}}, "Gemma3 w/LoRA (ja) scores higher", UNCLEAR),
-        ({"marks": {"ja": marks(-3.0)}}, "Gemma3 w/LoRA (ja) scores higher", FAILS),
-        ({"marks": {"ja": marks(2.0, vessel=0.25)}}, "Vessel numbering", FAILS),
-        ({"vlscores": vlscores(0.4, 0.6)}, "PaliGemma2 w/LoRA has the highest", FAILS),
-        ({"vlscores": vlscores(0.5, 0.52)}, "PaliGemma2 w/LoRA has the highest", UNCLEAR),
-        ({"vlscores": {}}, "PaliGemma2 w/LoRA has the highest", UNCLEAR),
-        ({"marks": {"ja": {}}}, "Gemma3 w/LoRA (ja) has the highest", UNCLEAR),
-        ({"cnn": CNN | {"laterality_f1_low": 0.7}}, "The CNN tells", UNCLEAR),
-    ],
-)
+@pytest.mark.parametrize("change, claim, want", [
+    ({"marks": {"ja": marks(0.5)}}, "Gemma3 w/LoRA (ja) scores higher", UNCLEAR),
+    ({"marks": {"ja": marks(-3.0)}}, "Gemma3 w/LoRA (ja) scores higher", FAILS),
+    ({"marks": {"ja": marks(2.0, vessel=0.25)}}, "Vessel numbering", FAILS),
+    ({"vlscores": vlscores(0.4, 0.6)}, "PaliGemma2 w/LoRA has the highest", FAILS),
+    ({"vlscores": vlscores(0.5, 0.52)}, "PaliGemma2 w/LoRA has the highest", UNCLEAR),
+    ({"vlscores": {}}, "PaliGemma2 w/LoRA has the highest", UNCLEAR),
+    ({"marks": {"ja": {}}}, "Gemma3 w/LoRA (ja) has the highest", UNCLEAR),
+    ({"cnn": CNN | {"laterality_f1_low": 0.7}}, "The CNN tells", UNCLEAR),
+])  # fmt: skip
 def test_what_it_did_not_see_or_cannot_tell_is_said(change, claim, want):
     got = verdicts(**change)
     assert set(got[got.index.str.startswith(claim)]) == {want}
