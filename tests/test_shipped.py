@@ -25,9 +25,7 @@ def test_each_network_has_a_card_that_names_the_phantom(folder):
     assert "digital phantom" in card and "not a medical device" in card
 
 
-def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_changed_phantom_is_noticed_until_weights_are_made_anew(tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(name.encode())
