@@ -262,13 +262,9 @@ def test_the_maps_loss_worked_by_hand():
     for plain, loss in (([True, False], one), ([True, True], one / 2), ([False, False], 0)):
         found = map_loss(drawn, maps.flatten(1), torch.tensor(plain)).item()
         assert found == pytest.approx(loss, rel=1e-3)
-
-
-def test_a_coarser_drawing_is_compared_with_the_same_tree():
-    maps = torch.zeros(1, 2, CELLS, CELLS)
+    # a coarser drawing is compared with the same tree
+    maps, full = torch.zeros(1, 2, CELLS, CELLS), torch.zeros(1, 2, CELLS // 2, CELLS // 2)
     maps[0, 1, 4:6, 8:10] = 0.01
-    coarse = CELLS // 2
-    full = torch.zeros(1, 2, coarse, coarse)
     full[0, 1, 2, 4] = 1 - math.exp(-FULL * 0.04)
     right = torch.logit(full, 1e-6).flatten(1)
     best = map_loss(right, maps.flatten(1), PLAIN)

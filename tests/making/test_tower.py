@@ -20,9 +20,8 @@ def small_tower(hidden_size=16):
 
 def test_a_tower_learns_a_toy_world_and_repeats_itself():
     stills = toy_stills()
-    task, history = learning.train_tower(
-        stills, small_tower(), 120, batch_size=8, learning_rate=1e-2
-    )
+    given = {"batch_size": 8, "learning_rate": 1e-2}
+    task, history = learning.train_tower(stills, small_tower(), 120, **given)
     assert history[-1]["segment"] < 0.5 * history[0]["segment"]
     assert "summary" not in history[0] and "summary" in history[-1]
     assert history[-1]["width"] < 0.2 * history[0]["width"]
@@ -51,7 +50,7 @@ def test_scores_by_hand():
         learning.train_tower(stills, small_tower(), 1, batch_size=9)
 
 
-def test_positions_and_patches_start_from_what_is_known():
+def test_positions_patches_and_attention_start_from_what_is_known():
     stills = toy_stills()
     sines = learning.position_sines(3, 8)
     assert sines.shape == (9, 8) and sines[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
@@ -66,9 +65,7 @@ def test_positions_and_patches_start_from_what_is_known():
         seen = torch.nn.functional.conv2d(learning.to_pixels(noise), weight, stride=PATCH_PX)
     spread = seen.std((0, 2, 3))
     assert torch.allclose(spread, torch.full_like(spread, 0.5), rtol=0.2)  # whitened
-
-
-def test_attention_starts_at_tokens_like_itself():
+    # attention starts at tokens like itself
     tower = learning.TowerTask(small_tower(64)).tower
     learning.start_attention(tower, torch.Generator().manual_seed(0))
     layer = tower.encoder.layers[0].self_attn
@@ -117,10 +114,8 @@ def test_it_is_pytorchs_muon_but_for_bfloat16():
     start = torch.randn(24, 16, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     rate = {"lr": 0.05, "weight_decay": 0.05}
-    pair = (
-        (ours, learning.Muon([ours], **rate)),
-        (theirs, torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **rate)),
-    )
+    published = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **rate)
+    pair = (ours, learning.Muon([ours], **rate)), (theirs, published)
     for _ in range(4):
         gradient = torch.randn(24, 16, generator=generator)
         for weight, optimiser in pair:

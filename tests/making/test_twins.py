@@ -55,9 +55,7 @@ def test_the_vocabulary_starts_with_special_tokens_and_bytes_and_fits_the_study(
     assert both[0] == both[1]  # one vocabulary for both twins
     tokens = tokenizers["gemma3"].tokenize(STUDY_TEXT)
     assert not set(tokens) & set(twins.BYTES) and len(tokens) < 0.5 * len(STUDY_TEXT)
-
-
-def test_a_vocabulary_is_learnt_from_the_text_given():
+    # one is learnt from the text given
     learnt = twins.train_vocabulary(["stenosis of the artery 75 75 75"] * 5, size=600)
     assert {"s", "▁artery", "7"} <= set(learnt["vocab"])
     assert "75" not in learnt["vocab"] and "▁75" not in learnt["vocab"]
