@@ -70,11 +70,11 @@ def test_captions_by_hand():
     assert captions.write_caption(rng, healthy, "en", "list")[1] == "none."
     assert "RCA" in captions.write_caption(rng, healthy, "en", "side")[1]
     assert captions.write_caption(rng, healthy, "ja", "vessels")[1] == "なし。"
+    views = {(0, 0): "AP", (45, -30): "LAO caudal", (-30, 25): "RAO cranial", (-10, 9): "RAO"}
+    for angles, name in views.items():
+        assert captions.draw_patient(rng, "LCA", [], angles, ()).view == name
     shown = replace(patient(), seen=(5, 6))
     assert captions.write_caption(rng, shown, "en", "vessels")[1] == "left main, proximal LAD."
-    angles = [(0, 0), (45, -30), (-30, 25), (-10, 9)]  # named as in the laboratory
-    views = [captions.draw_patient(rng, "LCA", [], at, ()).view for at in angles]
-    assert views == ["AP", "LAO caudal", "RAO cranial", "RAO"]
 
 
 def test_the_base_has_seen_every_token_that_the_study_writes():
