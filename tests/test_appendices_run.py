@@ -24,9 +24,8 @@ def test_the_appendices_run(stem, tmp_path):
 
 
 def test_the_ablations_run_over_the_studys_cases(cases):
-    slug = "conceptclip_gemma3_en"
     metrics = execute("A6_ablations", cases)
-    folder = cases / "smoke" / "A6_ablations" / slug
+    folder = cases / "smoke" / "A6_ablations" / "conceptclip_gemma3_en"
     variants = pd.read_csv(folder / "table_variants.csv").set_index("variant")
     assert list(variants.index) == ["as in 04", "projector first", "longer", "told"]
     assert variants["overall_gain"].isna().tolist() == [True, False, False, False]

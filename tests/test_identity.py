@@ -48,21 +48,17 @@ def private(tmp_path, monkeypatch):
     return tmp_path / "data" / "private"
 
 
-def test_links_are_private(private):
-    path = save_links("demo", pd.DataFrame({"video_id": ["vi-1"], "path": ["a/b.dcm"]}))
-    assert path == private / "demo.csv"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert pd.read_csv(path)["path"].tolist() == ["a/b.dcm"]
-
-
-def test_somebodys_own_files_get_one_key_and_never_the_phantoms_public_one(private):
+def test_links_are_private_and_own_files_get_one_key_never_the_phantoms_public_one(private):
     with ThreadPoolExecutor(8) as pool:  # notebooks that start together
         keys = list(pool.map(pseudonym_key, [load_profile("paper")] * 8))
     smoke = load_profile("smoke")
     [key] = {*keys, pseudonym_key(smoke, own_data=True)}  # one archive, one set of ids
     assert len(key) == 32 and key != pseudonym_key(smoke) == b"phantom:smoke"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert stat.S_IMODE((private / "pseudonym.key").stat().st_mode) == 0o600
+    links = save_links("demo", pd.DataFrame({"video_id": ["vi-1"], "path": ["a/b.dcm"]}))
+    assert links == private / "demo.csv" and pd.read_csv(links)["path"].tolist() == ["a/b.dcm"]
+    for path in (private / "pseudonym.key", links):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(private, monkeypatch):

@@ -34,7 +34,7 @@ def test_the_whole_study_leaves_every_notebooks_metrics_and_the_headline_figures
     assert all(isinstance(value, int | float) for value in headline.values())
 
 
-def test_the_report_holds_every_table_and_figure(study):
+def test_the_report_and_notebook_02_hold_every_table_figure_and_measure(study):
     folder = study / "smoke" / "08_paper_tables" / "all"
     html = (folder / "report.html").read_text(encoding="utf-8")
     for name in (*(f"Table {i}" for i in range(1, 5)), *(f"Figure {i}" for i in range(3, 7))):
@@ -43,9 +43,6 @@ def test_the_report_holds_every_table_and_figure(study):
     stems = {path.stem for path in folder.glob("table*.csv")}
     assert len(stems) >= 4
     assert all((folder / f"{s}{e}").exists() for s in stems for e in (".md", ".tex", ".csv"))
-
-
-def test_notebook_02_measures_calibration_groups_maps_and_picks(study):
     folder = study / "smoke" / "02_confusion_matrices" / "six_class"
     metrics = read_json(folder / "metrics.json")
     wanted = {"pick_better_share", "pick_median_distance_frames", "f1_LCA_better_low"}

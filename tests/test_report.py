@@ -37,16 +37,13 @@ def test_a_table_keeps_full_precision_for_machines_and_rounds_for_readers(tmp_pa
         report.copy_result(tmp_path / "b", tmp_path / "table9")
 
 
-def test_the_papers_tables_are_as_printed():
+def test_the_papers_tables_are_as_printed_estimates_have_intervals_and_models_colours():
     table = report.paper_table("table2_corpus_split").set_index("split")
     assert table.loc["train"].tolist() == [194, 425, 889]
     table3 = report.paper_table("table3_vlscore").set_index(["model", "embedder"])["mean"]
     assert table3["PaliGemma2 w/LoRA", "ConceptCLIP"] == 0.5823
     with pytest.raises(ValueError, match="unknown table of the paper 'table9'"):
         report.paper_table("table9")
-
-
-def test_an_estimate_has_its_interval_and_every_model_a_colour_of_its_own():
     assert report.estimate_cell(0.9119, 0.88, 0.941) == "0.912 (0.880 to 0.941)"
     with pytest.raises(ValueError, match="outside its interval"):
         report.estimate_cell(0.95, 0.88, 0.941)

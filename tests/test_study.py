@@ -40,13 +40,20 @@ def test_a_run_has_a_folder_of_its_own_that_nobody_writes_over_by_hand(demo, tmp
     assert demo().dir == demo(epochs=1.0).dir == first.dir
 
 
-def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monkeypatch):
+def test_relative_paths_start_at_the_root_absolute_ones_stay_and_data_have_folders(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert study.under_root("outputs") == study.root() / "outputs"
     assert (study.root() / "cag_utils" / "study.py").is_file()
     assert study.under_root(tmp_path) == tmp_path
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     assert study.under_root("outputs") == tmp_path.resolve() / "outputs"
+    smoke = load_profile("smoke")  # a phantom's folder follows its settings
+    larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
+    assert study.data_dir(smoke) != study.data_dir(larger)
+    with pytest.raises(FileNotFoundError, match="data.folder"):
+        study.data_dir(load_profile("paper"))
 
 
 @pytest.mark.parametrize("notebook, path, told", [
@@ -88,12 +95,3 @@ def test_metrics_are_flat_and_plain(demo):
     assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
     with pytest.raises(ValueError, match="flat"):
         run.save_metrics({"nested": {"a": 1}})
-
-
-def test_own_data_must_be_there_and_a_phantoms_folder_follows_its_settings(tmp_path, monkeypatch):
-    smoke = load_profile("smoke")
-    larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
-    assert study.data_dir(smoke) != study.data_dir(larger)
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="data.folder"):
-        study.data_dir(load_profile("paper"))

@@ -131,15 +131,13 @@ def test_a_plan_that_cannot_be_made(n_videos, n_frames, n_folds, match):
     (lambda t: t._replace(val=t.test["video"]), "not 'video'"),
 ])  # fmt: skip
 def test_a_plan_that_leaks_is_noticed(spoil, match):
-    frames = cohort([4] * 16)
-    first = leakage.plan_crossover(frames, 2, 0.12, 0, 0)[0]
+    first = leakage.plan_crossover(frames := cohort([4] * 16), 2, 0.12, 0, 0)[0]
     with pytest.raises(ValueError, match=match):
         leakage.describe_plan([spoil(first)], frames)
 
 
 def test_twins_are_looked_for_in_the_networks_own_training_frames():
-    frames = cohort([4] * 16)
-    plan = leakage.plan_crossover(frames, 2, 0.12, 0, 0)
+    plan = leakage.plan_crossover(frames := cohort([4] * 16), 2, 0.12, 0, 0)
     for alike, in_video in (("video_id", 0), ("patient_id", 1)):  # near: of the same video, patient
         features = pd.get_dummies(frames[alike]).to_numpy(float)
         flags = leakage.flag_twins(plan, features, 0.5).groupby("arm")["near"].mean()

@@ -32,16 +32,12 @@ def verdicts(**change):
     return compare_claims(**given, backbones=BACKBONES).set_index("claim")["verdict"]
 
 
-def test_what_the_paper_saw_is_recognised():
-    got = verdicts()
-    assert got["The CNN tells the side far better than all six classes"] == HOLDS
-    assert got["PaliGemma2 w/LoRA has the highest VLScore by medclip"] == HOLDS
-    assert got["Gemma3 w/LoRA (ja) scores higher than its untuned base"] == HOLDS
-    assert got["Vessel numbering is the commonest error of tuned models (ja)"] == HOLDS
-    assert got["Gemma3 w/LoRA (ja) has the highest overall score"] == UNCLEAR  # equal means
-
-
 @pytest.mark.parametrize("change, claim, want", [
+    ({}, "The CNN tells the side far better than all six classes", HOLDS),
+    ({}, "PaliGemma2 w/LoRA has the highest VLScore by medclip", HOLDS),
+    ({}, "Gemma3 w/LoRA (ja) scores higher than its untuned base", HOLDS),
+    ({}, "Vessel numbering is the commonest error of tuned models (ja)", HOLDS),
+    ({}, "Gemma3 w/LoRA (ja) has the highest overall score", UNCLEAR),  # equal means
     ({"marks": {"ja": marks(0.5)}}, "Gemma3 w/LoRA (ja) scores higher", UNCLEAR),
     ({"marks": {"ja": marks(-3.0)}}, "Gemma3 w/LoRA (ja) scores higher", FAILS),
     ({"marks": {"ja": marks(2.0, vessel=0.25)}}, "Vessel numbering", FAILS),
@@ -51,7 +47,7 @@ def test_what_the_paper_saw_is_recognised():
     ({"marks": {"ja": {}}}, "Gemma3 w/LoRA (ja) has the highest", UNCLEAR),
     ({"cnn": CNN | {"laterality_f1_low": 0.7}}, "The CNN tells", UNCLEAR),
 ])  # fmt: skip
-def test_what_it_did_not_see_or_cannot_tell_is_said(change, claim, want):
+def test_what_the_paper_saw_is_recognised_and_what_it_did_not_see_said(change, claim, want):
     got = verdicts(**change)
     assert set(got[got.index.str.startswith(claim)]) == {want}
 
