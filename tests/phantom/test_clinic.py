@@ -120,12 +120,8 @@ def test_findings_follow_the_papers_format():
 def test_phrases_cover_what_a_record_may_hold():
     assert set(phrases.RISK_FACTORS) == set(PREVALENCE)
     rng = np.random.default_rng(3)
-    drawn = [
-        draw_record(rng, [lesion(1, p)], s)
-        for p in segments.GRADES
-        for s in "MF"
-        for _ in range(200)
-    ]
+    kinds = [(percent, sex) for percent in segments.GRADES for sex in "MF"] * 200
+    drawn = [draw_record(rng, [lesion(1, percent)], sex) for percent, sex in kinds]
     assert {r.indication for r in drawn} == set(phrases.INDICATIONS)
     assert {test for r in drawn for test in r.tests} == set(phrases.TESTS)
     assert {drug for r in drawn for drug in r.drugs} == set(phrases.DRUGS)
@@ -145,18 +141,16 @@ def test_the_printed_decision_table_is_cited_and_marked_as_a_teaching_rule():
 
 
 def test_segments_hand_worked():
-    owners = {n: segments.artery_of(n) for n in (1, 4, 5, 6, 10, 11, 15)}
-    expected = ("RCA", "RCA", "LM", "LAD", "LAD", "LCX", "LCX")
-    assert tuple(owners.values()) == expected and len(segments.AHA_SEGMENTS) == 15
+    owners = [segments.artery_of(n) for n in (1, 4, 5, 6, 10, 11, 15)]
+    assert owners == ["RCA", "RCA", "LM", "LAD", "LAD", "LCX", "LCX"]
+    assert len(segments.AHA_SEGMENTS) == 15
     assert [segments.laterality_of(n) for n in (4, 5, 15)] == ["RCA", "LCA", "LCA"]
-    assert segments.segments_of("RCA") == (1, 2, 3, 4) and segments.segments_of("LCA") == tuple(
-        range(5, 16)
-    )
+    assert segments.segments_of("RCA") == (1, 2, 3, 4)
+    assert segments.segments_of("LCA") == tuple(range(5, 16))
     assert {s.artery for s in segments.AHA_SEGMENTS.values()} == set(segments.ARTERIES)
     arcade = "1 2 3 4 16 16a 16b 16c 5 6 7 8 9 9a 10 10a 11 12 12a 12b 13 14 14a 14b 15".split()
-    assert sorted(label for s in segments.AHA_SEGMENTS.values() for label in s.syntax) == sorted(
-        arcade
-    )
+    labels = [label for s in segments.AHA_SEGMENTS.values() for label in s.syntax]
+    assert sorted(labels) == sorted(arcade)
 
 
 FOREIGN = [lesion(2, 75) | {"artery": "LAD"}]

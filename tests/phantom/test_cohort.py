@@ -51,11 +51,8 @@ def same_files(one, other):
 
 def test_two_workers_or_two_processes_at_once_write_the_same_bytes_as_one(tmp_path):
     settings = CohortSettings("corpus", 5, 2, 1, 3, 3, 64)
-    code = (
-        "import sys; from cag_utils.phantom.cohort import *\n"
-        "settings = CohortSettings('corpus', 5, 2, 1, 3, 3, 64)\n"
-        "make_cohort(Path(sys.argv[1]), settings, int(sys.argv[2]))"
-    )
+    code = "import sys; from cag_utils.phantom.cohort import *\n"
+    code += f"make_cohort(Path(sys.argv[1]), {settings!r}, int(sys.argv[2]))"
     call = [sys.executable, "-c", code, str(tmp_path / "both")]
     running = [subprocess.Popen([*call, n], stderr=subprocess.DEVNULL) for n in ("1", "2")]
     alone = make_cohort(tmp_path / "alone", settings, 1)
@@ -165,10 +162,8 @@ def test_every_stream_belongs_to_one_cohort_patient_and_purpose():
     purposes = [("shot", 1), ("shot", 2), ("film", 1), ("tree", "LCA"), ("tree", "RCA")]
     words = [(n, s, i, w) for n in ("cnn", "corpus") for s in (1, 2) for i in (0, 1)
              for w in purposes]  # fmt: skip
-    first = {
-        CohortSettings(name, seed, 2, 1, 6, 8).streams(patient)(*purpose).integers(2**62)
-        for name, seed, patient, purpose in words
-    }
+    cohorts = [(replace(TINY, name=name, seed=seed), i, w) for name, seed, i, w in words]
+    first = {settings.streams(i)(*w).integers(2**62) for settings, i, w in cohorts}
     assert len(first) == len(words)
 
 

@@ -126,14 +126,12 @@ def test_every_reached_point_lies_in_exactly_one_bed_and_washes_out_later_farthe
     flow = bolus(duration_s=2.0, pulsatility=0.0)
     tree = grow_tree(rng(3), "LCA")
     arrival = arrival_s(tree, flow.speed_mm_s)
-    near, far = (
-        concentration(arrival[[p]] + 2.5, tree, flow)[0, p] for p in (0, end_of(tree, "LAD"))
-    )
+    places = 0, end_of(tree, "LAD")
+    near, far = (concentration(arrival[[p]] + 2.5, tree, flow)[0, p] for p in places)
     # half a second after the bolus passed; the ostium's bed is centred at 15 mm: 0.55 + 0.03 s
     assert near == pytest.approx(np.exp(-0.5 / 0.58), abs=1e-3) and far > near + 0.1
-    assert near == pytest.approx(
-        float(contrast.inlet(np.array(2.5), 2.0, washout_s=0.58)), abs=1e-3
-    )
+    washed = contrast.inlet(np.array(2.5), 2.0, washout_s=0.58)
+    assert near == pytest.approx(float(washed), abs=1e-3)
 
 
 def test_the_picture_darkens_where_and_when_the_truth_says():

@@ -114,9 +114,8 @@ def shoot(kind, seed, n_frames, metal=None, **shot_change):
     tree = grow_tree(generator, "LCA", subject.dominance)
     shot = draw_shot(generator, subject, tree, kind, n_frames, 10.0, 128)
     still = {"breath_mm": 0.0, "pan_px": np.zeros((n_frames, 2))}
-    return film(rng(seed + 1), subject, tree, replace(shot, **still, **shot_change))[0].astype(
-        float
-    )
+    frames, _ = film(rng(seed + 1), subject, tree, replace(shot, **still, **shot_change))
+    return frames.astype(float)
 
 
 def test_a_ventriculogram_fills_a_large_shadow():

@@ -153,15 +153,10 @@ def test_the_sheets_agree_well_but_not_always_and_near_the_limits_least():
     assert np.median(near[a != b]) < 0.5 * np.median(near[a == b])
 
 
-@pytest.mark.parametrize(
-    "measured",
-    [  # each just misses one limit: opacified, blur, foreshortening, overlap
-        (0.57, 0.1, 0.0, 0.0),
-        (0.9, 0.64, 0.0, 0.0),
-        (0.9, 0.1, 0.77, 0.0),
-        (0.9, 0.1, 0.0, 0.52),
-    ],
-)
+@pytest.mark.parametrize("measured", [
+    # each just misses one limit: opacified, blur, foreshortening, overlap
+    (0.57, 0.1, 0.0, 0.0), (0.9, 0.64, 0.0, 0.0), (0.9, 0.1, 0.77, 0.0), (0.9, 0.1, 0.0, 0.52),
+])  # fmt: skip
 def test_a_lenient_bias_forgives_every_near_miss_and_a_strict_one_none(measured, monkeypatch):
     monkeypatch.setattr("cag_utils.phantom.labels.SLIP_SHARE", 0.0)
     opacified, blur, *rest = (np.array([x]) for x in measured)

@@ -106,9 +106,8 @@ def test_an_eccentric_lesion_keeps_one_wall_and_a_concentric_one_its_axis():
     sided, lesion = disease.narrow(rng(1), healthy, 7, 75, "focal", 1.0)
     moved = np.linalg.norm(sided.points - healthy.points, axis=1)
     np.testing.assert_allclose(moved, healthy.radius - sided.radius, atol=1e-12)
-    assert moved[lesion.index] == pytest.approx(
-        healthy.radius[lesion.index] - lesion.reference_mm / 8
-    )
+    lost = healthy.radius[lesion.index] - lesion.reference_mm / 8
+    assert moved[lesion.index] == pytest.approx(lost)
 
 
 def necks(tree, lesion, sick, depth_percent):
@@ -182,11 +181,8 @@ def test_any_lesion_keeps_its_percentage_and_its_tree(seed, dominance, segment, 
     assert (sick.radius >= 0).all() and (sick.radius <= healthy.radius).all()
     assert np.isfinite(sick.points).all()
     assert sick.lesions == (lesion,) and lesion.shape()["segment"] == segment
-    assert lesion.as_dict() == {
-        "segment": segment,
-        "percent": percent,
-        "artery": artery_of(segment),
-    }
+    known = {"segment": segment, "percent": percent, "artery": artery_of(segment)}
+    assert lesion.as_dict() == known
     assert 100 * (1 - sick.radius / healthy.radius).max() == pytest.approx(percent, abs=13)
     assert sick.open.all() or percent == 100
     assert lesion.collateral <= (percent == 100)

@@ -64,24 +64,17 @@ HISTORY = {
     "mi": ("(?<![A-Z])MI(?![A-Za-z])", "心筋梗塞"),
 }
 STRESS = {
-    "stress_positive": (
-        "positive|suggested ischemia|(?i:(?<!no )ischemia on)",
-        "陽性|示唆|虚血あり",
-    ),
+    "stress_positive": ("positive|suggested|(?i:(?<!no )ischemia on)", "陽性|示唆|虚血あり"),
     "stress_negative": ("negative|without ischemia|(?i:no ischemia)", "陰性|虚血なし|誘発されず"),
     "stress_equivocal": ("inconclusive|stopped early", "判定困難|途中で終了"),
 }
 STRESS_TOLD = ("(?i:exercise ECG|stress (?:SPECT|echo))", "負荷心")
 DRUGS = {
-    "aspirin": ("aspirin", "アスピリン"),
-    "clopidogrel": ("clopidogrel", "クロピドグレル"),
-    "statin": ("statin", "スタチン"),
-    "amlodipine": ("amlodipine", "アムロジピン"),
-    "bisoprolol": ("bisoprolol", "ビソプロロール"),
-    "dpp4": ("DPP-4", "DPP-4"),
-    "warfarin": ("warfarin", "ワルファリン"),
-    "apixaban": ("apixaban", "アピキサバン"),
-}
+    "aspirin": ("aspirin", "アスピリン"), "clopidogrel": ("clopidogrel", "クロピドグレル"),
+    "statin": ("statin", "スタチン"), "amlodipine": ("amlodipine", "アムロジピン"),
+    "bisoprolol": ("bisoprolol", "ビソプロロール"), "dpp4": ("DPP-4", "DPP-4"),
+    "warfarin": ("warfarin", "ワルファリン"), "apixaban": ("apixaban", "アピキサバン"),
+}  # fmt: skip
 WOMAN = (r"(?i:\bwoman\b)|\d\dF\b", "女性|\\d\\dF(?![A-Za-z])")
 MAN = (r"(?i:\bman\b)|\d\dM\b", "男性|\\d\\dM(?![A-Za-z])")
 AGE = (

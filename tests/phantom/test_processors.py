@@ -45,25 +45,17 @@ PROCESSORS = {
     "SkylakeX": {"OPENBLAS_CORETYPE": "SkylakeX"},
     # neither numba, nor numpy, nor OpenCV may use what this machine has and an old one has not
     "plain": {
-        "OPENBLAS_CORETYPE": "Nehalem",
-        "NUMBA_CPU_NAME": "generic",
-        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4",
-        "OPENCV_CPU_DISABLE": "AVX2,FP16,AVX512-SKX",
-        "OPENCV_IPP": "disabled",
+        "OPENBLAS_CORETYPE": "Nehalem", "NUMBA_CPU_NAME": "generic", "OPENCV_IPP": "disabled",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4", "OPENCV_CPU_DISABLE": "AVX2,FP16,AVX512-SKX",
     },
-}
+}  # fmt: skip
 
 
 def draw(folder: Path, **processor: str) -> dict[str, np.ndarray]:
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS", "NPY", "OPENCV"))}
-    done = subprocess.run(
-        [sys.executable, "-c", DRAW, str(folder)],
-        env=keep | {"OMP_NUM_THREADS": "1"} | processor,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env, root = keep | {"OMP_NUM_THREADS": "1"} | processor, Path(__file__).parents[2]
+    call = [sys.executable, "-c", DRAW, str(folder)]
+    done = subprocess.run(call, env=env, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     with np.load(folder / "drawn.npz") as found:
         return dict(found)
