@@ -10,9 +10,8 @@ SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 ROWS = ["p1 e1 v1 train", "p1 e1 v2 test", "p2 e2 v3 val", "p3 e3 v4 test"]
 COLUMNS = ["patient_id", "exam_id", "video_id", "split"]
 TABLE = pd.DataFrame([row.split() for row in ROWS], columns=COLUMNS)
-groups_st = st.lists(st.text("abcdef0123", min_size=1, max_size=4), min_size=8, max_size=80).filter(
-    lambda g: len(set(g)) >= 3
-)
+GROUP = st.text("abcdef0123", min_size=1, max_size=4)
+groups_st = st.lists(GROUP, min_size=8, max_size=80).filter(lambda g: len(set(g)) >= 3)
 
 
 @pytest.mark.parametrize("n, expected", [

@@ -23,9 +23,8 @@ class Demo(Params):
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     monkeypatch.delenv(study.BY_WORKFLOW, raising=False)
-    return lambda **given: study.open_run(
-        Demo(**{"out_root": f"{tmp_path}/my runs"} | given), "04_finetune"
-    )
+    at = f"{tmp_path}/my runs"
+    return lambda **given: study.open_run(Demo(out_root=at, **given), "04_finetune")
 
 
 def test_a_run_has_a_folder_of_its_own_that_nobody_writes_over_by_hand(demo, tmp_path, monkeypatch):
@@ -40,9 +39,7 @@ def test_a_run_has_a_folder_of_its_own_that_nobody_writes_over_by_hand(demo, tmp
     assert demo().dir == demo(epochs=1.0).dir == first.dir
 
 
-def test_relative_paths_start_at_the_root_absolute_ones_stay_and_data_have_folders(
-    tmp_path, monkeypatch
-):
+def test_relative_paths_start_at_the_root_and_absolute_ones_and_data_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert study.under_root("outputs") == study.root() / "outputs"
     assert (study.root() / "cag_utils" / "study.py").is_file()

@@ -217,9 +217,7 @@ def test_relations_against_a_loop_over_all_pairs():
             assert got[name].fillna(np.inf)[i] == pytest.approx(distance)
     known = got["one other patient"].dropna()
     assert len(known) and (known >= got["any other patient"][known.index] - 1e-9).all()
-
-
-def test_the_one_other_patient_is_one_and_leaves_a_video_out():
+    # the one other patient is one, and leaves a video out:
     # each patient shines in dimensions of their own, each video in one of them
     videos = ["a1", "a2", "b1", "b2", "c1", "c2"]
     frames = pd.DataFrame({"patient_id": list("aabbcc"), "video_id": videos})

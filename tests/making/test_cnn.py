@@ -59,9 +59,7 @@ def test_loss_worked_by_hand():
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
     wanted = math.log(2) + 4 * 0.15 / 3
     assert scene_loss(outputs, targets, PLAIN).item() == pytest.approx(wanted)
-
-
-def test_of_a_randomised_picture_the_side_alone_counts():
+    # of a randomised picture the side alone counts
     outputs = torch.tensor([[0.0, 9.0, 0.0, 0.0, 0.5, 9.0, 9.0, 9.0, 9.0]])
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
     assert scene_loss(outputs, targets, ~PLAIN).item() == pytest.approx(math.log(2))
