@@ -18,7 +18,9 @@ def run_study(out: Path, *targets: str) -> subprocess.CompletedProcess:
     command += ["--snakefile", str(root() / "Snakefile"), "--directory", str(out)]
     command += ["--config", "profile=smoke", f"out_root={out}"]
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
 
 
 def execute(stem: str, out: Path, **params) -> dict:

@@ -43,15 +43,12 @@ def server(monkeypatch, tmp_path):
     found.shutdown()
 
 
-@pytest.mark.parametrize(
-    "status, code, error, match",
-    [
-        (401, "GatedRepo", PermissionError, "gated .401"),
-        (403, "", PermissionError, "gated .403"),
-        (404, "RevisionNotFound", ConnectionError, "answered 404 for revision main"),
-        (500, "", ConnectionError, "answered 500 for revision main"),
-    ],
-)
+@pytest.mark.parametrize("status, code, error, match", [
+    (401, "GatedRepo", PermissionError, "gated .401"),
+    (403, "", PermissionError, "gated .403"),
+    (404, "RevisionNotFound", ConnectionError, "answered 404 for revision main"),
+    (500, "", ConnectionError, "answered 500 for revision main"),
+])  # fmt: skip
 def test_missing_weights_are_told_at_once_with_the_way_out(status, code, error, match, server):
     server.status, server.code = status, code
     for source in (NOWHERE, *(entry.checkpoint for entry in EMBEDDERS.values())):
@@ -91,7 +88,7 @@ def test_a_cached_checkpoint_needs_no_hub_and_all_parts_of_its_weights(monkeypat
     snapshot = lay(tmp_path, "nobody/nothing", config__json="{}")
     check_access(NOWHERE, "http://127.0.0.1:9")
     assert not is_here(NOWHERE)  # the configuration alone
-    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    parts = {name: f"model-0000{i}-of-00002.safetensors" for i, name in ((1, "a"), (2, "b"))}
     index = json.dumps({"weight_map": parts})
     (snapshot / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     (snapshot / parts["a"]).touch()
@@ -125,7 +122,7 @@ def test_a_folder_is_here_and_its_commit_follows_its_weights(tmp_path):
     assert resolved_commit(str(copy)) != first
 
 
-def test_a_registry_entry_can_be_pointed_elsewhere():
+def test_a_registry_entry_and_a_tower_can_be_pointed_elsewhere(monkeypatch, tmp_path):
     assert hub.override(NOWHERE, "") == NOWHERE
     assert hub.override(NOWHERE, "nobody/nothing@v2") == replace(NOWHERE, revision="v2")
     found = hub.override(NOWHERE, "some/other")
@@ -133,9 +130,6 @@ def test_a_registry_entry_can_be_pointed_elsewhere():
     for source in ("/no/such/folder", "gemma", "./a/b"):
         with pytest.raises(FileNotFoundError, match="neither a folder nor owner/name"):
             hub.override(NOWHERE, source)
-
-
-def test_weights_of_a_tower_come_from_a_folder_or_the_hub(monkeypatch, tmp_path):
     assert hub.fetch_weights(str(tmp_path)) == tmp_path
 
     def download(repo, name, revision):

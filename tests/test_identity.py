@@ -23,9 +23,13 @@ from tests.cines.test_sampling import pulsing
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "00_frame_sampling.ipynb"
 
 
-def test_worked_by_hand():
+def test_worked_by_hand_and_bad_input_is_refused():
     want = hmac.new(b"key", b"video:1.2.3", hashlib.sha256).hexdigest()[:12]
     assert pseudonym("video", "1.2.3", b"key") == f"vi-{want}"
+    with pytest.raises(ValueError, match="did you mean 'patient'"):
+        pseudonym("patent", "7", b"k")
+    with pytest.raises(ValueError, match="empty patient id"):
+        pseudonym("patient", "", b"k")
 
 
 @settings(deadline=None, max_examples=30)
@@ -37,13 +41,6 @@ def test_stable_keyed_and_opaque(value, kind, key):
     assert re.fullmatch(r"(pt|ex|vi|fi)-[0-9a-f]{12}", got)
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="did you mean 'patient'"):
-        pseudonym("patent", "7", b"k")
-    with pytest.raises(ValueError, match="empty patient id"):
-        pseudonym("patient", "", b"k")
-
-
 @pytest.fixture
 def private(tmp_path, monkeypatch):
     """Where a repository keeps what links ids to people."""
@@ -51,26 +48,17 @@ def private(tmp_path, monkeypatch):
     return tmp_path / "data" / "private"
 
 
-def test_links_are_private(private):
-    path = save_links("demo", pd.DataFrame({"video_id": ["vi-1"], "path": ["a/b.dcm"]}))
-    assert path == private / "demo.csv"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert pd.read_csv(path)["path"].tolist() == ["a/b.dcm"]
-
-
-def test_somebodys_own_files_never_get_the_phantoms_public_key(private):
-    smoke = load_profile("smoke")
-    key = pseudonym_key(smoke, own_data=True)
-    assert len(key) == 32 and key != pseudonym_key(smoke) == b"phantom:smoke"
-    assert key == pseudonym_key(load_profile("paper"))  # one archive, one set of ids
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert stat.S_IMODE((private / "pseudonym.key").stat().st_mode) == 0o600
-
-
-def test_notebooks_that_start_together_get_one_key(private):
-    with ThreadPoolExecutor(8) as pool:
+def test_links_are_private_and_own_files_get_one_key_never_the_phantoms_public_one(private):
+    with ThreadPoolExecutor(8) as pool:  # notebooks that start together
         keys = list(pool.map(pseudonym_key, [load_profile("paper")] * 8))
-    assert len(keys) == 8 and len(set(keys)) == 1 and len(keys[0]) == 32
+    smoke = load_profile("smoke")
+    [key] = {*keys, pseudonym_key(smoke, own_data=True)}  # one archive, one set of ids
+    assert len(key) == 32 and key != pseudonym_key(smoke) == b"phantom:smoke"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    links = save_links("demo", pd.DataFrame({"video_id": ["vi-1"], "path": ["a/b.dcm"]}))
+    assert links == private / "demo.csv" and pd.read_csv(links)["path"].tolist() == ["a/b.dcm"]
+    for path in (private / "pseudonym.key", links):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(private, monkeypatch):
@@ -87,15 +75,9 @@ def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(privat
         pseudonym_key(load_profile("paper"))
 
 
-SCHEMA = pa.DataFrameSchema(
-    {
-        "id": pa.Column(str, pa.Check.str_length(min_value=1)),
-        "n": pa.Column(int, pa.Check.ge(0)),
-        "note": pa.Column(str, required=False),
-    },
-    unique=["id"],
-    coerce=True,
-)
+COLUMNS = {"id": pa.Column(str, pa.Check.str_length(min_value=1))}
+COLUMNS |= {"n": pa.Column(int, pa.Check.ge(0)), "note": pa.Column(str, required=False)}
+SCHEMA = pa.DataFrameSchema(COLUMNS, unique=["id"], coerce=True)
 ROW_RULES = {"id": "must not be empty", "n": "must be a whole number from 0"}
 
 
@@ -111,15 +93,12 @@ def test_reads_what_excel_writes_strips_blanks_and_drops_more_columns(tmp_path):
     assert table.iloc[0].tolist() == ["所見", 3, ""]
 
 
-@pytest.mark.parametrize(
-    "text, match",
-    [
-        ("id\na\n", r"t.csv: no column \['n'\]; it has \['id'\]"),
-        ("id,n\na,1\nb,-2\nc,-3\n", r"row 3: n '-2' must be a whole number from 0 .2 rows"),
-        ("id,n\n,1\n", "row 2: id '' must not be empty"),
-        ("id,n\na,1\nb,1\na,2\n", "row 4: this id stands above already"),
-    ],
-)
+@pytest.mark.parametrize("text, match", [
+    ("id\na\n", r"t.csv: no column \['n'\]; it has \['id'\]"),
+    ("id,n\na,1\nb,-2\nc,-3\n", r"row 3: n '-2' must be a whole number from 0 .2 rows"),
+    ("id,n\n,1\n", "row 2: id '' must not be empty"),
+    ("id,n\na,1\nb,1\na,2\n", "row 4: this id stands above already"),
+])  # fmt: skip
 def test_an_error_names_file_row_and_rule(tmp_path, text, match):
     with pytest.raises(ValueError, match=match):
         read_text(tmp_path, text)
@@ -157,9 +136,8 @@ def hospital(tmp_path):
 def test_no_identity_in_anything_a_run_writes(hospital, tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_ROOT", str(tmp_path / "root"))
     out, executed = tmp_path / "out", tmp_path / "executed.ipynb"
-    settings = {"out_root": str(out), "profile": "smoke", "n_workers": 1}
-    settings |= {"data_dir": str(hospital)}
-    pm.execute_notebook(NOTEBOOK, executed, settings, cwd=tmp_path, progress_bar=False)
+    told = {"out_root": str(out), "profile": "smoke", "n_workers": 1, "data_dir": str(hospital)}
+    pm.execute_notebook(NOTEBOOK, executed, told, cwd=tmp_path, progress_bar=False)
     [run] = (out / "smoke" / "00_frame_sampling").iterdir()
     assert len(pd.read_csv(run / "videos.csv")) == 2 and len(pd.read_csv(run / "rejected.csv")) == 5
     shown = [c.outputs for c in nbformat.read(executed, 4).cells if c.cell_type == "code"]

@@ -31,16 +31,13 @@ def test_is_valid_and_committed_without_outputs(notebook):
     assert all(not c.outputs and c.execution_count is None for c in code_cells(notebook))
 
 
-def test_opens_with_a_question_and_its_facts(path, notebook):
+def test_opens_with_a_question_and_its_facts_and_closes_with_what_was_found(path, notebook):
     head = notebook.cells[0]
     assert head.cell_type == "markdown" and head.source.startswith(f"# {path.stem[:2]} · ")
     assert "?" in head.source.splitlines()[0]
     for fact in ("Question", "Reads", "Writes", "Cost", "Run"):
         assert f"**{fact}**" in head.source
     assert "Research use only" in head.source
-
-
-def test_closes_with_what_was_found(notebook):
     assert "save_metrics" in code_cells(notebook)[-1].source
     last = notebook.cells[-1]
     assert last.cell_type == "markdown"
@@ -67,22 +64,18 @@ def test_parameters_are_annotated_literals_and_nothing_is_derived(notebook):
 
 def test_is_a_walkthrough_of_readable_size_and_leaves_the_machine_alone(notebook):
     code = code_cells(notebook)
-    text = "\n".join(c.source for c in code)
-    assert not [word for word in FORBIDDEN if word in text]
+    assert not [word for word in FORBIDDEN for c in code if word in c.source]
     lines = [len(c.source.splitlines()) for c in code]
     words = sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown")
     assert 8 <= len(code) <= 22 and max(lines) <= 25 and sum(lines) <= 190
     assert 400 <= words <= 1500
 
 
-@pytest.mark.parametrize(
-    "line, match",
-    [
-        ("profil = 'smoke'", "unknown parameter 'profil' \\(did you mean 'profile'"),
-        ("seed = 'one'", "seed should be int"),
-        ("profile = 'phantm'", "did you mean 'phantom'"),
-    ],
-)
+@pytest.mark.parametrize("line, match", [
+    ("profil = 'smoke'", "unknown parameter 'profil' \\(did you mean 'profile'"),
+    ("seed = 'one'", "seed should be int"),
+    ("profile = 'phantm'", "did you mean 'phantom'"),
+])  # fmt: skip
 def test_a_mistyped_parameter_stops_it_at_once(path, notebook, monkeypatch, tmp_path, line, match):
     """The cells down to `open_run`, as papermill runs them: with a cell of parameters put in."""
     imports, parameters, checked = (cell.source for cell in code_cells(notebook)[:3])

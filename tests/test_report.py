@@ -37,38 +37,30 @@ def test_a_table_keeps_full_precision_for_machines_and_rounds_for_readers(tmp_pa
         report.copy_result(tmp_path / "b", tmp_path / "table9")
 
 
-def test_the_papers_tables_are_as_printed():
+def test_the_papers_tables_are_as_printed_estimates_have_intervals_and_models_colours():
     table = report.paper_table("table2_corpus_split").set_index("split")
     assert table.loc["train"].tolist() == [194, 425, 889]
     table3 = report.paper_table("table3_vlscore").set_index(["model", "embedder"])["mean"]
     assert table3["PaliGemma2 w/LoRA", "ConceptCLIP"] == 0.5823
     with pytest.raises(ValueError, match="unknown table of the paper 'table9'"):
         report.paper_table("table9")
-
-
-def test_an_estimate_has_its_interval_and_every_model_a_colour_of_its_own():
     assert report.estimate_cell(0.9119, 0.88, 0.941) == "0.912 (0.880 to 0.941)"
     with pytest.raises(ValueError, match="outside its interval"):
         report.estimate_cell(0.95, 0.88, 0.941)
     assert len(set(report.MODEL_COLOURS.values())) == len(report.MODEL_COLOURS)
 
 
-def test_the_page_holds_text_tables_and_pictures_in_one_file(tmp_path):
-    Image.new("L", (2, 2)).save(tmp_path / "f.png")
+def test_the_page_holds_text_tables_and_pictures_in_one_file_and_misses_none(tmp_path):
+    Image.new("L", (2, 2)).save(picture := tmp_path / "f.png")
     table = pd.DataFrame({"Model": ["<b>Gemma3"], "Mean": [0.12345]})
-    section = Section(
-        "Part", "One.\n\nTwo.", [("Table 9.", table)], [("Figure 9.", tmp_path / "f.png")]
-    )
+    section = Section("Part", "One.\n\nTwo.", [("Table 9.", table)], [("Figure 9.", picture)])
     path = write_page(tmp_path / "r.html", "Title", "A phantom.", {"commit": "abc"}, [section])
     html = path.read_text(encoding="utf-8")
     for piece in ("<p>One.</p>", "<p>Two.</p>", "0.123", "Figure 9.", "A phantom.", "commit abc"):
         assert piece in html
     assert "&lt;b&gt;Gemma3" in html and "<b>Gemma3" not in html
-    assert base64.b64encode((tmp_path / "f.png").read_bytes()).decode() in html
+    assert base64.b64encode(picture.read_bytes()).decode() in html
     assert "http" not in html.split("<body>")[1]  # nothing is fetched
-
-
-def test_a_missing_figure_is_an_error(tmp_path):
     section = Section("Part", "", [], [("Figure 9.", tmp_path / "lost.png")])
     with pytest.raises(FileNotFoundError, match="lost.png"):
         write_page(tmp_path / "r.html", "T", "n", {}, [section])

@@ -10,24 +10,19 @@ from cag_utils.study import read_json
 NETWORKS = sorted(path.parent for path in WEIGHTS.rglob("*.safetensors"))
 
 
-def test_networks_are_what_their_checksums_say_small_and_hold_for_the_phantom_as_it_is():
+def test_networks_are_as_sealed_small_hold_for_the_phantom_as_it_is_and_have_a_card_each():
     assert len(NETWORKS) >= 7 and checksums() == read_json(WEIGHTS / CHECKSUMS)
     megabytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) / 1e6
     assert megabytes < 40  # so that a clone stays light
     assert set(read_json(WEIGHTS / PHANTOM)) == {folder.name for folder in NETWORKS}
     assert [check_phantom(folder) for folder in NETWORKS] == NETWORKS
+    for folder in NETWORKS:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\nlicense: apache-2.0") and f"# {folder.name}" in card
+        assert "digital phantom" in card and "not a medical device" in card
 
 
-@pytest.mark.parametrize("folder", NETWORKS, ids=lambda p: p.name)
-def test_each_network_has_a_card_that_names_the_phantom(folder):
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlicense: apache-2.0") and f"# {folder.name}" in card
-    assert "digital phantom" in card and "not a medical device" in card
-
-
-def test_a_changed_phantom_is_noticed_until_weights_are_made_or_found_to_hold(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_changed_phantom_is_noticed_until_weights_are_made_anew(tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(name.encode())

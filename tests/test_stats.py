@@ -19,9 +19,12 @@ def difference(a, b, groups):
     return paired_difference(data, "patient", "a", "b", 100, 0)
 
 
-def test_two_groups_worked_by_hand():
+def test_two_groups_and_one_worked_by_hand():
     # four equally likely draws: AA -> 0, AB, BA -> 1, BB -> 2; so the interval spans 0 to 2
     assert mean([0, 0, 2, 2], list("aabb"), 500) == (1.0, 0.0, 2.0)
+    # one group or a constant difference leaves nothing to resample
+    assert mean([1, 3], "aa") == (2, 2, 2)
+    assert difference([3, 5, 9.0], [1, 3, 7.0], [0, 1, 2]) == (2, 2, 2)
 
 
 def test_whole_groups_are_drawn_so_the_interval_is_wider_than_by_rows():
@@ -71,20 +74,12 @@ def test_several_figures_of_one_draw_what_is_undefined_and_what_widens_an_interv
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
-def test_one_group_or_a_constant_difference_leaves_nothing_to_resample():
-    assert mean([1, 3], "aa") == (2, 2, 2)
-    assert difference([3, 5, 9.0], [1, 3, 7.0], [0, 1, 2]) == (2, 2, 2)
-
-
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: mean([], []), "no rows"),
-        (lambda: mean([1, 2], ["a", None]), "1 rows have no group"),
-        (lambda: mean([1, np.nan], "ab"), "1 rows have no x"),
-        (lambda: difference([1.0, 2], [np.nan, 1], [1, 2]), "1 rows have no a - b"),
-    ],
-)
+@pytest.mark.parametrize("call, match", [
+    (lambda: mean([], []), "no rows"),
+    (lambda: mean([1, 2], ["a", None]), "1 rows have no group"),
+    (lambda: mean([1, np.nan], "ab"), "1 rows have no x"),
+    (lambda: difference([1.0, 2], [np.nan, 1], [1, 2]), "1 rows have no a - b"),
+])  # fmt: skip
 def test_bad_input_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()

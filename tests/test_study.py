@@ -23,48 +23,44 @@ class Demo(Params):
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     monkeypatch.delenv(study.BY_WORKFLOW, raising=False)
-    return lambda **given: study.open_run(
-        Demo(**{"out_root": f"{tmp_path}/my runs"} | given), "04_finetune"
-    )
+    at = f"{tmp_path}/my runs"
+    return lambda **given: study.open_run(Demo(out_root=at, **given), "04_finetune")
 
 
-def test_a_run_lands_in_its_own_folder_named_after_what_differs(demo, tmp_path, monkeypatch):
+def test_a_run_has_a_folder_of_its_own_that_nobody_writes_over_by_hand(demo, tmp_path, monkeypatch):
     run = demo(language="ja", n_workers=7)
     assert run.dir == tmp_path / "my runs/smoke/04_finetune/gemma3_ja" and run.dir.is_dir()
     assert run.outputs == tmp_path / "my runs" / "smoke"
     assert demo(epochs=1.0, seed=4).dir.name == "gemma3_en_seed4_epochs1"
-    monkeypatch.setenv(study.BY_WORKFLOW, "1")  # an edited cell is the study itself there
-    assert demo(epochs=1.0).dir.name == "gemma3_en"
-
-
-def test_nobody_writes_by_hand_over_a_run_that_the_workflow_made(demo, monkeypatch):
     first = demo()
     (first.dir / "04_finetune.ipynb").touch()  # the executed notebook, the workflow's log
     assert demo().dir.name == "gemma3_en_by_hand" and demo(seed=1).dir.name == "gemma3_en_seed1"
-    monkeypatch.setenv(study.BY_WORKFLOW, "1")
-    assert demo().dir == first.dir
+    monkeypatch.setenv(study.BY_WORKFLOW, "1")  # an edited cell is the study itself there
+    assert demo().dir == demo(epochs=1.0).dir == first.dir
 
 
-def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path, monkeypatch):
+def test_relative_paths_start_at_the_root_and_absolute_ones_and_data_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert study.under_root("outputs") == study.root() / "outputs"
     assert (study.root() / "cag_utils" / "study.py").is_file()
     assert study.under_root(tmp_path) == tmp_path
     monkeypatch.setenv("CAG_ROOT", str(tmp_path))
     assert study.under_root("outputs") == tmp_path.resolve() / "outputs"
+    smoke = load_profile("smoke")  # a phantom's folder follows its settings
+    larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
+    assert study.data_dir(smoke) != study.data_dir(larger)
+    with pytest.raises(FileNotFoundError, match="data.folder"):
+        study.data_dir(load_profile("paper"))
 
 
-@pytest.mark.parametrize(
-    "notebook, path, told",
-    [
-        ("04_finetune", "03_build_corpus/all/pairs.csv", {}),
-        ("05_generate_reports", "04_finetune/conceptclip_gemma3_ja/job.json",
-         {"backbone": "conceptclip_gemma3", "language": "ja"}),
-        ("03_build_corpus", "00_frame_sampling/corpus/frames.csv", {"cohort": "corpus"}),
-        ("08_paper_tables", "06_vlscore/en/metrics.json", {"language": "en"}),
-        ("02_confusion_matrices", "01_train_cnn/six_class_epochs3/splits.csv", {}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("notebook, path, told", [
+    ("04_finetune", "03_build_corpus/all/pairs.csv", {}),
+    ("05_generate_reports", "04_finetune/conceptclip_gemma3_ja/job.json",
+     {"backbone": "conceptclip_gemma3", "language": "ja"}),
+    ("03_build_corpus", "00_frame_sampling/corpus/frames.csv", {"cohort": "corpus"}),
+    ("08_paper_tables", "06_vlscore/en/metrics.json", {"language": "en"}),
+    ("02_confusion_matrices", "01_train_cnn/six_class_epochs3/splits.csv", {}),
+])  # fmt: skip
 def test_a_missing_input_names_the_command_that_makes_it(notebook, path, told, tmp_path):
     out = tmp_path / "my $(runs)"
     with pytest.raises(FileNotFoundError) as error:
@@ -78,7 +74,7 @@ def test_a_missing_input_names_the_command_that_makes_it(notebook, path, told, t
 
 def test_a_notebook_reads_lower_numbers_alone(demo):
     run = demo()
-    path = run.outputs / "03_build_corpus" / "all" / "pairs.csv"
+    path = run.outputs / "03_build_corpus/all/pairs.csv"
     path.parent.mkdir(parents=True)
     path.touch()
     assert run.need("03_build_corpus/all/pairs.csv") == path
@@ -96,12 +92,3 @@ def test_metrics_are_flat_and_plain(demo):
     assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
     with pytest.raises(ValueError, match="flat"):
         run.save_metrics({"nested": {"a": 1}})
-
-
-def test_own_data_must_be_there_and_a_phantoms_folder_follows_its_settings(tmp_path, monkeypatch):
-    smoke = load_profile("smoke")
-    larger = smoke.model_copy(update={"data": smoke.data.model_copy(update={"scale": 2.0})})
-    assert study.data_dir(smoke) != study.data_dir(larger)
-    monkeypatch.setenv("CAG_ROOT", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="data.folder"):
-        study.data_dir(load_profile("paper"))

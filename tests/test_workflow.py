@@ -33,20 +33,14 @@ def notebook(path, *sources):
 
 
 def test_imports_are_followed_into_the_package_wherever_they_stand(tmp_path):
-    sources = [
-        "import os\nfrom cag_utils.study import open_run",
-        "def f():\n    import cag_utils.splits",
-    ]
-    path = notebook(tmp_path / "n.ipynb", *sources)
+    inner = "def f():\n    import cag_utils.splits"
+    path = notebook(tmp_path / "n.ipynb", "import os\nfrom cag_utils.study import open_run", inner)
     found = notebook_sources(path)
     wanted = {PACKAGE / f"{name}.py" for name in ("study", "profiles", "params", "splits")}
     assert found[0] == path and wanted <= set(found) and PACKAGE / "report.py" not in found
     alone = notebook(tmp_path / "m.ipynb", "import numpy", "%matplotlib inline", "half a cell (")
     assert notebook_sources(alone) == [alone]
-
-
-def test_modules_of_rooms_within_rooms_count_too(tmp_path):
-    package = tmp_path / "cag_utils"
+    package = tmp_path / "cag_utils"  # modules of rooms within rooms count too
     for name in ("a/b/c.py", "a/b/d.py", "a/b.txt", "e.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).touch()
@@ -79,15 +73,13 @@ def test_a_notebook_that_jupyterlab_opened_and_saved_has_the_same_bytes(page, tm
     model["content"]["metadata"]["language_info"] = {"name": "python", "version": "3.13.9"}
     server.save(model, page.name)
     assert (tmp_path / page.name).read_bytes() == page.read_bytes()
+    text = {"name": "stdout", "output_type": "stream", "text": "1\n"}
     for cell in (x for x in model["content"]["cells"] if x["cell_type"] == "code"):  # and ran it
-        text = {"name": "stdout", "output_type": "stream", "text": "1\n"}
         cell |= {"execution_count": 7, "outputs": [text]}
     server.save(model, page.name)
     assert (tmp_path / page.name).read_bytes() != page.read_bytes()
     assert code_digest(tmp_path / page.name) == code_digest(page)
 
-
-# --- killed ---
 
 BEAT = """
 import subprocess, sys, time
@@ -160,8 +152,7 @@ def assert_silent(*paths):
 
 def test_a_killed_study_leaves_nobody_writing_and_goes_on_by_the_same_command(toy):
     command = ["study", "--cores", "1"]
-    first = begin(toy, *command)
-    written = [toy / "kernel.txt", toy / "worker.txt"]
+    first, written = begin(toy, *command), [toy / "kernel.txt", toy / "worker.txt"]
     wait_for(lambda: all(path.exists() for path in written))
     second = begin(toy, *command)
     refusal = second.communicate(timeout=180)[1].strip()
@@ -177,22 +168,19 @@ def test_a_killed_study_leaves_nobody_writing_and_goes_on_by_the_same_command(to
     (toy / "go").touch()
     again = begin(toy, *command)
     said = again.communicate(timeout=180)[1]
-    assert again.returncode == 0, said
-    assert "without encryption" not in said
+    assert again.returncode == 0 and "without encryption" not in said, said
     assert (toy / "done.txt").exists() and not list(toy.parent.rglob("pwned"))
     shutil.copy(toy / "out.ipynb", toy / "n.ipynb")  # as somebody runs and saves it
     assert "Nothing to be done" in begin(toy, *command).communicate(timeout=180)[1]
     notebook(toy / "n.ipynb", BEAT, "1 + 1")
-    stale = begin(toy, *command, "--dry-run")
-    assert "Params have changed" in stale.communicate(timeout=180)[0]
+    stale = begin(toy, *command, "--dry-run").communicate(timeout=180)[0]
+    assert "Params have changed" in stale
 
 
 def test_orphans_that_nobody_watched_end_when_the_study_starts_again(toy):
-    code = BEAT + "\nwhile True: beat('worker.txt')"
-    env = os.environ | {TAG: f"0 {toy.resolve()}"}
-    orphan = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=env)
-    elsewhere = os.environ | {TAG: f"0 /x {toy.resolve()}"}
-    other = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=elsewhere)
+    call = [sys.executable, "-c", BEAT + "\nwhile True: beat('worker.txt')"]
+    tags = {TAG: f"0 {toy.resolve()}"}, {TAG: f"0 /x {toy.resolve()}"}  # the other is elsewhere
+    orphan, other = (subprocess.Popen(call, cwd=toy, env=os.environ | tag) for tag in tags)
     (toy / "go").touch()
     try:
         assert begin(toy, "study", "--cores", "1").wait(timeout=180) == 0
@@ -220,16 +208,13 @@ def test_a_kernel_ends_with_the_papermill_that_started_it(toy):
     assert_silent(toy / "kernel.txt")
 
 
-# --- the real Snakefile ---
-
-
 def dry_run(repository, *config):
     command = ["study", "--cores", "1", "--dry-run", "--printshellcmds"]
     done = begin(repository, *command, "--config", "profile=smoke", *config)
     return "".join(done.communicate(timeout=180)), done.returncode
 
 
-def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
+def test_a_spiteful_path_neither_breaks_nor_runs_and_braces_are_refused(tmp_path):
     folder = tmp_path / SPITEFUL
     repository = folder / "repository"
     repository.mkdir(parents=True)
@@ -250,14 +235,8 @@ def test_a_spiteful_path_neither_breaks_nor_runs(tmp_path):
         assert len(options) % 3 == 0 and set(options[::3]) <= {"-p", "-r"}
     assert any(str(sheet) in shlex.split(line) for line in shell)
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
-
-
-def test_braces_in_a_path_are_refused(tmp_path):
     said, code = dry_run(root(), f"out_root={tmp_path}/a{{b}}")
     assert code == 1 and "no braces in the path" in said
-
-
-# --- make ---
 
 
 @pytest.fixture
@@ -287,6 +266,5 @@ def test_make_runs_every_lane_though_one_fails_and_hands_paths_on_as_they_are(ma
     assert done.returncode != 0 and all(lane in done.stdout for lane in lanes)
     assert "<profile=phantom><out_root=outputs>" in make("study").stdout
     spiteful = make("study", OUT_ROOT=SPITEFUL, PROFILE="smoke", CONFIG=f"scores_ja={SPITEFUL}")
-    wanted = f"<profile=smoke><out_root={SPITEFUL}><scores_ja={SPITEFUL}>"
-    assert wanted in spiteful.stdout
+    assert f"<profile=smoke><out_root={SPITEFUL}><scores_ja={SPITEFUL}>" in spiteful.stdout
     assert "<out_root=/a $(touch pwned)>" in make("study", "OUT_ROOT=/a $$(touch pwned)").stdout

@@ -52,29 +52,21 @@ def test_a_reader_finds_what_is_there_and_no_more():
         fit_reader(np.zeros((3, 2)), [7, 7, 7])
 
 
-@pytest.fixture()
-def pairs(tmp_path):
-    rows = {
-        "patient_id": ["1", "2"], "truth_laterality": ["LCA", "RCA"], "truth_plan": ["pci", "none"],
-        "truth_lesions": [json.dumps([{"segment": 6, "percent": 90}]), "[]"],
-        "report_en": ["70M.", "60F."], "report_ja": ["70歳男性。", "60歳女性。"],
-    }  # fmt: skip
-    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
-    return tmp_path / "pairs.csv"
-
-
-def test_segment_and_grade_follow_the_report_in_words_and_no_number_or_plan(pairs, tmp_path):
+def test_segment_and_grade_follow_the_report_in_words_and_no_number_or_plan(tmp_path):
+    lesion, pairs = json.dumps([{"segment": 6, "percent": 90}]), tmp_path / "pairs.csv"
+    rows = [("1", "LCA", lesion, "pci", "70M.", "70歳男性。")]
+    rows += [("2", "RCA", "[]", "none", "60F.", "60歳女性。")]
+    names = "patient_id truth_laterality truth_lesions truth_plan report_en report_ja".split()
+    table = pd.DataFrame(rows, columns=names)
+    table.to_csv(pairs, index=False)
     told = pd.read_csv(tell_pairs(pairs, "en", tmp_path / "told.csv", seed=0))
     assert told["report_en"].tolist() == ["70M.\nproximal LAD: severe.", "60F.\nnone."]
     assert told["report_ja"].tolist() == ["70歳男性。", "60歳女性。"]  # the other one stays
     told = pd.read_csv(tell_pairs(pairs, "ja", tmp_path / "told.csv", seed=0))
     added = told["report_ja"].iloc[0].split("\n")[1]
     assert "高度" in added and not any(c.isdigit() for c in added) and "PCI" not in added
-
-
-def test_what_cannot_be_is_refused(pairs, tmp_path):
     with pytest.raises(ValueError, match="language"):
         tell_pairs(pairs, "de", tmp_path / "told.csv", seed=0)
-    pd.read_csv(pairs).assign(truth_laterality="RCA").to_csv(pairs, index=False)
+    table.assign(truth_laterality="RCA").to_csv(pairs, index=False)
     with pytest.raises(ValueError, match="does not show"):
         tell_pairs(pairs, "en", tmp_path / "told.csv", seed=0)

@@ -62,9 +62,7 @@ def test_a_box_line_has_the_boxes_width_and_overshoots_only_if_enhanced():
     assert lines["overshoot"].median() == pytest.approx(0, abs=0.02)
     enhanced = soft + 0.8 * (soft - gaussian_filter1d(soft, 4.0))  # edge enhancement
     assert dark_lines(picture_of(enhanced), OPEN)["overshoot"].median() > 0.06
-
-
-def test_bright_lines_and_empty_pictures_have_no_dark_lines():
+    # bright lines and empty pictures have no dark lines
     bright = dark_lines(picture_of(dip(3, -60)), OPEN)  # its faint dark flanks are no vessels
     assert bright.empty or bright["depth"].median() < 15
     assert dark_lines(np.full((SIZE, SIZE), 120, np.uint8), OPEN).empty
@@ -75,17 +73,17 @@ def test_contrast_to_noise_is_depth_over_sigma():
     assert facts["noise_sigma"] == pytest.approx(4, rel=0.08)
     assert facts["line_cnr"] == pytest.approx(10, rel=0.15)
     assert facts["line_width_px"] == pytest.approx(FWHM * 3, abs=0.8)
+    facts = measure_picture(still(70_001, 256).image)  # a phantom's still has every measure
+    assert np.isfinite(list(facts.values())).all(), facts
+    assert 2 < facts["line_width_px"] < 15 and facts["line_cnr"] > 2
 
 
-@pytest.mark.parametrize("sigma", [2.0, 8.0])
-def test_white_noise_is_flat_and_has_its_variance(sigma):
-    noise = sigma * np.random.default_rng(1).standard_normal((200, 32, 32))
-    at, power = realism.noise_power(noise)
-    assert at[0] == 2 / 32 and at[-1] == 0.5 and len(at) == 15
-    np.testing.assert_allclose(power, sigma**2, rtol=0.12)
-
-
-def test_blurred_noise_falls_as_the_blurs_transfer_function():
+def test_white_noise_is_flat_and_blurred_noise_falls_as_the_blurs_transfer_function():
+    for sigma in (2.0, 8.0):
+        noise = sigma * np.random.default_rng(1).standard_normal((200, 32, 32))
+        at, power = realism.noise_power(noise)
+        assert at[0] == 2 / 32 and at[-1] == 0.5 and len(at) == 15
+        np.testing.assert_allclose(power, sigma**2, rtol=0.12)
     white = np.random.default_rng(2).standard_normal((300, 48, 48))
     blurred = np.stack([cv2.GaussianBlur(w, (0, 0), 1.0) for w in white])[:, 8:40, 8:40]
     at, power = realism.noise_power(blurred)
@@ -155,12 +153,6 @@ def test_comparison_by_hand():
     assert table.loc["a", "difference"] == pytest.approx(-6 / (2 / 1.349))
 
 
-def test_a_phantom_still_has_every_measure():
-    facts = measure_picture(still(70_001, 256).image)
-    assert np.isfinite(list(facts.values())).all(), facts
-    assert 2 < facts["line_width_px"] < 15 and facts["line_cnr"] > 2
-
-
 @pytest.mark.realdata
 def test_real_stills_have_every_measure(real_data):
     for path in sorted(real_data.glob("*.png"))[:3]:
@@ -184,18 +176,14 @@ def test_bad_input_is_refused(call, match):
         call()
 
 
-LABELS = pd.DataFrame(
-    {"file": ["a.dcm", "a.dcm", "b.png"], "frames": ["0-2", "4-5", "0"],
-     "contrast": ["none", "full", "full"], "laterality": ["LCA"] * 3}
-)  # fmt: skip
+ROWS = ["a.dcm 0-2 none LCA", "a.dcm 4-5 full LCA", "b.png 0 full LCA"]
+NAMES = ["file", "frames", "contrast", "laterality"]
+LABELS = pd.DataFrame([row.split() for row in ROWS], columns=NAMES)
 
 
-def test_a_range_holds_both_of_its_ends():
+def test_a_named_folder_must_be_there_and_a_labels_range_holds_its_ends(tmp_path, monkeypatch):
     states = frame_states(LABELS, "a.dcm", 7)
     assert states.tolist() == ["none"] * 3 + [""] + ["full"] * 2 + [""]
-
-
-def test_a_named_folder_of_real_pictures_must_be_there(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no folder"):
         list_real(str(tmp_path / "nowhere"))
     monkeypatch.setenv("CAG_REAL_DATA", str(tmp_path))

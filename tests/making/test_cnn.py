@@ -59,9 +59,7 @@ def test_loss_worked_by_hand():
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
     wanted = math.log(2) + 4 * 0.15 / 3
     assert scene_loss(outputs, targets, PLAIN).item() == pytest.approx(wanted)
-
-
-def test_of_a_randomised_picture_the_side_alone_counts():
+    # of a randomised picture the side alone counts
     outputs = torch.tensor([[0.0, 9.0, 0.0, 0.0, 0.5, 9.0, 9.0, 9.0, 9.0]])
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
     assert scene_loss(outputs, targets, ~PLAIN).item() == pytest.approx(math.log(2))
@@ -262,13 +260,9 @@ def test_the_maps_loss_worked_by_hand():
     for plain, loss in (([True, False], one), ([True, True], one / 2), ([False, False], 0)):
         found = map_loss(drawn, maps.flatten(1), torch.tensor(plain)).item()
         assert found == pytest.approx(loss, rel=1e-3)
-
-
-def test_a_coarser_drawing_is_compared_with_the_same_tree():
-    maps = torch.zeros(1, 2, CELLS, CELLS)
+    # a coarser drawing is compared with the same tree
+    maps, full = torch.zeros(1, 2, CELLS, CELLS), torch.zeros(1, 2, CELLS // 2, CELLS // 2)
     maps[0, 1, 4:6, 8:10] = 0.01
-    coarse = CELLS // 2
-    full = torch.zeros(1, 2, coarse, coarse)
     full[0, 1, 2, 4] = 1 - math.exp(-FULL * 0.04)
     right = torch.logit(full, 1e-6).flatten(1)
     best = map_loss(right, maps.flatten(1), PLAIN)

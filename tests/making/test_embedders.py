@@ -80,7 +80,7 @@ def test_the_same_seed_trains_the_same_weights(twin, tmp_path):
     assert files[0] == files[1]
 
 
-def test_places_by_hand():
+def test_places_by_hand_and_their_task(twin):
     points, ones = np.array([[45, 15], [5, 59]], np.float32), np.ones(2, np.float32)
     stills = replace(  # the second picture shows two points: one narrowed, one not
         flat_stills(2), counts=np.array([0, 2]), points=points, width_px=ones,
@@ -91,9 +91,7 @@ def test_places_by_hand():
     assert found.nonzero().tolist() == [[1, 1, 6], [1, 1, 15], [1, 2, 7]] and found.sum() == 3
     finer = embedders.place_targets(stills, np.array([1]), 3)
     assert finer[0, 2].nonzero().flatten().tolist() == [6, 15]
-
-
-def test_the_place_task_listens_until_it_is_closed(twin):
+    # the task listens until it is closed
     found, stills = twin("medclip"), flat_stills(2)
     task = embedders.PlaceTask(found, stills)
     fitted = embedders.fit_stills(found, stills)

@@ -26,16 +26,12 @@ def first_picture():
     return Image.fromarray(toy_stills().images[0]).convert("RGB")
 
 
-def test_prompts_are_the_processors_own(twin):
+def test_prompts_and_batches_are_the_processors_own(twin):
     kind, _, processor = twin
     question = "この画像は左\n\nReport #11?"
     inputs = as_written(processor, kind, first_picture(), question)
     assert inputs["input_ids"][0].tolist() == lm.prompt_ids(processor, question)
     assert torch.allclose(inputs["pixel_values"], to_pixels(toy_stills().images[:1]), atol=1e-6)
-
-
-def test_batches_are_the_processors_own(twin):
-    kind, _, processor = twin
     batch = lm.collate(processor, [("Where?", "LAD 7."), ("How tight is it there?", "90%")])
     tok = processor.tokenizer
     assert batch["attention_mask"].sum(1).tolist()[0] < batch["input_ids"].shape[1]

@@ -68,7 +68,7 @@ def test_stills_know_their_lesions_and_vessels():
     assert facts.lesions == ({"segment": 7, "percent": 90, "artery": "LAD"},)
 
 
-def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
+def test_real_stills_are_cached_independent_of_workers_and_nobody_of_the_study(tmp_path):
     kept = drawn.cached_stills(tmp_path, 5, 2, 120)
     again = drawn.cached_stills(tmp_path, 5, 2, 120)
     fresh = drawn.make_stills([5, 6], 120)
@@ -81,9 +81,6 @@ def test_real_stills_are_cached_and_do_not_depend_on_workers(tmp_path):
     assert set(kept.segments[rows].tolist()) <= set(shown)
     assert kept.counts.sum() == len(kept.points) == len(kept.width_px) == len(kept.narrowed)
     assert kept.width_px.min() >= 0 and 0 <= kept.narrowed.min() <= kept.narrowed.max() <= 1
-
-
-def test_pretraining_patients_are_nobody_of_the_study():
     # the first word of every seed: two generators with another first word share nothing
     assert len({STREAM, SCENES, *STREAMS.values()}) == 4
     assert drawn.FIRST_SEED + 1_000_000 < drawn.FIRST_HELD_OUT_SEED

@@ -50,7 +50,7 @@ def test_scores_by_hand():
         learning.train_tower(stills, small_tower(), 1, batch_size=9)
 
 
-def test_positions_and_patches_start_from_what_is_known():
+def test_positions_patches_and_attention_start_from_what_is_known():
     stills = toy_stills()
     sines = learning.position_sines(3, 8)
     assert sines.shape == (9, 8) and sines[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
@@ -65,9 +65,7 @@ def test_positions_and_patches_start_from_what_is_known():
         seen = torch.nn.functional.conv2d(learning.to_pixels(noise), weight, stride=PATCH_PX)
     spread = seen.std((0, 2, 3))
     assert torch.allclose(spread, torch.full_like(spread, 0.5), rtol=0.2)  # whitened
-
-
-def test_attention_starts_at_tokens_like_itself():
+    # attention starts at tokens like itself
     tower = learning.TowerTask(small_tower(64)).tower
     learning.start_attention(tower, torch.Generator().manual_seed(0))
     layer = tower.encoder.layers[0].self_attn
