@@ -32,7 +32,7 @@ SHOWN_LINES = 15  # of a failed process's last words
 def notebook_sources(notebook: Path) -> list[Path]:
     """Return the notebook, then every module of the package that it reaches, in name order."""
     found: set[Path] = set()
-    pending = _read_code(notebook)[1]
+    pending = set(_read_code(notebook)[1])
     while pending:
         path = pending.pop()
         if path not in found:
@@ -55,7 +55,7 @@ def code_digest(notebook: Path) -> str:
 
 
 @functools.cache
-def _read_code(path: Path) -> tuple[str, set[Path]]:
+def _read_code(path: Path) -> tuple[str, frozenset[Path]]:
     """The code of a module or notebook without comments, and the package's files it imports."""
     text = path.read_text(encoding="utf-8")
     cells = [text]
@@ -71,7 +71,7 @@ def _read_code(path: Path) -> tuple[str, set[Path]]:
             continue
         dumped.append(ast.dump(tree))
         files |= imported_files(tree)
-    return "\n".join(dumped), files
+    return "\n".join(dumped), frozenset(files)
 
 
 def imported_files(tree: ast.Module, package: Path = PACKAGE) -> set[Path]:

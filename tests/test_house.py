@@ -85,7 +85,9 @@ def test_the_house_stays_small():
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     reached = {path for notebook in notebooks for path in notebook_sources(notebook)[1:]}
     assert [path.stem[:2] for path in notebooks] == [f"0{i}" for i in range(9)]
-    assert len(reached) <= 55
+    # 55 with the phantom, which notebook 00 draws cohorts with, is not reached yet: 67
+    apart = {path for path in reached if room_of(path) == "phantom"}
+    assert len(reached - apart) <= 45 and len(reached) <= 67
 
 
 def test_the_readmes_picture_of_the_rooms_is_of_today():

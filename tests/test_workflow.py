@@ -38,6 +38,7 @@ def test_imports_are_followed_into_the_package_wherever_they_stand(tmp_path):
     found = notebook_sources(path)
     wanted = {PACKAGE / f"{name}.py" for name in ("study", "profiles", "params", "splits")}
     assert found[0] == path and wanted <= set(found) and PACKAGE / "report.py" not in found
+    assert notebook_sources(path) == found  # asking does not use up the answer
     alone = notebook(tmp_path / "m.ipynb", "import numpy", "%matplotlib inline", "half a cell (")
     assert notebook_sources(alone) == [alone]
     package = tmp_path / "cag_utils"  # modules of rooms within rooms count too
