@@ -15,7 +15,6 @@ from tests.conftest import ROOT
 STUDY = {TOP, "cines", "keyframes", "corpus", "vlm", "scores", "paper"}
 BESIDE = {"making", "audits"}  # how the shipped weights were made, and the appendices' questions
 BELOW_THE_PHANTOM = {"segments.py", "params.py"}
-COMMAND = "phantom/__main__.py"  # `python -m cag_utils.phantom`: the study's door to the phantom
 
 
 def forbidden_arrows(package):
@@ -27,7 +26,7 @@ def forbidden_arrows(package):
             target, to = room_of(other, package), other.relative_to(package).as_posix()
             beside = room in STUDY | {"phantom"} and target in BESIDE
             out = room == "phantom" and target != "phantom" and to not in BELOW_THE_PHANTOM
-            if beside or (out and name != COMMAND):
+            if beside or out:
                 wrong.append(f"{name} -> {to}")
     return wrong
 
@@ -78,16 +77,15 @@ def test_every_room_says_what_it_is_for():
 
 
 def test_the_house_stays_small():
+    # 18,500 and 11,000 lines when the house was built; raised only with what an issue has added
     sizes = room_sizes()
-    assert sizes["rooms.all.files"] <= 95 and sizes["rooms.all.lines"] <= 18_500
+    assert sizes["rooms.all.files"] <= 100 and sizes["rooms.all.lines"] <= 19_800
     tests = [path for path in (ROOT / "tests").rglob("*.py") if "benchmarks" not in path.parts]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tests) <= 11_000
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tests) <= 12_500
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     reached = {path for notebook in notebooks for path in notebook_sources(notebook)[1:]}
     assert [path.stem[:2] for path in notebooks] == [f"0{i}" for i in range(9)]
-    # 55 with the phantom, which notebook 00 draws cohorts with, is not reached yet: 67
-    apart = {path for path in reached if room_of(path) == "phantom"}
-    assert len(reached - apart) <= 45 and len(reached) <= 67
+    assert len(reached) <= 55
 
 
 def test_the_readmes_picture_of_the_rooms_is_of_today():
@@ -117,7 +115,7 @@ SOUND = {
     "vlm/sft.py": "from cag_utils.params import x",
     "scores/rubric.py": "from cag_utils.vlm import sft\nfrom cag_utils import segments",
     "phantom/anatomy/tree.py": "from cag_utils.segments import Segment",
-    "phantom/__main__.py": "from cag_utils.scores import rubric",
+    "phantom/__main__.py": "from cag_utils.phantom.anatomy import tree",
     "making/tower.py": "import cag_utils.vlm.sft",
     "audits/leakage.py": "gain = 1",
 }  # fmt: skip
