@@ -8,13 +8,12 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 import papermill as pm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.identity import PREFIXES, pseudonym, read_table, save_links
+from cag_utils.identity import PREFIXES, pseudonym, save_links
 from cag_utils.profiles import load_profile
 from cag_utils.study import pseudonym_key
 from tests.cines.test_dicom import write_cine
@@ -73,35 +72,6 @@ def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(privat
     path.write_bytes(b"short")
     with pytest.raises(ValueError, match="holds 5 of 32 bytes"):
         pseudonym_key(load_profile("paper"))
-
-
-COLUMNS = {"id": pa.Column(str, pa.Check.str_length(min_value=1))}
-COLUMNS |= {"n": pa.Column(int, pa.Check.ge(0)), "note": pa.Column(str, required=False)}
-SCHEMA = pa.DataFrameSchema(COLUMNS, unique=["id"], coerce=True)
-ROW_RULES = {"id": "must not be empty", "n": "must be a whole number from 0"}
-
-
-def read_text(tmp_path, text, encoding="utf-8"):
-    path = tmp_path / "t.csv"
-    path.write_text(text, encoding=encoding)
-    return read_table(path, SCHEMA, ROW_RULES, "this id stands above already")
-
-
-def test_reads_what_excel_writes_strips_blanks_and_drops_more_columns(tmp_path):
-    table = read_text(tmp_path, "extra,id,n\nx, 所見 ,3\n", encoding="utf-8-sig")
-    assert list(table.columns) == ["id", "n", "note"]
-    assert table.iloc[0].tolist() == ["所見", 3, ""]
-
-
-@pytest.mark.parametrize("text, match", [
-    ("id\na\n", r"t.csv: no column \['n'\]; it has \['id'\]"),
-    ("id,n\na,1\nb,-2\nc,-3\n", r"row 3: n '-2' must be a whole number from 0 .2 rows"),
-    ("id,n\n,1\n", "row 2: id '' must not be empty"),
-    ("id,n\na,1\nb,1\na,2\n", "row 4: this id stands above already"),
-])  # fmt: skip
-def test_an_error_names_file_row_and_rule(tmp_path, text, match):
-    with pytest.raises(ValueError, match=match):
-        read_text(tmp_path, text)
 
 
 IDENTITIES = {

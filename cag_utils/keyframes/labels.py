@@ -9,7 +9,8 @@ import pandas as pd
 import pandera.pandas as pa
 from sklearn.metrics import f1_score
 
-from cag_utils.identity import read_table, study_id
+from cag_utils.identity import study_id
+from cag_utils.tables import read_table
 
 SIX_CLASSES = ("LCA_better", "LCA_bad", "LCA_other", "RCA_better", "RCA_bad", "RCA_other")
 SIX = {name: name for name in SIX_CLASSES}
