@@ -2,6 +2,8 @@
 
 import hmac
 import os
+import re
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +11,37 @@ import pandas as pd
 from cag_utils.params import check_choice
 from cag_utils.study import root
 
-PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi"}
+PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi", "reader": "rd"}
+# What a note should not hold. A date is told from a grade or a ratio by its year.
+_YEAR = r"(?:(?:19|20)\d\d|(?:令和|平成|昭和|[RHS])\s?(?:\d{1,2}|元))"
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
+IDENTIFYING = {
+    "date": (
+        rf"{_YEAR}\s?[-/.年]\s?\d{{1,2}}\s?[-/.月]\s?\d{{1,2}}",
+        r"\b\d{1,2}[-/.]\d{1,2}[-/.](?:19|20)\d\d\b",
+        rf"\b\d{{1,2}}(?:st|nd|rd|th)? {_MONTH} \d{{4}}\b",
+        rf"\b{_MONTH} \d{{1,2}},? \d{{4}}\b",
+    ),
+    "phone": (
+        r"\b0\d{1,4}-\d{1,4}-\d{3,4}\b",
+        r"\b0[789]0\d{8}\b",
+        r"\+\d[\d -]{8,14}\d",
+        r"(?:TEL|電話)\s?:?\s?\d",
+    ),
+    "id": (
+        r"\b\d{7,}\b",
+        r"(?:\bMRN|\bID|番号|カルテ)\s?[:#]?\s?[A-Z]{0,3}-?\d{3,}",
+        r"\b(?:\d+\.){5,}\d+\b",
+    ),
+    "mail": (r"\b[\w.+-]+@[\w-]+\.\w+",),
+    "name": (
+        r"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof)\.? ?[A-Z][a-z]+",
+        r"(?:氏名|患者名|担当医|主治医|術者)\s?:\s?\S",
+        r"\b(?:Name|Patient|Operator|Physician)\s?: ?[A-Z]",
+        r"(?<![一-龠々])(?!患者|家族|奥|皆|親|先)[一-龠々]{2,4}\s?(?:様|さん|氏|先生|医師)(?![一-龠々])",
+        r"\b[A-Z][A-Za-z]+\^[A-Z]",
+    ),
+}
 
 
 def pseudonym(kind: str, value: str, key: bytes) -> str:
@@ -60,3 +92,21 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
     with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
         links.to_csv(file, index=False)
     return part.replace(path)
+
+
+def find_identifying(texts: pd.Series) -> pd.DataFrame:
+    """Say which texts hold what looks like a date, phone, id, mail address or name.
+
+    A help for whoever prepares the notes, no proof: it misses names without a title.
+
+    Returns:
+        One row a text and kind: `row` (the text's index label), `kind` (a key of `IDENTIFYING`).
+        What was found is not repeated.
+    """
+    plain = texts.fillna("").map(lambda text: unicodedata.normalize("NFKC", text))
+    rows = [
+        {"row": row, "kind": kind}
+        for kind, patterns in IDENTIFYING.items()
+        for row in texts.index[plain.str.contains(re.compile("|".join(patterns)))]
+    ]
+    return pd.DataFrame(rows, columns=["row", "kind"])

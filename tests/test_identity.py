@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.identity import PREFIXES, pseudonym, save_links
+from cag_utils.identity import PREFIXES, find_identifying, pseudonym, save_links
+from cag_utils.phantom.clinic.notes import write_report
+from cag_utils.phantom.clinic.patients import draw_record
 from cag_utils.profiles import load_profile
 from cag_utils.study import pseudonym_key
 from tests.cines.test_dicom import write_cine
@@ -37,7 +39,7 @@ def test_stable_keyed_and_opaque(value, kind, key):
     got = pseudonym(kind, value, key)
     assert got == pseudonym(kind, value, key) != pseudonym(kind, value, key + b"x")
     assert len({pseudonym(k, value, key).split("-")[1] for k in PREFIXES}) == len(PREFIXES)
-    assert re.fullmatch(r"(pt|ex|vi|fi)-[0-9a-f]{12}", got)
+    assert re.fullmatch(r"(pt|ex|vi|fi|rd)-[0-9a-f]{12}", got)
 
 
 @pytest.fixture
@@ -123,3 +125,30 @@ def test_no_identity_in_anything_a_run_writes(hospital, tmp_path, monkeypatch):
     links = pd.concat([pd.read_csv(path) for path in private])
     assert len(links) == 7 and links["path"].str.contains("KIMURA").all()
     assert np.isin(pd.read_csv(run / "rejected.csv")["file_id"], links["file_id"]).all()
+
+
+def test_what_names_somebody_in_a_note_is_flagged_and_clinical_numbers_are_not():
+    told = {
+        "date": ["2021/02/10", "令和3年2月10日に", "R3.2.10 CAG", "on 12 March 2021", "3/12/2021"],
+        "phone": ["TEL 03-1234-5678", "09012345678", "call +81 90 1234 5678"],
+        "id": ["ID:00123456", "カルテ番号 12345", "1.2.392.200036.9116.2", "MRN 55123"],
+        "mail": ["x.y@example.org"],
+        "name": ["Dr. Suzuki reports", "山田太郎様", "術者：鈴木", "YAMADA^TARO", "佐藤 先生から"],
+    }  # fmt: skip
+    for kind, texts in told.items():
+        found = find_identifying(pd.Series(texts))
+        assert set(found.loc[found["kind"] == kind, "row"]) == set(range(len(texts))), kind
+    clean = [
+        "84-year-old male. LAD #6-7 75-90%, FFR 0.78. CK 2820 U/L, BP 120/80, LVEF 35.5 %.",
+        "84歳男性、労作時胸痛。#6に90%狭窄。PCIを推奨する。患者様へ説明済み。奥様同席。",
+        "2015年PCI, 3/12 stents, No. 3",
+    ]  # fmt: skip
+    assert find_identifying(pd.Series([*clean, None], index=list("abcd"))).empty
+
+
+def test_no_note_of_the_phantom_is_flagged():
+    notes = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        notes += write_report(rng, draw_record(rng, [], "MF"[seed % 2])).values()
+    assert find_identifying(pd.Series(notes)).empty

@@ -89,7 +89,7 @@ def _read_texts(path: Path, schema, kind: str, keys: list[str], key: bytes) -> p
     # The schema compares cells as text; 5 and 05, or a UID and its pseudonym, are one thing.
     if (repeated := table.duplicated(keys)).any():
         raise ValueError(f"{path}: row {repeated.idxmax()}: {TWICE[kind]}")
-    return table
+    return table.reset_index(drop=True)
 
 
 def prompt(laterality: str, report: str, language: str) -> str:

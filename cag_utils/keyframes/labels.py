@@ -52,7 +52,7 @@ def read_frame_labels(path: Path) -> pd.DataFrame:
             twice. Rows are counted as a spreadsheet does: 1 is the header.
     """
     twice = "this reader labelled this frame twice; keep one row"
-    return read_table(path, FRAME_LABELS, RULES, twice)
+    return read_table(path, FRAME_LABELS, RULES, twice).reset_index(drop=True)
 
 
 def settle_readers(labels: pd.DataFrame) -> pd.DataFrame:

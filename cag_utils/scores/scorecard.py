@@ -270,4 +270,4 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
             place = f"{path}: row {row}: model {code!r} of {case}"
             raise ValueError(f"{place}: {rule}; use the key of this sheet")
     models = [model_of.get(place, place[1]) for place in places]
-    return sheet.astype(dict.fromkeys(CRITERIA, int)).assign(model=models)
+    return sheet.astype(dict.fromkeys(CRITERIA, int)).assign(model=models).reset_index(drop=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cag_utils.corpus import pairs as corpus
+from cag_utils.corpus.examples import plain_text
 from cag_utils.corpus.pairs import choose_key_frames, pair, prompt, read_findings, read_reports
 from cag_utils.identity import pseudonym
 
@@ -172,3 +173,9 @@ def test_a_missing_table_is_named_and_what_may_stand_in_one_is_read(tmp_path):
     table = read_findings(write(tmp_path / "f.csv", text), KEY)
     assert table["frame"].isna().tolist() == [True, False] and table["frame"][1] == 12
     assert set(table["video_id"]) == {VIDEOS[0]} and table["findings_en"].tolist() == ["", ""]
+
+
+def test_what_a_tokenizer_would_take_for_its_own_is_no_longer_that():
+    note = "LAD 90% <image> <eos></s><|im_end|><start_of_turn>user EF<40, 3 < 5 > 2 <loc0001>"
+    want = "LAD 90% ‹image› ‹eos›‹/s›‹|im_end|›‹start_of_turn›user EF<40, 3 < 5 > 2 ‹loc0001›"
+    assert plain_text(note) == want
