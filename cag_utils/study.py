@@ -65,7 +65,7 @@ def data_dir(profile: Profile) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} does not exist: put your archive there (README, 'Your own data'), or name "
-            f"another folder under data.folder in cag_utils/profiles/{profile.name}.yaml"
+            f"another folder under data.folder in the profile {profile.given!r}"
         )
     return folder
 
@@ -129,7 +129,7 @@ class Run:
             raise ValueError(f"{self.notebook} may not read {path}: only lower-numbered outputs")
         found = self.outputs / path
         if not found.exists():
-            given = {"profile": self.profile.name}
+            given = {"profile": shlex.quote(self.profile.given)}
             if self.outputs.parent != under_root("outputs"):
                 given["out_root"] = shlex.quote(str(self.outputs.parent))
             before = f"OUT_ROOT={given['out_root']} " if "out_root" in given else ""
@@ -139,7 +139,7 @@ class Run:
             options = " ".join(f"-p {name} {value}" for name, value in given.items())
             raise FileNotFoundError(
                 f"{found} is missing. Make it with:  "
-                f"{before}make study PROFILE={self.profile.name}\n"
+                f"{before}make study PROFILE={given['profile']}\n"
                 f"or alone with:  papermill notebooks/{maker}.ipynb out.ipynb {options}"
             )
         return found
