@@ -154,62 +154,60 @@ def rank_correlation(
 
 
 def compare_models(
-    data: pd.DataFrame, groups: str, measure: str, models: Sequence[str]
+    data: pd.DataFrame, groups: str, measure: str, models: Sequence[str], flags: bool = False
 ) -> pd.DataFrame:
-    """Test whether models differ: Friedman over all (three or more), Wilcoxon between each two.
+    """Test whether models differ: all of them (three or more), then each two.
+
+    Scores go to Friedman's test and Wilcoxon's signed ranks, errors to Cochran's Q and the exact
+    test of McNemar. An exam's rows are averaged; exams that lack a model are left out.
 
     Args:
-        data: Rows by `groups` (the exam) and `model`, any number a pair, with the column `measure`.
-        groups: Column of the exam; its rows are averaged, and exams without all models left out.
-        measure: A number, the higher the better or the other way round.
+        data: Rows by `groups` and `model`, any number a pair, with the column `measure`.
+        groups: Column of the exam.
+        measure: A number or, with `flags`, an error of 0 or 1.
         models: To compare.
+        flags: An exam counts as wrong if half of its rows or more are.
 
     Returns:
         `TESTED`: one row for all models (`first` is "all") and one for each pair; `difference` is
         the mean over exams of first - second, p is two-sided. Models that never differ have p 1.
 
     Source:
-        Demsar, JMLR 7, 2006, sections 3.1.3 and 3.2.2.
+        Demsar, JMLR 7, 2006, sections 3.1.3 and 3.2.2; Cochran, Biometrika 37, 1950.
     """
-    wide = _by_exam(data, groups, measure, models, "mean")
+    wide = data.pivot_table(measure, groups, "model").reindex(columns=list(models)).dropna()
+    names = ("Cochran's Q", "McNemar, exact") if flags else ("Friedman", "Wilcoxon signed-rank")
+    wide = (wide >= 0.5).astype(int) if flags else wide
+    cases = [("all", "", names[0], wide)] if len(models) > 2 else []
+    cases += [(*pair, names[1], wide[list(pair)]) for pair in combinations(models, 2)]
     rows = []
-    if len(wide) and len(models) > 2:
-        differ = wide.ne(wide.iloc[:, 0], axis=0).any(axis=None)
-        columns = [wide[model] for model in models]
-        found = friedmanchisquare(*columns) if differ else (0.0, 1.0)
-        rows.append(("Friedman", "all", "", len(wide), np.nan, *found))
-    for first, second in combinations(models, 2) if len(wide) else ():
-        gap = wide[first] - wide[second]
-        found = wilcoxon(gap) if gap.any() else (0.0, 1.0)
-        rows.append(("Wilcoxon signed-rank", first, second, len(wide), gap.mean(), *found))
-    return pd.DataFrame([(measure, *row) for row in rows], columns=TESTED)
+    for first, second, name, part in cases if len(wide) else ():
+        gap = (part[first] - part[second]).mean() if second else np.nan
+        alike = part.eq(part.iloc[:, 0], axis=0).all(axis=None)
+        found = (0.0, 1.0) if alike else TESTS[name](part.to_numpy())
+        rows.append((measure, name, first, second, len(wide), gap, *found))
+    return pd.DataFrame(rows, columns=TESTED)
 
 
-def compare_flags(
-    data: pd.DataFrame, groups: str, flag: str, models: Sequence[str]
-) -> pd.DataFrame:
-    """Test whether models make an error equally often: Cochran's Q over all, McNemar between two.
+def _cochran(wrong: np.ndarray) -> tuple[float, float]:
+    found = cochrans_q(wrong)
+    return found.statistic, found.pvalue
 
-    An exam counts as wrong for a model if the flag (0 or 1) is set on half of its rows or more. The
-    arguments and the table are those of `compare_models`; McNemar's test is the exact one.
-    """
-    wide = (_by_exam(data, groups, flag, models, "mean") >= 0.5).astype(int)
-    rows = []
-    if len(wide) and len(models) > 2:
-        differ = wide.ne(wide.iloc[:, 0], axis=0).any(axis=None)
-        found = cochrans_q(wide.to_numpy()) if differ else None
-        found = (found.statistic, found.pvalue) if found else (0.0, 1.0)
-        rows.append(("Cochran's Q", "all", "", len(wide), np.nan, *found))
-    for first, second in combinations(models, 2) if len(wide) else ():
-        table = pd.crosstab(wide[first], wide[second]).reindex(
-            index=[0, 1], columns=[0, 1], fill_value=0
-        )
-        found = mcnemar(table.to_numpy(), exact=True)
-        gap = (wide[first] - wide[second]).mean()
-        rows.append(
-            ("McNemar, exact", first, second, len(wide), gap, found.statistic, found.pvalue)
-        )
-    return pd.DataFrame([(flag, *row) for row in rows], columns=TESTED)
+
+def _mcnemar(wrong: np.ndarray) -> tuple[float, float]:
+    table = np.zeros((2, 2), int)
+    np.add.at(table, tuple(wrong.T), 1)
+    found = mcnemar(table, exact=True)
+    return found.statistic, found.pvalue
+
+
+# Name to a test of (exams, models) numbers: statistic and p-value.
+TESTS: dict[str, Callable[[np.ndarray], tuple[float, float]]] = {
+    "Friedman": lambda scores: friedmanchisquare(*scores.T),
+    "Wilcoxon signed-rank": lambda scores: wilcoxon(*scores.T),
+    "Cochran's Q": _cochran,
+    "McNemar, exact": _mcnemar,
+}
 
 
 def mixed_model(
@@ -317,14 +315,6 @@ def agreement(
             rows.append((measure, name, " and ".join(map(str, readers)), len(both), *found))
     columns = ["measure", "statistic", "readers", "texts", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _by_exam(
-    data: pd.DataFrame, groups: str, measure: str, models: Sequence[str], how: str
-) -> pd.DataFrame:
-    """Return one number an exam (rows) and model (columns), of exams that have all of them."""
-    wide = data.pivot_table(measure, groups, "model", aggfunc=how)
-    return wide.reindex(columns=list(models)).dropna()
 
 
 def _moments(marks: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from sklearn.metrics import cohen_kappa_score
 from cag_utils.stats import (
     agreement,
     cluster_bootstrap,
-    compare_flags,
     compare_models,
     holm,
     mean_interval,
@@ -111,7 +110,7 @@ def test_models_and_flags_are_compared_by_exam_as_the_book_does():
     assert list(found.test[1:]) == ["Wilcoxon signed-rank"] * 6
     assert found.difference[1] == pytest.approx((38 - 23.5) / 12)  # rank sums of a and b
     games = long([[int(x) for x in game] for game in GAMES], list("abc"), 3)
-    found = compare_flags(games, "exam", "x", list("abc"))
+    found = compare_models(games, "exam", "x", list("abc"), flags=True)
     assert found.statistic[0] == pytest.approx(2.8) and found.test[0] == "Cochran's Q"
     # b foretold four games that c did not, c one that b did not
     last = found.iloc[3]
@@ -122,10 +121,11 @@ def test_models_and_flags_are_compared_by_exam_as_the_book_does():
         long([(k, 0) for k in range(1, 7)], list("ab")), "exam", "x", ["a", "b"]
     )
     assert better.test.tolist() == ["Wilcoxon signed-rank"] and better.p[0] == 2 / 64
-    for compare in (compare_models, compare_flags):
-        same = compare(long([(1, 1, 1)] * 4, list("abc")), "exam", "x", list("abc"))
+    for flags in (True, False):
+        same = compare_models(long([(1, 1, 1)] * 4, list("abc")), "exam", "x", list("abc"), flags)
         assert (same.p == 1).all() and len(same) == 4
-        assert compare(games[games["model"] != "a"], "exam", "x", list("abc")).empty
+        without = games[games["model"] != "a"]
+        assert compare_models(without, "exam", "x", list("abc"), flags).empty
 
 
 def test_the_mixed_model_of_balanced_exams_is_the_paired_comparison():
