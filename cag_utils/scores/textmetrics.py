@@ -11,6 +11,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
 from cag_utils.params import check_choice
+from cag_utils.profiles import Stats
+from cag_utils.stats import rank_correlation
 
 
 class Characters:
@@ -73,3 +75,28 @@ def text_metrics(outputs: Sequence[str], truths: Sequence[str], language: str) -
         for pair in dict.fromkeys(pairs)  # models repeat themselves and each other
     }
     return pd.DataFrame([found[pair] for pair in pairs], columns=list(scorers), dtype=float)
+
+
+def correlate(
+    answers: pd.DataFrame, metrics: Sequence[str], target: str, kind: str, stats: Stats, seed: int
+) -> pd.DataFrame:
+    """Say how each metric ranks answers as `target` does: Spearman's rho, intervals by patient.
+
+    Args:
+        answers: One row an answer: patient_id, the metrics, the target, and `kind`.
+        metrics: Columns; an answer that lacks one is left out of its row.
+        target: Column of the scores.
+        kind: Column; ranks inside each of its values make `within`.
+        stats: Number of resamples and level.
+        seed: Of the resampling.
+
+    Returns:
+        metric, answers, rho, low, high, within, within_low, within_high: a row a metric.
+    """
+    rows = []
+    for metric in metrics:
+        asked = (answers, "patient_id", metric, target, stats.n_resamples, seed, stats.level)
+        n = int(answers[[metric, target]].notna().all(axis=1).sum())
+        rows.append((metric, n, *rank_correlation(*asked), *rank_correlation(*asked, kind)))
+    columns = ["metric", "answers", "rho", "low", "high", "within", "within_low", "within_high"]
+    return pd.DataFrame(rows, columns=columns)
