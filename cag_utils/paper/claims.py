@@ -174,7 +174,8 @@ def _highest(
     if best not in names.values():
         return []
     means = ranked.loc[ranked["model"].isin(names.values()), "mean"]
-    paper = " against ".join(f"{mean:.{digits}f}" for mean in means)
+    first, *others = (f"{mean:.{digits}f}" for mean in means)
+    paper = f"{first} against {' and '.join(others)}"
     wide = scores.pivot_table(column, ["patient_id", "case_id"], "model").rename(columns=names)
     found = _lead(wide, best, [name for name in names.values() if name in wide], draws, digits)
     return [(f"{best} has the highest {what}", paper if quoted else JAPANESE_ONLY, *found)]
@@ -197,14 +198,15 @@ def _lead(
     """All means in words with the least lead of `best` over another column, and the verdict."""
     names = list(names)
     here = ", ".join(f"{name} {wide[name].mean():.{digits}f}" for name in names)
-    if best not in names or len(names) < 2:
-        return here or "not run", UNCLEAR
-    pairs = {name: wide[[best, name]].dropna().reset_index() for name in names if name != best}
+    others = [name for name in names if name != best] if best in names else []
+    pairs = {name: wide[[best, name]].dropna().reset_index() for name in others}
     leads = [
         paired_difference(both, "patient_id", best, name, *draws)
         for name, both in pairs.items()
         if len(both)
     ]
+    if not leads:
+        return here or "not run", UNCLEAR
     least = min(leads)
     verdict = _verdict(Estimate(least.value, *(min(x[end] for x in leads) for end in (1, 2))))
     return f"{here}; least lead {estimate_cell(*least, digits=digits)}", verdict

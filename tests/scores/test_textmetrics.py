@@ -2,9 +2,11 @@
 
 from math import exp
 
+import pandas as pd
 import pytest
 
-from cag_utils.scores.textmetrics import METRICS, text_metrics
+from cag_utils.profiles import Stats
+from cag_utils.scores.textmetrics import METRICS, correlate, text_metrics
 
 
 def test_metrics_of_a_short_answer_by_hand():
@@ -30,6 +32,19 @@ def test_the_truth_has_one_silence_nothing_and_a_blind_text_little(language, tex
     assert found.iloc[0].tolist() == pytest.approx([1.0] * 4) and (found.iloc[1] == 0).all()
     # letters that say nothing: only the length, which reads nothing, likes them
     assert found.iloc[2].tolist() == pytest.approx([0, 0, 0, 1], abs=0.05)
+
+
+def test_a_metric_that_only_tells_kinds_apart_knows_nothing_within_them():
+    rows = pd.DataFrame({"patient_id": list("abcd"), "kind": list("xxyy"), "score": [1, 2, 9, 8]})
+    rows = rows.assign(kinds=[0, 0, 1, 1], judge=rows["score"], half=[1, 2, None, None])
+    found = correlate(
+        rows, ["kinds", "judge", "half"], "score", "kind", Stats(n_resamples=20, level=0.95), 0
+    )
+    table = found.set_index("metric")
+    assert table.loc["kinds", "rho"] == pytest.approx(4 / 20**0.5)  # of ranks 1.5, 3.5 and 1 to 4
+    assert table.loc["kinds", ["within", "within_low"]].isna().all()
+    assert tuple(table.loc["judge", ["rho", "within"]]) == pytest.approx((1, 1))
+    assert table["answers"].tolist() == [4, 4, 2]
 
 
 @pytest.mark.parametrize("case, match", [
