@@ -128,14 +128,15 @@ def state_lesions(lesions: Iterable[Mapping], side: str, language: str) -> str:
         )
         for x in lesions
     ]
-    return " ".join(found) or none.format(side=side)
+    return (" " if language == "en" else "").join(found) or none.format(side=side)
 
 
 def advice_of(text: str, language: str) -> str:
     """Return the sentences of a text that state a plan and nothing about lesions."""
     parts = re.split(r"(?<=[.。])\s*", text)
     read = [(part, read_entities(part, language)) for part in parts if part]
-    return " ".join(part for part, e in read if e.plans and not (e.stenoses or e.cleared))
+    gap = " " if language == "en" else ""
+    return gap.join(part for part, e in read if e.plans and not (e.stenoses or e.cleared))
 
 
 def ask_blank(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandera.pandas as pa
 
 from cag_utils.backbones import bases_of
 from cag_utils.identity import read_table
+from cag_utils.params import check_choice
 from cag_utils.profiles import Stats
 from cag_utils.report import estimate_cell
 from cag_utils.scores.entities import read_entities
@@ -32,7 +33,6 @@ from cag_utils.scores.measures import by_case, estimate, measures, skill
 from cag_utils.scores.rubric import CONTRADICTIONS, CRITERIA, score, truth_of
 from cag_utils.stats import Estimate
 
-# What stays the program's where a reader scores: what entities match, and the rubric's own errors.
 ENDS = ("", "_low", "_high")
 MEAN = "mean"  # stands in the column `reader` for all of them together
 COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
@@ -69,8 +69,8 @@ def score_generations(
     """Mark every generated report by the rubric.
 
     Args:
-        generations: 05's table: case_id, model, output, status. A row whose status is not `ok`
-            (empty, refusal) is marked as an empty text: wrong, not left out.
+        generations: 05's table: case_id, model, output, status. A row that is neither `ok`
+            nor `cut` (empty, refusal) is marked as an empty text: wrong, not left out.
         pairs: 03's table: case_id, patient_id, and what `truth_of` reads.
         language: en or ja.
 
@@ -85,10 +85,12 @@ def score_generations(
     truths = {case: truth_of(row, language) for case, row in rows.iterrows()}
     scored = []
     for item in generations.itertuples():
-        text = item.output if item.status == "ok" and isinstance(item.output, str) else ""
+        said = item.status in ("ok", "cut") and isinstance(item.output, str)
         head = {"case_id": item.case_id, "model": item.model, "reader": "rubric"}
         head["patient_id"] = rows["patient_id"][item.case_id]
-        scored.append(head | score(read_entities(text, language), truths[item.case_id]))
+        scored.append(
+            head | score(read_entities(item.output if said else "", language), truths[item.case_id])
+        )
     marks = pd.DataFrame(scored)
     # Floats, because a criterion whose truth is unknown is missing, not 0.
     numbers = marks.columns.difference([*WHOSE, "patient_id", "logical_rules"])
@@ -166,6 +168,7 @@ def skills(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
         `SKILLS`: score, floor and ceiling on the cases that the model, its floors and the truth
         share; the best floor's name; the skill with its interval. No rows without floor or truth.
     """
+    check_choice("stats.primary", stats.primary, measures())
     rows, marks = [], by_case(scores)
     models = in_order(scores["model"])
     for model in models:
