@@ -14,7 +14,7 @@ from cag_utils.profiles import Stats
 from cag_utils.scores import scorecard
 from cag_utils.scores.rubric import CRITERIA, Criterion
 from cag_utils.scores.scorecard import against_base, read_sheet, score_generations, summarise_marks
-from tests.paper.test_claims import CNN
+from tests.paper.test_claims import GIVEN
 from tests.running import execute
 
 STATS = Stats(n_resamples=200, level=0.95)
@@ -194,9 +194,9 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     figures = scorecard.flat_metrics(summary, against_base(scored, STATS, 0))
     assert figures["gemma3_lora.verbosity_error_rate"] == 1
     assert "gemma3_lora.verbosity_right_gain" in figures
-    claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
+    claims = compare_claims(**GIVEN | {"marks": {"ja": scored}}).set_index("claim")["here"]
     [vessels] = claims[claims.index.str.startswith("Vessel")]
-    assert "verbosity 100%" in vessels
+    assert "verbosity 1.00" in vessels
     blank, key = scorecard.blank_sheet(generations(pairs(), made), 0)
     assert "verbosity_error" in blank
     path = tmp_path / "scores.csv"
