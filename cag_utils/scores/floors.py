@@ -29,6 +29,7 @@ SENTENCES = {  # as both languages' readers of entities know them
     "en": ("{place} shows {grade}stenosis.", "No significant stenosis in the {side}."),
     "ja": ("{place}に{grade}の狭窄を認めます。", "{side}に有意狭窄は認めません。"),
 }
+GAP = {"en": " ", "ja": ""}  # between sentences
 AT = "@"  # between a model and how it was asked
 ZERO_SHOT = "zero"  # an untuned model without examples in its prompt: no floor
 # Training rows and cases of pairs.csv, and language, to one text a case; None: not to be had.
@@ -99,7 +100,8 @@ def write_commonest(train: pd.DataFrame, cases: pd.DataFrame, language: str) -> 
             {"segment": segment, "percent": percent}
             for segment, percent in table["lesion"].mode()[:1]
         ]
-        said[side] = " ".join([state_lesions(found, side, language), *table["advice"].mode()[:1]])
+        parts = [state_lesions(found, side, language), *table["advice"].mode()[:1]]
+        said[side] = GAP[language].join(parts)
     return cases["laterality"].map(said).fillna(next(iter(said.values())))
 
 
@@ -111,8 +113,9 @@ def write_ideal(train: pd.DataFrame, cases: pd.DataFrame, language: str) -> pd.S
     if "ideal_lesions" not in cases:
         return None
     texts = [
-        f"{state_lesions(json.loads(case.ideal_lesions), case.truth_laterality, language)} "
-        f"{advice_of(getattr(case, f'findings_{language}'), language)}".strip()
+        state_lesions(json.loads(case.ideal_lesions), case.truth_laterality, language)
+        + GAP[language]
+        + advice_of(getattr(case, f"findings_{language}"), language)
         for case in cases.itertuples()
     ]
     return pd.Series(texts, cases.index)
@@ -124,19 +127,18 @@ def state_lesions(lesions: Iterable[Mapping], side: str, language: str) -> str:
     found = [
         stated.format(
             place=f"{artery_of(x['segment'])} #{x['segment']}",
-            grade=f"{x['percent']:.0f}%{' ' * (language == 'en')}" if x["percent"] else "",
+            grade=f"{x['percent']:.0f}%{GAP[language]}" if x["percent"] else "",
         )
         for x in lesions
     ]
-    return (" " if language == "en" else "").join(found) or none.format(side=side)
+    return GAP[language].join(found) or none.format(side=side)
 
 
 def advice_of(text: str, language: str) -> str:
     """Return the sentences of a text that state a plan and nothing about lesions."""
     parts = re.split(r"(?<=[.。])\s*", text)
     read = [(part, read_entities(part, language)) for part in parts if part]
-    gap = " " if language == "en" else ""
-    return gap.join(part for part, e in read if e.plans and not (e.stenoses or e.cleared))
+    return GAP[language].join(part for part, e in read if e.plans and not (e.stenoses or e.cleared))
 
 
 def ask_blank(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:

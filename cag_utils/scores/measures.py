@@ -5,7 +5,7 @@ sums that any set of cases has. So one bootstrap serves a model's figure, the di
 models on the same cases, and the skill of one between a floor and a ceiling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,18 +56,16 @@ def measures() -> dict[str, Measure]:
     return found | right
 
 
-def by_case(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average the readers of each text: one row a case and model, indexed by both."""
-    numbers = scores.select_dtypes("number").columns
-    return (
-        scores.groupby(["case_id", "model", "patient_id"])[list(numbers)]
-        .mean()
-        .reset_index("patient_id")
-    )
+def by_case(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return each model's marks by `case_id`, the readers of a text averaged."""
+    numbers = list(scores.select_dtypes("number").columns)
+    keys = ["model", "case_id", "patient_id"]
+    table = scores.groupby(keys, sort=False)[numbers].mean().reset_index()
+    return {model: part.set_index("case_id") for model, part in table.groupby("model")}
 
 
 def estimate(
-    rows: pd.DataFrame,
+    marks: Mapping[str, pd.DataFrame],
     models: Sequence[str],
     names: Sequence[str],
     figure: Callable[..., np.ndarray],
@@ -77,7 +75,7 @@ def estimate(
     """Estimate a figure of some models' measures on the cases that all of them answered.
 
     Args:
-        rows: From `by_case`.
+        marks: From `by_case`.
         models: The m models.
         names: The k measures.
         figure: From m arrays (..., k), one a model, to one (..., f), e.g. `np.subtract`.
@@ -87,7 +85,7 @@ def estimate(
     Returns:
         The f estimates, undefined where no case is shared or there is nothing to divide by.
     """
-    each = [rows.xs(model, level="model") for model in models]
+    each = [marks[model] for model in models]
     shared = sorted(set.intersection(*(set(part.index) for part in each)))
     each, known = [part.loc[shared] for part in each], measures()
 

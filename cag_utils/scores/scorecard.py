@@ -7,6 +7,7 @@ import hashlib
 import re
 import string
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +84,14 @@ def score_generations(
     """
     rows = cases_of(generations, pairs)
     truths = {case: truth_of(row, language) for case, row in rows.iterrows()}
+    read = cache(lambda text: read_entities(text, language))  # models repeat each other
+    mark = cache(score)
     scored = []
     for item in generations.itertuples():
         said = item.status in ("ok", "cut") and isinstance(item.output, str)
         head = {"case_id": item.case_id, "model": item.model, "reader": "rubric"}
         head["patient_id"] = rows["patient_id"][item.case_id]
-        scored.append(
-            head | score(read_entities(item.output if said else "", language), truths[item.case_id])
-        )
+        scored.append(head | mark(read(item.output if said else ""), truths[item.case_id]))
     marks = pd.DataFrame(scored)
     # Floats, because a criterion whose truth is unknown is missing, not 0.
     numbers = marks.columns.difference([*WHOSE, "patient_id", "logical_rules"])
@@ -142,9 +143,9 @@ def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFra
     rows = []
     for model in in_order(scores["model"]):
         for reader, marks in groups:
-            if model not in marks.index.get_level_values("model"):
+            if model not in marks:
                 continue
-            part = marks.xs(model, level="model")
+            part = marks[model]
             row = {
                 "model": model,
                 "reader": reader,
@@ -251,7 +252,7 @@ def against_base(
         if not base:
             continue
         found = estimate(marks, [tuned, base], list(measures()), np.subtract, stats, seed)
-        both = set.intersection(*(set(marks.xs(m, level="model").index) for m in (tuned, base)))
+        both = set(marks[tuned].index) & set(marks[base].index)
         for name, gain in zip(measures(), found, strict=True):
             if not np.isnan(gain.value):
                 rows.append((tuned, base, name, len(both), *gain, gain.low > 0))
