@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cag_utils.paper.claims import compare_claims
 from cag_utils.phantom.clinic.findings import write_findings
 from cag_utils.profiles import Stats
 from cag_utils.scores import scorecard
 from cag_utils.scores.rubric import CRITERIA, Criterion, truth_of
 from cag_utils.scores.scorecard import against_base, read_sheet, score_generations, summarise_marks
+from tests.paper.test_claims import GIVEN
 from tests.running import execute
 
 STATS = Stats(n_resamples=200, level=0.95)
@@ -246,6 +248,9 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     figures = scorecard.flat_metrics(summary, NO_SKILL, NO_LOOKS, compared)
     assert figures["gemma3_lora.verbosity_error_rate"] == 1
     assert "gemma3_lora.verbosity_right_gain" in figures
+    claims = compare_claims(**GIVEN | {"marks": {"ja": scored}}).set_index("claim")["here"]
+    [vessels] = claims[claims.index.str.startswith("Vessel")]
+    assert "verbosity 1.00" in vessels
     assert scorecard.rule_rates(scored).loc["verbosity_error", "gemma3_lora"] == 1
     blank, key = scorecard.blank_sheet(generations(pairs(), made), 0)
     assert "verbosity_error" in blank
