@@ -242,8 +242,10 @@ def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> P
 
     Args:
         folder: Where it goes: `cines/<patient>/cine_NN.dcm`, `truth_exams.csv`, `truth_videos.csv`,
-            `truth_frames.csv`, `frame_labels.csv`, `noise_model_labels.csv`, and for the corpus
-            `reports.csv` and `findings.csv`. Patients that an interrupted run has finished stay.
+            `truth_frames.csv`, `truth_lesions.csv` (how each frame shows each lesion of its side),
+            `frame_labels.csv`, `noise_model_labels.csv`, and for the corpus `reports.csv` and
+            `findings.csv`, of each frame what it shows, with the plan that follows from that alone.
+            Patients that an interrupted run has finished stay.
         settings: The same settings give the same bytes, whatever `n_workers`.
         n_workers: Processes, at least 1.
 

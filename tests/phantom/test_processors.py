@@ -36,7 +36,7 @@ for seed, side in ((0, "LCA"), (1, "RCA")):
 for seed in range(2):
     one = vars(still(seed, 96)).copy()
     found[f"pictures_{seed}"] = one.pop("image")
-    one |= {name: repr(one[name]) for name in ("lesions", "shown")}
+    one |= {name: repr(one[name]) for name in ("lesions", "shown", "ideal")}
     found |= {f"{key}_{seed}": value for key, value in one.items()}
 np.savez(folder / "drawn.npz", **found)
 """
