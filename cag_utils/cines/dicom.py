@@ -41,7 +41,7 @@ BESIDE = {
     "waveform", "1.2.840.10008.5.1.4.1.1.66": "raw data",
 }  # fmt: skip
 SYSTEM_FILES = ("thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
-SINGLE_FRAME = "single frame, not a cine"
+CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes
 N_SAMPLE = 8  # frames that decide how a cine becomes grey; choice: before, in and after contrast
 MAX_BYTES = 256 * 2**20  # of a deflated file or a zip's member, which are held in memory; choice
 KEEP_BYTES = 64 * 2**20  # of a cine that is held decoded; of a longer one, frames are decoded twice
@@ -87,7 +87,7 @@ def scan(folder: Path, guard: Guard | None = None) -> tuple[list[Cine], list[Rej
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of DICOM files")
-    files, rejected = _list_files(folder)
+    files, rejected = list_files(folder)
     by_video: dict[str, list[Cine]] = defaultdict(list)
     with nullcontext(guard) if guard else Guard() as workers:
         found = workers.run(_look, files)
@@ -97,7 +97,7 @@ def scan(folder: Path, guard: Guard | None = None) -> tuple[list[Cine], list[Rej
             else:
                 by_video[cine.video].append(cine)
         several = [c.path for same in by_video.values() if len(same) > 1 for c in same]
-        contents = dict(workers.run(_digest, several))
+        contents = {p: c for p, c in workers.run(_digest, several) if isinstance(c, tuple)}
     cines: list[Cine] = []
     for same in by_video.values():
         kept, doubles = _tell_copies(same, contents) if len(same) > 1 else (same, [])
@@ -117,10 +117,11 @@ def _tell_copies(
     UID meets the wrong cine.
     """
     groups: list[list[Cine]] = []
+    contents = {c.path: contents.get(c.path, (str(c.path),) * 2) for c in same}
     for cine in sorted(same, key=lambda cine: (cine.is_cut, cine.path)):
-        mine = contents.get(cine.path)
+        mine = contents[cine.path]
         for group in groups:
-            theirs = contents.get(group[0].path)
+            theirs = contents[group[0].path]
             if mine == theirs or (cine.is_cut and mine[0] == theirs[0]):
                 group.append(cine)
                 break
@@ -197,7 +198,7 @@ def read_header(path: Path) -> Cine:
         if film.n_frames < 2:
             if film.layout.is_cut or (film.layout.n_announced or 1) > 1:
                 raise NotACine("truncated", "fewer than 2 frames are left")
-            raise NotACine(SINGLE_FRAME)
+            raise NotACine("single frame, not a cine")
         with _explained("broken header"):
             return _describe(path, film)
 
@@ -251,23 +252,28 @@ class Film:
             if isinstance(stored, NotACine):
                 yield index, stored
             else:
-                yield index, self._grey_scale()(stored, index)
+                yield index, self.grey_scale()(stored, index)
 
-    def _grey_scale(self) -> GreyScale:
+    def grey_scale(self) -> GreyScale:
+        """Return the map to grey levels, from some frames spread over the cine.
+
+        Raises:
+            NotACine: No frame decodes, or nothing is seen on those that were tried.
+        """
         if self._scale is None:
-            tried = dict.fromkeys(np.linspace(0, self.n_frames - 1, N_SAMPLE).astype(int).tolist())
-            sample = {i: self._stored(i) for i in tried}
-            sample = {i: x for i, x in sample.items() if not isinstance(x, NotACine)}
+            spread = np.linspace(0, self.n_frames - 1, N_SAMPLE).astype(int).tolist()
+            sample: dict[int, np.ndarray] = {}
+            for index in dict.fromkeys([*spread, *range(self.n_frames)]):
+                if index not in spread and sample:
+                    break
+                if not isinstance(stored := self._stored(index), NotACine):
+                    sample[index] = stored
             if not sample:
-                first = next(i for i in range(self.n_frames) if self._is_whole(i))
-                sample = {first: self._stored(first)}
+                raise self._stored(0)
             with warnings.catch_warnings(action="ignore"):
                 self._scale = GreyScale(self.header, sample, self._all_stored)
             self.notes |= self._scale.notes
         return self._scale
-
-    def _is_whole(self, index: int) -> bool:
-        return not isinstance(self._stored(index), NotACine)
 
     def _all_stored(self) -> Iterator[np.ndarray]:
         frames = (self._stored(i) for i in range(self.n_frames))
@@ -302,6 +308,8 @@ def open_film(path: Path) -> Iterator[Film]:
         with _explained("broken header"):
             _check_kind(header)
             film = Film(header, file, lay_out(header, file), notes)
+            if not film.n_frames:
+                raise NotACine("truncated" if film.layout.is_cut else "no pixel data")
         yield film
 
 
@@ -352,7 +360,7 @@ def _read(file: BinaryIO) -> tuple[pydicom.Dataset, BinaryIO, set[str]]:
         raise NotACine("empty file")
     if start.startswith(b"%PDF"):
         raise NotACine("passed over", "PDF")
-    if not has_magic and not (start[:2] in (b"\2\0", b"\x08\0") and start[3:4] == b"\0"):
+    if not _starts_like_dicom(start):
         raise NotACine("not a DICOM file")
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -397,19 +405,46 @@ def _inflate(file: BinaryIO) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def file_facts(path: Path) -> tuple[int | None, bytes]:
-    """Bytes of a file, a link's own, and its first 64 kB; None and none if it is gone or closed."""
-    try:
-        size = path.lstat().st_size
-    except OSError:
-        size = None
+def file_bytes(path: Path) -> int | None:
+    """Bytes of a file, a link's own, or of a zip's member; None if it is gone or closed."""
+    with suppress(OSError):
+        return path.lstat().st_size
     with suppress(NotACine), _open(path) as file:
-        start = file.read(65536)
-        return (file.seek(0, 2) if size is None else size), start
-    return size, b""
+        return file.seek(0, 2)
+    return None
 
 
-def _list_files(folder: Path) -> tuple[list[Path], list[Rejected]]:
+def public_words(rejected: Rejected) -> str:
+    """Return why, in our words and a library's, without what it may have quoted.
+
+    Left out (`…`) of the library's words: what stands in quotation marks, numbers of 4 digits and
+    more, and each word that occurs in the file's first 64 kB or in its path.
+    """
+    known = str(rejected.path).lower()
+    with suppress(NotACine), _open(rejected.path) as file:
+        known += file.read(65536).decode("latin-1").lower()
+    text = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d.]{3,}", "…", rejected.detail)
+    words = [w if w.lower().strip(".,:;()") not in known else "…" for w in text.split()]
+    return f"{rejected.note}: {' '.join(words)}".strip(": ")
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its first bytes or its suffix; one that is closed may be."""
+    if path.suffix.lower() in CINE_SUFFIXES:
+        return True
+    try:
+        with _open(path) as file:
+            return _starts_like_dicom(file.read(132))
+    except NotACine as problem:
+        return problem.reason == "unreadable file"
+
+
+def _starts_like_dicom(start: bytes) -> bool:
+    """By the magic word, or without preamble by a first tag of group 2 or 8."""
+    return start[128:] == b"DICM" or (start[:2] in (b"\2\0", b"\x08\0") and start[3:4] == b"\0")
+
+
+def list_files(folder: Path) -> tuple[list[Path], list[Rejected]]:
     """Everything below a folder that is no folder, zips opened, and what cannot be entered."""
     files: list[Path] = []
     closed: list[Rejected] = []
@@ -425,11 +460,11 @@ def _list_files(folder: Path) -> tuple[list[Path], list[Rejected]]:
             if path.name.lower() in SYSTEM_FILES:
                 closed.append(Rejected(path, "passed over", "system file"))
             else:
-                files += list_members(path) or [path]
+                files += _members(path) or [path]
     return sorted(files), closed
 
 
-def list_members(path: Path) -> list[Path]:
+def _members(path: Path) -> list[Path]:
     """Files in a zip, as paths below it; none if it is no zip, or a broken one."""
     if path.suffix.lower() != ".zip":
         return []

@@ -9,7 +9,9 @@ from pydicom.pixels.processing import apply_voi, apply_windowing
 
 from cag_utils.cines.reasons import NotACine
 
-FEW_LEVELS, NEARLY_ALL = 24, 0.98  # choice: noise of SD 5 spreads 98 % of its pixels so wide
+# A cine whose pixels nearly all fall into so few levels is no picture; choices. 12 bits in 16 give
+# 16 levels; where only Bits Stored say how wide values are, more are asked for.
+FEW_LEVELS, FEW_OF_FULL, NEARLY_ALL = 16, 32, 0.98
 TAIL = 0.001  # share of the pixels beyond either end of a cine's own range; choice: dead pixels
 GROUPS = (("PerFrameFunctionalGroupsSequence", None), ("SharedFunctionalGroupsSequence", 0))
 DECIDE = (
@@ -48,7 +50,7 @@ class GreyScale:
     than 8 bits: the (first possible) window, the VOI LUT, the full range of Bits Stored, the cine's
     own range. Of 8 bits the full range comes first, so that the usual cine is kept as it is and
     nothing depends on a viewer's preset. A way gives no picture if 98 % of the pixels fall into
-    24 or fewer of the 256 levels (all black, all white, a window that cuts).
+    few of the 256 levels (all black, all white, a window that cuts, bits that are not used).
 
     A Modality LUT is ignored: XA's leads back to X-ray intensity and is not meant for display
     (DCMTK does the same). A rescale counts unless the pixels are LOG or DISP. High Bit is honoured;
@@ -92,14 +94,13 @@ class GreyScale:
             if any(grey is None for grey in greys):
                 continue
             asked += 1
-            if not is_flat(greys):
+            is_wide = way == self._full and self._ends[1] - self._ends[0] > 255
+            if not is_flat(greys, FEW_OF_FULL if is_wide else FEW_LEVELS):
                 self.notes |= {f"mapped by {name}"} if asked > 1 else set()
                 return
         self._own_ends = self._own_range(every())
         self._way, self._tables = self._own, {}
         self.notes.add("mapped by the cine's own range")
-        if is_flat([self(stored, frame) for frame, stored in sample.items()]):
-            raise NotACine("no picture", "nearly all pixels have the same few grey levels")
 
     def __call__(self, stored: np.ndarray, frame: int) -> np.ndarray | None:
         """Map one frame, (H, W) as decoded, to uint8; None if the way is not open to it."""
@@ -213,7 +214,7 @@ class GreyScale:
         return float(low), float(high)
 
 
-def is_flat(greys: Iterable[np.ndarray]) -> bool:
-    """Whether nearly all pixels, uint8, of some frames fall into a few grey levels."""
+def is_flat(greys: Iterable[np.ndarray], few: int = FEW_LEVELS) -> bool:
+    """Whether nearly all pixels, uint8, of some frames fall into so few grey levels."""
     counts = sum(cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel() for grey in greys)
-    return bool(np.sort(counts)[-FEW_LEVELS:].sum() >= NEARLY_ALL * counts.sum())
+    return bool(np.sort(counts)[-few:].sum() >= NEARLY_ALL * counts.sum())

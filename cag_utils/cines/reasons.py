@@ -1,6 +1,5 @@
 """Why a file or a frame is not used, and what was mended: closed lists, fit for tables."""
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ class NotACine(ValueError):
     """The file, or one of its frames, cannot be used.
 
     `reason` is one of `REASONS`; `note` are words of ours, of closed sets: both may land in
-    `outputs/`. `detail`, what a library said, may quote the header or a path: see `public_words`.
+    `outputs/`. `detail`, what a library said, may quote the header or a path: see `dicom.public_words`.
     """
 
     def __init__(self, reason: str, note: str = "", detail: object = ""):
@@ -56,20 +55,3 @@ class Rejected(NamedTuple):
     def of(cls, path: Path, problem: NotACine, frame: int | None = None) -> "Rejected":
         """Bind a problem to its file."""
         return cls(path, problem.reason, problem.note, problem.detail, frame)
-
-
-def public_words(detail: str, header: bytes, path: str) -> str:
-    """Return a library's message without what it may have quoted.
-
-    Left out: what stands in quotation marks, numbers of 4 digits and more, and each word that
-    occurs in the file's header or in its path (`…` stands for them).
-
-    Args:
-        detail: The message.
-        header: The file's first bytes.
-        path: Of the file, in full.
-    """
-    text = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d.]{3,}", "…", detail)
-    known = header.decode("latin-1").lower() + path.lower()
-    words = [w if w.lower().strip(".,:;()") not in known else "…" for w in text.split()]
-    return " ".join(words)

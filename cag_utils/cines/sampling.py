@@ -17,15 +17,16 @@ from tqdm import tqdm
 from cag_utils.cines.dicom import (
     Cine,
     angles_deg,
-    file_facts,
+    file_bytes,
     frame_steps_ms,
     open_film,
     path_within,
+    public_words,
     read_header,
     scan,
 )
 from cag_utils.cines.guard import SECONDS, Guard
-from cag_utils.cines.reasons import NotACine, Rejected, public_words
+from cag_utils.cines.reasons import NotACine, Rejected
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
 
@@ -284,12 +285,12 @@ def _facts(cine: Cine, key: bytes) -> dict:
 
 def _rejected(failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
     rows = []
-    for path, reason, note, detail, frame in failures:
-        size, start = file_facts(path)
-        words = note + public_words(f" ({detail})" if detail else "", start, str(path))
-        suffix = path.suffix.lower() if path.suffix.lower() in KNOWN_SUFFIXES else "other"
-        file_id = pseudonym("file", path_within(path, folder), key)
-        rows.append((file_id, suffix, size, frame, reason, words.strip()))
+    for row in failures:
+        suffix = row.path.suffix.lower()
+        shown = suffix if suffix in KNOWN_SUFFIXES else "other"
+        file_id = pseudonym("file", path_within(row.path, folder), key)
+        size = file_bytes(row.path)
+        rows.append((file_id, shown, size, row.frame, row.reason, public_words(row)))
     table = pd.DataFrame(rows, columns=REJECTED_COLUMNS)
     return table.astype({"bytes": "Int64", "frame": "Int64"})
 
