@@ -25,7 +25,6 @@ from tqdm import tqdm
 from cag_utils.cines.grey import GreyScale, find, numbers
 from cag_utils.cines.guard import Guard
 from cag_utils.cines.pixels import (
-    Layout,
     decode_frame,
     ends_short,
     lay_out,
@@ -226,9 +225,10 @@ def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.
 class Film:
     """An open cine: its header, where its frames lie, and the way to their grey levels."""
 
-    def __init__(self, header: pydicom.Dataset, file: BinaryIO, layout: Layout, notes: set[str]):
-        """Take an open file; see `open_film`."""
-        self.header, self.file, self.layout, self.notes = header, file, layout, notes
+    def __init__(self, path: Path, header: pydicom.Dataset, file: BinaryIO, notes: set[str]):
+        """Take an open file, which stands before its pixels; see `open_film`."""
+        self.path, self.header, self.file, self.notes = path, header, file, notes
+        self.layout = layout = lay_out(header, file)
         self.n_frames = len(layout.frames)  # that are there, be they broken
         self.n_told = max(self.n_frames, layout.n_announced or 0)
         if self.n_frames != (layout.n_announced or 1):
@@ -307,7 +307,7 @@ def open_film(path: Path) -> Iterator[Film]:
         header, file, notes = _read(plain)
         with _explained("broken header"):
             _check_kind(header)
-            film = Film(header, file, lay_out(header, file), notes)
+            film = Film(path, header, file, notes)
             if not film.n_frames:
                 raise NotACine("truncated" if film.layout.is_cut else "no pixel data")
         yield film

@@ -27,7 +27,7 @@ class NotACine(ValueError):
     """The file, or one of its frames, cannot be used.
 
     `reason` is one of `REASONS`; `note` are words of ours, of closed sets: both may land in
-    `outputs/`. `detail`, what a library said, may quote the header or a path: see `dicom.public_words`.
+    `outputs/`. `detail`, what a library said, may quote the header or a path (`public_words`).
     """
 
     def __init__(self, reason: str, note: str = "", detail: object = ""):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cag_utils.cines.dicom import (
     Cine,
+    Film,
     angles_deg,
     file_bytes,
     frame_steps_ms,
@@ -236,16 +237,11 @@ def _sample(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iter
     """Measure a cine, pick frames and write them."""
     facts = _facts(cine, key)
     with open_film(cine.path) as film:
-        good, broken, pairs = [], [], []
-        for index, grey in film.frames(range(film.n_told)):
-            if isinstance(grey, NotACine):
-                broken.append(Rejected.of(cine.path, grey, index))
-            else:
-                good.append(index)
-                pairs.append(frame_statistics([grey]))
+        good: list[int] = []
+        broken: list[Rejected] = []
+        mean, variance = frame_statistics(_good_frames(film, good, broken))
         if len(good) < 2:
             raise NotACine(broken[0].reason, broken[0].note, broken[0].detail)
-        mean, variance = (np.concatenate(curve) for curve in zip(*pairs, strict=True))
         picks = pick(mean, variance, min_gap)
         at = picks["frame"].to_numpy()
         picks["frame"] = wanted = np.array(good)[at]
@@ -275,6 +271,16 @@ def _sample(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iter
     curve["video_id"] = facts["video_id"]
     cine = replace(cine, notes=cine.notes | notes)
     yield _Outcome(cine, rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS], broken)
+
+
+def _good_frames(film: Film, good: list[int], broken: list[Rejected]) -> Iterator[np.ndarray]:
+    """Yield what decodes; note the indices of that, and what does not."""
+    for index, grey in film.frames(range(film.n_told)):
+        if isinstance(grey, NotACine):
+            broken.append(Rejected.of(film.path, grey, index))
+        else:
+            good.append(index)
+            yield grey
 
 
 def _facts(cine: Cine, key: bytes) -> dict:

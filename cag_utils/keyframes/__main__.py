@@ -23,9 +23,9 @@ columns of the CSV:
 
 Files in a zip are read; hidden files, DICOMDIR, reports and files of other kinds are passed over
 and counted. The CSV appears only when it is whole, with NAME_rejected.csv (file, frame, reason)
-beside it; on an error the exit code is 2. The shipped network learnt from a digital phantom: look at
-some frames before you trust it with yours. --model takes a folder that notebook 01 wrote. Research
-use only, no medical device.
+beside it; on an error the exit code is 2. The shipped network learnt from a digital phantom: look
+at some frames before you trust it with yours. --model takes a folder that notebook 01 wrote.
+Research use only, no medical device.
 
 examples:
   python -m cag_utils.keyframes predict my_stills --out sides.csv
