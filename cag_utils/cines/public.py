@@ -122,6 +122,8 @@ def read_arcade(top: Path) -> pd.DataFrame:
 def _coco_pictures(place: Path) -> Iterator[tuple[Path, list[tuple[str, np.ndarray]], str]]:
     """Each picture of a split with (label, outline in pixels (n, 2)) of what is drawn into it."""
     path = place / "annotations" / f"{place.name}.json"
+    if not path.is_file():  # the record's page spells it train.JSON
+        path = path.with_suffix(".JSON")
     content = json.loads(path.read_text(encoding="utf-8"))
     try:
         names = {row["id"]: str(row["name"]) for row in content["categories"]}
