@@ -192,7 +192,10 @@ def parse_profile(text: str, name: str, where: str) -> Profile:
     if base := content.pop("like", ""):  # another profile, but for what is named here
         check_choice("profile", base, profile_names())
         whole = yaml.safe_load((FOLDER / f"{base}.yaml").read_text(encoding="utf-8"))
-        content = whole | {k: v if k == "data" else whole[k] | v for k, v in content.items()}
+        content = whole | {
+            section: values if section == "data" else whole.get(section, {}) | values
+            for section, values in content.items()
+        }
     try:
         return Profile.model_validate({"name": name} | content)
     except ValidationError as error:

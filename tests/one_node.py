@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def why_not() -> str:
 @contextmanager
 def one_node(at: Path) -> Iterator[dict[str, str]]:
     """Run a cluster whose files lie in `at`; yields the environment by which it is found."""
-    for name in ("munge", "state", "spool"):
+    for name in ("bin", "munge", "state", "spool"):
         (at / name).mkdir(parents=True, mode=0o700)
     (at / "munge" / "key").write_bytes(os.urandom(1024))
     (at / "munge" / "key").chmod(0o600)
@@ -62,10 +63,15 @@ def one_node(at: Path) -> Iterator[dict[str, str]]:
         ports = {"port": one.getsockname()[1], "next_port": two.getsockname()[1]}
     host = socket.gethostname().split(".")[0]
     (at / "slurm.conf").write_text(CONF.format(at=at, host=host, **ports), encoding="utf-8")
-    for number in range(8):  # a file stands for a card
-        (at / f"gpu{number}").touch()
+    for number in range(8):  # a device that is none stands for a card
+        os.mknod(at / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     (at / "gres.conf").write_text(f"Name=gpu File={at}/gpu[0-7]\n", encoding="utf-8")
+    # The plug-in's jobs forget SLURM_CONF before they call srun: a wrapper tells it again.
     env = os.environ | {"SLURM_CONF": str(at / "slurm.conf")}
+    env["PATH"] = f"{at}/bin:{env['PATH']}"
+    told = f'#!/bin/sh\nSLURM_CONF="{at}/slurm.conf" exec {shutil.which("srun")} "$@"\n'
+    (at / "bin" / "srun").write_text(told, encoding="utf-8")
+    (at / "bin" / "srun").chmod(0o755)
     munge = [f"--{name}-file={at}/munge/{name}" for name in ("key", "pid", "log", "seed")]
     munge = ["munged", "--force", "--foreground", f"--socket={at}/munge/socket", *munge]
     commands = munge, ["slurmctld", "-D"], ["slurmd", "-D"]
