@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test test-unit test-notebooks test-appendices test-slurm lab lint format reference twins lock clean
+.PHONY: help setup study cnn test test-unit test-notebooks test-appendices test-slurm lab lint format reference twins lock clean
 
 help:  ## list the targets
 	@echo "make <target> [PROFILE=smoke|phantom|paper] [OUT_ROOT=folder] [CORES=n] [PYTHON=python3.12] [CONFIG=key=value]"
@@ -31,6 +31,9 @@ setup: .venv/installed  ## make .venv and install the locked packages
 
 study: .venv/installed  ## run every notebook that is not up to date, or go on after a kill; tables and figures land in outputs/
 	$(STUDY) $(WITH)
+
+cnn: .venv/installed  ## notebooks 00 to 02 alone: for who has labels and no reports
+	$(STUDY) cnn $(WITH)
 
 test: .venv/installed  ## run the tests, notebooks included; all lanes, also when one has failed
 	$(MAKE) --keep-going --jobs=1 lint test-unit test-notebooks

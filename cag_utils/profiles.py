@@ -1,10 +1,11 @@
 """What a profile may say, one section per part of the study; each value is checked on load."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from cag_utils.params import check_choice, did_you_mean
 
@@ -165,6 +166,12 @@ class Profile(ProfileSection):
     generate: Generate
     vlscore: Vlscore
     stats: Stats
+    _given: str = PrivateAttr("")
+
+    @property
+    def given(self) -> str:
+        """What `load_profile` was asked for: a shipped profile's name, or a file's path."""
+        return self._given or self.name
 
 
 def profile_names() -> list[str]:
@@ -173,15 +180,31 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read and check one profile, by name.
+    """Read and check one profile.
+
+    Args:
+        name: A shipped profile's name, or the path of a YAML file of your own (`my.yaml`), where
+            you started or else in the repository; its name without suffix names the outputs.
 
     Raises:
         ValueError: The name or a key is unknown, a key is missing, or a value breaks its rule; the
             message names the key and suggests the nearest.
+        FileNotFoundError: There is no such file.
     """
-    check_choice("profile", name, profile_names())
-    path = FOLDER / f"{name}.yaml"
-    return parse_profile(path.read_text(encoding="utf-8"), name, str(path))
+    if Path(name).suffix not in (".yaml", ".yml"):
+        check_choice("profile", name, profile_names())
+        path = FOLDER / f"{name}.yaml"
+        return parse_profile(path.read_text(encoding="utf-8"), name, str(path))
+    here = Path(name).expanduser()
+    path = (here if here.is_file() else FOLDER.parents[1] / here).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no profile {here}; shipped ones: {profile_names()}")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem) or path.stem in profile_names():
+        rule = "letters, digits, _ and -, and no shipped profile's"
+        raise ValueError(f"{path}: a profile's file name names its outputs; it must be {rule}")
+    profile = parse_profile(path.read_text(encoding="utf-8"), path.stem, str(path))
+    profile._given = str(path)
+    return profile
 
 
 def parse_profile(text: str, name: str, where: str) -> Profile:

@@ -37,6 +37,7 @@ RUN_NAMES = {
     "06_vlscore": "{language}",
     "07_physician_scores": "{language}",
     "A6_ablations": "{backbone}_{language}",
+    "A8_power": "{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
 NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images"}
@@ -67,8 +68,8 @@ def data_dir(profile: Profile) -> Path:
         if profile.data.source != "folder":
             advice = f"python -m cag_utils.cines fetch {profile.data.source}  says whence"
         raise FileNotFoundError(
-            f"{folder} does not exist: {advice}, or name another folder under data.folder in "
-            f"cag_utils/profiles/{profile.name}.yaml"
+            f"{folder} does not exist: {advice}, or name another folder under data.folder in the "
+            f"profile {profile.given!r}"
         )
     return folder
 
@@ -132,7 +133,7 @@ class Run:
             raise ValueError(f"{self.notebook} may not read {path}: only lower-numbered outputs")
         found = self.outputs / path
         if not found.exists():
-            given = {"profile": self.profile.name}
+            given = {"profile": shlex.quote(self.profile.given)}
             if self.outputs.parent != under_root("outputs"):
                 given["out_root"] = shlex.quote(str(self.outputs.parent))
             before = f"OUT_ROOT={given['out_root']} " if "out_root" in given else ""
@@ -142,7 +143,7 @@ class Run:
             options = " ".join(f"-p {name} {value}" for name, value in given.items())
             raise FileNotFoundError(
                 f"{found} is missing. Make it with:  "
-                f"{before}make study PROFILE={self.profile.name}\n"
+                f"{before}make study PROFILE={given['profile']}\n"
                 f"or alone with:  papermill notebooks/{maker}.ipynb out.ipynb {options}"
             )
         return found

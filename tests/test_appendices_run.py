@@ -48,3 +48,15 @@ def test_the_leakage_audit_runs_over_the_studys_frames(cases):
     assert metrics["inflation_six_class_f1"] == fair.loc[("six_class_f1", "video"), "gain"]
     assert metrics["paper_test_cases_also_in_train"] == 48
     assert not list(folder.rglob("*.safetensors"))
+
+
+def test_the_power_page_runs_over_the_studys_scores(cases):
+    run_study(cases, f"{cases}/smoke/07_physician_scores/en/scores.csv")
+    metrics = execute("A8_power", cases, language="en", second="paligemma2_lora")
+    table = pd.read_csv(
+        cases / "smoke" / "A8_power" / "en_second-paligemma2_lora" / "table_exams.csv"
+    )
+    assert metrics["gap"] == pytest.approx(7.20 - 6.58)  # the paper's
+    fewer = table.groupby("world")["exams for 80%"].agg(["first", "last"])
+    assert (fewer["last"] <= fewer["first"]).all()  # five readers need no more exams than one
+    assert metrics["readers_always_agree.1.exams_80"] == metrics["readers_always_agree.5.exams_80"]

@@ -48,7 +48,7 @@ def test_profiles_load_hold_the_same_keys_and_cannot_be_changed_and_nothing_else
         parse_profile("- a", "x", "x.yaml")
     with pytest.raises(ValueError, match=r"unknown profile 'phantm' \(did you mean 'phantom'"):
         load_profile("phantm")
-    names = ["arcade", "cadica", "paper", "phantom", "smoke"]
+    names = ["arcade", "cadica", "hospital_small", "paper", "phantom", "smoke"]
     assert [load_profile(name).name for name in profile_names()] == names
     with pytest.raises(ValidationError, match="frozen"):
         load_profile("smoke").cnn.epochs = 3

@@ -15,12 +15,12 @@ import pandas as pd
 import pandera.pandas as pa
 
 from cag_utils.backbones import bases_of
-from cag_utils.identity import read_table
 from cag_utils.profiles import Stats
 from cag_utils.report import MODEL_NAMES, estimate_cell
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import CRITERIA, score, truth_entities
 from cag_utils.stats import UNDEFINED, mean_interval, paired_difference
+from cag_utils.tables import read_table
 
 LESION_SHARES = ("lesions_named", "grades_near")
 MATCHES = ("segment_match", "laterality_match", "unparseable", *LESION_SHARES)
@@ -263,11 +263,11 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
     sheet = read_table(path, schema, rules, "this reader scored this text twice; keep one row")
     model_of = {} if key is None else key.set_index(["case_id", "code"])["model"].to_dict()
     places = list(zip(sheet["case_id"], sheet["model"], strict=True))
-    for row, (case, code) in enumerate(places):
+    for row, (case, code) in zip(sheet.index, places, strict=True):
         if BLIND.fullmatch(code) and (case, code) not in model_of:
             known = sorted(letter for name, letter in model_of if name == case)
             rule = f"the key knows {known}" if known else "the key has no such case"
-            place = f"{path}: row {row + 2}: model {code!r} of {case}"
+            place = f"{path}: row {row}: model {code!r} of {case}"
             raise ValueError(f"{place}: {rule}; use the key of this sheet")
     models = [model_of.get(place, place[1]) for place in places]
-    return sheet.astype(dict.fromkeys(CRITERIA, int)).assign(model=models)
+    return sheet.astype(dict.fromkeys(CRITERIA, int)).assign(model=models).reset_index(drop=True)
