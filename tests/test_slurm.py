@@ -56,10 +56,12 @@ def test_the_smoke_study_runs_outlives_a_kill_and_asks_for_what_the_profile_says
         queue = told(cluster, "squeue", "--noheader", "--states=running", "--format=%k")
         return any("train_cnn" in line for line in queue)
 
-    wait_for(lambda: first.poll() is not None or ("2 of " in said() and running()), 1200)
-    assert first.poll() is None, said()[-3000:]
-    first.kill()
-    first.wait()
+    try:
+        wait_for(lambda: first.poll() is not None or ("2 of " in said() and running()), 1200)
+        assert first.poll() is None, said()[-3000:]
+    finally:
+        first.kill()
+        first.wait()
     sampled = {path: path.stat().st_mtime_ns for path in out.glob("smoke/00*/*/metrics.json")}
     assert len(sampled) == 2
     again = subprocess.run(command, env=cluster, cwd=tmp_path, capture_output=True, text=True)
