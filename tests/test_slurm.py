@@ -13,6 +13,14 @@ from tests.test_workflow import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")]
 
+# What the committed profile says, as Slurm tells it: GPUs and time.
+ASKED = {
+    "sampling": {("N/A", "2:00:00")},
+    "train_cnn": {("gres:gpu:2", "1-00:00:00")},
+    "finetune": {("gres:gpu:4", "1-00:00:00")},
+    "vlscore": {("gres:gpu:1", "2:00:00")},
+}
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
@@ -69,14 +77,14 @@ def test_the_smoke_study_runs_outlives_a_kill_and_asks_for_what_the_profile_says
     assert {path: path.stat().st_mtime_ns for path in sampled} == sampled  # not done twice
     assert len(list(out.glob("smoke/*/*/metrics.json"))) == 16
     assert (out / "smoke/08_paper_tables/all/report.html").is_file()
-    jobs = told(cluster, "squeue", "--noheader", "--states=all", "--format=%k|%b|%l|%K|%T|%m")
-    tuned = [line.split("|") for line in jobs if "finetune" in line]
-    assert {(gpus.split(":")[-1], limit, memory) for _, gpus, limit, _, _, memory in tuned} == {
-        ("4", "1-00:00:00", "128000M")
-    }, tuned
-    assert all(array.isdigit() and state == "COMPLETED" for *_, array, state, _ in tuned)
-    gpus = {line.split("|")[0]: line.split("|")[1] for line in jobs}
-    assert all(("gpu" in said) == ("train_cnn" in rule) for rule, said in gpus.items()
-               if "train_cnn" in rule or "sampling" in rule)  # fmt: skip
+    fields = ("Comment", "tres-per-job", "TimeLimit", "MinMemory", "ArrayTaskID", "State")
+    asked = ",".join(f"{name}:60" for name in fields)
+    jobs = told(cluster, "squeue", "--noheader", "--states=completed", f"--Format={asked}")
+    rows = [[line[i : i + 60].strip() for i in range(0, 360, 60)] for line in jobs]
+    steps = {rule: {tuple(row[1:3]) for row in rows if f"_{rule}" in row[0]} for rule in ASKED}
+    assert steps == ASKED
+    assert {row[3] for row in rows if "_sampling" in row[0]} == {"16000M"}
+    tuned = [row for row in rows if "finetune" in row[0]]
+    assert len(tuned) == 6 and all(row[4].isdigit() for row in tuned)  # tasks of arrays
     dry = subprocess.run([*command, "--dry-run"], env=cluster, capture_output=True, text=True)
     assert "Nothing to be done" in dry.stdout + dry.stderr
