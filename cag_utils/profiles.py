@@ -22,8 +22,8 @@ class ProfileSection(BaseModel):
 class Data(ProfileSection):
     """Where cines come from, and how large the phantom is."""
 
-    source: Literal["phantom", "folder"]
-    folder: str = ""  # own data, relative to the repository root
+    source: Literal["phantom", "folder", "arcade", "cadica"]  # the last two: cines.public
+    folder: str = ""  # own or public data, relative to the repository root
     seed: int = 0
     scale: float = Field(1.0, gt=0)  # multiplies both patient counts
     cnn_patients: int = Field(0, ge=0)
@@ -36,11 +36,17 @@ class Data(ProfileSection):
 
     @model_validator(mode="after")
     def _complete(self):
-        if self.source == "folder" and not self.folder:
-            raise ValueError("data.folder is needed when data.source is 'folder'")
+        if self.source != "phantom" and not self.folder:
+            raise ValueError(f"data.folder is needed when data.source is {self.source!r}")
         if self.source == "phantom" and not 0 < self.frames_low <= self.frames_high:
             raise ValueError("data.frames_low and frames_high must satisfy 0 < low <= high")
         return self
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the data."""
+        named = {"phantom": "Digital phantom", "folder": "Own data"}
+        return named.get(self.source, f"Public set {self.source.upper()}")
 
 
 class Sampling(ProfileSection):
@@ -56,7 +62,7 @@ class Cnn(ProfileSection):
     model: str  # timm name, or the small network of cag_utils.keyframes
     pretrained: bool
     image_px: int = Field(ge=32)
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0)  # 0: no training, the shipped network as it is
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -209,6 +215,13 @@ def parse_profile(text: str, name: str, where: str) -> Profile:
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a profile is a mapping of sections, got {content!r}")
+    if base := content.pop("like", ""):  # another profile, but for what is named here
+        check_choice("profile", base, profile_names())
+        whole = yaml.safe_load((FOLDER / f"{base}.yaml").read_text(encoding="utf-8"))
+        content = whole | {
+            section: values if section == "data" else whole.get(section, {}) | values
+            for section, values in content.items()
+        }
     try:
         return Profile.model_validate({"name": name} | content)
     except ValidationError as error:
