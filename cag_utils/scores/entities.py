@@ -96,6 +96,9 @@ def read_entities(text: str, language: str) -> Entities:
     )
 
 
+SAYING = ("found", "absent", "unseen", "unjudged")  # kinds of clauses that speak of places
+
+
 class _Mark(NamedTuple):
     """A place (artery or segment) or a grade in a sentence."""
 
@@ -118,6 +121,7 @@ class _Clause:
     end: int
     kind: str = ""  # found, absent, unseen, unjudged, collateral, history, if; "" says nothing
     hard: bool = False  # what comes before cannot belong to it
+    listed: bool = False  # nothing but places
     key: int = 0  # where the word stands that decides the kind
     elsewhere: bool = False  # "no other stenosis"
     places: list[_Mark] = field(default_factory=list)
@@ -184,6 +188,7 @@ def _clauses(text: str, language: str, owner: str | None) -> list[_Clause]:
         clause = _Clause(start, end, hard=hard)
         clause.places = [p for p in places if start <= p.start < end]
         clause.grades = [g for g in grades if start <= g.start < end]
+        clause.listed = _is_list(text, clause)
         _judge(clause, text, language)
         cut.append(clause)
     if any(lexicon.EXCEPT[language].search(text[c.start : c.end]) for c in cut):
@@ -214,6 +219,14 @@ def _spans(text, language, places, grades) -> Iterator[tuple[int, int, bool]]:
     for (start, hard), (end, _) in itertools.pairwise(cuts):
         if start < end:
             yield start, end, hard
+
+
+def _is_list(text: str, clause: _Clause) -> bool:
+    at, rest = clause.start, ""
+    for place in clause.places:
+        rest += text[at : place.start] + " "
+        at = max(at, place.end)
+    return bool(lexicon.LIST.fullmatch(rest + text[at : clause.end]))
 
 
 def _judge(clause: _Clause, text: str, language: str) -> None:
@@ -265,15 +278,17 @@ def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:
             yield from waiting
             waiting, last = [], None
         if clause.kind:
-            said = clause.kind in ("found", "absent", "unseen", "unjudged")
-            if said:
-                clause.places = [p for w in waiting for p in w.places] + clause.places
-                clause.start = waiting[0].start if waiting else clause.start
-            else:
-                yield from waiting
+            for one in waiting:
+                if clause.kind in SAYING and (one.listed or not clause.places):
+                    clause.places = one.places + clause.places
+                else:
+                    yield one
             waiting, last = [], clause
             yield clause
-        elif last and last.kind != "found" and any(p.start > last.key for p in last.places):
+        elif (
+            clause.listed and last and last.kind != "found"
+            and any(p.start > last.key for p in last.places)
+        ):
             last.places += clause.places
         else:
             waiting.append(clause)
@@ -312,7 +327,7 @@ def _find_places(text: str, language: str, owner: str | None) -> list[_Mark]:
     taken = {(p.start, p.end) for p in owners.values() if p}
     alone = [p for p in named if (p.start, p.end) not in taken]
     places = sorted(alone + merged, key=_order)
-    places = [_of_either(text, place, places, owner) for place in places]
+    places = [_of_either(text, _landmark(text, p), places, owner) for p in places]
     return sorted(places + list(_parts(text, language, places, owner)), key=_order)
 
 
@@ -385,6 +400,16 @@ def _of_either(text: str, place: _Mark, places: list[_Mark], owner: str | None) 
         artery = behind[0].artery
     if artery in segments and place.segment in (*segments.values(), None):
         return place._replace(artery=artery, segment=segments[artery])
+    return place
+
+
+def _landmark(text: str, place: _Mark) -> _Mark:
+    """Make a branch that only tells where a lesion lies ("just after D1") its artery."""
+    if place.name in ("", *lexicon.STEMS):
+        return place
+    before = lexicon.LANDMARK_BEFORE.search(text[: place.start])
+    if before or lexicon.LANDMARK_AFTER.match(text[place.end :]):
+        return place._replace(segment=None, whole=True, name="")
     return place
 
 

@@ -8,7 +8,7 @@ Japanese notes mix in English, so `ja` reads both vocabularies and `en` reads th
 import re
 
 _B, _E = r"(?<![a-z])", r"(?![a-z])"
-_SUFFIX = r"(?:[ -]?(?:coronary )?(?:artery|arteries|branch))?"
+_SUFFIX = r"(?:[ -]?(?:coronary )?(?:artery|arteries|branch|system|tree|circulation))?"
 
 
 def _either(english: str, japanese: str) -> dict[str, re.Pattern]:
@@ -44,8 +44,8 @@ _PLACES = (
      "LAD", None),
     ("lcx", r"lcx|lcfx|cx|(?:left )?circumflex" + _SUFFIX, r"(?:左冠(?:状)?動脈)?左?回旋枝",
      "LCX", None),
-    ("rca", r"rcag?|right coronary" + _SUFFIX, r"右の?冠(?:状)?動脈", "RCA", None),
-    ("lca", r"lcag?|left coronary" + _SUFFIX, r"左の?冠(?:状)?動脈", "LCA", None),
+    ("rca", r"rcag?|right (?:coronary|system)" + _SUFFIX, r"右の?冠(?:状)?(?:動脈)?", "RCA", None),
+    ("lca", r"lcag?|left (?:coronary|system)" + _SUFFIX, r"左の?冠(?:状)?(?:動脈)?", "LCA", None),
 )  # fmt: skip
 PLACE_OF = {name: (owner, segment) for name, _, _, owner, segment in _PLACES}
 # Names that two arteries have: which AHA segment it is in each.
@@ -60,17 +60,17 @@ _POS_JA = r"(?:入口部|起始部|近位部?|中[間央]部|中部|遠位部?|�
 # The part of an artery -> its AHA segment. There is no middle circumflex among them.
 PART_OF = {"RCA": (1, 2, 3), "LAD": (6, 7, 8), "LCX": (11, None, 13), "LM": (5, 5, 5)}
 PARTS = (
-    ("ost", "orig", "prox", "入口", "起始", "近位"), ("mid", "中"), ("dist", "api", "apex", "遠位", "末梢"),
+    ("ost", "orig", "p", "入口", "起始", "近位"), ("m", "中"), ("d", "api", "apex", "遠位", "末梢"),
 )  # fmt: skip
-POSITION = rf"{_POS_EN}|{_POS_JA}"
-_OF_PART = r"(?:[ -](?:segment|portion|part|third))?"
+POSITION = rf"{_POS_EN}|{_POS_JA}|{_B}[pmd]{_E}|{_B}[pmd](?=-?$)"
+_OF_PART = r"(?:[ -](?:segment|portion|part|third|vessel))?"
 _TO = r"[ -]*(?:to|and|~|/|から|および|&)[ -]*"
 _PART = {"en": rf"{_B}{_POS_EN}(?:{_TO}{_POS_EN})?{_E}\.?{_OF_PART}"}
 _PART["ja"] = rf"(?:{_PART['en']}|{_POS_JA}(?:[ ]?(?:から|~|-|および|と|、)[ ]?{_POS_JA})?)"
 # A part that stands away from its artery: "the LAD has a 75% stenosis in its mid portion".
 PART = {
     language: re.compile(
-        rf"{part}(?! (?:to|flow|bed|run|vessel|filling|embol\w+)\b)(?!(?:血流|塞栓|側副))"
+        rf"(?:{part}|{_B}[pmd](?=:| ?\d\d))(?! (?:to|flow|bed|run|filling|embol\w+)\b)(?!(?:血流|塞栓|側副))"
     )
     for language, part in _PART.items()
 }
@@ -78,17 +78,25 @@ PART = {
 
 def _places(language: str) -> re.Pattern:
     ja = language == "ja"
-    begins = rf"(?:{_B}|(?<=mid)|(?<=prox)|(?<=dist))"  # "midLAD"
+    begins = rf"(?:{_B}|(?<=mid)|(?<=prox)|(?<=dist)|(?<={_B}[pmd]))"  # "midLAD", "pRCA"
     names = "|".join(
         f"(?P<{name.replace(' ', '_')}>{begins}(?:{en}){_E}" + (f"|{japanese})" if ja else ")")
         for name, en, japanese, *_ in _PLACES
     )
-    before = rf"{_PART[language]}(?: of)?(?: the)?[ の-]*|{_B}(?:prox|mid|dist)(?=lad|rca|lcx)"
+    before = rf"{_PART[language]}(?: of)?(?: the)?[ の-]*|{_B}(?:prox|mid|dist|[pmd])-?(?=lad|rca|lcx)"
     after = rf"[ の-]?\(?{_PART[language]}(?! (?:and|to)\b)"
     return re.compile(rf"(?P<before>{before})?(?:{names})(?P<after>{after})?")
 
 
 PLACE = {language: _places(language) for language in ("en", "ja")}
+# "75% just after D1": where it is, told by a branch that is not narrowed itself.
+LANDMARK_BEFORE = re.compile(
+    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite)(?: the)?(?: origin of)?(?: the)? *$"
+)
+LANDMARK_AFTER = re.compile(
+    r"[ の]*(?:bifurcation|分岐|を?出|take-?off|直(?:前|後|下)|より(?:末梢|遠位|近位|中枢))"
+)
+STEMS = ("left main", "lad", "lcx", "rca", "lca")
 _NUMBER = r"(?:1[0-5]|[1-9])(?!\d|\.\d|[ ]*(?:%|percent|mm))"
 _JOIN = r"(?:番?[ ]*(?:-|~|/|・|,|、|と|から|and|&|to)[ ]*#?)"
 _BRANCH = r"[ -]?(?:pd|av|pl)"
@@ -128,9 +136,12 @@ NOT_STENOSIS_BEFORE = re.compile(
 )
 BOUND_BEFORE = re.compile(r"(?:than|over|above|exceed\w*|[>≥]=?)[ ]*$")
 NOT_STENOSIS_AFTER = re.compile(r"^[ ]*(?:ef|ejection|未満|以下|or less)")
-_NOT_GRADED = (
-    r"(?![ -]*(?:\w+ )?(?:calcif|tortuo|dysfunc|regurg|hypok|collat|reduc|ectas|angina|symptom|siz|branch|vessel))"
-    r"(?![のな]?(?:石灰|蛇行|拡張|側副|低下|逆流))"
+# A word grades a narrowing: nothing else ("mild calcification") stands behind it.
+_OTHER = r"calcif|tortuo|dysfunc|regurg|hypok|collat|reduc|ectas|石灰|蛇行|拡張|側副|低下|逆流"
+_LESION = r"(?:re)?ste?nos|narrow|lesion|occlu|diseas|plaque|athero|isr|狭|病変|閉塞"
+_GRADED = (
+    rf"(?=(?:(?!{_OTHER})[^,;、。]){{0,30}}?(?:{_LESION})"
+    r"|[ ]*(?:$|[.,;:、。()~/-]|(?:to|or|by|in)\b|から|の?$|を認|あり|です))"
 )
 # Words for a grade -> percent (AHA step), tried in this order.
 GRADE_WORDS = {
@@ -138,13 +149,13 @@ GRADE_WORDS = {
     100: _either(
         r"(?:chronic(?:ally)? )?(?:total(?:ly)?|complete(?:ly)?) (?:occlu\w+|block\w+|obstruct\w+)"
         r"|cto(?!-| pci|に対する|治療)|occluded|(?:100% |acute |thrombotic )?occlusion",
-        r"慢性完全閉塞|完全閉塞|閉塞(?=し|を認め|が|です|で|。|[ ,、(]|$)",
+        r"慢性完全閉塞|完全閉塞|閉塞(?!性|リスク|の可能性)",
     ),
-    90: _either(rf"(?:severe(?:ly)?|critical(?:ly)?|tight|high[ -]grade){_NOT_GRADED}",
-                rf"(?:高度|重度){_NOT_GRADED}"),
-    50: _either(rf"(?:moderate(?:ly)?|intermediate){_NOT_GRADED}", rf"中等度{_NOT_GRADED}"),
-    25: _either(rf"(?:mild(?:ly)?|minor|minimal){_NOT_GRADED}", rf"(?:軽度|軽微){_NOT_GRADED}"),
-    75: _either(rf"significant(?:ly)?{_NOT_GRADED}", r"有意(?!差)"),  # any other word is stronger
+    90: _either(rf"(?:severe(?:ly)?|critical(?:ly)?|tight|high[ -]grade){_GRADED}",
+                rf"(?:高度|重度){_GRADED}"),
+    50: _either(rf"(?:moderate(?:ly)?|intermediate){_GRADED}", rf"中等度{_GRADED}"),
+    25: _either(rf"(?:mild(?:ly)?|minor|minimal){_GRADED}", rf"(?:軽度|軽微){_GRADED}"),
+    75: _either(rf"significant(?:ly)?{_GRADED}", r"有意(?!差)"),  # any other word is stronger
 }  # fmt: skip
 TO_GRADE = re.compile(r"[ -]*(?:to|~|-|から|ないし|/|or)[ -]*")
 STENOSIS = _either(
@@ -168,7 +179,7 @@ _KIND = (
 _NOT_JA = r"(?:ない|ません|ず|なかった|なく)"
 _STATE = r"(?:normal(?! (?:flow|lv|sinus|size|origin|function))|unremarkable|patent|intact|clean)"
 ABSENCE = _either(
-    rf"(?:no|without|neither|absence of|free (?:of|from)|not (?:show|reveal|demonstrate|have|"
+    rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)|not (?:show|reveal|demonstrate|have|"
     rf"appear to have|exhibit|contain)\w*(?: any)?) {_KIND}{_DISEASE}"
     rf"|{_DISEASE}[^.,;]{{0,45}}?(?: not| never) (?:be )?{_SEEN}|{_DISEASE} absent"
     rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
@@ -177,7 +188,7 @@ ABSENCE = _either(
     r"|(?:(?:less than|under|below|<|<=|≤)[ ]?)(?:[1-6]?\d|7[0-5])[ ]?%",
     r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|pci|ステント)[^。、,])"
     rf"{{0,20}}?(?:(?:認め|認められ|み(?:られ|とめ)|見(?:られ|え)|(?:指摘|確認|検出)(?:でき|され)){_NOT_JA}"
-    r"|認められませんでした|な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性|ない(?:です)?$)"
+    r"|認められませんでした|(?<!で)な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性|ない(?:です)?$)"
     r"|(?:狭窄|病変|閉塞|異常|steno\w+|isr)[ ]?(?:\([ ]?[-ー][ ]?\)|:[ ]?[-ー](?!\d))"
     r"|正常(?!範囲外)|開存|(?:問題|著変|特記\w*?)(?:は)?な[しい]|(?:壁|内腔|血管壁)不整"
     r"|[<≤][ ]?(?:[1-6]?\d|7[0-5])[ ]?%|(?:[1-6]?\d|7[0-5])[ ]?%[ ]?(?:未満|以下)",
@@ -198,15 +209,15 @@ UNSEEN = _either(
     r"|next time|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged|examined|evaluated)",
     r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい|ら)(?:ない|ません|ず)"
     r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影)(?:は)?(?:でき|不[可能成])"
-    r"|(?:施行|造影|撮影)(?:せず|していない|しておらず)|次回|後日|後ほど|別日",
+    r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日|後ほど|別日",
 )
 # The place may be in the picture; what it looks like is not said.
 UNJUDGED = _either(
     r"(?:can|could)(?:not| not) (?:be |reliably be )?(?:\w+ly )?(?:assess|evaluat|judg|grad|exclud|rul|"
     r"determin|interpret)\w*|(?:difficult|hard|impossible) to (?:assess|evaluate|judge|grade)"
-    r"|not (?:evaluable|assessable|evaluated|assessed|excluded)|indeterminate|unclear|inconclusive",
+    r"|(?:lesion|stenosis)[ ]?\?|not (?:evaluable|assessable|evaluated|assessed|excluded)|indeterminate|unclear|inconclusive",
     r"(?:評価|判定|判断|読影)(?:は)?(?:困難|不能|でき(?:ない|ません|ず))|否定(?:は)?でき|はっきりし(?:ない|ません)"
-    r"|不明瞭|不明|除外でき",
+    r"|不明瞭|明瞭で(?:は)?な|不明|除外でき",
 )
 COLLATERAL = _either(
     r"collaterals?|collateral\w*|retrograde(?:ly)?|rentrop|donor", r"側副|逆行性|コラテ|バイパス血行"
@@ -220,6 +231,11 @@ ASIDE = re.compile(
     r"|[左右]冠(?:状)?動脈優位|timi[ -]?\d(?:-\d)?|rentrop[ -]?\d|j-cto(?: score)?[ :]?\d?"
     r"|medina[ :(]*[\d,]+\)?|[1-3３](?:-vessel|枝)(?: disease|病変)?|(?:two|three|single)-vessel disease"
 )
+# What may stand around places in a list that waits for its verb.
+LIST = re.compile(
+    r"(?:[\W_]|\b(?:and|or|the|in|of|at|both|from|to|all|vessels?|segments?|arter\w+|on|for)\b"
+    r"|[はにもがとの]|では|には|から|まで|かけて|ともに|造影|所見)*"
+)
 _SOFT = r"but|while|whereas|although|however|and|with|without|via|which|receiving|supplied|except"
 CLAUSE = {"en": re.compile(rf"[,;]|\b(?={_SOFT}\b)|(?=\bno (?:other|further|additional)\b)")}
 CLAUSE["ja"] = re.compile(
@@ -227,7 +243,7 @@ CLAUSE["ja"] = re.compile(
 )
 # A full stop ends a sentence unless it belongs to an abbreviation or a number.
 SENTENCE = re.compile(
-    r"(?<!\bseg)(?<!\bsegs)(?<!\bno)(?<!\bprox)(?<!\bdist)(?<!\bapprox)\.(?=\s|$)|[。!?\n]+"
+    r"(?<!\bseg)(?<!\bsegs)(?<!\bno)(?<!\bprox)(?<!\bdist)(?<!\bapprox)\.(?=\s|$)|(?<=\?)|[。!\n]+"
     r"|(?=(?:助言|方針|治療方針|\badvice|\bplan|\brecommendations?)[ ]?:)"
 )
 
@@ -251,8 +267,8 @@ MEASURED = re.compile(
 # plan key -> pattern; within a sentence the first that matches is the plan, beside `none`.
 PLANS = {
     "none": _either(
-        rf"no (?:need for |further |immediate |specific )*{_TREAT}[^.;]{{0,20}}?(?:needed|required|"
-        rf"necessary|indicated|warranted)|(?:no|without) (?:need for|indication for) {_TREAT}"
+        rf"no (?:need for |further |immediate |specific )*{_TREAT}[^.;]{{0,40}}?(?:needed|required|"
+        rf"necessary|indicated|warranted|planned|advised|recommended)|(?:no|without) (?:need for|indication for) {_TREAT}"
         r"|no procedure|nothing to (?:open|treat)"
         rf"|{_TREAT} (?:is |are )?(?:currently )?not (?:\w+ )?(?:needed|required|necessary"
         r"|indicated|warranted|recommended)|without (?:medical |any )?(?:therapy|treatment)"
@@ -261,7 +277,7 @@ PLANS = {
         r"(?:血行再建|治療|処置|pci|介入|療法|ステント)[^。、]{0,10}?(?:不要|必要(?:は|が)?(?:ない|ありません|なし)"
         r"|適応(?:は|が)?(?:ない|ありません|なし)|要し(?:ない|ません))|無治療|治療なし"
         r"|治療すべき病変(?:は)?(?:なし|ない|ありません)"
-        r"|(?:pci|血行再建|治療)(?:は)?(?:せず|見送|行わず|行わない|しない)",
+        r"|(?:pci|血行再建|治療|介入)[はを]?(?:せず|見送|行わず|行わない|しない)",
     ),
     "emergency_pci": _either(
         r"stent\w* at once|open (?:it )?now|"
@@ -296,8 +312,8 @@ PLANS = {
 PLAN_PRIORITY = tuple("emergency_pci cto heart_team functional pci medical none context".split())
 HISTORY = re.compile(
     r"\b(?:history|prior|previous(?:ly)?|s/p|status post|underwent|years? ago|last year"
-    r"|(?:was|were|been) (?:performed|done|treated|stented|implanted)|in (?:19|20)\d\d|post[ -]pci)\b"
-    r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)|pci後"
+    r"|(?:was|were|been) (?:performed|done|treated|stented|implanted)|in (?:19|20)\d\d|post[ -](?:pci|cabg))\b"
+    r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)|(?:pci|cabg|バイパス)後|前回"
 )
 # What might be, not what is seen: a grade without a place here is no finding.
 HYPOTHETICAL = re.compile(
