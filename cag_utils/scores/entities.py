@@ -274,7 +274,7 @@ def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:
     waiting: list[_Clause] = []
     last = None
     for clause in cut:
-        if clause.hard:
+        if clause.hard and clause.places:
             yield from waiting
             waiting, last = [], None
         if clause.kind:
@@ -564,13 +564,12 @@ def _stenosis(place: _Mark, percent: int | None) -> Stenosis:
 def _plans(sentence: str, language: str) -> Iterator[str]:
     """Yield the plan of each part of a sentence; past procedures and measurements are no plan."""
     for part in lexicon.MEASURED.sub("", sentence).split(";"):
-        if lexicon.HISTORY.search(part):
-            advised = bool(lexicon.ADVICE.search(part))
-            pieces = re.split(r"[,、]", part) if advised else []
-            part = ",".join(p for p in pieces if not _only_history(p))
         if (none := lexicon.PLANS["none"][language]).search(part):
             yield "none"
             part = none.sub(" ", part)
+        if lexicon.HISTORY.search(part):
+            pieces = re.split(r"[,、]", part) if lexicon.ADVICE.search(part) else []
+            part = ",".join(p for p in pieces if not _only_history(p))
         plans = (plan for plan, words in lexicon.PLANS.items() if words[language].search(part))
         yield from itertools.islice(plans, 1)
 

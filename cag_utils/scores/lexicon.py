@@ -149,7 +149,7 @@ GRADE_WORDS = {
     100: _either(
         r"(?:chronic(?:ally)? )?(?:total(?:ly)?|complete(?:ly)?) (?:occlu\w+|block\w+|obstruct\w+)"
         r"|cto(?!-| pci|に対する|治療)|occluded|(?:100% |acute |thrombotic )?occlusion",
-        r"慢性完全閉塞|完全閉塞|閉塞(?!性|リスク|の可能性)",
+        r"慢性完全閉塞|完全閉塞|途絶|閉塞(?!性|リスク|の可能性)",
     ),
     90: _either(rf"(?:severe(?:ly)?|critical(?:ly)?|tight|high[ -]grade){_GRADED}",
                 rf"(?:高度|重度){_GRADED}"),
@@ -160,7 +160,7 @@ GRADE_WORDS = {
 TO_GRADE = re.compile(r"[ -]*(?:to|~|-|から|ないし|/|or)[ -]*")
 STENOSIS = _either(
     r"(?:re)?ste?nos\w+|narrow\w+|lesions?|occlu\w+|blockages?|isr|cto(?!-| pci|に対する|治療)",
-    r"狭窄|狭小化|病変|閉塞",
+    r"狭窄|狭小化|病変|閉塞|途絶",
 )
 
 _DISEASE = (
@@ -173,7 +173,7 @@ _SEEN = (
 )
 # Between "no" and what is denied: no "for", no treatment, or something else is denied.
 _KIND = (
-    r"(?:(?!(?:for|to|in|at|on|with|need|change|doubt|pci|cabg|stents?|stenting|action|further"
+    r"(?:(?!(?:for|to|in|at|on|with|need|change|progress\w*|doubt|pci|cabg|stents?|stenting|action|further"
     r" treat\w*|(?:treat|therap|interven|revasc|procedur)\w*)[ .,:])[^\s.;,]+ ){0,7}?"
 )
 _NOT_JA = r"(?:ない|ません|ず|なかった|なく)"
@@ -186,7 +186,7 @@ ABSENCE = _either(
     r"|nothing (?:significant|abnormal|remarkable)|non-?(?:significant|obstructive|flow-limiting)"
     r"|insignificant|irregularit\w+"
     r"|(?:(?:less than|under|below|<|<=|≤)[ ]?)(?:[1-6]?\d|7[0-5])[ ]?%",
-    r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|pci|ステント)[^。、,])"
+    r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|変化|進行|増悪|pci|ステント)[^。、,])"
     rf"{{0,20}}?(?:(?:認め|認められ|み(?:られ|とめ)|見(?:られ|え)|(?:指摘|確認|検出)(?:でき|され)){_NOT_JA}"
     r"|認められませんでした|(?<!で)な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性|ない(?:です)?$)"
     r"|(?:狭窄|病変|閉塞|異常|steno\w+|isr)[ ]?(?:\([ ]?[-ー][ ]?\)|:[ ]?[-ー](?!\d))"
@@ -204,12 +204,13 @@ EXCEPT = _either(r"apart from|except(?: for)?|other than|aside from|besides", r"
 # The place is not in the picture.
 UNSEEN = _either(
     r"not(?: be)?(?: \w+ly| well)? (?:shown|visuali[sz]ed|imaged|included|seen|visible|opacified|in view"
-    r"|engaged|injected|cannulated|performed|done|studied|examined|filled|obtained|taken)"
-    r"|(?:un|non-?)(?:engaged|injected)|failed to (?:engage|cannulate)"
+    r"|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled|obtained|taken)"
+    r"|(?:un|non-?)(?:engaged|injected)|(?:angio\w*|imaging|study|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
+    r"|failed to (?:engage|cannulate)"
     r"|next time|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged|examined|evaluated)",
     r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい|ら)(?:ない|ません|ず)"
     r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影)(?:は)?(?:でき|不[可能成])"
-    r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日|後ほど|別日",
+    r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日|明日|(?:造影|撮影|検査|評価)を?(?:する|の)?予定|後ほど|別日",
 )
 # The place may be in the picture; what it looks like is not said.
 UNJUDGED = _either(
@@ -268,7 +269,7 @@ MEASURED = re.compile(
 PLANS = {
     "none": _either(
         rf"no (?:need for |further |immediate |specific )*{_TREAT}[^.;]{{0,40}}?(?:needed|required|"
-        rf"necessary|indicated|warranted|planned|advised|recommended)|(?:no|without) (?:need for|indication for) {_TREAT}"
+        rf"necessary|indicated|warranted|planned|advised|recommended)|(?:no|without) (?:need (?:for|to)|indication for) (?:{_TREAT}|treat)"
         r"|no procedure|nothing to (?:open|treat)"
         rf"|{_TREAT} (?:is |are )?(?:currently )?not (?:\w+ )?(?:needed|required|necessary"
         r"|indicated|warranted|recommended)|without (?:medical |any )?(?:therapy|treatment)"
@@ -277,7 +278,7 @@ PLANS = {
         r"(?:血行再建|治療|処置|pci|介入|療法|ステント)[^。、]{0,10}?(?:不要|必要(?:は|が)?(?:ない|ありません|なし)"
         r"|適応(?:は|が)?(?:ない|ありません|なし)|要し(?:ない|ません))|無治療|治療なし"
         r"|治療すべき病変(?:は)?(?:なし|ない|ありません)"
-        r"|(?:pci|血行再建|治療|介入)[はを]?(?:せず|見送|行わず|行わない|しない)",
+        r"|(?:pci|血行再建|治療|介入)[はを]?(?:施行)?(?:せず|見送|行わず|行わない|しない)",
     ),
     "emergency_pci": _either(
         r"stent\w* at once|open (?:it )?now|"
