@@ -157,14 +157,13 @@ def _read_sentence(text: str, language: str, owner: str | None) -> _Sentence:
         return said
     shown = lexicon.ASIDE.sub(lambda m: " " * len(m[0]), text)
     clauses = _clauses(shown, language, owner)
-    findings = []
+    findings = [c for c in clauses if c.kind == "found"]
     for clause in clauses:
-        if clause.kind in ("", "found", "absent", "unjudged"):
+        if clause.kind in ("", *SAYING) and clause.kind != "unseen":
             said.places += clause.places
-        if clause.kind == "found":
-            findings.append(clause)
-        elif clause.kind == "absent" and not clause.elsewhere:
-            said.cleared |= {_scope(p) for p in _specific(clause.places)} or {"all"}
+        if clause.kind == "absent" and not clause.elsewhere:
+            everywhere = set() if findings else {"all"}  # "#6 75%, no stenosis": elsewhere
+            said.cleared |= {_scope(p) for p in _specific(clause.places)} or everywhere
         said.unread |= clause.kind in ("unjudged", "graft")
     marked = [c for c in findings if c.places or c.grades]
     said.unread |= bool(findings) and not marked
@@ -174,6 +173,8 @@ def _read_sentence(text: str, language: str, owner: str | None) -> _Sentence:
         said.unread |= not in_full
     said.cleared |= {_scope(s) for s in said.stenoses if s.percent == 0}
     said.stenoses = [s for s in said.stenoses if s.percent != 0]
+    if not (said.stenoses or said.cleared or said.plans):
+        said.unread |= bool(lexicon.DISEASE[language].search(shown))
     if lexicon.HYPOTHETICAL.search(text):
         said.stenoses = [s for s in said.stenoses if s.artery or s.segment]
     return said
@@ -249,11 +250,14 @@ def _judge(clause: _Clause, text: str, language: str) -> None:
     elif has(lexicon.ABSENCE):
         clause.kind = "absent"
         clause.elsewhere = bool(lexicon.ELSEWHERE[language].search(part))
+    elif has(lexicon.SLIGHT) and all(g.word for g in clause.grades):
+        clause.kind = "absent"
     elif has(lexicon.COLLATERAL):
         clause.places = [] if not clause.grades else [
             p for p in clause.places
             if not lexicon.DONOR_BEFORE.search(text[clause.start : p.start])
             and not lexicon.DONOR_AFTER.match(text[p.end :])
+            and not p.start < clause.key < clause.grades[0].start
         ]
         clause.kind = "found" if clause.places else "collateral"
     elif clause.grades:
@@ -361,6 +365,8 @@ def _listed(numbers: str) -> list[int]:
     listed = [int(digits) for digits in re.findall(r"\d+", numbers)]
     for m in lexicon.SPAN.finditer(numbers):
         first, last = int(m[1]), int(m[2])
+        if last < first and "-" in m[0]:  # "#12-1" is its first branch
+            listed.remove(last)
         course = next((c for c in lexicon.COURSES if {first, last} <= set(c)), ())
         listed += [segment for segment in course if first < segment < last]
     return sorted(set(listed))
@@ -536,7 +542,7 @@ def _specific(places: list[_Mark]) -> list[_Mark]:
     """Drop an artery or side that only introduces a segment: "the LAD shows 75% in #7"."""
     arteries = {_stenosis(p, None).artery for p in places if not p.whole}
     kept = [p for p in places if not p.whole or p.artery not in arteries]
-    if any(p.artery != "LCA" for p in kept):
+    if any(_side(p) == "LCA" and p.artery != "LCA" for p in kept):
         kept = [p for p in kept if p.artery != "LCA"]
     return kept or places
 

@@ -18,7 +18,7 @@ def _either(english: str, japanese: str) -> dict[str, re.Pattern]:
 
 
 # name -> (English, Japanese, artery or side, AHA segment or None). First match at a place wins.
-_RIGHT_PL = r"(?<!\d)#?4[ -]?(?:av|pl)|r-?plv?|plv|right postero-?lateral" + _SUFFIX
+_RIGHT_PL = r"(?<!\d)#?4[ -]?(?:av|pl)|r-?pl[av]?|plv|right postero-?lateral" + _SUFFIX
 _PLACES = (
     ("left main", r"left main(?: trunk)?" + _SUFFIX + r"|lmt|lmca|lm", r"左冠動脈主幹部?|左?主幹部",
      "LM", 5),
@@ -39,7 +39,9 @@ _PLACES = (
     ("pda", r"(?:right )?posterior descending" + _SUFFIX + r"|(?<!\d)#?4[ -]?pda?|r-?pda?|pda?", r"後下行枝",
      "RCA", 4),
     ("av", _RIGHT_PL, r"(?:右|(?<!\d)#?4[ -]?)(?:後側壁枝|房室枝)|房室(?:結節)?枝", "RCA", 4),
-    ("pl", r"(?:postero-?lateral|pl)" + _SUFFIX, r"後側壁枝", "LCX", 14),
+    ("rv", r"acute marginal" + _SUFFIX + r"|(?:rv|right ventricular|conus) branch",
+     r"右室枝|円錐枝|鋭[角縁]枝", "RCA", None),
+    ("pl", r"(?:postero-?lateral|pla?)" + _SUFFIX, r"後側壁枝", "LCX", 14),
     ("lad", r"lad|(?:left )?anterior descending" + _SUFFIX, r"(?:左冠(?:状)?動脈)?左?前下行枝",
      "LAD", None),
     ("lcx", r"lcx|lcfx|cx|(?:left )?circumflex" + _SUFFIX, r"(?:左冠(?:状)?動脈)?左?回旋枝",
@@ -91,7 +93,7 @@ def _places(language: str) -> re.Pattern:
 PLACE = {language: _places(language) for language in ("en", "ja")}
 # "75% just after D1": where it is, told by a branch that is not narrowed itself.
 LANDMARK_BEFORE = re.compile(
-    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite)(?: the)?(?: origin of)?(?: the)? *$"
+    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite|(?:bifurcation|junction|level) (?:of|with))(?: the)?(?: origin of)?(?: the)? *$"
 )
 LANDMARK_AFTER = re.compile(
     r"[ の]*(?:bifurcation|分岐|を?出|take-?off|直(?:前|後|下)|より(?:末梢|遠位|近位|中枢))"
@@ -116,7 +118,7 @@ COURSES = ((1, 2, 3, 4), (5,), (6, 7, 8), (11, 13))
 # "LCX 11" and "LCX11": a bare number right behind an artery, unless it counts something else.
 BARE_NUMBER = re.compile(
     r"[ の-]?\(?(1[0-5]|[1-9])"
-    r"(?!\d|\.\d|[ ]*(?:%|percent|mm|cm|year|month|day|lesion|stent|か月|年|枝|本|日|-vessel))"
+    r"(?!\d|\.\d|[ ]*(?:%|percent|mm|cm|year|month|day|lesion|stent|st\b|nd\b|rd\b|th\b|か月|年|枝|本|日|-vessel))"
 )
 GAP_BEFORE_NUMBER = re.compile(r"[ (\[:,の-]*(?:at |in |の)?[ (]*$")
 GAP_AFTER_NUMBER = re.compile(r"^[ ]*[(\[]?[ ]*(?:of |in )?[ ]*(?:the )?(?:の)?$")
@@ -145,10 +147,10 @@ _GRADED = (
 )
 # Words for a grade -> percent (AHA step), tried in this order.
 GRADE_WORDS = {
-    99: _either(r"sub-?total(?:ly)?(?: (?:occlu\w+|stenosis))?", r"亜完全閉塞|亜閉塞|機能的閉塞"),
+    99: _either(r"(?:sub-?total|functional)(?:ly)? (?:occlu\w+|stenosis)|sub-?total(?:ly)?", r"亜完全閉塞|亜閉塞|機能的閉塞"),
     100: _either(
         r"(?:chronic(?:ally)? )?(?:total(?:ly)?|complete(?:ly)?) (?:occlu\w+|block\w+|obstruct\w+)"
-        r"|cto(?!-| pci|に対する|治療)|occluded|(?:100% |acute |thrombotic )?occlusion",
+        r"|cto(?!-| pci|に対する|治療)|total(?=$|[.,;)])|occluded|(?:100% |acute |thrombotic )?occlusion",
         r"慢性完全閉塞|完全閉塞|途絶|閉塞(?!性|リスク|の可能性)",
     ),
     90: _either(rf"(?:severe(?:ly)?|critical(?:ly)?|tight|high[ -]grade){_GRADED}",
@@ -167,6 +169,7 @@ _DISEASE = (
     r"(?:(?:re)?steno\w+|narrow\w+|lesions?|obstruct\w+|blockages?|occlu\w+|disease|abnormal\w*"
     r"|isr|cad|plaques?|irregularit\w+|findings?)"
 )
+DISEASE = _either(_DISEASE, r"狭窄|狭小化|病変|閉塞")
 _SEEN = (
     r"(?:seen|present|observed|detected|identified|evident|visible|noted|found|appreciated|shown"
     r"|confirmed|demonstrated|recogni[sz]ed)"
@@ -182,19 +185,24 @@ ABSENCE = _either(
     rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)|not (?:show|reveal|demonstrate|have|"
     rf"appear to have|exhibit|contain)\w*(?: any)?) {_KIND}{_DISEASE}"
     rf"|{_DISEASE}[^.,;]{{0,45}}?(?: not| never) (?:be )?{_SEEN}|{_DISEASE} absent"
-    rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
-    r"|nothing (?:significant|abnormal|remarkable)|non-?(?:significant|obstructive|flow-limiting)"
-    r"|insignificant|irregularit\w+"
+    rf"|{_STATE}|wnl|(?:lmt|lad|lcx|rca|lca|:) ?(?:\(-\)|- ?$)|: ?(?:none|no|nil) ?(?:$|\))|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
+    r"|nothing (?:significant|abnormal|remarkable)"
     r"|(?:(?:less than|under|below|<|<=|≤)[ ]?)(?:[1-6]?\d|7[0-5])[ ]?%",
     r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|変化|進行|増悪|pci|ステント)[^。、,])"
     rf"{{0,20}}?(?:(?:認め|認められ|み(?:られ|とめ)|見(?:られ|え)|(?:指摘|確認|検出)(?:でき|され)){_NOT_JA}"
     r"|認められませんでした|(?<!で)な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性|ない(?:です)?$)"
     r"|(?:狭窄|病変|閉塞|異常|steno\w+|isr)[ ]?(?:\([ ]?[-ー][ ]?\)|:[ ]?[-ー](?!\d))"
-    r"|正常(?!範囲外)|開存|(?:問題|著変|特記\w*?)(?:は)?な[しい]|(?:壁|内腔|血管壁)不整"
+    r"|正常(?!範囲外)|開存|(?:問題|著変|特記\w*?)(?:は)?な[しい]|:[ ]?(?:なし|無し)"
     r"|[<≤][ ]?(?:[1-6]?\d|7[0-5])[ ]?%|(?:[1-6]?\d|7[0-5])[ ]?%[ ]?(?:未満|以下)",
 )
 ABSENCE["en"] = re.compile(
     ABSENCE["en"].pattern + r"|steno\w+[ ]?\([ ]?(?:-|neg\w*)[ ]?\)|<=?[ ]?(?:[1-6]?\d|7[0-5])[ ]?%"
+)
+# The same, if the text gives no percentage.
+SLIGHT = _either(
+    r"(?:non-?|in|not )(?:\w+ly )?(?:significant|obstructive|flow[ -]limiting|critical)"
+    r"|irregularit\w+",
+    r"(?:壁|内腔)不整|有意で(?:は)?な|非有意",
 )
 ELSEWHERE = _either(
     r"other(?:wise)?|elsewhere|remaining|rest of|additional|further|remainder",
@@ -206,8 +214,8 @@ UNSEEN = _either(
     r"not(?: be)?(?: \w+ly| well)? (?:shown|visuali[sz]ed|imaged|included|seen|visible|opacified|in view"
     r"|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled|obtained|taken)"
     r"|(?:un|non-?)(?:engaged|injected)|(?:angio\w*|imaging|study|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
-    r"|failed to (?:engage|cannulate)"
-    r"|next time|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged|examined|evaluated)",
+    r"|(?:failed|unable) to (?:engage|cannulate|visuali[sz]e|opacify|see)"
+    r"|next (?:time|session)|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged|examined|evaluated)",
     r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい|ら)(?:ない|ません|ず)"
     r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影)(?:は)?(?:でき|不[可能成])"
     r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日|明日|(?:造影|撮影|検査|評価)を?(?:する|の)?予定|後ほど|別日",
@@ -221,7 +229,7 @@ UNJUDGED = _either(
     r"|不明瞭|明瞭で(?:は)?な|不明|除外でき",
 )
 COLLATERAL = _either(
-    r"collaterals?|collateral\w*|retrograde(?:ly)?|rentrop|donor", r"側副|逆行性|コラテ|バイパス血行"
+    r"collateral\w*|fill(?:ed|s|ing)? (?:from|via|by)|retrograde(?:ly)?|rentrop|donor", r"側副|逆行性|コラテ|バイパス血行"
 )
 GRAFT = _either(r"svg|lima|lita|rima|rita|gea|(?:vein |bypass )?grafts?", r"グラフト|内胸動脈")
 DONOR_BEFORE = re.compile(r"(?:from|to|into|towards?|via|through|by|for|of)(?: the)?[ ]*$")
@@ -251,14 +259,14 @@ SENTENCE = re.compile(
 _TREAT = r"(?:revasculari[sz]ation|treatment|intervention|therapy|pci|stent\w*|action)"
 _PCI_EN = (
     r"(?<!post-)(?<!post )(?<!s/p )pci(?!後|術後|歴)|percutaneous (?:coronary )?intervention"
-    r"|angioplasty|des|stenting|stent (?:implantation|placement|deployment)|with a stent"
+    r"|angioplasty|des(?! in| to| at)|stenting|stent (?:implantation|placement|deployment)|with a stent"
     r"|drug-eluting stents?|revasculari[sz]ation"
 )
 _PCI_JA = (
     r"(?<![a-z])pci(?!後|術後|歴)|経皮的冠動脈|冠動脈形成術|ステント(?:留置|治療)|薬剤溶出性ステント"
     r"|カテーテル治療|血行再建|インターベンション"
 )
-_BYPASS_EN = r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?|multidisciplinary"
+_BYPASS_EN = r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?|(?:cardiac )?surg(?:ery|ical)\w*|multidisciplinary"
 # What a measurement has shown already: no plan to measure.
 MEASURED = re.compile(
     r"(?:ffr|ifr|rfr|dfr|血流予備量?比)(?:(?!\bif\b|測定|measur|なら)[^.;,、。]){0,40}?(?:[01]?\.\d+"
@@ -305,7 +313,7 @@ PLANS = {
     ),
     "medical": _either(
         r"(?:medical|drug|conservative|pharmacolog\w+) (?:therapy|management|treatment)"
-        r"|medications?|statins?|anti-?anginals?|antiplatelets?|follow-?up|observation|surveillance",
+        r"|omt|medications?|statins?|anti-?anginals?|antiplatelets?|follow[ -]?up|observation|surveillance",
         r"薬物(?:療法|治療)|内科的治療|内服|保存的|経過観察|フォローアップ|スタチン",
     ),
 }
@@ -313,7 +321,7 @@ PLANS = {
 PLAN_PRIORITY = tuple("emergency_pci cto heart_team functional pci medical none context".split())
 HISTORY = re.compile(
     r"\b(?:history|prior|previous(?:ly)?|s/p|status post|underwent|years? ago|last year"
-    r"|(?:was|were|been) (?:performed|done|treated|stented|implanted)|in (?:19|20)\d\d|post[ -](?:pci|cabg))\b"
+    r"|(?<!be )(?:performed|completed|stented|implanted)|(?:was|were|been) (?:done|treated)|success\w*|in (?:19|20)\d\d|post[ -](?:pci|cabg))\b"
     r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)|(?:pci|cabg|バイパス)後|前回"
 )
 # What might be, not what is seen: a grade without a place here is no finding.
