@@ -166,14 +166,14 @@ def _read_sentence(text: str, language: str, owner: str | None) -> _Sentence:
             said.cleared |= {_scope(p) for p in _specific(clause.places)} or everywhere
         said.unread |= clause.kind in ("unjudged", "graft")
     marked = [c for c in findings if c.places or c.grades]
-    said.unread |= bool(findings) and not marked
+    said.unread |= bool(findings) and not marked and not said.plans
     for places, grades in _together(marked):
         stenoses, in_full = _pair(places, grades)
         said.stenoses += stenoses
         said.unread |= not in_full
     said.cleared |= {_scope(s) for s in said.stenoses if s.percent == 0}
     said.stenoses = [s for s in said.stenoses if s.percent != 0]
-    if not (said.stenoses or said.cleared or said.plans):
+    if not (said.stenoses or said.plans or any(c.kind == "absent" for c in clauses)):
         said.unread |= bool(lexicon.DISEASE[language].search(shown))
     if lexicon.HYPOTHETICAL.search(text):
         said.stenoses = [s for s in said.stenoses if s.artery or s.segment]
@@ -259,6 +259,8 @@ def _judge(clause: _Clause, text: str, language: str) -> None:
             and not lexicon.DONOR_AFTER.match(text[p.end :])
             and not p.start < clause.key < clause.grades[0].start
         ]
+        if len(clause.places) > 1 and lexicon.DONATES.search(part):
+            del clause.places[0]
         clause.kind = "found" if clause.places else "collateral"
     elif clause.grades:
         clause.kind = "found"
@@ -450,6 +452,9 @@ def _find_grades(text: str, language: str, places: list[_Mark]) -> list[_Mark]:
         if not lexicon.NOT_STENOSIS_BEFORE.search(text[: m.start()])
         and not lexicon.NOT_STENOSIS_AFTER.match(text[m.end() :])
     ]
+    if not marks:
+        found = (lexicon.UNSIGNED.match(text, p.end) for p in places if p.segment)
+        marks = [_Mark(m.start(1), m.end(), percent=int(m[1])) for m in found if m]
     if places or lexicon.STENOSIS[language].search(text):
         marks += _graded_words(text, language)
     return sorted(marks, key=_order)
@@ -525,7 +530,7 @@ def _pair(places: list[_Mark], grades: list[_Mark]) -> tuple[list[Stenosis], boo
     if not used:
         return [_stenosis(place, None) for place in places], len(valid) == len(grades)
     if not places:
-        return [Stenosis(None, None, g.percent) for g in used], False
+        return [Stenosis(None, None, g.percent) for g in used], True
     pairs, paired = [], 0
     for where, percents in _runs(sorted(places + used, key=_order)):
         if len(where) == len(percents):

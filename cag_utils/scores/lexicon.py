@@ -40,7 +40,7 @@ _PLACES = (
      "RCA", 4),
     ("av", _RIGHT_PL, r"(?:右|(?<!\d)#?4[ -]?)(?:後側壁枝|房室枝)|房室(?:結節)?枝", "RCA", 4),
     ("rv", r"acute marginal" + _SUFFIX + r"|(?:rv|right ventricular|conus) branch",
-     r"右室枝|円錐枝|鋭[角縁]枝", "RCA", None),
+     r"(?:右室|rv)枝|円錐枝|鋭[角縁]枝", "RCA", None),
     ("pl", r"(?:postero-?lateral|pla?)" + _SUFFIX, r"後側壁枝", "LCX", 14),
     ("lad", r"lad|(?:left )?anterior descending" + _SUFFIX, r"(?:左冠(?:状)?動脈)?左?前下行枝",
      "LAD", None),
@@ -136,6 +136,8 @@ NOT_STENOSIS_BEFORE = re.compile(
     r"(?:ejection fraction|ef|駆出率|burden|previous(?:ly)?|前回|以前|less than|under|below|<=?|≤)"
     r"(?: was)?[ :of=は約-]*$"
 )
+# "#6 90": the percent sign left out behind a segment.
+UNSIGNED = re.compile(r"[ ]*[:=]?[ ]*(25|50|75|90|99|100)(?![\d.~%-]|[ ]*[a-z%年月日])")
 BOUND_BEFORE = re.compile(r"(?:than|over|above|exceed\w*|[>≥]=?)[ ]*$")
 NOT_STENOSIS_AFTER = re.compile(r"^[ ]*(?:ef|ejection|未満|以下|or less)")
 # A word grades a narrowing: nothing else ("mild calcification") stands behind it.
@@ -150,7 +152,7 @@ GRADE_WORDS = {
     99: _either(r"(?:sub-?total|functional)(?:ly)? (?:occlu\w+|stenosis)|sub-?total(?:ly)?", r"亜完全閉塞|亜閉塞|機能的閉塞"),
     100: _either(
         r"(?:chronic(?:ally)? )?(?:total(?:ly)?|complete(?:ly)?) (?:occlu\w+|block\w+|obstruct\w+)"
-        r"|cto(?!-| pci|に対する|治療)|total(?=$|[.,;)])|occluded|(?:100% |acute |thrombotic )?occlusion",
+        r"|cto|total(?=$|[.,;)])|occluded|(?:100% |acute |thrombotic )?occlusion",
         r"慢性完全閉塞|完全閉塞|途絶|閉塞(?!性|リスク|の可能性)",
     ),
     90: _either(rf"(?:severe(?:ly)?|critical(?:ly)?|tight|high[ -]grade){_GRADED}",
@@ -161,7 +163,7 @@ GRADE_WORDS = {
 }  # fmt: skip
 TO_GRADE = re.compile(r"[ -]*(?:to|~|-|から|ないし|/|or)[ -]*")
 STENOSIS = _either(
-    r"(?:re)?ste?nos\w+|narrow\w+|lesions?|occlu\w+|blockages?|isr|cto(?!-| pci|に対する|治療)",
+    r"(?:re)?ste?nos\w+|narrow\w+|lesions?|occlu\w+|blockages?|isr|cto",
     r"狭窄|狭小化|病変|閉塞|途絶",
 )
 
@@ -185,19 +187,25 @@ ABSENCE = _either(
     rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)|not (?:show|reveal|demonstrate|have|"
     rf"appear to have|exhibit|contain)\w*(?: any)?) {_KIND}{_DISEASE}"
     rf"|{_DISEASE}[^.,;]{{0,45}}?(?: not| never) (?:be )?{_SEEN}|{_DISEASE} absent"
-    rf"|{_STATE}|wnl|(?:lmt|lad|lcx|rca|lca|:) ?(?:\(-\)|- ?$)|: ?(?:none|no|nil) ?(?:$|\))|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
+    rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
     r"|nothing (?:significant|abnormal|remarkable)"
     r"|(?:(?:less than|under|below|<|<=|≤)[ ]?)(?:[1-6]?\d|7[0-5])[ ]?%",
     r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|変化|進行|増悪|pci|ステント)[^。、,])"
     rf"{{0,20}}?(?:(?:認め|認められ|み(?:られ|とめ)|見(?:られ|え)|(?:指摘|確認|検出)(?:でき|され)){_NOT_JA}"
     r"|認められませんでした|(?<!で)な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性|ない(?:です)?$)"
     r"|(?:狭窄|病変|閉塞|異常|steno\w+|isr)[ ]?(?:\([ ]?[-ー][ ]?\)|:[ ]?[-ー](?!\d))"
-    r"|正常(?!範囲外)|開存|(?:問題|著変|特記\w*?)(?:は)?な[しい]|:[ ]?(?:なし|無し)"
+    r"|正常(?!範囲外)|開存|(?:問題|著変|特記\w*?|特に)(?:は)?な[しい]"
     r"|[<≤][ ]?(?:[1-6]?\d|7[0-5])[ ]?%|(?:[1-6]?\d|7[0-5])[ ]?%[ ]?(?:未満|以下)",
 )
-ABSENCE["en"] = re.compile(
-    ABSENCE["en"].pattern + r"|steno\w+[ ]?\([ ]?(?:-|neg\w*)[ ]?\)|<=?[ ]?(?:[1-6]?\d|7[0-5])[ ]?%"
+# Signs, which no letter bounds: "LCX: (-)", "RCA: none".
+_SIGNS = (
+    r"|steno\w+[ ]?\([ ]?(?:-|neg\w*)[ ]?\)|<=?[ ]?(?:[1-6]?\d|7[0-5])[ ]?%"
+    r"|(?:lmt|lad|lcx|rca|lca|#\d{1,2}|:)[ ]?\(-\)|(?:lmt|lad|lcx|rca|lca|#\d{1,2})[ ]?:?[ ]?-$"
+    r"|:[ ]?(?:none|no|nil|なし|無し)[ ]?(?:$|\))"
 )
+ABSENCE = {
+    language: re.compile(pattern.pattern + _SIGNS) for language, pattern in ABSENCE.items()
+}
 # The same, if the text gives no percentage.
 SLIGHT = _either(
     r"(?:non-?|in|not )(?:\w+ly )?(?:significant|obstructive|flow[ -]limiting|critical)"
@@ -225,13 +233,14 @@ UNJUDGED = _either(
     r"(?:can|could)(?:not| not) (?:be |reliably be )?(?:\w+ly )?(?:assess|evaluat|judg|grad|exclud|rul|"
     r"determin|interpret)\w*|(?:difficult|hard|impossible) to (?:assess|evaluate|judge|grade)"
     r"|(?:lesion|stenosis)[ ]?\?|not (?:evaluable|assessable|evaluated|assessed|excluded)|indeterminate|unclear|inconclusive",
-    r"(?:評価|判定|判断|読影)(?:は)?(?:困難|不能|でき(?:ない|ません|ず))|否定(?:は)?でき|はっきりし(?:ない|ません)"
+    r"(?:評価|判定|判断|読影)[はが]?(?:困難|難し|不[能可]|でき(?:ない|ません|ず))|否定(?:は)?でき|はっきりし(?:ない|ません)"
     r"|不明瞭|明瞭で(?:は)?な|不明|除外でき",
 )
 COLLATERAL = _either(
-    r"collateral\w*|fill(?:ed|s|ing)? (?:from|via|by)|retrograde(?:ly)?|rentrop|donor", r"側副|逆行性|コラテ|バイパス血行"
+    r"collateral\w*|fill(?:ed|s|ing)? (?:from|via|by)|retrograde(?:ly)?|rentrop|donor", r"側副|逆行性|から(?:の)?(?:造影|描出)|コラテ|バイパス血行"
 )
 GRAFT = _either(r"svg|lima|lita|rima|rita|gea|(?:vein |bypass )?grafts?", r"グラフト|内胸動脈")
+DONATES = re.compile(r"\b(?:give|suppl|provide|send)\w*|供給|送")
 DONOR_BEFORE = re.compile(r"(?:from|to|into|towards?|via|through|by|for|of)(?: the)?[ ]*$")
 DONOR_AFTER = re.compile(r"^[ ]*(?:から|より|へ|を介|の中隔枝|に側副|に向|->|→|to )")
 # Not what is seen: the dominance, and words whose parts look like places or grades.
@@ -259,7 +268,7 @@ SENTENCE = re.compile(
 _TREAT = r"(?:revasculari[sz]ation|treatment|intervention|therapy|pci|stent\w*|action)"
 _PCI_EN = (
     r"(?<!post-)(?<!post )(?<!s/p )pci(?!後|術後|歴)|percutaneous (?:coronary )?intervention"
-    r"|angioplasty|des(?! in| to| at)|stenting|stent (?:implantation|placement|deployment)|with a stent"
+    r"|angioplasty|des(?! in| to| at| patent|後)|stenting|stent (?:implantation|placement|deployment)|with a stent"
     r"|drug-eluting stents?|revasculari[sz]ation"
 )
 _PCI_JA = (
@@ -281,7 +290,7 @@ PLANS = {
         r"|no procedure|nothing to (?:open|treat)"
         rf"|{_TREAT} (?:is |are )?(?:currently )?not (?:\w+ )?(?:needed|required|necessary"
         r"|indicated|warranted|recommended)|without (?:medical |any )?(?:therapy|treatment)"
-        rf"|watchful waiting|(?:no|without) (?:pci|revasculari[sz]ation|intervention|stenting)"
+        rf"|no [^.;,]{{0,40}} requir\w+ {_TREAT}|watchful waiting|(?:no|without) (?:pci|revasculari[sz]ation|intervention|stenting)"
         rf"|(?:{_PCI_EN})[^.;,]{{0,20}}? (?:deferred|not performed)",
         r"(?:血行再建|治療|処置|pci|介入|療法|ステント)[^。、]{0,10}?(?:不要|必要(?:は|が)?(?:ない|ありません|なし)"
         r"|適応(?:は|が)?(?:ない|ありません|なし)|要し(?:ない|ません))|無治療|治療なし"
@@ -314,7 +323,7 @@ PLANS = {
     "medical": _either(
         r"(?:medical|drug|conservative|pharmacolog\w+) (?:therapy|management|treatment)"
         r"|omt|medications?|statins?|anti-?anginals?|antiplatelets?|follow[ -]?up|observation|surveillance",
-        r"薬物(?:療法|治療)|内科的治療|内服|保存的|経過観察|フォローアップ|スタチン",
+        r"薬物(?:療法|治療)|内科的治療|内服|保存的|経過観察|フォロー|スタチン",
     ),
 }
 # Of several plans in one text, the one that decides what is done next.
@@ -322,11 +331,11 @@ PLAN_PRIORITY = tuple("emergency_pci cto heart_team functional pci medical none 
 HISTORY = re.compile(
     r"\b(?:history|prior|previous(?:ly)?|s/p|status post|underwent|years? ago|last year"
     r"|(?<!be )(?:performed|completed|stented|implanted)|(?:was|were|been) (?:done|treated)|success\w*|in (?:19|20)\d\d|post[ -](?:pci|cabg))\b"
-    r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)|(?:pci|cabg|バイパス)後|前回"
+    r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)|(?:pci|cabg|des|poba|バイパス)後|前回|成功|施行(?=[、。,)]|$)"
 )
 # What might be, not what is seen: a grade without a place here is no finding.
 HYPOTHETICAL = re.compile(
-    r"\bif\b|recommend|consider|should|\badvice\b|\bplan|場合|推奨|検討|助言|方針"
+    r"\bif\b|recommend|consider|should|discuss|evaluate|\badvice\b|\bplan|場合|推奨|検討|助言|方針|ください|予定"
 )
 IF = re.compile(r"\bif\b|場合")
 # The whole answer to "which lesions?".
