@@ -122,6 +122,7 @@ class _Clause:
     kind: str = ""  # found, absent, unseen, unjudged, collateral, history, if; "" says nothing
     hard: bool = False  # what comes before cannot belong to it
     listed: bool = False  # nothing but places
+    stenosis: bool = False  # may speak of one
     key: int = 0  # where the word stands that decides the kind
     elsewhere: bool = False  # "no other stenosis"
     places: list[_Mark] = field(default_factory=list)
@@ -164,7 +165,7 @@ def _read_sentence(text: str, language: str, owner: str | None) -> _Sentence:
         if clause.kind == "absent" and not clause.elsewhere:
             everywhere = set() if findings else {"all"}  # "#6 75%, no stenosis": elsewhere
             said.cleared |= {_scope(p) for p in _specific(clause.places)} or everywhere
-        said.unread |= clause.kind in ("unjudged", "graft")
+        said.unread |= clause.kind == "graft" or (clause.kind == "unjudged" and clause.stenosis)
     marked = [c for c in findings if c.places or c.grades]
     said.unread |= bool(findings) and not marked and not said.plans
     for places, grades in _together(marked):
@@ -174,7 +175,7 @@ def _read_sentence(text: str, language: str, owner: str | None) -> _Sentence:
     said.cleared |= {_scope(s) for s in said.stenoses if s.percent == 0}
     said.stenoses = [s for s in said.stenoses if s.percent != 0]
     if not (said.stenoses or said.plans or any(c.kind == "absent" for c in clauses)):
-        said.unread |= bool(lexicon.DISEASE[language].search(shown))
+        said.unread |= bool(lexicon.VAGUE[language].search(shown))
     if lexicon.HYPOTHETICAL.search(text):
         said.stenoses = [s for s in said.stenoses if s.artery or s.segment]
     return said
@@ -241,6 +242,7 @@ def _judge(clause: _Clause, text: str, language: str) -> None:
         return bool(found)
 
     stenosis = has(lexicon.STENOSIS)
+    clause.stenosis = stenosis or bool(clause.places)
     if has(lexicon.IF):
         clause.kind, clause.grades = "if", []
     elif has(lexicon.GRAFT) and (clause.grades or stenosis or has(lexicon.ABSENCE)):

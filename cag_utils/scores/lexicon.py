@@ -33,7 +33,7 @@ _PLACES = (
      "LCX", 12),
     ("om", r"om|obtuse marginal" + _SUFFIX, r"鈍[角縁]枝", "LCX", 12),
     ("hl", r"ramus(?: intermedi\w+)?" + _SUFFIX + r"|intermediate (?:branch|artery)|high lateral"
-     + _SUFFIX + r"|hl", r"高位側壁枝|中間枝", "LCX", 12),
+     + _SUFFIX + r"|hl(?=[ :=]*(?:\d|[のに入]|osti))", r"高位側壁枝|中間枝", "LCX", 12),
     ("lpd", r"left (?:posterior descending|pda?)" + _SUFFIX + r"|l-?pda?", r"左後下行枝", "LCX", 15),
     ("rca end", r"(?:distal )?rca branches", r"右冠(?:状)?動脈末梢", "RCA", 4),
     ("pda", r"(?:right )?posterior descending" + _SUFFIX + r"|(?<!\d)#?4[ -]?pda?|r-?pda?|pda?", r"後下行枝",
@@ -171,7 +171,10 @@ _DISEASE = (
     r"(?:(?:re)?steno\w+|narrow\w+|lesions?|obstruct\w+|blockages?|occlu\w+|disease|abnormal\w*"
     r"|isr|cad|plaques?|irregularit\w+|findings?)"
 )
-DISEASE = _either(_DISEASE, r"狭窄|狭小化|病変|閉塞")
+VAGUE = _either(
+    r"(?:re)?steno\w+|narrow\w+|lesions?|(?:vessel|diffuse|minimal|mild|moderate|severe) disease",
+    r"狭窄|狭小化|病変|閉塞|動脈硬化",
+)
 _SEEN = (
     r"(?:seen|present|observed|detected|identified|evident|visible|noted|found|appreciated|shown"
     r"|confirmed|demonstrated|recogni[sz]ed)"
@@ -275,7 +278,7 @@ _PCI_JA = (
     r"(?<![a-z])pci(?!後|術後|歴)|経皮的冠動脈|冠動脈形成術|ステント(?:留置|治療)|薬剤溶出性ステント"
     r"|カテーテル治療|血行再建|インターベンション"
 )
-_BYPASS_EN = r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?|(?:cardiac )?surg(?:ery|ical)\w*|multidisciplinary"
+_BYPASS_EN = r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?|(?:refer|consult|discuss)[^.;,]{0,25}? surg\w+|multidisciplinary"
 # What a measurement has shown already: no plan to measure.
 MEASURED = re.compile(
     r"(?:ffr|ifr|rfr|dfr|血流予備量?比)(?:(?!\bif\b|測定|measur|なら)[^.;,、。]){0,40}?(?:[01]?\.\d+"
