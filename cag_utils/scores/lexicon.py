@@ -80,20 +80,21 @@ PART = {
 
 def _places(language: str) -> re.Pattern:
     ja = language == "ja"
-    begins = rf"(?:{_B}|(?<=mid)|(?<=prox)|(?<=dist)|(?<={_B}[pmd]))"  # "midLAD", "pRCA"
     names = "|".join(
-        f"(?P<{name.replace(' ', '_')}>{begins}(?:{en}){_E}" + (f"|{japanese})" if ja else ")")
+        f"(?P<{name.replace(' ', '_')}>(?:{en}){_E}" + (f"|{japanese})" if ja else ")")
         for name, en, japanese, *_ in _PLACES
     )
-    before = rf"{_PART[language]}(?: of)?(?: the)?[ の-]*|{_B}(?:prox|mid|dist|[pmd])-?(?=lad|rca|lcx)"
+    before = rf"{_PART[language]}(?: of)?(?: the)?[ の-]*"
+    before += r"|(?:prox|mid|dist|[pmd])-?(?=lad|rca|lcx)"  # "midLAD", "pRCA"
     after = rf"[ の-]?\(?{_PART[language]}(?! (?:and|to)\b)"
-    return re.compile(rf"(?P<before>{before})?(?:{names})(?P<after>{after})?")
+    begins = rf"(?:{_B}|(?![a-z]))"  # a Latin word, or anything else
+    return re.compile(rf"{begins}(?P<before>{before})?(?:{names})(?P<after>{after})?")
 
 
 PLACE = {language: _places(language) for language in ("en", "ja")}
 # "75% just after D1": where it is, told by a branch that is not narrowed itself.
 LANDMARK_BEFORE = re.compile(
-    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite|(?:bifurcation|junction|level) (?:of|with))(?: the)?(?: origin of)?(?: the)? *$"
+    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite|(?:bifurcation|junction|level) (?:of|with))(?: the)?(?: origin of)?(?: the)?(?: (?:first|second|large))? *$"
 )
 LANDMARK_AFTER = re.compile(
     r"[ の]*(?:bifurcation|分岐|を?出|take-?off|直(?:前|後|下)|より(?:末梢|遠位|近位|中枢))"
