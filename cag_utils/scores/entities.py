@@ -146,7 +146,9 @@ def _normalise(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).lower().replace("—", ", ")
     plain = re.sub(r"[\u2010-\u2013\u2212]", "-", plain)
     plain = plain.replace("〜", "~").replace("♯", "#").replace("’", "'")
-    plain = re.sub(r"^\s*(?:#{1,6}\s+(?!\d)|[-*•]\s+|\d{1,2}[.)]\s+)", "", plain, flags=re.MULTILINE)
+    plain = re.sub(
+        r"^\s*(?:#{1,6}\s+(?!\d)|[-*•]\s+|\d{1,2}[.)]\s+)", "", plain, flags=re.MULTILINE
+    )
     return re.sub(r"[*`_]+|[ ]+(?= )", "", plain)
 
 
@@ -255,12 +257,17 @@ def _judge(clause: _Clause, text: str, language: str) -> None:
     elif has(lexicon.SLIGHT) and all(g.word for g in clause.grades):
         clause.kind = "absent"
     elif has(lexicon.COLLATERAL):
-        clause.places = [] if not clause.grades else [
-            p for p in clause.places
-            if not lexicon.DONOR_BEFORE.search(text[clause.start : p.start])
-            and not lexicon.DONOR_AFTER.match(text[p.end :])
-            and not p.start < clause.key < clause.grades[0].start
-        ]
+        clause.places = (
+            []
+            if not clause.grades
+            else [
+                p
+                for p in clause.places
+                if not lexicon.DONOR_BEFORE.search(text[clause.start : p.start])
+                and not lexicon.DONOR_AFTER.match(text[p.end :])
+                and not p.start < clause.key < clause.grades[0].start
+            ]
+        )
         if len(clause.places) > 1 and lexicon.DONATES.search(part):
             del clause.places[0]
         clause.kind = "found" if clause.places else "collateral"
@@ -294,7 +301,9 @@ def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:
             waiting, last = [], clause
             yield clause
         elif (
-            clause.listed and last and last.kind != "found"
+            clause.listed
+            and last
+            and last.kind != "found"
             and any(p.start > last.key for p in last.places)
         ):
             last.places += clause.places
@@ -304,8 +313,6 @@ def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:
         last.places += [p for w in waiting for p in w.places]
     else:
         yield from waiting
-
-
 
 
 def _together(findings: list[_Clause]) -> list[tuple[list[_Mark], list[_Mark]]]:

@@ -102,4 +102,6 @@ def _items_read(text: str, language: str) -> Counter:
         f"{'?' if s.percent is None else s.percent}"
         for s in read.stenoses
     ]
-    return _items("; ".join(said), read.laterality or "", str(int(read.no_stenosis)), read.plan or "")
+    return _items(
+        "; ".join(said), read.laterality or "", str(int(read.no_stenosis)), read.plan or ""
+    )

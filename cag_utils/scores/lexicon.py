@@ -55,9 +55,7 @@ OF_EITHER = {"pl": {"RCA": 4, "LCX": 14}, "pda": {"RCA": 4, "LCX": 15}, "av": {"
 # Vessels that share an AHA number: name -> what tells them apart.
 SHARED = (4, 12)
 BRANCHES = {"pda": "PD", "av": "AV", "pl": "AV", "om1": "OM1", "om2": "OM2", "hl": "HL"}
-_POS_EN = (
-    r"(?:ostial|osti(?:um|a)|origin|prox(?:imal(?:ly)?)?|mid(?:dle)?|dist(?:al(?:ly)?)?|apical|apex)"
-)
+_POS_EN = r"(?:ostial|osti(?:um|a)|origin|prox(?:imal(?:ly)?)?|mid(?:dle)?|dist(?:al(?:ly)?)?|apical|apex)"
 _POS_JA = r"(?:入口部|起始部|近位部?|中[間央]部|中部|遠位部?|末梢側?)"
 # The part of an artery -> its AHA segment. There is no middle circumflex among them.
 PART_OF = {"RCA": (1, 2, 3), "LAD": (6, 7, 8), "LCX": (11, None, 13), "LM": (5, 5, 5)}
@@ -188,7 +186,7 @@ _KIND = (
 _NOT_JA = r"(?:ない|ません|ず|なかった|なく)"
 _STATE = r"(?:normal(?! (?:flow|lv|sinus|size|origin|function))|unremarkable|patent|intact|clean)"
 ABSENCE = _either(
-    rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)|not (?:show|reveal|demonstrate|have|"
+    rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)|(?:cannot|can not|can't|don't|do not) (?:see|find|identify|detect)(?: any)?|not (?:show|reveal|demonstrate|have|"
     rf"appear to have|exhibit|contain)\w*(?: any)?) {_KIND}{_DISEASE}"
     rf"|{_DISEASE}[^.,;]{{0,45}}?(?: not| never) (?:be )?{_SEEN}|{_DISEASE} absent"
     rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
@@ -207,9 +205,7 @@ _SIGNS = (
     r"|(?:lmt|lad|lcx|rca|lca|#\d{1,2}|:)[ ]?\(-\)|(?:lmt|lad|lcx|rca|lca|#\d{1,2})[ ]?:?[ ]?-$"
     r"|:[ ]?(?:none|no|nil|なし|無し)[ ]?(?:$|\))"
 )
-ABSENCE = {
-    language: re.compile(pattern.pattern + _SIGNS) for language, pattern in ABSENCE.items()
-}
+ABSENCE = {language: re.compile(pattern.pattern + _SIGNS) for language, pattern in ABSENCE.items()}
 # The same, if the text gives no percentage.
 SLIGHT = _either(
     r"(?:non-?|in|not )(?:\w+ly )?(?:significant|obstructive|flow[ -]limiting|critical)"
@@ -241,7 +237,8 @@ UNJUDGED = _either(
     r"|不明瞭|明瞭で(?:は)?な|不明|除外でき",
 )
 COLLATERAL = _either(
-    r"collateral\w*|fill(?:ed|s|ing)? (?:from|via|by)|retrograde(?:ly)?|rentrop|donor", r"側副|逆行性|から(?:の)?(?:造影|描出)|コラテ|バイパス血行"
+    r"collateral\w*|fill(?:ed|s|ing)? (?:from|via|by)|retrograde(?:ly)?|rentrop|donor",
+    r"側副|逆行性|から(?:の)?(?:造影|描出)|コラテ|バイパス血行",
 )
 GRAFT = _either(r"svg|lima|lita|rima|rita|gea|(?:vein |bypass )?grafts?", r"グラフト|内胸動脈")
 DONATES = re.compile(r"\b(?:give|suppl|provide|send)\w*|供給|送")
@@ -261,7 +258,8 @@ LIST = re.compile(
 _SOFT = r"but|while|whereas|although|however|and|with|without|via|which|receiving|supplied|except"
 CLAUSE = {"en": re.compile(rf"[,;]|\b(?={_SOFT}\b)|(?=\bno (?:other|further|additional)\b)")}
 CLAUSE["ja"] = re.compile(
-    CLAUSE["en"].pattern + r"|、|一方|ものの|(?=以外)|(?<=認めず)|(?<=認めないが)|(?<=正常で)|(?<=はなく)"
+    CLAUSE["en"].pattern
+    + r"|、|一方|ものの|(?=以外)|(?<=認めず)|(?<=認めないが)|(?<=正常で)|(?<=はなく)"
 )
 # A full stop ends a sentence unless it belongs to an abbreviation or a number.
 SENTENCE = re.compile(
