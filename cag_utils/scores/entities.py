@@ -197,7 +197,7 @@ def _clauses(text: str, language: str, owner: str | None) -> list[_Clause]:
         cut.append(clause)
     if any(lexicon.EXCEPT[language].search(text[c.start : c.end]) for c in cut):
         for clause in cut:
-            clause.elsewhere = clause.kind == "absent"
+            clause.elsewhere = True
     return list(_gathered(cut))
 
 
@@ -236,49 +236,36 @@ def _is_list(text: str, clause: _Clause) -> bool:
 def _judge(clause: _Clause, text: str, language: str) -> None:
     """Decide of which kind a clause is."""
     part = text[clause.start : clause.end]
-
-    def has(patterns) -> bool:
-        pattern = patterns if isinstance(patterns, re.Pattern) else patterns[language]
-        if found := pattern.search(part):
-            clause.key = clause.start + found.start()
-        return bool(found)
-
-    stenosis = has(lexicon.STENOSIS)
-    clause.stenosis = stenosis or bool(clause.places)
-    if has(lexicon.IF):
-        clause.kind, clause.grades = "if", []
-    elif has(lexicon.GRAFT) and (clause.grades or stenosis or has(lexicon.ABSENCE)):
-        clause.kind = "graft"
-    elif has(lexicon.UNJUDGED):
-        clause.kind = "unjudged"
-    elif has(lexicon.ABSENCE):
-        clause.kind = "absent"
-        clause.elsewhere = bool(lexicon.ELSEWHERE[language].search(part))
-    elif has(lexicon.SLIGHT) and all(g.word for g in clause.grades):
-        clause.kind = "absent"
-    elif has(lexicon.COLLATERAL):
-        clause.places = (
-            []
-            if not clause.grades
-            else [
-                p
-                for p in clause.places
-                if not lexicon.DONOR_BEFORE.search(text[clause.start : p.start])
-                and not lexicon.DONOR_AFTER.match(text[p.end :])
-                and not p.start < clause.key < clause.grades[0].start
-            ]
-        )
-        if len(clause.places) > 1 and lexicon.DONATES.search(part):
-            del clause.places[0]
+    noun = bool(lexicon.STENOSIS[language].search(part))
+    clause.stenosis = noun or bool(clause.places)
+    clause.elsewhere = bool(lexicon.ELSEWHERE[language].search(part))
+    percents = any(not g.word for g in clause.grades)
+    for kind, words in lexicon.KINDS.items():
+        unfit = {"graft": not (noun or clause.grades or "patent" in part), "slight": percents}
+        if unfit.get(kind, kind in ("unseen", "history") and bool(clause.grades)):
+            continue
+        if found := words[language].search(part):
+            clause.kind, clause.key = kind, clause.start + found.start()
+            break
+    else:
+        spoken = noun and not lexicon.HYPOTHETICAL.search(part)
+        clause.kind = "found" if clause.grades or spoken else ""
+    clause.kind = "absent" if clause.kind == "slight" else clause.kind
+    if clause.kind == "if":
+        clause.grades = []
+    if clause.kind == "collateral":
+        clause.places = list(_fed(clause, text)) if clause.grades else []
         clause.kind = "found" if clause.places else "collateral"
-    elif clause.grades:
-        clause.kind = "found"
-    elif has(lexicon.UNSEEN):
-        clause.kind = "unseen"
-    elif has(lexicon.HISTORY):
-        clause.kind = "history"
-    elif stenosis and not lexicon.HYPOTHETICAL.search(part):
-        clause.kind = "found"
+
+
+def _fed(clause: _Clause, text: str) -> Iterator[_Mark]:
+    """Yield the places of a clause about collaterals that are no donor: "from the LAD"."""
+    donates = len(clause.places) > 1 and lexicon.DONATES.search(text, clause.start, clause.end)
+    for place in clause.places[bool(donates) :]:
+        given = lexicon.DONOR_BEFORE.search(text[clause.start : place.start])
+        given = given or lexicon.DONOR_AFTER.match(text[place.end :])
+        if not given and not place.start < clause.key < clause.grades[0].start:
+            yield place
 
 
 def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:

@@ -35,7 +35,7 @@ RULES = {
     "text": "must hold a findings text",
     "stenoses": 'must be like "LAD #7 90; LCX ? 75" (artery, AHA number, percent; ? is not said)',
     "laterality": "must be LCA, RCA or empty",
-    "no_stenosis": "must be 1 where the text denies any (significant) stenosis and states none, or 0",
+    "no_stenosis": "must be 1 if the text denies any (significant) stenosis and states none, or 0",
     "plan": f"must be empty or one of {', '.join(PLANS)}",
 }
 

@@ -28,15 +28,18 @@ _PLACES = (
      r"第[二2]対角枝", "LAD", 10),
     ("diagonal", r"diag(?:onal)?s?" + _SUFFIX, r"対角枝", "LAD", None),
     ("septal", r"septals?" + _SUFFIX, r"中隔枝", "LAD", None),
-    ("om1", r"om[ -]?1|(?:first|1st) (?:obtuse )?marginal" + _SUFFIX, r"第[一1]鈍[角縁]枝", "LCX", 12),
+    ("om1", r"om[ -]?1|(?:first|1st) (?:obtuse )?marginal" + _SUFFIX, r"第[一1]鈍[角縁]枝",
+    "LCX", 12),
     ("om2", r"om[ -]?2|(?:second|2nd) (?:obtuse )?marginal" + _SUFFIX, r"第[二2]鈍[角縁]枝",
      "LCX", 12),
     ("om", r"om|obtuse marginal" + _SUFFIX, r"鈍[角縁]枝", "LCX", 12),
     ("hl", r"ramus(?: intermedi\w+)?" + _SUFFIX + r"|intermediate (?:branch|artery)|high lateral"
      + _SUFFIX + r"|hl(?=[ :=]*(?:\d|[のに入]|osti))", r"高位側壁枝|中間枝", "LCX", 12),
-    ("lpd", r"left (?:posterior descending|pda?)" + _SUFFIX + r"|l-?pda?", r"左後下行枝", "LCX", 15),
+    ("lpd", r"left (?:posterior descending|pda?)" + _SUFFIX + r"|l-?pda?", r"左後下行枝",
+    "LCX", 15),
     ("rca end", r"(?:distal )?rca branches", r"右冠(?:状)?動脈末梢", "RCA", 4),
-    ("pda", r"(?:right )?posterior descending" + _SUFFIX + r"|(?<!\d)#?4[ -]?pda?|r-?pda?|pda?", r"後下行枝",
+    ("pda", r"(?:right )?posterior descending" + _SUFFIX + r"|(?<!\d)#?4[ -]?pda?|r-?pda?|pda?",
+    r"後下行枝",
      "RCA", 4),
     ("av", _RIGHT_PL, r"(?:右|(?<!\d)#?4[ -]?)(?:後側壁枝|房室枝)|房室(?:結節)?枝", "RCA", 4),
     ("rv", r"acute marginal" + _SUFFIX + r"|(?:rv|right ventricular|conus) branch",
@@ -55,7 +58,10 @@ OF_EITHER = {"pl": {"RCA": 4, "LCX": 14}, "pda": {"RCA": 4, "LCX": 15}, "av": {"
 # Vessels that share an AHA number: name -> what tells them apart.
 SHARED = (4, 12)
 BRANCHES = {"pda": "PD", "av": "AV", "pl": "AV", "om1": "OM1", "om2": "OM2", "hl": "HL"}
-_POS_EN = r"(?:ostial|osti(?:um|a)|origin|prox(?:imal(?:ly)?)?|mid(?:dle)?|dist(?:al(?:ly)?)?|apical|apex)"
+_POS_EN = (
+    r"(?:ostial|osti(?:um|a)|origin|prox(?:imal(?:ly)?)?|mid(?:dle)?|dist(?:al(?:ly)?)?"
+    r"|apical|apex)"
+)
 _POS_JA = r"(?:入口部|起始部|近位部?|中[間央]部|中部|遠位部?|末梢側?)"
 # The part of an artery -> its AHA segment. There is no middle circumflex among them.
 PART_OF = {"RCA": (1, 2, 3), "LAD": (6, 7, 8), "LCX": (11, None, 13), "LM": (5, 5, 5)}
@@ -70,7 +76,8 @@ _PART["ja"] = rf"(?:{_PART['en']}|{_POS_JA}(?:[ ]?(?:から|~|-|および|と|�
 # A part that stands away from its artery: "the LAD has a 75% stenosis in its mid portion".
 PART = {
     language: re.compile(
-        rf"(?:{part}|{_B}[pmd](?=:| ?\d\d))(?! (?:to|flow|bed|run|filling|embol\w+)\b)(?!(?:血流|塞栓|側副))"
+        rf"(?:{part}|{_B}[pmd](?=:| ?\d\d))(?! (?:to|flow|bed|run|filling|embol\w+)\b)(?!(?:血流"
+        rf"|塞栓|側副))"
     )
     for language, part in _PART.items()
 }
@@ -92,7 +99,8 @@ def _places(language: str) -> re.Pattern:
 PLACE = {language: _places(language) for language in ("en", "ja")}
 # "75% just after D1": where it is, told by a branch that is not narrowed itself.
 LANDMARK_BEFORE = re.compile(
-    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite|(?:bifurcation|junction|level) (?:of|with))(?: the)?(?: origin of)?(?: the)?(?: (?:first|second|large))? *$"
+    r"(?:after|before|beyond|past|distal to|proximal to|near|opposite|(?:bifurcation|junction"
+    r"|level) (?:of|with))(?: the)?(?: origin of)?(?: the)?(?: (?:first|second|large))? *$"
 )
 LANDMARK_AFTER = re.compile(
     r"[ の]*(?:bifurcation|分岐|を?出|take-?off|直(?:前|後|下)|より(?:末梢|遠位|近位|中枢))"
@@ -117,7 +125,8 @@ COURSES = ((1, 2, 3, 4), (5,), (6, 7, 8), (11, 13))
 # "LCX 11" and "LCX11": a bare number right behind an artery, unless it counts something else.
 BARE_NUMBER = re.compile(
     r"[ の-]?\(?(1[0-5]|[1-9])"
-    r"(?!\d|\.\d|[ ]*(?:%|percent|mm|cm|year|month|day|lesion|stent|st\b|nd\b|rd\b|th\b|か月|年|枝|本|日|-vessel))"
+    r"(?!\d|\.\d|[ ]*(?:%|percent|mm|cm|year|month|day|lesion|stent|st\b|nd\b|rd\b|th\b|か月|年"
+    r"|枝|本|日|-vessel))"
 )
 GAP_BEFORE_NUMBER = re.compile(r"[ (\[:,の-]*(?:at |in |の)?[ (]*$")
 GAP_AFTER_NUMBER = re.compile(r"^[ ]*[(\[]?[ ]*(?:of |in )?[ ]*(?:the )?(?:の)?$")
@@ -148,7 +157,8 @@ _GRADED = (
 )
 # Words for a grade -> percent (AHA step), tried in this order.
 GRADE_WORDS = {
-    99: _either(r"(?:sub-?total|functional)(?:ly)? (?:occlu\w+|stenosis)|sub-?total(?:ly)?", r"亜完全閉塞|亜閉塞|機能的閉塞"),
+    99: _either(r"(?:sub-?total|functional)(?:ly)? (?:occlu\w+|stenosis)|sub-?total(?:ly)?",
+    r"亜完全閉塞|亜閉塞|機能的閉塞"),
     100: _either(
         r"(?:chronic(?:ally)? )?(?:total(?:ly)?|complete(?:ly)?) (?:occlu\w+|block\w+|obstruct\w+)"
         r"|cto|total(?=$|[.,;)])|occluded|(?:100% |acute |thrombotic )?occlusion",
@@ -180,21 +190,28 @@ _SEEN = (
 )
 # Between "no" and what is denied: no "for", no treatment, or something else is denied.
 _KIND = (
-    r"(?:(?!(?:for|to|in|at|on|with|need|change|progress\w*|doubt|pci|cabg|stents?|stenting|action|further"
+    r"(?:(?!(?:for|to|in|at|on|with|need|change|progress\w*|doubt|pci|cabg|stents?|stenting"
+    r"|action|further"
     r" treat\w*|(?:treat|therap|interven|revasc|procedur)\w*)[ .,:])[^\s.;,]+ ){0,7}?"
 )
 _NOT_JA = r"(?:ない|ません|ず|なかった|なく)"
 _STATE = r"(?:normal(?! (?:flow|lv|sinus|size|origin|function))|unremarkable|patent|intact|clean)"
 ABSENCE = _either(
-    rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)|(?:cannot|can not|can't|don't|do not) (?:see|find|identify|detect)(?: any)?|not (?:show|reveal|demonstrate|have|"
+    rf"neither (?:[^\s.;,]+ ){{0,12}}?{_DISEASE}|(?:no|without|absence of|free (?:of|from)"
+    rf"|(?:cannot|can not|can't|don't|do not) (?:see|find|identify|detect)(?: any)?|not (?:show"
+    rf"|reveal|demonstrate|have|"
     rf"appear to have|exhibit|contain)\w*(?: any)?) {_KIND}{_DISEASE}"
     rf"|{_DISEASE}[^.,;]{{0,45}}?(?: not| never) (?:be )?{_SEEN}|{_DISEASE} absent"
-    rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear|ok)"
+    rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear"
+    rf"|ok)"
     r"|nothing (?:significant|abnormal|remarkable)"
     r"|(?:(?:less than|under|below|<|<=|≤)[ ]?)(?:[1-6]?\d|7[0-5])[ ]?%",
-    r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|変化|進行|増悪|pci|ステント)[^。、,])"
-    rf"{{0,20}}?(?:(?:認め|認められ|み(?:られ|とめ)|見(?:られ|え)|(?:指摘|確認|検出)(?:でき|され)){_NOT_JA}"
-    r"|認められませんでした|(?<!で)な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性|ない(?:です)?$)"
+    r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|変化|進行"
+    r"|増悪|pci|ステント)[^。、,])"
+    rf"{{0,20}}?(?:(?:認め|認められ|み(?:られ|とめ)|見(?:られ|え)|(?:指摘|確認|検出)(?:でき"
+    rf"|され)){_NOT_JA}"
+    r"|認められませんでした|(?<!で)な[しく]|無[しくい]|(?:は|が|も|の)ない|ありません|陰性"
+    r"|ない(?:です)?$)"
     r"|(?:狭窄|病変|閉塞|異常|steno\w+|isr)[ ]?(?:\([ ]?[-ー][ ]?\)|:[ ]?[-ー](?!\d))"
     r"|正常(?!範囲外)|開存|(?:問題|著変|特記\w*?|特に)(?:は)?な[しい]"
     r"|[<≤][ ]?(?:[1-6]?\d|7[0-5])[ ]?%|(?:[1-6]?\d|7[0-5])[ ]?%[ ]?(?:未満|以下)",
@@ -219,21 +236,31 @@ ELSEWHERE = _either(
 EXCEPT = _either(r"apart from|except(?: for)?|other than|aside from|besides", r"以外|を除")
 # The place is not in the picture.
 UNSEEN = _either(
-    r"not(?: be)?(?: \w+ly| well)? (?:shown|visuali[sz]ed|imaged|included|seen|visible|opacified|in view"
-    r"|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled|obtained|taken)"
-    r"|(?:un|non-?)(?:engaged|injected)|(?:angio\w*|imaging|study|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
+    r"not(?: be)?(?: \w+ly| well)? (?:shown|visuali[sz]ed|imaged|included|seen|visible|opacified"
+    r"|in view"
+    r"|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled"
+    r"|obtained|taken)"
+    r"|(?:un|non-?)(?:engaged|injected)|(?:angio\w*|imaging|study"
+    r"|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
     r"|(?:failed|unable) to (?:engage|cannulate|visuali[sz]e|opacify|see)"
-    r"|next (?:time|session)|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged|examined|evaluated)",
-    r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい|ら)(?:ない|ません|ず)"
-    r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影)(?:は)?(?:でき|不[可能成])"
-    r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日|明日|(?:造影|撮影|検査|評価)を?(?:する|の)?予定|後ほど|別日",
+    r"|next (?:time|session)|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged"
+    r"|examined|evaluated)",
+    r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい"
+    r"|ら)(?:ない|ません|ず)"
+    r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影)(?:は)?(?:でき"
+    r"|不[可能成])"
+    r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日"
+    r"|明日|(?:造影|撮影|検査|評価)を?(?:する|の)?予定|後ほど|別日",
 )
 # The place may be in the picture; what it looks like is not said.
 UNJUDGED = _either(
-    r"(?:can|could)(?:not| not) (?:be |reliably be )?(?:\w+ly )?(?:assess|evaluat|judg|grad|exclud|rul|"
+    r"(?:can|could)(?:not| not) (?:be |reliably be )?(?:\w+ly )?(?:assess|evaluat|judg|grad"
+    r"|exclud|rul|"
     r"determin|interpret)\w*|(?:difficult|hard|impossible) to (?:assess|evaluate|judge|grade)"
-    r"|(?:lesion|stenosis)[ ]?\?|not (?:evaluable|assessable|evaluated|assessed|excluded)|indeterminate|unclear|inconclusive",
-    r"(?:評価|判定|判断|読影)[はが]?(?:困難|難し|不[能可]|でき(?:ない|ません|ず))|否定(?:は)?でき|はっきりし(?:ない|ません)"
+    r"|(?:lesion|stenosis)[ ]?\?|not (?:evaluable|assessable|evaluated|assessed|excluded)"
+    r"|indeterminate|unclear|inconclusive",
+    r"(?:評価|判定|判断|読影)[はが]?(?:困難|難し|不[能可]|でき(?:ない|ません|ず))|否定(?:は)?でき"
+    r"|はっきりし(?:ない|ません)"
     r"|不明瞭|明瞭で(?:は)?な|不明|除外でき",
 )
 COLLATERAL = _either(
@@ -248,7 +275,8 @@ DONOR_AFTER = re.compile(r"^[ ]*(?:から|より|へ|を介|の中隔枝|に側�
 ASIDE = re.compile(
     r"(?:right|left)(?: coronary)?(?: artery)?[ -]dominan\w+|(?:right|left)[ -]to[ -](?:left|right)"
     r"|[左右]冠(?:状)?動脈優位|timi[ -]?\d(?:-\d)?|rentrop[ -]?\d|j-cto(?: score)?[ :]?\d?"
-    r"|medina[ :(]*[\d,]+\)?|[1-3３](?:-vessel|枝)(?: disease|病変)?|(?:two|three|single)-vessel disease"
+    r"|medina[ :(]*[\d,]+\)?|[1-3３](?:-vessel|枝)(?: disease|病変)?|(?:two|three"
+    r"|single)-vessel disease"
 )
 # What may stand around places in a list that waits for its verb.
 LIST = re.compile(
@@ -270,17 +298,23 @@ SENTENCE = re.compile(
 _TREAT = r"(?:revasculari[sz]ation|treatment|intervention|therapy|pci|stent\w*|action)"
 _PCI_EN = (
     r"(?<!post-)(?<!post )(?<!s/p )pci(?!後|術後|歴)|percutaneous (?:coronary )?intervention"
-    r"|angioplasty|des(?! in| to| at| patent|後)|stenting|stent (?:implantation|placement|deployment)|with a stent"
+    r"|angioplasty|des(?! in| to| at| patent|後)|stenting|stent (?:implantation|placement"
+    r"|deployment)|with a stent"
     r"|drug-eluting stents?|revasculari[sz]ation"
 )
 _PCI_JA = (
-    r"(?<![a-z])pci(?!後|術後|歴)|経皮的冠動脈|冠動脈形成術|ステント(?:留置|治療)|薬剤溶出性ステント"
+    r"(?<![a-z])pci(?!後|術後|歴)|経皮的冠動脈|冠動脈形成術|ステント(?:留置|治療)"
+    r"|薬剤溶出性ステント"
     r"|カテーテル治療|血行再建|インターベンション"
 )
-_BYPASS_EN = r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?|(?:refer|consult|discuss)[^.;,]{0,25}? surg\w+|multidisciplinary"
+_BYPASS_EN = (
+    r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?"
+    r"|(?:refer|consult|discuss)[^.;,]{0,25}? surg\w+|multidisciplinary"
+)
 # What a measurement has shown already: no plan to measure.
 MEASURED = re.compile(
-    r"(?:ffr|ifr|rfr|dfr|血流予備量?比)(?:(?!\bif\b|測定|measur|なら)[^.;,、。]){0,40}?(?:[01]?\.\d+"
+    r"(?:ffr|ifr|rfr|dfr|血流予備量?比)(?:(?!\bif\b|測定|measur"
+    r"|なら)[^.;,、。]){0,40}?(?:[01]?\.\d+"
     r"|positive|negative|陽性(?!なら|であれば|の場合|時)|陰性(?!なら|であれば|の場合|時))(?:\d)*"
     r"|(?:negative|positive|normal|abnormal) (?:ffr|ifr|rfr)"
 )
@@ -288,13 +322,16 @@ MEASURED = re.compile(
 PLANS = {
     "none": _either(
         rf"no (?:need for |further |immediate |specific )*{_TREAT}[^.;]{{0,40}}?(?:needed|required|"
-        rf"necessary|indicated|warranted|planned|advised|recommended)|(?:no|without) (?:need (?:for|to)|indication for) (?:{_TREAT}|treat)"
+        rf"necessary|indicated|warranted|planned|advised|recommended)|(?:no"
+        rf"|without) (?:need (?:for|to)|indication for) (?:{_TREAT}|treat)"
         r"|no procedure|nothing to (?:open|treat)"
         rf"|{_TREAT} (?:is |are )?(?:currently )?not (?:\w+ )?(?:needed|required|necessary"
         r"|indicated|warranted|recommended)|without (?:medical |any )?(?:therapy|treatment)"
-        rf"|no [^.;,]{{0,40}} requir\w+ {_TREAT}|watchful waiting|(?:no|without) (?:pci|revasculari[sz]ation|intervention|stenting)"
+        rf"|no [^.;,]{{0,40}} requir\w+ {_TREAT}|watchful waiting|(?:no|without) (?:pci"
+        rf"|revasculari[sz]ation|intervention|stenting)"
         rf"|(?:{_PCI_EN})[^.;,]{{0,20}}? (?:deferred|not performed)",
-        r"(?:血行再建|治療|処置|pci|介入|療法|ステント)[^。、]{0,10}?(?:不要|必要(?:は|が)?(?:ない|ありません|なし)"
+        r"(?:血行再建|治療|処置|pci|介入|療法|ステント)[^。、]{0,10}?(?:不要|必要(?:は"
+        r"|が)?(?:ない|ありません|なし)"
         r"|適応(?:は|が)?(?:ない|ありません|なし)|要し(?:ない|ません))|無治療|治療なし"
         r"|治療すべき病変(?:は)?(?:なし|ない|ありません)"
         r"|(?:pci|血行再建|治療|介入)[はを]?(?:施行)?(?:せず|見送|行わず|行わない|しない)",
@@ -313,7 +350,8 @@ PLANS = {
     "functional": _either(
         r"ffr|ifr|rfr|pressure wire|fractional flow reserve|(?:functional|physiolog\w+|ischemi[ac])"
         r"[^.;]{0,20}?(?:test\w*|assess\w*|evaluat\w*|measure\w*|significance)|stress test\w*",
-        r"血流予備|圧測定|プレッシャーワイヤ|虚血(?:の)?(?:評価|検査|判定|証明)|機能的評価|負荷(?:検査|心筋|試験)",
+        r"血流予備|圧測定|プレッシャーワイヤ|虚血(?:の)?(?:評価|検査|判定|証明)|機能的評価"
+        r"|負荷(?:検査|心筋|試験)",
     ),
     "heart_team": _either(_BYPASS_EN, r"ハートチーム|外科|バイパス(?:術|手術)?|多職種"),
     "pci": _either(_PCI_EN, _PCI_JA),
@@ -324,7 +362,8 @@ PLANS = {
     ),
     "medical": _either(
         r"(?:medical|drug|conservative|pharmacolog\w+) (?:therapy|management|treatment)"
-        r"|omt|medications?|statins?|anti-?anginals?|antiplatelets?|follow[ -]?up|observation|surveillance",
+        r"|omt|medications?|statins?|anti-?anginals?|antiplatelets?|follow[ -]?up|observation"
+        r"|surveillance",
         r"薬物(?:療法|治療)|内科的治療|内服|保存的|経過観察|フォロー|スタチン",
     ),
 }
@@ -332,12 +371,15 @@ PLANS = {
 PLAN_PRIORITY = tuple("emergency_pci cto heart_team functional pci medical none context".split())
 HISTORY = re.compile(
     r"\b(?:history|prior|previous(?:ly)?|s/p|status post|underwent|years? ago|last year"
-    r"|(?<!be )(?:performed|completed|stented|implanted)|(?:was|were|been) (?:done|treated)|success\w*|in (?:19|20)\d\d|post[ -](?:pci|cabg))\b"
-    r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)|(?:pci|cabg|des|poba|バイパス)後|前回|成功|施行(?=[、。,)]|$)"
+    r"|(?<!be )(?:performed|completed|stented|implanted)|(?:was|were|been) (?:done|treated)"
+    r"|success\w*|in (?:19|20)\d\d|post[ -](?:pci|cabg))\b"
+    r"|既往|術後|年前|昨年|(?:19|20)\d\d年|施行(?:済|後|され|し(?:た|て))|留置(?:後|済|され)"
+    r"|(?:pci|cabg|des|poba|バイパス)後|前回|成功|施行(?=[、。,)]|$)"
 )
 # What might be, not what is seen: a grade without a place here is no finding.
 HYPOTHETICAL = re.compile(
-    r"\bif\b|recommend|consider|should|discuss|evaluate|\badvice\b|\bplan|場合|推奨|検討|助言|方針|ください|予定"
+    r"\bif\b|recommend|consider|should|discuss|evaluate|\badvice\b|\bplan|場合|推奨|検討|助言"
+    r"|方針|ください|予定"
 )
 IF = re.compile(r"\bif\b|場合")
 # The whole answer to "which lesions?".
@@ -346,3 +388,9 @@ ADVICE = re.compile(
     r"recommend|consider|should|advis|suggest|indicat|need|require|discuss|measure|evaluate|plan"
     r"|推奨|検討|考慮|必要|望まし|勧め|ください|適応|不要|方針|予定"
 )
+# What a clause is about: the first of these whose words it holds.
+KINDS = {
+    "if": dict.fromkeys(ABSENCE, IF), "graft": GRAFT, "unjudged": UNJUDGED, "absent": ABSENCE,
+    "slight": SLIGHT, "collateral": COLLATERAL, "unseen": UNSEEN,
+    "history": dict.fromkeys(ABSENCE, HISTORY),
+}  # fmt: skip
