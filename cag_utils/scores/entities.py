@@ -202,7 +202,7 @@ def _clauses(text: str, language: str, owner: str | None) -> list[_Clause]:
 
 
 def _spans(text, language, places, grades) -> Iterator[tuple[int, int, bool]]:
-    """Yield (start, end, whether a strong sign stands before) of each clause."""
+    """Yield (start, end, whether a semicolon stands before) of each clause."""
     marks = places + grades
     bare = [g for g in grades if not lexicon.BOUND_BEFORE.search(text[: g.start])]
     cuts = [
@@ -226,6 +226,7 @@ def _spans(text, language, places, grades) -> Iterator[tuple[int, int, bool]]:
 
 
 def _is_list(text: str, clause: _Clause) -> bool:
+    """Say whether a clause holds nothing but places."""
     at, rest = clause.start, ""
     for place in clause.places:
         rest += text[at : place.start] + " "
@@ -296,10 +297,11 @@ def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:
             last.places += clause.places
         else:
             waiting.append(clause)
-    if last and last.kind == "found":
-        last.places += [p for w in waiting for p in w.places]
-    else:
-        yield from waiting
+    for one in waiting:
+        if last and last.kind == "found" and (one.listed or not last.places):
+            last.places += one.places
+        else:
+            yield one
 
 
 def _together(findings: list[_Clause]) -> list[tuple[list[_Mark], list[_Mark]]]:
