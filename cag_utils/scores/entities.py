@@ -209,6 +209,7 @@ def _spans(text, language, places, grades) -> Iterator[tuple[int, int, bool]]:
         (m.start(), m[0] in ";" and bool(m[0]))
         for m in lexicon.CLAUSE[language].finditer(text)
         if not any(p.start < m.start() < p.end for p in marks)
+        and text.count("(", 0, m.start()) <= text.count(")", 0, m.start())
     ]
     for m in lexicon.ABSENCE[language].finditer(text):  # "#6 90% LCX normal", "LM normal LAD 75%"
         before = [p.start for p in places if p.start <= m.start()]
@@ -298,7 +299,8 @@ def _gathered(cut: list[_Clause]) -> Iterator[_Clause]:
         else:
             waiting.append(clause)
     for one in waiting:
-        if last and last.kind == "found" and (one.listed or not last.places):
+        more = one.listed or any(p.by_part for p in one.places)  # "75%, located proximally"
+        if last and last.kind == "found" and (more or not last.places):
             last.places += one.places
         else:
             yield one

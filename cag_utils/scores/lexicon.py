@@ -107,7 +107,7 @@ LANDMARK_AFTER = re.compile(
 )
 STEMS = ("left main", "lad", "lcx", "rca", "lca")
 _NUMBER = r"(?:1[0-5]|[1-9])(?!\d|\.\d|[ ]*(?:%|percent|mm))"
-_JOIN = r"(?:番?[ ]*(?:-|~|/|・|,|、|と|から|and|&|to)[ ]*#?)"
+_JOIN = r"(?:番?[ ]*(?:-|~|/|・|,|、|と|から|and|&|to|through)[ ]*#?)"
 _BRANCH = r"[ -]?(?:pd|av|pl)"
 NUMBER = {
     "en": re.compile(
@@ -119,7 +119,7 @@ NUMBER["ja"] = re.compile(
     NUMBER["en"].pattern + rf"|(?:セグメント|区域)[ ]?#?({_NUMBER}(?:{_JOIN}{_NUMBER})*)"
     rf"|(?<!\d)({_NUMBER}(?:{_JOIN}{_NUMBER})*)番(?!目)"
 )
-SPAN = re.compile(r"(\d+)番?[ ]*(?:-|~|から|to)[ ]*#?(?=(\d+))")
+SPAN = re.compile(r"(\d+)番?[ ]*(?:-|~|から|to|through)[ ]*#?(?=(\d+))")
 # The main course of each artery: "#6-8" goes through #7, "#7-9" is a bifurcation.
 COURSES = ((1, 2, 3, 4), (5,), (6, 7, 8), (11, 13))
 # "LCX 11" and "LCX11": a bare number right behind an artery, unless it counts something else.
@@ -203,7 +203,7 @@ ABSENCE = _either(
     rf"appear to have|exhibit|contain)\w*(?: any)?) {_KIND}{_DISEASE}"
     rf"|{_DISEASE}[^.,;]{{0,45}}?(?: not| never) (?:be )?{_SEEN}|{_DISEASE} absent"
     rf"|{_STATE}|wnl|within normal (?:limits|range)|n\.?p|(?:is|are|:|appears?|looks?) ?(?:clear"
-    rf"|ok)"
+    r"|fine)|ok|o\.k"
     r"|nothing (?:significant|abnormal|remarkable)"
     r"|(?:(?:less than|under|below|<|<=|≤)[ ]?)(?:[1-6]?\d|7[0-5])[ ]?%",
     r"(?:狭窄|狭小化|病変|閉塞|異常|isr|stenosis)(?:(?!に対|への|治療|適応|石灰|血栓|変化|進行"
@@ -242,12 +242,13 @@ UNSEEN = _either(
     r"|obtained|taken)"
     r"|(?:un|non-?)(?:engaged|injected)|(?:angio\w*|imaging|study"
     r"|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
-    r"|(?:failed|unable) to (?:engage|cannulate|visuali[sz]e|opacify|see)"
+    r"|(?:failed to|unable to|could not|cannot|can't|did not) (?:engage|cannulate|visuali[sz]e"
+    r"|opacify|see|find|image|inject|be (?:found|located|identified))"
     r"|next (?:time|session)|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged"
     r"|examined|evaluated)",
     r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい"
     r"|ら)(?:ない|ません|ず)"
-    r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影)(?:は)?(?:でき"
+    r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影|同定)(?:は)?(?:でき"
     r"|不[可能成])"
     r"|(?:施行|造影|撮影)(?:せず|していない|しておらず|しており?ません|していません)|次回|後日"
     r"|明日|(?:造影|撮影|検査|評価)を?(?:する|の)?予定|後ほど|別日",
@@ -323,18 +324,18 @@ PLANS = {
     "none": _either(
         rf"no (?:need for |further |immediate |specific )*{_TREAT}[^.;]{{0,40}}?(?:needed|required|"
         rf"necessary|indicated|warranted|planned|advised|recommended)|(?:no"
-        rf"|without) (?:need (?:for|to)|indication for) (?:{_TREAT}|treat)"
+        rf"|without) (?:need (?:for|to)|plans? (?:for|to)|indication for) (?:{_TREAT}|treat)"
         r"|no procedure|nothing to (?:open|treat)"
         rf"|{_TREAT} (?:is |are )?(?:currently )?not (?:\w+ )?(?:needed|required|necessary"
         r"|indicated|warranted|recommended)|without (?:medical |any )?(?:therapy|treatment)"
         rf"|no [^.;,]{{0,40}} requir\w+ {_TREAT}|watchful waiting|(?:no|without) (?:pci"
-        rf"|revasculari[sz]ation|intervention|stenting)"
+        rf"|revasculari[sz]ation|intervention|stenting|stents? (?:was|were|is))"
         rf"|(?:{_PCI_EN})[^.;,]{{0,20}}? (?:deferred|not performed)",
         r"(?:血行再建|治療|処置|pci|介入|療法|ステント)[^。、]{0,10}?(?:不要|必要(?:は"
         r"|が)?(?:ない|ありません|なし)"
         r"|適応(?:は|が)?(?:ない|ありません|なし)|要し(?:ない|ません))|無治療|治療なし"
         r"|治療すべき病変(?:は)?(?:なし|ない|ありません)"
-        r"|(?:pci|血行再建|治療|介入)[はを]?(?:施行)?(?:せず|見送|行わず|行わない|しない)",
+        r"|(?:pci|血行再建|治療|介入|ステント留置)[はをも]?(?:施行)?(?:せず|見送|行わ(?:ず|な)|しな)",
     ),
     "emergency_pci": _either(
         r"stent\w* at once|open (?:it )?now|"
