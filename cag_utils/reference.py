@@ -57,7 +57,7 @@ TOP = "top"  # files beside the rooms
 # What stands in the README between two markers: the results, and the picture of the rooms.
 RESULTS = "<!-- results: make reference -->\n", "<!-- end of results -->"
 ROOMS = "<!-- rooms: make format -->\n", "<!-- end of rooms -->"
-BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
+BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.", "power.")
 
 
 class Appendix(NamedTuple):
@@ -83,6 +83,10 @@ APPENDICES = {
         "conceptclip_gemma3_en",
         ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
         ("projector_first.", "longer.", "told.", "right.", "named_"), "ablation.",
+    ),
+    "A8_power": Appendix(
+        "ja", ("table_exams", "figure_power"), ("as_measured_here.", "marks_uncorrelated.", "rho"),
+        "power.",
     ),
 }  # fmt: skip
 KEPT_NAMES = ("gpu.md", *APPENDICES)
