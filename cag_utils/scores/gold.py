@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.identity import read_table
 from cag_utils.scores.entities import read_entities
 from cag_utils.scores.lexicon import PLANS
+from cag_utils.tables import read_table
 
 GOLD = Path(__file__).parent / "gold_sentences.csv"
 _ONE = r"(?:RCA|LM|LAD|LCX|\?) (?:#\d{1,2}|\?) (?:\d{1,3}|\?)"
