@@ -1,5 +1,6 @@
 """Cases as a model reads them: picture, prompt and expected answer, and how they become tensors."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cag_utils.params import check_choice
 
 LANGUAGES = ("en", "ja")
 SPLITS = ("train", "val", "test")
+CONTROL = re.compile(r"<([/|]?[A-Za-z_][\w|/-]*)>")
 
 
 def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.DataFrame:
@@ -37,8 +39,8 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
         check_choice("split", split, SPLITS)
     made = table[["case_id", "patient_id", "split", "laterality"]].assign(
         image=[str(Path(outputs) / png) for png in table["png"]],
-        report=table[f"report_{language}"],
-        answer=table[f"findings_{language}"],
+        report=table[f"report_{language}"].map(plain_text),
+        answer=table[f"findings_{language}"].map(plain_text),
     )
     for column in ("report", "answer"):
         if (bare := made[column].str.strip() == "").any():
@@ -48,6 +50,14 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
     texts = zip(made["laterality"], made["report"], strict=True)
     made["prompt"] = [prompt(side, report, language) for side, report in texts]
     return made
+
+
+def plain_text(text: str) -> str:
+    """Return a note in which no word is one of a tokenizer's: `<image>`, `</s>`, `<|im_end|>`.
+
+    A tokenizer would take them, typed in a note, for a picture or the end of a turn.
+    """
+    return CONTROL.sub(r"‹\1›", text)
 
 
 def first_patients(cases: pd.DataFrame, n_patients: int) -> pd.DataFrame:

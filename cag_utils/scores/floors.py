@@ -22,7 +22,7 @@ from cag_utils.params import check_choice
 from cag_utils.report import MODEL_COLOURS, MODEL_NAMES
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.measures import measures
-from cag_utils.scores.rubric import is_significant, score, truth_of
+from cag_utils.scores.rubric import score, states_significant, truth_of
 from cag_utils.segments import AHA_SEGMENTS, artery_of
 
 SENTENCES = {  # as both languages' readers of entities know them
@@ -90,7 +90,7 @@ def write_commonest(train: pd.DataFrame, cases: pd.DataFrame, language: str) -> 
         lesions, advice = [], []
         for _, row in rows.iterrows():
             for s in truth_of(row, language).stenoses:
-                if s.segment in AHA_SEGMENTS and is_significant(s):
+                if s.segment in AHA_SEGMENTS and states_significant(s):
                     lesions.append((s.segment, s.percent))
                     advice.append(advice_of(row[f"findings_{language}"], language))
         table = pd.DataFrame({"lesion": lesions, "advice": advice})

@@ -168,7 +168,7 @@ def broken_rules(output: Entities, truth: Entities) -> list[str]:
     return [name for name, rule in CONTRADICTIONS.items() if rule(output) - rule(truth)]
 
 
-def is_significant(stenosis: Stenosis) -> bool:
+def states_significant(stenosis: Stenosis) -> bool:
     """Tell whether a lesion counts: at least 75 %, 50 % in the left main, or without a grade."""
     return stenosis.percent is None or _significant(stenosis)
 
@@ -269,7 +269,7 @@ def _segments_match(output: Entities, truth: Entities) -> bool:
 
 def _serious(entities: Entities) -> set[int | str]:
     """Places of significant lesions: AHA segments, or what is known of a place without one."""
-    found = filter(is_significant, entities.stenoses)
+    found = filter(states_significant, entities.stenoses)
     return {s.segment or s.artery or "somewhere" for s in found}
 
 

@@ -15,7 +15,6 @@ import pandas as pd
 import pandera.pandas as pa
 
 from cag_utils.backbones import bases_of
-from cag_utils.identity import read_table
 from cag_utils.params import check_choice
 from cag_utils.profiles import Stats
 from cag_utils.report import estimate_cell
@@ -33,6 +32,7 @@ from cag_utils.scores.floors import (
 from cag_utils.scores.measures import by_case, estimate, measures, skill
 from cag_utils.scores.rubric import CONTRADICTIONS, CRITERIA, score, truth_of
 from cag_utils.stats import Estimate
+from cag_utils.tables import read_table
 
 ENDS = ("", "_low", "_high")
 MEAN = "mean"  # stands in the column `reader` for all of them together
@@ -416,14 +416,17 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
     schema = pa.DataFrameSchema(columns, unique=list(WHOSE), coerce=True)
     rules = WHOSE | {"overall": "must be a number from 0 to 10"}
     rules |= dict.fromkeys(on_sheet(), "must be 0 (no error) or 1 (error)")
-    sheet = read_table(path, schema, rules, "this reader scored this text twice; keep one row")
+    twice = "this reader scored this text twice; keep one row"
+    # the paper's Table 4 calls the numbering error "vessel"
+    sheet = read_table(path, schema, rules, twice, also={"vessel_error": "numbering_error"})
     model_of = {} if key is None else key.set_index(["case_id", "code"])["model"].to_dict()
     places = list(zip(sheet["case_id"], sheet["model"], strict=True))
-    for row, (case, code) in enumerate(places):
+    for row, (case, code) in zip(sheet.index, places, strict=True):
         if BLIND.fullmatch(code) and (case, code) not in model_of:
             known = sorted(letter for name, letter in model_of if name == case)
             rule = f"the key knows {known}" if known else "the key has no such case"
-            place = f"{path}: row {row + 2}: model {code!r} of {case}"
+            place = f"{path}: row {row}: model {code!r} of {case}"
             raise ValueError(f"{place}: {rule}; use the key of this sheet")
     models = [model_of.get(place, place[1]) for place in places]
-    return sheet.astype(dict.fromkeys(on_sheet(), int)).assign(model=models)
+    marks = dict.fromkeys(on_sheet(), int)
+    return sheet.astype(marks).assign(model=models).reset_index(drop=True)

@@ -326,15 +326,15 @@ def test_the_sheet_is_blind_shuffled_and_repeatable():
 
 
 @pytest.mark.parametrize("column, cells, match", [
-    ("overall", ["7", "11"], r"scores\.csv: row 3: overall '11' must be a number from 0 to 10"),
-    ("overall", ["", ""], r"row 2: overall '' must be a number .*\(2 rows in all\)"),
-    ("overall", ["7,5", "3"], r"row 2: overall '7,5' must be"),
-    ("overall", ["7", "nan"], r"row 3: overall 'nan' must be"),
-    ("numbering_error", ["0", "2"], r"row 3: numbering_error '2' must be 0 \(no error\) or 1"),
-    ("logical_error", ["yes", "0"], r"row 2: logical_error 'yes' must be 0"),
-    ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error '0\.5' must be 0"),
-    ("case_id", ["", "case-0002"], r"row 2: case_id '' must name a case"),
-    ("model", ["A", ""], r"row 3: model '' must be a model"),
+    ("overall", ["7", "11"], r"scores\.csv: row 3: overall must be a number from 0 to 10"),
+    ("overall", ["", ""], r"row 2: overall must be a number .*\(2 rows in all\)"),
+    ("overall", ["7,5", "3"], r"row 2: overall must be"),
+    ("overall", ["7", "nan"], r"row 3: overall must be"),
+    ("numbering_error", ["0", "2"], r"row 3: numbering_error must be 0 \(no error\) or 1"),
+    ("logical_error", ["yes", "0"], r"row 2: logical_error must be 0"),
+    ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error must be 0"),
+    ("case_id", ["", "case-0002"], r"row 2: case_id must name a case"),
+    ("model", ["A", ""], r"row 3: model must be a model"),
     ("case_id", ["case-0001"] * 2, r"row 3: this reader scored this text twice"),
 ])  # fmt: skip
 def test_names_file_row_and_rule(column, cells, match, tmp_path):
@@ -370,7 +370,7 @@ def test_without_a_key_models_go_by_name_and_a_spreadsheets_decimals_are_marks(t
     )
     assert read["model"].tolist() == ["A", "A"]
     read.drop(columns="reader").to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"scores\.csv: no column \['reader'\]"):
+    with pytest.raises(ValueError, match=r"scores\.csv: row 1: no column \['reader'\]"):
         read_sheet(path)
     with pytest.raises(FileNotFoundError, match="none.csv is missing"):
         read_sheet(tmp_path / "none.csv")
