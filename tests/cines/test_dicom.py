@@ -199,14 +199,19 @@ def test_reasons_quote_neither_the_header_nor_a_path(tmp_path, recwarn):
     path = write_cine(folder / "a")
     path.write_bytes(path.read_bytes().replace(b"1.2.3.4\0", b"HANAKO-7"))  # an invalid UID
     bad = write_cine(folder / "b", video="1.2.5")
-    content = bad.read_bytes()
-    at = content.index(b"\x28\0\x02\0US")  # Samples per Pixel
-    bad.write_bytes(content[: at + 4] + b"IS\4\0TARO" + content[at + 10 :])
+    name_the_samples(bad, b"TARO")
     cines, rejected = scan(folder)
     assert len(cines) == 1 and len(rejected) == 2 and not recwarn.list
     text = " ".join(f"{found} {dicom.public_words(found)}" for found in map(open_part, rejected))
     assert not [word for word in ("YAMADA", "TARO", "JIRO", "nowhere") if word in text]
     assert "TARO" in " ".join(found.detail for found in rejected)
+
+
+def name_the_samples(path, word):
+    """Put a word of four letters where Samples per Pixel belongs."""
+    content = path.read_bytes()
+    at = content.index(b"\x28\0\x02\0US")
+    path.write_bytes(content[: at + 4] + b"IS\4\0" + word + content[at + 10 :])
 
 
 def open_part(found):
