@@ -2,10 +2,12 @@
 
 import ast
 import difflib
+import hashlib
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import PurePath
 from typing import Self
 
 
@@ -18,7 +20,8 @@ class Params:
         """Build from `globals()` in the cell after the parameters cell.
 
         Papermill only warns about a name the notebook does not declare, and turns `-p x 007` into
-        the integer 7; here both are errors. An int given for a float becomes a float.
+        the integer 7; here both are errors. An int given for a float becomes a float, one given for
+        a folder (`..._dir`) its name.
 
         Args:
             namespace: The notebook's globals. IPython keeps the executed cells in `In`.
@@ -30,14 +33,19 @@ class Params:
         problems = [
             f"unknown parameter {name!r}{did_you_mean(name, kinds)}"
             for name in sorted(_injected(namespace.get("In", ())) - kinds.keys())
+            if not name.startswith("PAPERMILL_")  # papermill --inject-paths
         ]
+        values = {name: namespace.get(name) for name in kinds}
         for name, kind in kinds.items():
-            value = namespace.get(name)
+            if kind is str and name.endswith("_dir") and type(values[name]) is int:
+                values[name] = str(values[name])  # a folder `2021`
+            value = values[name]
             if type(value) is not kind and not (kind is float and type(value) is int):
-                problems.append(f"{name} should be {kind.__name__}, got {value!r}")
+                hint = f"; papermill -r {name} keeps a text as it is" if kind is str else ""
+                problems.append(f"{name} should be {kind.__name__}, got {value!r}{hint}")
         if problems:
             raise ValueError("bad notebook parameters: " + "; ".join(problems))
-        return cls(**{name: kind(namespace[name]) for name, kind in kinds.items()})
+        return cls(**{name: kind(values[name]) for name, kind in kinds.items()})
 
     def changes(self, but: Collection[str]) -> list[str]:
         """Return what differs from the defaults, `but` these fields, fit for a folder's name.
@@ -50,14 +58,21 @@ class Params:
             value = getattr(self, f.name)
             if f.name in but or value == f.default:
                 continue
-            text = f"_{slugify(value)}" if isinstance(value, str) else f"{value:g}"
+            is_path = f.name.endswith("_dir")
+            text = f"_{slugify(value, is_path)}" if isinstance(value, str) else f"{value:g}"
             words.append(f.name + ("" if value is True else text))
         return words
 
 
-def slugify(path: str) -> str:
-    """Return a path's last part fit for a run's folder: letters, digits, `_` and `-` alone."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).expanduser().resolve().name) or "none"
+def slugify(text: str, is_path: bool = False) -> str:
+    """Return a text, or a path's last part, fit for a run's folder: letters, digits, `_` and `-`.
+
+    Two texts never give the same: what the letters do not say whole, as of a path, is followed by
+    8 hex digits of all of it.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(text).name).strip("_") or "none"
+    digest = hashlib.sha256(os.fsencode(PurePath(text))).hexdigest()[:8]
+    return plain if plain == text and not is_path else f"{plain}_{digest}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from cag_utils.phantom.clinic.notes import write_report
 from cag_utils.phantom.clinic.patients import draw_record
 from cag_utils.profiles import load_profile
 from cag_utils.study import pseudonym_key
-from tests.cines.test_dicom import write_cine
+from tests.cines.test_dicom import name_the_samples, write_cine
 from tests.cines.test_sampling import pulsing
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "00_frame_sampling.ipynb"
@@ -83,7 +83,7 @@ IDENTITIES = {
     "StudyInstanceUID": "1.2.392.200036.9116.7777", "SeriesInstanceUID": "1.2.392.200036.9116.8888",
 }  # fmt: skip
 VIDEO = "1.2.392.200036.9116.9999"
-PLACES = "KIMURA JIRO CAG_20210210 brief_an_ITO 19520607 MORI cut.dcm odd.dcm".split()
+PLACES = "KIMURA JIRO CAG_20210210 brief_an_ITO 19520607 MORI KATO cut.dcm odd.dcm".split()
 
 
 @pytest.fixture
@@ -96,6 +96,8 @@ def hospital(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-300])
     header = write_cine(folder / "h.dcm", video=f"{VIDEO}.3", NumberOfFrames=1234, **IDENTITIES)
     header.write_bytes(header.read_bytes().replace(b"1234", b"MORI"))
+    samples = write_cine(folder / "s.dcm", video=f"{VIDEO}.6", **IDENTITIES)
+    name_the_samples(samples, b"KATO")
     odd = write_cine(folder / "odd.dcm", pulsing(), video=f"{VIDEO}.4", **IDENTITIES)
     odd.write_bytes(odd.read_bytes().replace(f"{VIDEO}.4".encode(), f"{VIDEO}.Y".encode()))
     write_cine(folder / "ct", video=f"{VIDEO}.5", SOPClassUID="1.2", Modality="ct", **IDENTITIES)
@@ -111,7 +113,9 @@ def test_no_identity_in_anything_a_run_writes(hospital, tmp_path, monkeypatch):
     told = {"out_root": str(out), "profile": "smoke", "n_workers": 1, "data_dir": str(hospital)}
     pm.execute_notebook(NOTEBOOK, executed, told, cwd=tmp_path, progress_bar=False)
     [run] = (out / "smoke" / "00_frame_sampling").iterdir()
-    assert len(pd.read_csv(run / "videos.csv")) == 2 and len(pd.read_csv(run / "rejected.csv")) == 5
+    rejected = pd.read_csv(run / "rejected.csv")
+    assert len(pd.read_csv(run / "videos.csv")) == 4 and rejected["frame"].isna().sum() == 4
+    assert rejected["words"].str.contains("invalid literal").any() and rejected["frame"].any()
     shown = [c.outputs for c in nbformat.read(executed, 4).cells if c.cell_type == "code"]
     written = {path.relative_to(out): path for path in out.rglob("*")}
     content = {str(name): p.read_bytes() for name, p in written.items() if p.is_file()}
@@ -123,7 +127,7 @@ def test_no_identity_in_anything_a_run_writes(hospital, tmp_path, monkeypatch):
     assert not leaks
     private = (tmp_path / "root" / "data" / "private").glob("*_links.csv")
     links = pd.concat([pd.read_csv(path) for path in private])
-    assert len(links) == 7 and links["path"].str.contains("KIMURA").all()
+    assert links["file_id"].nunique() == 8 and links["path"].str.contains("KIMURA").all()
     assert np.isin(pd.read_csv(run / "rejected.csv")["file_id"], links["file_id"]).all()
 
 

@@ -1,10 +1,12 @@
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cag_utils.params import Params, check_choice, did_you_mean
+from cag_utils.params import Params, check_choice, did_you_mean, slugify
 
 
 @dataclass(frozen=True)
@@ -14,9 +16,10 @@ class Demo(Params):
     rate: float = 0.0
     ship: bool = False
     scores: str = ""
+    data_dir: str = ""
 
 
-GOOD = {"profile": "smoke", "epochs": 3, "rate": 0.5, "ship": False, "scores": ""}
+GOOD = {"profile": "smoke", "epochs": 3, "rate": 0.5, "ship": False, "scores": "", "data_dir": ""}
 
 
 def test_reads_the_declared_names_and_a_whole_number_for_a_float():
@@ -56,7 +59,30 @@ def test_suggestions_only_name_what_exists(name, known):
     ({"profile": "smoke"}, []),
     ({"epochs": 3, "rate": 1e-4}, ["epochs3", "rate0.0001"]),
     ({"ship": True}, ["ship"]),
-    ({"scores": "../a b/sheet (1).csv"}, ["scores_sheet_1_csv"]),
+    ({"scores": "../a b/sheet (1).csv"}, ["scores_sheet_1_csv_8a570cb1"]),
 ])  # fmt: skip
 def test_what_differs_from_the_defaults_names_a_run(change, words):
     assert Demo(**change).changes({"profile"}) == words
+
+
+def test_folders_may_look_like_numbers_and_papermill_may_inject_its_paths():
+    paths = {"In": ["# Parameters\nPAPERMILL_OUTPUT_PATH = 'x.ipynb'\ndata_dir = 2021\n"]}
+    assert Demo.read(GOOD | paths | {"data_dir": 2021}).data_dir == "2021"
+    with pytest.raises(ValueError, match="papermill -r scores keeps"):
+        Demo.read(GOOD | {"scores": 7})
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), unique=True))
+def test_no_two_folders_share_a_run(texts):
+    texts = [
+        *{str(PurePath(text)) for text in texts},
+        "a/dicom",
+        "b/dicom",
+        "患者データ",
+        "心カテ",
+        "\udcb1",
+    ]
+    slugs = [slugify(text, is_path=True) for text in texts]
+    assert len(set(slugs)) == len(set(texts)) and all(
+        re.fullmatch(r"[\w-]+", s, re.A) for s in slugs
+    )

@@ -48,6 +48,7 @@ GUESSED = {  # implicit VR, little endian
     (True, True): uid.ImplicitVRLittleEndian, (False, True): uid.ExplicitVRLittleEndian,
     (False, False): uid.ExplicitVRBigEndian,
 }  # fmt: skip
+WORD, SMALL = re.compile(r"[^\W_]+"), re.compile("[a-z]{1,2}")
 VECTOR = 0x00181065  # Frame Time Vector
 PER_FRAME = "PerFrameFunctionalGroupsSequence"
 MS = (4.0, 5000.0)  # between two frames: what an angiograph can do; other times are typing errors
@@ -420,12 +421,17 @@ def public_words(rejected: Rejected) -> str:
     Left out (`…`) of the library's words: what stands in quotation marks, numbers of 4 digits and
     more, and each word that occurs in the file's first 64 kB or in its path.
     """
-    known = str(rejected.path).lower()
+    known = str(rejected.path)
     with suppress(NotACine), _open(rejected.path) as file:
-        known += file.read(65536).decode("latin-1").lower()
+        known += " " + file.read(65536).decode("latin-1")
+    told = set(WORD.findall(known.lower()))
     text = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d.]{3,}", "…", rejected.detail)
-    words = [w if w.lower().strip(".,:;()") not in known else "…" for w in text.split()]
-    return f"{rejected.note}: {' '.join(words)}".strip(": ")
+
+    def shown(word: re.Match) -> str:  # two small letters are no name, and may be a code's
+        return word[0] if word[0].lower() not in told or SMALL.fullmatch(word[0]) else "…"
+
+    words = WORD.sub(shown, text)
+    return f"{rejected.note}: {words}".strip(": ")
 
 
 def looks_like_dicom(path: Path) -> bool:

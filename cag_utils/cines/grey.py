@@ -153,7 +153,7 @@ class GreyScale:
         if find(self._header, "PixelIntensityRelationship", frame) in ("LOG", "DISP"):
             return 1.0, 0.0
         slope, intercept = (next(iter(numbers(value)), np.nan) for value in told)
-        if slope == 0 or not np.isfinite(slope * intercept) or abs(slope * intercept) > 1e12:
+        if not 1e-12 < abs(slope) < 1e12 or not abs(intercept) < 1e12:
             self.notes |= {"impossible rescale ignored"} if None not in told else set()
             return 1.0, 0.0
         return slope, intercept

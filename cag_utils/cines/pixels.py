@@ -77,7 +77,7 @@ def lay_out(header: pydicom.Dataset, file: BinaryIO) -> Layout:
         frames = _group(file, header, table, fragments, n_announced)
         return Layout(frames, vr, is_cut, n_announced)
     n_bytes = size_px * int(header.BitsAllocated) // 8
-    if length == UNDEFINED or _peek(file, start).startswith(STARTS[:2]):
+    if length == UNDEFINED or _peek(file, start).startswith((*STARTS[:2], b"\xfe\xff\0\xe0")):
         raise NotACine("pixels are not what the header says", "compressed, said to be not")
     if int(header.BitsAllocated) not in (8, 16):
         raise NotACine("unsupported bit depth", "neither 8 nor 16 bits allocated")
@@ -103,7 +103,9 @@ def _find_pixels(header: pydicom.Dataset, file: BinaryIO) -> tuple[int, int, str
             return file.tell(), length, "OW"
     if "Rows" in header and "IconImageSequence" in header:
         raise NotACine("only an icon image")
-    is_whole = not head and "Rows" in header and not ends_short(header)
+    file.seek(max(file.seek(0, 2) - 12, 0))  # pydicom passes over half an element
+    is_whole = not head and b"\xe0\x7f\x10\0" not in file.read() and "Rows" in header
+    is_whole = is_whole and not ends_short(header)
     raise NotACine("no pixel data" if is_whole else "truncated")
 
 

@@ -170,12 +170,12 @@ def sample_folder(
         ValueError: The rule is unknown.
     """
     pick = SAMPLING_RULES[check_choice("sampling rule", rule, SAMPLING_RULES)]
-    done: list[_Outcome] = []
+    done: list[Outcome] = []
     with Guard(n_workers) as guard:
         found, failures = scan(folder, guard)
         shutil.rmtree(out / "frames", ignore_errors=True)
         rejected = {failure.path: failure for failure in failures}
-        work = partial(_sample, out=out, key=key, pick=pick, min_gap=min_gap)
+        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap)
         waiting = found
         while waiting:  # a broken file must not hide a whole copy of it: next time, that one
             results = tqdm(
@@ -205,7 +205,7 @@ def sample_folder(
     )
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     """What became of one cine: `broken` are frames of it."""
 
     cine: Cine
@@ -233,8 +233,13 @@ def _next_copy(cine: Cine) -> list[Cine]:
     return []
 
 
-def _sample(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iterator[_Outcome]:
-    """Measure a cine, pick frames and write them."""
+def sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iterator[Outcome]:
+    """Measure a cine, pick frames and write them; one answer, as `Guard` takes it.
+
+    Raises:
+        NotACine: Fewer than two frames decode, or nothing is seen on them.
+        OSError: A picture cannot be written.
+    """
     facts = _facts(cine, key)
     with open_film(cine.path) as film:
         good: list[int] = []
@@ -270,7 +275,7 @@ def _sample(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iter
     )
     curve["video_id"] = facts["video_id"]
     cine = replace(cine, notes=cine.notes | notes)
-    yield _Outcome(cine, rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS], broken)
+    yield Outcome(cine, rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS], broken)
 
 
 def _good_frames(film: Film, good: list[int], broken: list[Rejected]) -> Iterator[np.ndarray]:
@@ -307,7 +312,7 @@ def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes
     rows += [failure._asdict() for failure in failures]
     table = pd.DataFrame(rows, columns=LINK_COLUMNS).sort_values("path", ignore_index=True)
     table["file_id"] = [pseudonym("file", path_within(path, folder), key) for path in table["path"]]
-    table["folder"] = str(folder.resolve())
+    table["folder"] = path_within(folder.resolve(), Path(folder.resolve().anchor))
     return table.assign(path=[path_within(path, folder) for path in table["path"]])
 
 
