@@ -134,6 +134,8 @@ class Generate(ProfileSection):
     batch_size: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
     shots: int = Field(ge=0)
+    base_exams: int = Field(ge=1)  # validation exams on which an untuned model's prompt is chosen
+    floor_exams: int = Field(ge=0)  # test exams that tuned models answer blind; 0: all
     baselines: list[str]  # untuned backbones
     api_model: str
 
@@ -148,8 +150,9 @@ class Vlscore(ProfileSection):
 
 
 class Stats(ProfileSection):
-    """Intervals."""
+    """Intervals, and the measure that was fixed before any run; all others are secondary."""
 
+    primary: str = "lesion_f1"  # a key of scores.measures
     n_resamples: int = Field(ge=10)
     level: float = Share
 

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import pandera.pandas as pa
@@ -24,7 +25,11 @@ WHOLE = r"^(\d+)\.0+$"
 
 
 def read_table(
-    path: Path, schema: pa.DataFrameSchema, rules: Mapping[str, str], repeated: str
+    path: Path,
+    schema: pa.DataFrameSchema,
+    rules: Mapping[str, str],
+    repeated: str,
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Read a table and check it against its schema.
 
@@ -36,6 +41,7 @@ def read_table(
             columns with another check than a length also lose their full width.
         rules: Column name to its rule in words, `must be ...`.
         repeated: What to say when rows repeat that must not.
+        also: Other names that a column may have in the file, each with the schema's.
 
     Returns:
         The schema's columns, in its order, each row under its number in the spreadsheet; further
@@ -47,7 +53,7 @@ def read_table(
         FileNotFoundError: There is no such file.
     """
     path = _existing(path)
-    raw = _with_header(path, _cells(path), schema)
+    raw = _with_header(path, _cells(path), schema, also)
     numbers = [name for name, c in schema.columns.items() if is_numeric_dtype(c.dtype.type)]
     problems = []
     for name, column in schema.columns.items():
@@ -137,17 +143,20 @@ def _decoded(path: Path, data: bytes) -> str:
     return text
 
 
-def _with_header(path: Path, rows: list[list[str]], schema: pa.DataFrameSchema) -> pd.DataFrame:
+def _with_header(
+    path: Path, rows: list[list[str]], schema: pa.DataFrameSchema, also: Mapping[str, str]
+) -> pd.DataFrame:
     """The schema's columns as texts, each row under its number in the spreadsheet."""
+
+    def read(row: list[str]) -> list[str]:
+        names = [unicodedata.normalize("NFKC", cell).strip().lower() for cell in row]
+        return [also.get(name, name) for name in names]
+
     start = next(i for i, row in enumerate(rows) if any(map(str.strip, row)))
     required = {name for name, column in schema.columns.items() if column.required}
-    names = [unicodedata.normalize("NFKC", cell).strip().lower() for cell in rows[start]]
+    names = read(rows[start])
     if missing := sorted(required - set(names)):
-        later = (
-            i + 1
-            for i, row in enumerate(rows)
-            if required <= {unicodedata.normalize("NFKC", cell).strip().lower() for cell in row}
-        )
+        later = (i + 1 for i, row in enumerate(rows) if required <= set(read(row)))
         where = next(later, None)
         help_ = f"delete the rows above row {where}, the header" if where else "row 1 is the header"
         raise ValueError(f"{path}: row {start + 1}: no column {missing}; {help_}")

@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -62,6 +64,14 @@ def test_the_surest_key_frames_win_and_the_earlier_of_equals():
     assert got["frame"].tolist() == [20, 30] and set(got["laterality"]) == {"LCA"}
 
 
+def test_of_frames_about_as_sure_the_farthest_is_kept():
+    table = predicted().head(1).loc[[0] * 5].reset_index(drop=True)
+    table["frame"], table["p_LCA_better"] = [10, 12, 30, 50, 20], [0.95, 0.93, 0.90, 0.86, 0.94]
+    chosen = [choose_key_frames(table, n, 0.5)["frame"].tolist() for n in (1, 2, 3, 9)]
+    # 30 is within 0.05 of 20, the next surest; 50 is not, but of 12 and so on once 20 is kept
+    assert chosen == [[10], [10, 30], [10, 20, 30], [10, 12, 20, 30, 50]]
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 4), st.floats(0, 1))
 def test_choice_never_breaks_its_limits(per_video, least):
@@ -122,16 +132,46 @@ def test_findings_count_whole_for_no_other_frame_and_else_are_listed(tables):
     assert pairs.set_index("frame")["findings_en"].to_dict() == {10: "whole", 30: ""}
 
 
-def test_truth_is_joined_by_cine_and_the_dataset_holds_pictures_and_texts(tables, tmp_path):
+LESIONS = [{"segment": n, "percent": p, "artery": a} for n, p, a in
+           ((6, 50, "LAD"), (11, 75, "LCX"), (2, 90, "RCA"))]  # fmt: skip
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Of exam 8.0: its LCA cine shows segment 11 in frame 30; nothing shows segment 2."""
+    lca, one = json.dumps(LESIONS[:2]), json.dumps(LESIONS[1:2])
+    tables = {
+        "exams": pd.DataFrame({"exam": ["8.0", "8.1"], "lesions": [json.dumps(LESIONS)] * 2}),
+        "videos": pd.DataFrame({"video": ["9.0"], "exam": "8.0", "laterality": "LCA",
+                                "lesions": lca, "plan": "functional"}),
+        "frames": pd.DataFrame({
+            "video": "9.0", "frame": [10, 30], "lesions": ["[]", one], "plan": ["none", "pci"],
+            "ideal_lesions": ["[]", "[]"], "ideal_plan": "none"}),
+        "lesions": pd.DataFrame({"video": "9.0", "frame": [10, 30], "segment": 11,
+                                 "visible": [False, True]}),
+    }  # fmt: skip
+    for name, table in tables.items():
+        table.to_csv(tmp_path / f"truth_{name}.csv", index=False)
+    return tmp_path
+
+
+def test_truth_is_joined_by_frame_and_the_exams_lesions_are_counted(tables, truth):
     pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
-    lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
-    path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
-    got = corpus.add_truth(pairs, path, KEY)
+    got = corpus.add_truth(pairs, truth, KEY)
     assert got["truth_laterality"].tolist() == ["LCA", "LCA"]
-    assert '"segment": 11' in got["truth_lesions"][0]
-    stale = write(tmp_path / "u.csv", "video,laterality,lesions,plan\n9.5,LCA,[],none\n")
-    with pytest.raises(ValueError, match="lacks 1 cines"):
-        corpus.add_truth(pairs, stale, KEY)
+    assert got["truth_lesions"].map(json.loads).tolist() == [[], LESIONS[1:2]]
+    assert got["exam_lesions"].map(json.loads).tolist() == [LESIONS[:2]] * 2
+    assert got["truth_plan"].tolist() == ["none", "pci"]
+    assert set(got["exam_plan"]) == {"functional"} and set(got["ideal_plan"]) == {"none"}
+    shown = corpus.lesions_shown(got, truth, KEY)
+    # 50 % of the LAD is not significant; the right side has no cine at all
+    assert shown.to_numpy().tolist() == [[EXAMS[0], 11, 75, 1, True], [EXAMS[0], 2, 90, 0, False]]
+    with pytest.raises(ValueError, match="lacks the truth of 1 frames"):
+        corpus.add_truth(pairs.assign(frame=[10, 31]), truth, KEY)
+
+
+def test_the_dataset_holds_pictures_and_texts(tables, tmp_path):
+    pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
     counts = corpus.save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
     assert counts == {"train": 1, "test": 1}
