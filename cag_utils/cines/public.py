@@ -367,21 +367,21 @@ def sample_public(stills: pd.DataFrame, folder: Path, out: Path, key: bytes) -> 
         facts = {"frame": row.frame, "n_frames": row.n_frames, "reason": "published", "png": png}
         facts |= {"mean": mean[0], "variance": variance[0], "path": path_within(row.path, folder)}
         frames.append(ids | facts | {"patient": row.patient, "video": row.video})
-    table = pd.DataFrame(frames).reindex(columns=list(dict.fromkeys([*FRAME_COLUMNS, "path"])))
+    table = pd.DataFrame(frames, columns=[*FRAME_COLUMNS, "path", "patient", "video"])
     videos = table.groupby("video_id", sort=False).agg(n_picks=("frame", "size"))
     videos = table.drop_duplicates("video_id").merge(videos, on="video_id")
     paths = [path_within(path, folder) for path, _ in failed]
     rejected = pd.DataFrame(
         {"path": paths, "suffix": ".png", "reason": [reason for _, reason in failed]}
     )
-    both = pd.concat([videos, rejected], ignore_index=True)
+    both = pd.concat([videos.drop(columns=["frame", "reason"]), rejected], ignore_index=True)
     both["file_id"] = [pseudonym("file", path, key) for path in both["path"]]
     both["bytes"] = [(folder / p).stat().st_size if (folder / p).is_file() else None
                      for p in both["path"]]  # fmt: skip
     return Sampled(
         frames=table[FRAME_COLUMNS],
         videos=videos.reindex(columns=VIDEO_COLUMNS),
-        statistics=table[STATISTICS_COLUMNS],
+        statistics=table.reindex(columns=STATISTICS_COLUMNS),
         rejected=both[both["video_id"].isna()].reindex(columns=REJECTED_COLUMNS),
         links=both.assign(folder=str(folder.resolve())).reindex(columns=LINK_COLUMNS),
     )
