@@ -76,7 +76,7 @@ def test_the_smoke_study_runs_outlives_a_kill_and_asks_for_what_the_profile_says
     again = subprocess.run(command, env=cluster, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-4000:]
     assert {path: path.stat().st_mtime_ns for path in sampled} == sampled  # not done twice
-    assert len(list(out.glob("smoke/*/*/metrics.json"))) == 16
+    assert len(list(out.glob("smoke/*/*/metrics.json"))) == 17
     assert (out / "smoke/08_paper_tables/all/report.html").is_file()
     fields = ("Comment", "tres-per-job", "TimeLimit", "MinMemory", "ArrayTaskID", "State")
     asked = ",".join(f"{name}:60" for name in fields)
