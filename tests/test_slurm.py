@@ -50,8 +50,9 @@ def test_the_smoke_study_runs_outlives_a_kill_and_asks_for_what_the_profile_says
     command = [sys.executable, "-m", "cag_utils.workflow", "study"]
     command += ["--profile", str(root() / "cag_utils" / "templates" / "slurm")]
     command += ["--snakefile", str(root() / "Snakefile"), "--directory", str(out)]
-    # two cores are all there is here, no database of past jobs, and a disk that is not shared
-    command += ["--jobs", "2", "--max-threads", "2", "--latency-wait", "5"]
+    # two cores are all there is here, no database of past jobs, and a disk that is not shared;
+    # eight cards, four a LoRA run: Slurm lets two of them run at a time
+    command += ["--max-threads", "2", "--latency-wait", "5"]
     command += ["--slurm-status-command", "squeue", "--slurm-no-account"]
     command += ["--config", "profile=smoke", f"out_root={out}"]
     with (tmp_path / "first.log").open("wb") as log:
@@ -75,7 +76,7 @@ def test_the_smoke_study_runs_outlives_a_kill_and_asks_for_what_the_profile_says
     again = subprocess.run(command, env=cluster, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-4000:]
     assert {path: path.stat().st_mtime_ns for path in sampled} == sampled  # not done twice
-    assert len(list(out.glob("smoke/*/*/metrics.json"))) == 16
+    assert len(list(out.glob("smoke/*/*/metrics.json"))) == 17
     assert (out / "smoke/08_paper_tables/all/report.html").is_file()
     fields = ("Comment", "tres-per-job", "TimeLimit", "MinMemory", "ArrayTaskID", "State")
     asked = ",".join(f"{name}:60" for name in fields)

@@ -15,6 +15,7 @@ from subprocess import PIPE
 import nbformat
 import psutil
 import pytest
+import yaml
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_server.services.contents.filemanager import FileContentsManager
 
@@ -269,3 +270,11 @@ def test_make_runs_every_lane_though_one_fails_and_hands_paths_on_as_they_are(ma
     spiteful = make("study", OUT_ROOT=SPITEFUL, PROFILE="smoke", CONFIG=f"scores_ja={SPITEFUL}")
     assert f"<profile=smoke><out_root={SPITEFUL}><scores_ja={SPITEFUL}>" in spiteful.stdout
     assert "<out_root=/a $(touch pwned)>" in make("study", "OUT_ROOT=/a $$(touch pwned)").stdout
+
+
+def test_the_slurm_profile_speaks_of_steps_that_there_are():
+    rules = set(re.findall(r"^rule (\w+):", (root() / "Snakefile").read_text(), re.MULTILINE))
+    path = PACKAGE / "templates" / "slurm" / "config.yaml"
+    profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert set(profile["set-threads"]) | set(profile["set-resources"]) < rules
+    assert profile["slurm-array-jobs"] in rules and profile["jobs"] > 6  # LoRA runs: all at once

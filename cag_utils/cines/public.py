@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from cag_utils.cines.dicom import path_within
+from cag_utils.cines.dicom import file_bytes, path_within
 from cag_utils.cines.sampling import (
     FRAME_COLUMNS,
     LINK_COLUMNS,
@@ -192,7 +192,7 @@ def read_cadica(top: Path) -> pd.DataFrame:
         ((None, AHA grade) each), clean for the videos that are listed as without a lesion.
 
     Raises:
-        FileNotFoundError: The JSON file of the sides, or a video's list of frames, is missing.
+        FileNotFoundError: The JSON file of the sides is missing.
 
     Source:
         Jimenez-Partinen et al., Expert Systems 41, e13708 (2024), and the set's readme.txt.
@@ -214,7 +214,7 @@ def read_cadica(top: Path) -> pd.DataFrame:
         patient, video = folder.parent.name, f"{folder.parent.name}_{folder.name}"
         clean = _numbers(folder.name)[0] in _listed(folder.parent / "nonlesionVideos.txt")
         pictures = {_numbers(p.stem)[-1]: p for p in (folder / "input").glob("*.png")}
-        for frame in _listed(folder / f"{video}_selectedFrames.txt"):
+        for frame in _listed(folder / f"{video}_selectedFrames.txt") or [0]:  # 0: there is none
             missing = folder / "input" / f"{video}_{frame:05d}.png"
             problem = "" if frame in pictures else "no such picture"
             side = sides.get(video, "")
@@ -232,8 +232,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _listed(path: Path) -> list[int]:
-    """The last number of each name in a list such as `v3` or `p1_v3_00021.png`."""
-    words = re.split(r"[\s,;]+", path.read_text(encoding="utf-8"))
+    """The last number of each name listed, such as `v3` or `p1_v3_00021.png`; none of no file."""
+    words = re.split(r"[\s,;]+", path.read_text(encoding="utf-8") if path.is_file() else "")
     return [_numbers(word.removesuffix(".png"))[-1] for word in words if _numbers(word)]
 
 
@@ -350,41 +350,38 @@ def sample_public(stills: pd.DataFrame, folder: Path, out: Path, key: bytes) -> 
         As `sampling.sample_folder`; `reason` is "published", statistics are those of the picks,
         angles and times are missing, and a rejected file is a still that cannot be used.
     """
-    frames, failed = [], []
-    for row in stills.itertuples():
-        try:
-            grey = read_still(row.path) if not row.problem else None
-        except Unreadable:
-            grey = None
-        if grey is None:
-            failed.append((row.path, row.problem or "unreadable"))
-            continue
-        mean, variance = frame_statistics([grey])
-        ids = public_ids(row, key)
-        png = f"frames/{ids['video_id']}/{row.frame:04d}.png"
-        (out / png).parent.mkdir(parents=True, exist_ok=True)
-        (out / png).write_bytes(cv2.imencode(".png", grey, PNG_SETTINGS)[1].tobytes())
-        facts = {"frame": row.frame, "n_frames": row.n_frames, "reason": "published", "png": png}
-        facts |= {"mean": mean[0], "variance": variance[0], "path": path_within(row.path, folder)}
-        frames.append(ids | facts | {"patient": row.patient, "video": row.video})
-    table = pd.DataFrame(frames).reindex(columns=list(dict.fromkeys([*FRAME_COLUMNS, "path"])))
-    videos = table.groupby("video_id", sort=False).agg(n_picks=("frame", "size"))
-    videos = table.drop_duplicates("video_id").merge(videos, on="video_id")
-    paths = [path_within(path, folder) for path, _ in failed]
-    rejected = pd.DataFrame(
-        {"path": paths, "suffix": ".png", "reason": [reason for _, reason in failed]}
-    )
-    both = pd.concat([videos, rejected], ignore_index=True)
-    both["file_id"] = [pseudonym("file", path, key) for path in both["path"]]
-    both["bytes"] = [(folder / p).stat().st_size if (folder / p).is_file() else None
-                     for p in both["path"]]  # fmt: skip
+    table = pd.DataFrame([_take(still, folder, out, key) for still in stills.itertuples()])
+    table = table.reindex(columns=list(dict.fromkeys([*FRAME_COLUMNS, *table.columns])))
+    used, lost = table[table["problem"] == ""], table[table["problem"] != ""]
+    videos = used.assign(n_picks=used.groupby("video_id")["frame"].transform("size"))
+    videos = videos.drop_duplicates("video_id").drop(columns=["frame", "reason"])
+    lost = lost.assign(reason=lost["problem"])
     return Sampled(
-        frames=table[FRAME_COLUMNS],
-        videos=videos.reindex(columns=VIDEO_COLUMNS),
-        statistics=table[STATISTICS_COLUMNS],
-        rejected=both[both["video_id"].isna()].reindex(columns=REJECTED_COLUMNS),
-        links=both.assign(folder=str(folder.resolve())).reindex(columns=LINK_COLUMNS),
+        frames=used[FRAME_COLUMNS].reset_index(drop=True),
+        videos=videos.reindex(columns=VIDEO_COLUMNS).reset_index(drop=True),
+        statistics=used.reindex(columns=STATISTICS_COLUMNS).reset_index(drop=True),
+        rejected=lost.reindex(columns=REJECTED_COLUMNS).reset_index(drop=True),
+        links=pd.concat([videos, lost], ignore_index=True).reindex(columns=LINK_COLUMNS),
     )
+
+
+def _take(still, folder: Path, out: Path, key: bytes) -> dict:
+    """Write and measure one still; of one that cannot be used only where it lies, and why."""
+    path = path_within(still.path, folder)
+    row = {"path": path, "file_id": pseudonym("file", path, key), "folder": str(folder.resolve())}
+    row |= {"suffix": ".png", "bytes": file_bytes(still.path), "problem": still.problem}
+    row |= {name: getattr(still, name) for name in ("frame", "n_frames", "patient", "video")}
+    if still.problem:
+        return row
+    try:
+        grey = read_still(still.path)
+    except Unreadable:
+        return row | {"problem": "unreadable"}
+    ids, (mean, variance) = public_ids(still, key), frame_statistics([grey])
+    png = f"frames/{ids['video_id']}/{still.frame:04d}.png"
+    (out / png).parent.mkdir(parents=True, exist_ok=True)
+    (out / png).write_bytes(cv2.imencode(".png", grey, PNG_SETTINGS)[1].tobytes())
+    return row | ids | {"png": png, "mean": mean[0], "variance": variance[0], "reason": "published"}
 
 
 def public_ids(still, key: bytes) -> dict[str, str]:

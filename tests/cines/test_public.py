@@ -127,6 +127,7 @@ def test_stills_become_the_tables_and_pictures_of_a_hospital(arcade, tmp_path):
     sampled = public.sample_public(stills, arcade.parent, out, KEY)
     assert len(sampled.frames) == len(sampled.videos) == 3 and len(sampled.rejected) == 6
     assert len(sampled.links) == 9 and sampled.links["file_id"].is_unique
+    assert sampled.frames["frame"].tolist() == [0, 0, 0] and sampled.frames["frame"].dtype == int
     assert set(sampled.rejected["reason"]) == set(stills["problem"]) - {""}
     first = sampled.frames.iloc[0]
     picture = cv2.imread(str(out / first["png"]), cv2.IMREAD_UNCHANGED)
