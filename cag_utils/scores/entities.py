@@ -119,7 +119,7 @@ class _Clause:
 
     start: int
     end: int
-    kind: str = ""  # found, absent, unseen, unjudged, collateral, history, if; "" says nothing
+    kind: str = ""  # found, absent, unseen, history, ... (`lexicon.KINDS`); "" says nothing
     hard: bool = False  # what comes before cannot belong to it
     listed: bool = False  # nothing but places
     stenosis: bool = False  # may speak of one
@@ -244,6 +244,7 @@ def _judge(clause: _Clause, text: str, language: str) -> None:
     percents = any(not g.word for g in clause.grades)
     for kind, words in lexicon.KINDS.items():
         unfit = {"graft": not (noun or clause.grades or "patent" in part), "slight": percents}
+        unfit["treated"] = not clause.grades
         if unfit.get(kind, kind in ("unseen", "history") and bool(clause.grades)):
             continue
         if found := words[language].search(part):

@@ -62,7 +62,7 @@ _POS_EN = (
     r"(?:ostial|osti(?:um|a)|origin|prox(?:imal(?:ly)?)?|mid(?:dle)?|dist(?:al(?:ly)?)?"
     r"|apical|apex)"
 )
-_POS_JA = r"(?:入口部|起始部|近位部?|中[間央]部|中部|遠位部?|末梢側?)"
+_POS_JA = r"(?:入口部|起始部|近位部?|中間(?!枝)部?|中央部|中部|遠位部?|末梢側?)"
 # The part of an artery -> its AHA segment. There is no middle circumflex among them.
 PART_OF = {"RCA": (1, 2, 3), "LAD": (6, 7, 8), "LCX": (11, None, 13), "LM": (5, 5, 5)}
 PARTS = (
@@ -240,7 +240,8 @@ UNSEEN = _either(
     r"|in view"
     r"|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled"
     r"|obtained|taken)"
-    r"|(?:un|non-?)(?:engaged|injected)|(?:angio\w*|imaging|study"
+    r"|(?:un|non-?)(?:engaged|injected)|(?:injection|engagement) was not possible"
+    r"|(?:angio\w*|imaging|study"
     r"|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
     r"|(?:failed to|unable to|could not|cannot|can't|did not) (?:engage|cannulate|visuali[sz]e"
     r"|opacify|see|find|image|inject|be (?:found|located|identified))"
@@ -345,6 +346,7 @@ PLANS = {
     ),
     "cto": _either(
         r"viability|cto, prove|(?:cto|chronic total occlusion)[^.;]{0,30}?(?:pci|intervention)"
+        r"|pci (?:for|of|to) (?:the )?cto"
         r"|(?:evaluat|assess|consider)\w*[^.;]{0,40}?(?:cto|chronic total occlusion)",
         r"バイアビリティ|生存能|(?:cto|慢性完全閉塞)[^。]{0,12}?(?:pci|治療|検討|評価|証明)",
     ),
@@ -389,9 +391,17 @@ ADVICE = re.compile(
     r"recommend|consider|should|advis|suggest|indicat|need|require|discuss|measure|evaluate|plan"
     r"|推奨|検討|考慮|必要|望まし|勧め|ください|適応|不要|方針|予定"
 )
+# A lesion that was treated then is not there now, whatever its grade was.
+_THEN = r"last (?:week|month|year)|(?:days|weeks|months|years) ago|in (?:19|20)\d\d"
+_THEN_JA = r"先[日週月]|昨年|[\d数]+(?:日|週間|か月|ヶ月|年)前|(?:19|20)\d\d年"
+TREATED = _either(
+    rf"(?:pci|poba|des|stent\w*)\b[^.;,]{{0,60}}?(?:{_THEN})",
+    rf"(?:{_THEN_JA})[^。、]{{0,20}}?(?:pci|poba|des|ステント)",
+)
 # What a clause is about: the first of these whose words it holds.
 KINDS = {
-    "if": dict.fromkeys(ABSENCE, IF), "graft": GRAFT, "unjudged": UNJUDGED, "absent": ABSENCE,
+    "if": dict.fromkeys(ABSENCE, IF), "treated": TREATED, "graft": GRAFT, "unjudged": UNJUDGED,
+    "absent": ABSENCE,
     "slight": SLIGHT, "collateral": COLLATERAL, "unseen": UNSEEN,
     "history": dict.fromkeys(ABSENCE, HISTORY),
 }  # fmt: skip
