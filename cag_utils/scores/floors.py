@@ -178,6 +178,7 @@ class Bound:
 
     title: str  # in tables and figures; of a model asked otherwise, behind the model's name
     ceiling: bool = False
+    blind: bool = True  # whether the picture is hidden: what a skill starts from
     write: Writer | None = None
     ask: Asker | None = None
 
@@ -188,7 +189,7 @@ BOUNDS: dict[str, Bound] = {
     "commonest": Bound("Commonest lesion of the side", write=write_commonest),
     "blank": Bound("blank picture", ask=ask_blank),
     "other": Bound("another patient's picture", ask=ask_other),
-    "no_report": Bound("no report", ask=ask_without_report),
+    "no_report": Bound("no report", blind=False, ask=ask_without_report),
     "ideal": Bound("Ideal reader", ceiling=True, write=write_ideal),
     "truth": Bound(
         "Truth", ceiling=True, write=lambda _, cases, language: cases[f"findings_{language}"]
@@ -239,6 +240,9 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def floors_of(model: str, models: Iterable[str]) -> list[str]:
-    """Return the floors, among some models, that a model stands on: all texts, and itself blind."""
-    found = [m for m in models if is_floor(m)]
+    """Return the floors, among some models, that a model stands on: all texts, and itself blind.
+
+    Itself without the report sees the picture: what it lacks is the report's worth, no floor.
+    """
+    found = [m for m in models if is_floor(m) and BOUNDS[m.partition(AT)[2] or m].blind]
     return [m for m in found if AT not in m or (m != model and m.partition(AT)[0] == model)]

@@ -4,6 +4,7 @@ A reader scores a blinded sheet (`blank_sheet`), which is read back with every c
 """
 
 import hashlib
+import itertools
 import re
 import string
 from collections.abc import Iterable
@@ -162,28 +163,37 @@ def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def skills(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+def skills(
+    scores: pd.DataFrame, stats: Stats, seed: int, program: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Return the skill of every model in the primary measure and overall, readers averaged.
+
+    Args:
+        scores: By case, model and reader.
+        stats: Resamples, level and the primary measure.
+        seed: Of the resampling.
+        program: The rubric's marks of all answers. Lesions are read by the program whoever scores,
+            so that the primary measure keeps floors that are not on a reader's sheet.
 
     Returns:
         `SKILLS`: score, floor and ceiling on the cases that the model, its floors and the truth
         share; the best floor's name; the skill with its interval. No rows without floor or truth.
     """
     check_choice("stats.primary", stats.primary, measures())
-    rows, marks = [], by_case(scores)
-    models = in_order(scores["model"])
-    for model in models:
-        floors = floors_of(model, models)
-        if CEILING not in models or not floors:
+    figure = lambda *x: np.concatenate([skill(*x), *x], axis=-1)  # noqa: E731
+    marks = {"overall": by_case(scores)}
+    marks = {stats.primary: marks["overall"] if program is None else by_case(program)} | marks
+    rows = []
+    for model, name in itertools.product(in_order(scores["model"]), marks):
+        floors = floors_of(model, marks[name])
+        if not floors or CEILING not in marks[name]:
             continue
-        those, names = [model, CEILING, *floors], [stats.primary, "overall"]
-        figure = lambda *x: np.concatenate([skill(*x), *x], axis=-1)  # noqa: E731
-        found = np.reshape(estimate(marks, those, names, figure, stats, seed), (-1, 2, 3))
-        for k, name in enumerate(names):
-            own, ceiling, *under = found[1:, k, 0]
-            best = int(np.argmax(under))
-            shown = (own, floors[best], under[best], ceiling)
-            rows.append((model, name, *shown, *found[0, k]))
+        those = [model, CEILING, *floors]
+        found = np.array(estimate(marks[name], those, [name], figure, stats, seed))
+        own, ceiling, *under = found[1:, 0]
+        best = int(np.argmax(under))
+        shown = (own, floors[best], under[best], ceiling)
+        rows.append((model, name, *shown, *found[0]))
     return pd.DataFrame(rows, columns=list(SKILLS))
 
 

@@ -142,6 +142,14 @@ def test_skill_by_hand_and_the_better_floor_counts_case_by_case():
     assert set(found.loc["m_lora", "best_floor"]) == {"m_lora@blank"}
     assert found.loc[("m_lora@blank", "overall"), "best_floor"] == "constant"
     assert found.loc[("m_lora@blank", "overall"), "skill"] == pytest.approx(0.5)
+    # without the report it sees the picture: no floor, however good
+    found = skills(scored(pairs, texts | {"m_lora@no_report": bounds["truth"]}), STATS, 0)
+    assert set(found.loc[found["model"] == "m_lora", "best_floor"]) == {"m_lora@blank"}
+    # a sheet without the blind answers: lesions keep the program's floors, the score its own
+    sheet = scored(pairs, {name: texts[name] for name in ("truth", "constant", "m_lora")})
+    found = skills(sheet, STATS, 0, scored(pairs, texts)).set_index(["model", "measure"])
+    assert found.loc[("m_lora", "lesion_f1"), "best_floor"] == "m_lora@blank"
+    assert found.loc[("m_lora", "overall"), "best_floor"] == "constant"
     assert skills(scored(pairs, {"m_lora": half}), STATS, 0).empty  # neither floor nor ceiling
     with pytest.raises(ValueError, match="did you mean 'lesion_f1'"):
         skills(scored(pairs, texts), STATS.model_copy(update={"primary": "lesion_f"}), 0)

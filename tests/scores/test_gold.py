@@ -46,7 +46,7 @@ def test_a_check_on_own_findings_is_drawn_filled_and_read_back(tmp_path):
     assert len(blank_check(texts, "en", 50, seed=0)) == 3
     path = tmp_path / "parser_check.csv"
     blank.to_csv(path, index=False)
-    with pytest.raises(ValueError, match="parser_check.csv: row 2: no_stenosis '' must be 1"):
+    with pytest.raises(ValueError, match="parser_check.csv: row 2: no_stenosis must be 1"):
         read_gold(path)  # not filled yet
     filled = blank.assign(stenoses="LAD #7 90; ? ? 75", laterality="LCA", no_stenosis=0, plan="")
     filled.to_csv(path, index=False)
