@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.identity import read_table, study_id
+from cag_utils.identity import study_id
 from cag_utils.params import check_choice
 from cag_utils.segments import is_significant
+from cag_utils.tables import read_table
 
 # The paper's Figure 3 prints the English prompt; the Japanese one is this study's translation.
 PROMPTS = {
@@ -41,7 +42,7 @@ REPORTS = pa.DataFrameSchema(
 FINDINGS = pa.DataFrameSchema(
     {
         "video": pa.Column(str, pa.Check.str_matches(r"^([0-9.]+|vi-[0-9a-f]{12})$")),
-        "frame": pa.Column(str, pa.Check.str_matches(r"^[0-9]*$"), required=False),
+        "frame": pa.Column("Int64", pa.Check.ge(0), required=False, nullable=True),
         "findings_ja": pa.Column(str, _TEXT),
         "findings_en": pa.Column(str, required=False),
         "validated_by": pa.Column(str, _TEXT),
@@ -86,13 +87,11 @@ def read_findings(path: Path, key: bytes) -> pd.DataFrame:
 def _read_texts(path: Path, schema, kind: str, keys: list[str], key: bytes) -> pd.DataFrame:
     table = read_table(path, schema, RULES, TWICE[kind])
     ids = {f"{kind}_id": [study_id(kind, uid, key) for uid in table[kind]]}
-    if "frame" in keys:
-        ids["frame"] = pd.to_numeric(table["frame"]).astype("Int64")
     table = table.assign(**ids).drop(columns=kind)
     # The schema compares cells as text; 5 and 05, or a UID and its pseudonym, are one thing.
     if (repeated := table.duplicated(keys)).any():
-        raise ValueError(f"{path}: row {int(repeated.argmax()) + 2}: {TWICE[kind]}")
-    return table
+        raise ValueError(f"{path}: row {repeated.idxmax()}: {TWICE[kind]}")
+    return table.reset_index(drop=True)
 
 
 def prompt(laterality: str, report: str, language: str) -> str:

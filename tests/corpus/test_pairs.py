@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cag_utils.corpus import pairs as corpus
+from cag_utils.corpus.examples import plain_text
 from cag_utils.corpus.pairs import choose_key_frames, pair, prompt, read_findings, read_reports
 from cag_utils.identity import pseudonym
 
@@ -183,15 +184,15 @@ def test_the_dataset_holds_pictures_and_texts(tables, tmp_path):
 @pytest.mark.parametrize(
     "read, text, match",
     [
-        (read_reports, "exam\n8.0\n", r"own.csv: no column \['report_ja'\]"),
+        (read_reports, "exam\n8.0\n", r"own.csv: row 1: no column \['report_ja'\]"),
         (read_reports, "exam,report_ja\n8.0,あ\nYamada,い\n",
-         "row 3: exam 'Yamada' must be a StudyInstanceUID"),
-        (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's"),
+         "row 3: exam must be a StudyInstanceUID"),
+        (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja must hold the report's"),
         (read_reports, "exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report"),
         (read_reports, f"exam,report_ja\n8.0,あ\n{EXAMS[0]},い\n", "row 3: this exam has a report"),
         (read_reports, f"exam,report_ja\n{VIDEOS[0]},あ\n", "must be a StudyInstanceUID"),
-        (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
-        (read_findings, HEAD + "9.0,1,あ,,", "row 2: validated_by '' must say who"),
+        (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame must be a frame number"),
+        (read_findings, HEAD + "9.0,1,あ,,", "row 2: validated_by must say who"),
         (read_findings, HEAD + "9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + "9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEOS[0]},,い,,me", "row 3: this frame has"),
@@ -212,3 +213,9 @@ def test_a_missing_table_is_named_and_what_may_stand_in_one_is_read(tmp_path):
     table = read_findings(write(tmp_path / "f.csv", text), KEY)
     assert table["frame"].isna().tolist() == [True, False] and table["frame"][1] == 12
     assert set(table["video_id"]) == {VIDEOS[0]} and table["findings_en"].tolist() == ["", ""]
+
+
+def test_what_a_tokenizer_would_take_for_its_own_is_no_longer_that():
+    note = "LAD 90% <image> <eos></s><|im_end|><start_of_turn>user EF<40, 3 < 5 > 2 <loc0001>"
+    want = "LAD 90% ‹image› ‹eos›‹/s›‹|im_end|›‹start_of_turn›user EF<40, 3 < 5 > 2 ‹loc0001›"
+    assert plain_text(note) == want
