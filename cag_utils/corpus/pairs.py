@@ -113,13 +113,12 @@ def prompt(laterality: str, report: str, language: str) -> str:
     return PROMPTS[language].format(side=side, report=report)
 
 
-ABOUT_AS_SURE = 0.05  # of the CNN's confidence; choice: at 0.10 more frames were none to report on
-
-
 def choose_key_frames(
     predicted: pd.DataFrame, per_video: int, min_confidence: float
 ) -> pd.DataFrame:
-    """Keep each cine's frames that the CNN is surest are key frames, of those about as sure apart.
+    """Keep each cine's frames that the CNN is surest are key frames.
+
+    Frames farther apart in time were tried on the phantom: they show no more of its lesions.
 
     Args:
         predicted: One row a sampled frame: `video_id`, `frame`, `laterality`, `quality`,
@@ -130,12 +129,10 @@ def choose_key_frames(
 
     Returns:
         The chosen rows, sorted by `video_id` and `frame`, with `confidence`: the probability of
-        the better class of the frame's own side. The surest frame comes first. Then, of the frames
-        at most `ABOUT_AS_SURE` less sure than the next surest, the one farthest in time from those
-        kept: another phase of the heartbeat may show what the first hides. Of equals the earlier.
+        the better class of the frame's own side. Of equally sure frames the earlier is kept.
 
     Source:
-        Nakamura et al., CAG-VLM, section 3.1 ("highest-confidence frames"); the distance is ours.
+        Nakamura et al., CAG-VLM, section 3.1 ("highest-confidence frames").
     """
     is_left = predicted["laterality"] == "LCA"
     confidence = predicted["p_LCA_better"].where(is_left, predicted["p_RCA_better"])
@@ -146,19 +143,8 @@ def choose_key_frames(
         is_good &= (predicted["quality"] == "better") & (is_left == cine_is_left)
     good = predicted.assign(confidence=confidence)[is_good]
     order = good.sort_values(["video_id", "confidence", "frame"], ascending=[True, False, True])
-    kept = [i for _, cine in order.groupby("video_id") for i in _far_apart(cine, per_video)]
-    return order.loc[kept].sort_values(["video_id", "frame"], ignore_index=True)
-
-
-def _far_apart(cine: pd.DataFrame, count: int) -> list:
-    """Index of the frames to keep of one cine, given the surest first."""
-    kept = list(cine.index[:1])
-    while len(kept) < min(count, len(cine)):
-        left = cine.drop(kept)
-        left = left[left["confidence"] >= left["confidence"].iloc[0] - ABOUT_AS_SURE]
-        away = [(left["frame"] - frame).abs() for frame in cine.loc[kept, "frame"]]
-        kept.append(pd.concat(away, axis=1).min(axis=1).idxmax())
-    return kept
+    chosen = order.groupby("video_id").head(per_video)
+    return chosen.sort_values(["video_id", "frame"], ignore_index=True)
 
 
 def pair(

@@ -93,6 +93,8 @@ def train_embedder(
     seed: int = 0,
     batch_size: int = 48,
     trunk: torch.nn.Module | None = None,
+    parts: int = 1,
+    checkpoint: Path | None = None,
 ) -> list[float]:
     """Train a twin, in place: SigLIP2 with the sigmoid loss, the others with InfoNCE.
 
@@ -103,10 +105,13 @@ def train_embedder(
     Args:
         embedder: A tiny one.
         stills: Training pictures.
-        steps: Optimiser steps.
+        steps: Optimiser steps, a multiple of `parts`.
         seed: Order, wording and jitter.
         batch_size: Pictures a step.
         trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of the rate.
+        parts: Of the training; after each, `checkpoint` is written, from which the same call goes
+            on after a kill with the same result.
+        checkpoint: File, or None.
 
     Returns:
         The loss of every step, nats.
@@ -115,14 +120,14 @@ def train_embedder(
         ValueError: Fewer pictures than a batch.
     """
     stills.check_batch(batch_size)
-    rng = np.random.default_rng(seed)
     torch.manual_seed(seed)  # for dropped paths, where a network has them
     model, speaks = embedder.towers.module, embedder.entry.languages
     images, places = fit_stills(embedder, stills), PlaceTask(embedder, stills)
     facts = np.column_stack([stills.lca, stills.grades])
 
-    def batches(epoch: int):
-        for _ in range(steps):
+    def batches(part: int):
+        rng = np.random.default_rng([seed, part])
+        for _ in range(steps // parts):
             index = rng.choice(len(stills), batch_size, replace=False)
             texts = [[write_text(rng, stills, int(i), speaks) for i in index] for _ in range(2)]
             yield 1, (index, texts, jitter(rng, images[index]))
@@ -135,7 +140,9 @@ def train_embedder(
         return {"pairs": pairs, "places": PLACES_WEIGHT * places.loss(index)}
 
     optimiser = _optimiser([model, places.head], trunk)
-    done = fit(model, batches, loss, [optimiser], steps, name=embedder.name)
+    kept = {"checkpoint": checkpoint, "key": f"{seed} {len(stills)}", "name": embedder.name}
+    both = torch.nn.ModuleList([model, places.head])
+    done = fit(both, batches, loss, [optimiser], steps // parts, parts, **kept)
     places.close()
     model.eval()
     return [row["pairs"] for row in done.steps]

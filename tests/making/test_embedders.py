@@ -70,11 +70,23 @@ def test_training_brings_pictures_and_their_texts_together(name, n_steps, twin):
         embedders.train_embedder(trained, flat_stills(4), 1, batch_size=8)
 
 
-def test_the_same_seed_trains_the_same_weights(twin, tmp_path):
-    files = []
-    for _ in range(2):
+def test_the_same_seed_trains_the_same_weights_killed_or_not(twin, tmp_path, monkeypatch):
+    files, written = [], []
+
+    def dies(*arguments):
+        written.append(1)
+        if len(written) == 9:  # of 4 pictures with two texts, in the second of two steps
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    write, checkpoint = embedders.write_text, tmp_path / "half.pt"
+    halves = {"seed": 5, "batch_size": 4, "parts": 2, "checkpoint": checkpoint}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("cag_utils.making.embedders.write_text", dies)
+        embedders.train_embedder(twin("medclip"), flat_stills(), 2, **halves)
+    for kept in (checkpoint, None):
         trained = twin("medclip")
-        embedders.train_embedder(trained, flat_stills(), 2, seed=5, batch_size=4)
+        embedders.train_embedder(trained, flat_stills(), 2, **halves | {"checkpoint": kept})
         folder = embedders.save_weights("medclip", trained.towers.module, tmp_path)
         files.append((folder / "model.safetensors").read_bytes())
     assert files[0] == files[1]

@@ -132,6 +132,11 @@ def test_what_a_frame_shows_of_a_lesion_by_hand():
     assert side.signal[0] == pytest.approx(expected, abs=0.01)
     [blurred] = seen(narrowed(sticks(np.zeros(3))), du=np.full((1, 41), 30.0))
     assert blurred.signal[0] == pytest.approx(side.signal[0] / 2, abs=0.01)  # four times as wide
+    # a long lesion is filled if the vessel beyond its ends is, however thin its own lumen
+    tree = sticks(np.zeros(3))
+    long = np.isin(np.arange(41), range(8, 33))
+    tree = replace(tree, narrowed=0.5 * long, radius=1 - 0.5 * long, lesions=(lesion(20, 50),))
+    assert seen(tree, contrast=np.where(long, 0.05, 0.3))[0].filled == 0.3
     end_on = sticks(np.zeros(3), along=(0.05, 0, 1))  # healthy vessel stands before the neck
     [hidden] = seen(narrowed(end_on))
     assert hidden.narrowing_px < 0.3 and not hidden.visible

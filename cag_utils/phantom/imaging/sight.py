@@ -27,12 +27,16 @@ def lesion_sights(
 
 
 def _sight(tree, shot, pose, contrast, filled, inside, noise, lesion: Lesion) -> LesionSight:
-    own = tree.branch == tree.branch[lesion.index]
-    gap_mm = tree.path_mm - tree.path_mm[lesion.index]
-    near = np.flatnonzero(own & (np.abs(gap_mm) <= NEAR_MM))
-    is_neck = tree.narrowed[near] >= lesion.percent / 200
-    neck = near[_run(is_neck, int(np.searchsorted(near, lesion.index)))]
-    before, after = near[near < neck[0]], near[near > neck[-1]]
+    own = np.flatnonzero(tree.branch == tree.branch[lesion.index])
+    is_neck = tree.narrowed[own] >= lesion.percent / 200
+    run = own[_run(is_neck, int(np.searchsorted(own, lesion.index)))]
+    way_mm = tree.path_mm
+    before = own[(own < run[0]) & (way_mm[own] >= way_mm[run[0]] - NEAR_MM)]
+    after = own[(own > run[-1]) & (way_mm[own] <= way_mm[run[-1]] + NEAR_MM)]
+    if not len(before):  # it begins where its branch does
+        before = np.maximum(tree.attached[tree.branch[[lesion.index]]], 0)
+    near = own[np.abs(way_mm[own] - way_mm[lesion.index]) <= NEAR_MM]
+    neck = np.intersect1d(run, near)
     sides = [contrast[:, side if len(side) else neck] for side in (before, after)]
     closed = lesion.percent == 100  # nothing need flow behind it
     fullness = np.min([np.median(side, axis=1) for side in sides[: 1 if closed else 2]], axis=0)
