@@ -78,8 +78,10 @@ def main() -> dict[str, float]:
         ten = [cine] * 10
         with Guard() as guard:
             list(guard.run(work, ten))  # it has started
-            pairs = [(wall(lambda: [*guard.run(work, ten)]), wall(lambda: [[*work(c)] for c in ten]))
-                     for _ in range(5)]  # fmt: skip
+            pairs = []
+            for _ in range(5):
+                guarded_s = wall(lambda: list(guard.run(work, ten)))
+                pairs.append((guarded_s, wall(lambda: [list(work(c)) for c in ten])))
         guarded, bare = (min(seconds) for seconds in zip(*pairs, strict=True))
     mean, variance = frame_statistics(frames)
     np.testing.assert_allclose(mean, [frame.mean() for frame in frames])
