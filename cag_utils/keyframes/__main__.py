@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cag_utils.cines.stills import Unreadable
-from cag_utils.keyframes.predict import DEFAULT_MODEL, say_why, write_predictions
+from cag_utils.keyframes.predict import DEFAULT_MODEL, in_words, write_predictions
 
 HELP = """\
 Say of every still (PNG, JPEG) and every frame of every cine (XA DICOM, also without a suffix) in
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = "; --skip-unreadable goes on without it" if isinstance(problem, Unreadable) else ""
         parser.exit(2, f"error: {problem}{hint}\n")
     for row in done.rejected:
-        sys.stderr.write(f"skipped: {row.path}: {say_why(row)}\n")
+        sys.stderr.write(f"skipped: {row.path}: {in_words(row)}\n")
     n_lost = sum(row.frame is None for row in done.rejected)
     n, seconds, sides = done.sides.total(), time.monotonic() - start, done.sides
     sys.stdout.write(

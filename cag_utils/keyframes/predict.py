@@ -110,11 +110,11 @@ def _frames(
             if unreadable is not None:
                 unreadable.append(problem)
             elif problem.reason != "passed over":
-                raise Unreadable(piece.path, say_why(problem))
+                raise Unreadable(piece.path, in_words(problem))
         yield from zip([piece.path] * len(piece.frames), piece.frames, piece.squares, strict=True)
 
 
-def say_why(problem: Rejected) -> str:
+def in_words(problem: Rejected) -> str:
     """Say what is wrong with a file, or with which of its frames."""
     where = "" if problem.frame is None else f"frame {problem.frame}: "
     return f"{where}{problem.reason}" + (f" ({problem.note})" if problem.note else "")
@@ -151,7 +151,7 @@ def write_predictions(
     paths, closed, n_passed = find_pictures(place)
     top = place if place.is_dir() else place.parent
     if closed and not skip_unreadable:
-        raise Unreadable(closed[0].path, say_why(closed[0]))
+        raise Unreadable(closed[0].path, in_words(closed[0]))
     sides: Counter = Counter()
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_out = out.with_name(f".{out.name}.partial")
@@ -167,7 +167,7 @@ def write_predictions(
                 sides.update(table["laterality"])
         rejected = [row for row in closed if row.reason != "passed over"]
         if not sides:
-            first = f"; the first: {rejected[0].path}: {say_why(rejected[0])}" if rejected else ""
+            first = f"; the first: {rejected[0].path}: {in_words(rejected[0])}" if rejected else ""
             raise ValueError(f"none of {len(paths)} files can be read{first}")
         partial_out.replace(out)
     finally:
@@ -201,7 +201,7 @@ def find_pictures(place: Path) -> tuple[list[Path], list[Rejected], int]:
     files, closed = list_files(place)
     found = [p for p in files if not _is_hidden(p.relative_to(place)) and _is_picture(p)]
     if not found:
-        words = "".join(f"; {r.path}: {say_why(r)}" for r in closed[:1])
+        words = "".join(f"; {r.path}: {in_words(r)}" for r in closed[:1])
         raise ValueError(f"{place}: no picture in this folder or below it{words}; {EXPECTED}")
     return found, closed, len(files) - len(found)
 

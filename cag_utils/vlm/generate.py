@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.corpus.examples import encode_prompts, open_picture, picture_side
 from cag_utils.params import check_choice
+from cag_utils.scores.entities import read_entities
 from cag_utils.vlm.data import FeatureStore, core_of, project
 
-STATUSES = ("ok", "empty", "refusal")
+STATUSES = ("ok", "empty", "refusal", "cut")  # cut: at the token limit, so told by an endpoint
 SHOT_WORDS = {
     "en": ("Examples of the answer, from other patients:", "Report: ", "Answer: "),
     "ja": ("他の患者の回答例：", "レポート：", "回答："),
@@ -32,7 +34,6 @@ REFUSALS = (
     r"(お?答え|回答|対応|診断|判断|お手伝い)(する)?(こと)?(は|が)?(いた|致)?(し)?(でき|出来|しかね)(ません|かね|ない)",
 )
 REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
-FINDING = re.compile(r"#\s*\d+|\d+\s*[%％]")
 
 
 def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> list[int]:
@@ -60,29 +61,31 @@ def answer_status(output: str) -> str:
     """Say whether a model answered.
 
     The rule: nothing but white space and punctuation is `empty`. A text with a phrase of refusal
-    is a `refusal`, unless it names a segment (#11) or a grade (75%): then the model answered, with
-    an apology. All else is `ok`, right or wrong.
+    is a `refusal`, unless a side, a stenosis, an absence or a plan can be read in it: then the
+    model answered, with an apology. All else is `ok`, right or wrong.
     """
     if not re.search(r"\w", output):
         return "empty"
-    if REFUSAL.search(output.replace("’", "'")) and not FINDING.search(output):
-        return "refusal"
-    return "ok"
+    if not REFUSAL.search(output.replace("’", "'")):
+        return "ok"
+    read = read_entities(output, "ja")  # which reads English as well
+    return "refusal" if read.unparseable and not read.sides else "ok"
 
 
 def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -> pd.DataFrame:
     """Draw the examples that untuned models are shown, from the train split.
 
     Returns:
-        `n_shots` rows of the examples, LCA and RCA in turn as far as both exist.
+        `n_shots` rows of the examples, each of another patient, LCA and RCA in turn as far as both
+        exist.
 
     Raises:
-        ValueError: The train split is smaller than that.
+        ValueError: The train split has fewer patients than that.
     """
     train = examples[examples["split"] == "train"]
-    if len(train) < n_shots:
-        raise ValueError(f"{n_shots} shots need as many training cases, there are {len(train)}")
-    shuffled = train.iloc[rng.permutation(len(train))]
+    shuffled = train.iloc[rng.permutation(len(train))].drop_duplicates("patient_id")
+    if (found := len(shuffled)) < n_shots:
+        raise ValueError(f"{n_shots} shots need as many training patients, there are {found}")
     turn = shuffled.groupby("laterality").cumcount()
     order = turn.to_numpy() * 2 + (shuffled["laterality"] == "RCA").to_numpy()
     return shuffled.iloc[np.argsort(order, kind="stable")[:n_shots]]
@@ -130,7 +133,8 @@ def generate_answers(
 
     Returns:
         One row a case, in the order given: output, seconds (a batch's time shared out evenly),
-        n_tokens (without padding and end of text).
+        n_tokens (without padding and end of text). The same picture with the same prompt is asked
+        once.
 
     Raises:
         ValueError: Not one prompt a frame, or a size below 1.
@@ -143,16 +147,20 @@ def generate_answers(
     store = FeatureStore(features, model, processor) if features else None
     if store:
         store.fill(images)
-    answers: list[tuple] = [()] * len(prompts)
+    asked = list(zip(map(str, images), prompts, strict=True))
+    times = Counter(asked)
+    images, prompts = zip(*times, strict=True) if asked else ((), ())
+    answers: dict[tuple, tuple] = {}
     batches = length_batches(prompt_lengths(processor, prompts), batch_size)
     for rows in tqdm(batches, desc=label, mininterval=30, disable=not label):
         began = time.perf_counter()
         some = [images[i] for i in rows], [prompts[i] for i in rows]
         texts, counts = _answer_batch(model, processor, *some, max_new_tokens, store)
-        each = (time.perf_counter() - began) / len(rows)
-        for i, text, count in zip(rows, texts, counts, strict=True):
-            answers[i] = (text.strip(), each, count)
-    return pd.DataFrame(answers, columns=["output", "seconds", "n_tokens"])
+        each = (time.perf_counter() - began) / sum(times[pair] for pair in zip(*some, strict=True))
+        for pair, text, count in zip(zip(*some, strict=True), texts, counts, strict=True):
+            answers[pair] = (text.strip(), each, count)
+    table = [answers[pair] for pair in asked]
+    return pd.DataFrame(table, columns=["output", "seconds", "n_tokens"])
 
 
 def generation_table(
@@ -186,7 +194,7 @@ def generation_table(
 
 
 def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
-    """Count answers, empty outputs and refusals of each model; cases add up."""
+    """Count answers, empty outputs, refusals and cut answers of each model; cases add up."""
     counts = pd.crosstab(generations["model"], generations["status"])
     counts = counts.reindex(columns=list(STATUSES), fill_value=0)
     return counts.assign(cases=counts.sum(axis=1)).reset_index().rename_axis(columns=None)

@@ -59,18 +59,23 @@ def test_classes_agree_with_scikit_learn_and_strange_rows_are_refused():
 @pytest.mark.parametrize("name", MERGES)
 def test_weighted_f1_and_interval_equal_the_plain_bootstrap(name):
     answers = draw_answers()
-    true, said, who = answers["label"].map(MERGES[name]), answers[name], answers["patient_id"]
+    who = answers["patient_id"]
     rows = [np.flatnonzero(who == k) for k in sorted(set(who))]
 
-    def plain(drawn):
+    def plain(drawn, name):
         at = np.concatenate([rows[k] for k in drawn])
+        true, said = answers["label"].map(MERGES[name]), answers[name]
         return f1_score(true.iloc[at], said.iloc[at], average="weighted")
 
     draws = np.random.default_rng(3).integers(7, size=(40, 7))
-    low, high = np.quantile([plain(drawn) for drawn in draws], [0.025, 0.975])
+    f1s, sixes = (np.array([plain(d, x) for d in draws]) for x in (name, "six_class_f1"))
+    low, high = np.quantile(f1s, [0.025, 0.975])
     stats = Stats(n_resamples=40, level=0.95)
     last = evaluation.score_classes(answers, name, stats, 3).iloc[-1]
-    assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7)), low, high))
+    assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7), name), low, high))
+    gap = evaluation.f1_difference(answers, name, "six_class_f1", stats, 3)
+    assert gap.value == pytest.approx(plain(range(7), name) - plain(range(7), "six_class_f1"))
+    assert gap[1:] == pytest.approx(tuple(np.quantile(f1s - sixes, [0.025, 0.975])))
 
 
 def test_groups_are_scored_like_their_rows_alone():
@@ -248,3 +253,25 @@ def test_picks_shares_and_distances_by_hand():
     assert row[["cines", "median_frames", "median_s"]].tolist() == pytest.approx([2, 3.0, 0.3])
     none = evaluation.measure_distances(evaluation.pick_firsts(make_seen({"e": CINES["e"]}), 0.5))
     assert none["cines"].tolist() == [0] and none["median_frames"].isna().all()
+
+
+def test_the_side_is_scored_by_macro_f1_and_auc():
+    # left 0.9, 0.6, 0.3 and right 0.7, 0.2, 0.1: 7 of 9 pairs in order; 2 of 3 right on each side
+    p_left = np.array([0.9, 0.6, 0.3, 0.7, 0.2, 0.1])
+    table = pd.DataFrame({f"p_{c}": np.zeros(6) for c in SIX_CLASSES})
+    table["p_LCA_better"], table["p_RCA_bad"] = p_left, 1 - p_left
+    table["label"] = ["LCA_better"] * 3 + ["RCA_better"] * 3
+    found = evaluation.score_sides(table.assign(patient_id=list("abcdef")), STATS, 0)
+    assert found["laterality_macro_f1"].value == pytest.approx(2 / 3)
+    assert found["laterality_auc"].value == pytest.approx(7 / 9)
+    assert all(x.low < x.value < x.high for x in found.values())
+    alone = evaluation.score_sides(table.assign(patient_id="a"), STATS, 0)
+    assert all(x.low == x.value == x.high for x in alone.values())  # one patient, no interval
+    left = table[:3].assign(patient_id="a")
+    assert all(np.isnan(x.value) for x in evaluation.score_sides(left, STATS, 0).values())
+
+
+def test_no_validation_predictions_no_temperature(tmp_path):
+    assert evaluation.read_temperature(tmp_path / "none.csv") is None
+    (tmp_path / "empty.csv").write_text("label,p_LCA_better\n", encoding="utf-8")
+    assert evaluation.read_temperature(tmp_path / "empty.csv") is None
