@@ -10,6 +10,7 @@ import secrets
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from filelock import FileLock, Timeout
 
 from cag_utils.params import Params
 from cag_utils.profiles import Profile, load_profile
@@ -26,6 +28,8 @@ PACKAGE = Path(__file__).parent  # holds weights, profiles, templates, the paper
 RECORDED = ("numpy", "pandas", "pydicom", "scikit-learn", "timm", "torch", "transformers", "trl")
 KEY_BYTES = 32
 BY_WORKFLOW = "CAG_WORKFLOW"  # set in the environment of a notebook that the workflow runs
+
+_CLAIMED: dict[str, FileLock] = {}  # runs of this process
 
 # What the study calls each notebook's run; `all` where it makes one alone.
 RUN_NAMES = {
@@ -191,12 +195,32 @@ def open_run(params: Params, notebook: str) -> Run:
             name += "_by_hand"
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
     seed_everything(params.seed)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     facts = provenance()
     print(f"{notebook} [{name}] · profile {profile.name} · seed {params.seed}")  # noqa: T201
     print(f"commit {facts['commit']} · {facts['device']} · python {facts['python']}")  # noqa: T201
     return Run(notebook, folder, profile, params.seed)
+
+
+def _claim(folder: Path) -> None:
+    """Keep a run's folder to this process until it ends.
+
+    Raises:
+        RuntimeError: Another process writes there.
+    """
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    if name in _CLAIMED:
+        return
+    lock = FileLock(Path(tempfile.gettempdir()) / f"cag_run_{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f"another run is writing to {folder}: wait for it, or give this one another out_root"
+        ) from None
+    _CLAIMED[name] = lock
 
 
 def seed_everything(seed: int) -> None:

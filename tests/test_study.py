@@ -1,4 +1,6 @@
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +94,20 @@ def test_metrics_are_flat_and_plain(demo):
     assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
     with pytest.raises(ValueError, match="flat"):
         run.save_metrics({"nested": {"a": 1}})
+
+
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
+    hold = "import sys, pathlib; from cag_utils.study import _claim; "
+    hold += "_claim(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RuntimeError, match="another run is writing"):
+            study._claim(tmp_path)
+        other.stdin.close()
+    study._claim(tmp_path)
+    study._claim(tmp_path)  # again from the same process
 
 
 def test_a_profile_of_ones_own_is_a_file_and_its_name_is_the_outputs(tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ BESIDE = {
     "1.2.840.10008.5.1.4.1.1.104.": "encapsulated document", "1.2.840.10008.5.1.4.1.1.9.":
     "waveform", "1.2.840.10008.5.1.4.1.1.66": "raw data",
 }  # fmt: skip
+OF_PIXELS = ("Rows", "Columns", "BitsAllocated", "BitsStored")
 SYSTEM_FILES = ("thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
 CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes
 N_SAMPLE = 8  # frames that decide how a cine becomes grey; choice: before, in and after contrast
@@ -252,8 +253,10 @@ class Film:
             stored = self._stored(index)
             if isinstance(stored, NotACine):
                 yield index, stored
-            else:
-                yield index, self.grey_scale()(stored, index)
+                continue
+            with _explained("broken header"):
+                grey = self.grey_scale()(stored, index)
+            yield index, grey
 
     def grey_scale(self) -> GreyScale:
         """Return the map to grey levels, from some frames spread over the cine.
@@ -271,7 +274,7 @@ class Film:
                     sample[index] = stored
             if not sample:
                 raise self._stored(0)
-            with warnings.catch_warnings(action="ignore"):
+            with _explained("broken header"):
                 self._scale = GreyScale(self.header, sample, self._all_stored)
             self.notes |= self._scale.notes
         return self._scale
@@ -286,7 +289,7 @@ class Film:
         if index >= self.n_frames:
             return NotACine("truncated" if self.layout.is_cut else "missing frame")
         try:
-            with warnings.catch_warnings(action="ignore"):  # they quote the header
+            with _explained("broken header"):
                 data = read_bytes(self.file, self.layout.frames[index])
                 stored = decode_frame(self.header, data, self.layout.vr)
         except NotACine as problem:
@@ -307,7 +310,9 @@ def open_film(path: Path) -> Iterator[Film]:
     with _open(path) as plain:
         header, file, notes = _read(plain)
         with _explained("broken header"):
-            _check_kind(header)
+            at = file.tell()
+            _check_kind(header, is_at_end=not file.read(1))
+            file.seek(at)
             film = Film(path, header, file, notes)
             if not film.n_frames:
                 raise NotACine("truncated" if film.layout.is_cut else "no pixel data")
@@ -320,8 +325,10 @@ def _explained(reason: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    except NotACine:
+    except (NotACine, MemoryError):
         raise
+    except OSError as error:
+        raise NotACine("unreadable file", error.strerror or "input error", error) from error
     except Exception as error:  # nearly anything, on a broken file
         raise NotACine(reason, type(error).__name__, error) from error
 
@@ -364,15 +371,12 @@ def _read(file: BinaryIO) -> tuple[pydicom.Dataset, BinaryIO, set[str]]:
     if not _starts_like_dicom(start):
         raise NotACine("not a DICOM file")
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _explained("broken header"):
             header, file = _parse(file, has_magic)
-    except NotACine:
-        raise
-    except OSError as error:
-        raise NotACine("unreadable file", error.strerror or "input error", error) from error
-    except Exception as error:  # see _explained
-        reason = "broken header" if file.read(1) else "truncated"
-        raise NotACine(reason, type(error).__name__, error) from error
+    except NotACine as problem:
+        if problem.reason != "broken header" or file.read(1):
+            raise
+        raise NotACine("truncated", problem.note, problem.detail) from problem
     if not has_magic and "SOPClassUID" not in header:
         raise NotACine("not a DICOM file")
     if "TransferSyntaxUID" in header.file_meta:
@@ -481,7 +485,7 @@ def _members(path: Path) -> list[Path]:
         return []
 
 
-def _check_kind(header: pydicom.Dataset) -> None:
+def _check_kind(header: pydicom.Dataset, is_at_end: bool) -> None:
     """Raise NotACine unless the header describes grey XA frames that can be decoded."""
     kind = str(header.get("SOPClassUID", "") or "")
     if header.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
@@ -491,10 +495,12 @@ def _check_kind(header: pydicom.Dataset) -> None:
             raise NotACine("passed over", name)
     if kind == uid.XRay3DAngiographicImageStorage:
         raise NotACine("3-D reconstruction")
-    if not kind or ends_short(header):
-        raise NotACine("truncated", "in the header")
     modality = str(header.get("Modality", "") or "missing")
-    if kind not in XA_CLASSES and modality != "XA":
+    is_xa = kind in XA_CLASSES or modality == "XA"
+    lacks = is_at_end and not all(name in header for name in OF_PIXELS)
+    if not kind or ends_short(header) or (lacks and (is_xa or modality == "missing")):
+        raise NotACine("truncated", "in the header")
+    if not is_xa:
         is_code = re.fullmatch("[A-Z]{2,8}|missing", modality)  # else it could say anything
         raise NotACine("not XA", f"modality {modality if is_code else 'unknown'}")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))

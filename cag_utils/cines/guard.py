@@ -73,7 +73,7 @@ class Guard:
 
         Raises:
             RuntimeError: Processes do not start.
-            Exception: Whatever else `work` raised, such as an OSError of a full disk.
+            OSError: `work` raised it, as of a full disk; any other error costs its job.
         """
         waiting, tasks = iter(jobs), deque()
         try:
@@ -204,20 +204,13 @@ def _serve(pipe: Connection) -> None:
                 pipe.send(("", NotACine("out of memory", f"{MEMORY // 2**20} MB")))
             except BrokenPipeError:
                 raise
-            except Exception as error:
-                pipe.send(("raised", _portable(error)))
+            except OSError as error:
+                error.add_note(traceback.format_exc())
+                pipe.send(("raised", error))
                 continue
+            except Exception as error:  # no file may stop the others
+                pipe.send(("", NotACine("unexpected error", type(error).__name__, error)))
             pipe.send((END, None))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself, or one that says the same, if it cannot cross; with where it came from."""
-    error.add_note(traceback.format_exc())
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def _limit_memory() -> None:

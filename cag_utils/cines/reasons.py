@@ -10,7 +10,7 @@ REASONS = (
     "unsupported bit depth", "no pixel data", "only an icon image", "too large", "no picture",
     "pixels are not what the header says", "broken pixel data", "missing frame", "blank frame",
     "the decoder died", "the decoder took too long", "out of memory", "duplicate",
-    "not a picture",
+    "not a picture", "unexpected error",
 )  # fmt: skip
 NOTES = (
     "the header's number of frames is wrong", "frames are missing or broken",

@@ -23,6 +23,8 @@ def behave(job):
         np.ones((40_000, 40_000))
     if job == "refuses":
         raise NotACine("truncated", "at 7", "detail")
+    if job == "stumbles":
+        raise KeyError("no such thing")
     if job == "fails":
         raise OSError("no space left")
     yield None  # a sign of life, no message
@@ -31,10 +33,10 @@ def behave(job):
 
 @pytest.mark.parametrize("n_workers", [1, 3])
 def test_who_is_lost_costs_its_own_job_and_the_rest_comes_in_order(n_workers):
-    jobs = ["a", "dies", "b", "hangs", "swells", "refuses", "exits", "c"]
+    jobs = ["a", "dies", "b", "hangs", "swells", "refuses", "stumbles", "exits", "c"]
     ends = {"dies": "the decoder died: SIGSEGV", "exits": "the decoder died: exit code 3"}
     ends |= {"hangs": "the decoder took too long", "swells": "out of memory"}
-    ends |= {"refuses": "truncated: at 7"}
+    ends |= {"refuses": "truncated: at 7", "stumbles": "unexpected error: KeyError"}
     with Guard(n_workers) as workers:
         got = list(workers.run(behave, iter(jobs), lambda job: 1.5 if job == "hangs" else 30))
         again = [m for _, m in workers.run(behave, ["d"])]
@@ -44,7 +46,11 @@ def test_who_is_lost_costs_its_own_job_and_the_rest_comes_in_order(n_workers):
             assert str(message).startswith(ends[job]), job
         else:
             assert message.tolist() == [0, 1, 2]
-    assert {m.detail for _, m in got if isinstance(m, NotACine)} == {"", "detail"}
+    assert {m.detail for _, m in got if isinstance(m, NotACine)} == {
+        "",
+        "detail",
+        "'no such thing'",
+    }
     assert again[0] == "d begins" and again[1].tolist() == [0, 1, 2]
 
 
