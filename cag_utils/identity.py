@@ -1,7 +1,10 @@
 """What people bring: ids become keyed pseudonyms, links stay private, tables are checked."""
 
 import hmac
+import io
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,7 +90,7 @@ def read_table(
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; README, 'Your own data', shows an example")
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    raw = _read_text_cells(path)
     required = [name for name, column in schema.columns.items() if column.required]
     if missing := [name for name in required if name not in raw.columns]:
         raise ValueError(f"{path}: no column {missing}; it has {list(raw.columns)}")
@@ -98,6 +101,36 @@ def read_table(
     except SchemaErrors as errors:
         problems = _explain(errors.failure_cases, raw, rules, repeated)
         raise ValueError(f"{path}: {problems}") from None
+
+
+def _read_text_cells(path: Path) -> pd.DataFrame:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data[: error.start].count(b"\n") + 1
+        told = f"row {row} is not UTF-8 (Excel's CP932?); save it as 'CSV UTF-8'"
+        raise ValueError(f"{path}: {told}") from None
+    try:
+        with warnings.catch_warnings(action="error"):  # cells beyond the header would be dropped
+            raw = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False)
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path}: a row is longer than the header, or none: {error}") from None
+    return raw.fillna("").map(rearm)
+
+
+def disarm(cell: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula; `rearm` undoes it.
+
+    Source:
+        OWASP, CSV Injection: cells that begin with = + - @.
+    """
+    return f"'{cell}" if re.match(r"'*[=+\-@]", cell) else cell
+
+
+def rearm(cell: str) -> str:
+    """Take off what `disarm` has put on."""
+    return cell[1:] if re.match(r"'+[=+\-@]", cell) else cell
 
 
 def _explain(

@@ -39,7 +39,7 @@ RUN_NAMES = {
     "A6_ablations": "{backbone}_{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
-NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images"}
+NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images", "sheets"}
 
 
 def root() -> Path:

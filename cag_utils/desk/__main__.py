@@ -1,0 +1,74 @@
+"""`python -m cag_utils.desk label|validate|review`: a desk as a web page, for this machine alone."""
+
+import argparse
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import webbrowser
+from pathlib import Path
+
+from cag_utils.study import root
+
+# Voila's template asks a CDN for an icon font; a page that shows patients asks nobody.
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:"
+DESKS = {
+    "label": "A9_label_frames",
+    "validate": "A10_validate_findings",
+    "review": "A11_review_reports",
+}
+
+
+def main() -> None:
+    """Open a desk's notebook through Voila; when it is stopped, write its tables once more.
+
+    The notebook runs with the parameters given, as papermill sets them. The page answers on the
+    loopback address alone, and only to whoever has the token.
+    """
+    parser = argparse.ArgumentParser(prog="python -m cag_utils.desk", description=main.__doc__)
+    parser.add_argument("desk", choices=DESKS)
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--port", type=int, default=8866)
+    parser.add_argument("--token", default="", help="the same at each start; else a new one")
+    parser.add_argument("--base-url", default="/", help="behind a login: the proxy's path, /desk/")
+    parser.add_argument("--no-browser", action="store_true")
+    given = parser.parse_args()
+    notebook = root() / "notebooks" / f"{DESKS[given.desk]}.ipynb"
+    options = [word for name, value in given.p for word in ("-p", name, value)]
+    run = [sys.executable, "-m", "papermill", str(notebook)]
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / notebook.name
+        subprocess.run([*run, str(prepared), *options, "--prepare-only", "--log-level", "ERROR"], check=True)
+        _serve(prepared, given)
+        done = Path(folder) / "done.ipynb"
+        quiet = ["--no-progress-bar", "--log-level", "ERROR", "--cwd", str(notebook.parent)]
+        subprocess.run([*run, str(done), *options, *quiet], check=False)
+
+
+def _serve(prepared: Path, given: argparse.Namespace) -> None:
+    """Run Voila until Ctrl-C, in this process: a token on a command line shows in `ps`."""
+    from voila.app import Voila
+
+    token = given.token or secrets.token_urlsafe(18)
+    link = f"http://127.0.0.1:{given.port}{given.base_url}?token={token}"
+    print(f"\n  {given.desk}: {link}\n  Ctrl-C ends it and writes the tables.\n", flush=True)
+    if not given.no_browser:
+        threading.Timer(2, webbrowser.open, [link]).start()  # when it answers
+    Voila.launch_instance(
+        [
+            str(prepared),
+            "--no-browser",
+            "--Voila.ip=127.0.0.1",
+            f"--port={given.port}",
+            f"--base_url={given.base_url}",
+            f"--Voila.token={token}",
+            "--show_tracebacks=True",
+            "--Voila.log_level=WARN",
+            f"--Voila.tornado_settings={ {'headers': {'Content-Security-Policy': POLICY}} }",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
