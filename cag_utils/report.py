@@ -109,6 +109,13 @@ def paper_table(name: str) -> pd.DataFrame:
     return pd.read_csv(known[check_choice("table of the paper", name, known)])
 
 
+def scored_by(reader: str) -> str:
+    """Say who stands behind scores: notebook 07's `reader`, names with commas or "rubric"."""
+    if reader == "rubric":
+        return "the rubric, a program (no reader and no physician)"
+    return f"reader{'s' * (', ' in reader)} {reader}"
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page."""

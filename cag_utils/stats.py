@@ -1,10 +1,20 @@
-"""Intervals that respect who the data come from: whole patients are resampled, never frames."""
+"""Intervals and tests that respect who the data come from: whole patients count, never frames.
 
-from collections.abc import Callable, Sequence
+Tests are scipy's and statsmodels'. They take rows to be independent, and pictures of one exam are
+not: so each is given one number an exam (`groups`) and model, and every p-value names its test.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import friedmanchisquare, wilcoxon
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.contingency_tables import cochrans_q, mcnemar
+from statsmodels.stats.multitest import multipletests
 
 
 class Estimate(NamedTuple):
@@ -16,6 +26,7 @@ class Estimate(NamedTuple):
 
 
 UNDEFINED = Estimate(*[float("nan")] * 3)
+TESTED = ["measure", "test", "first", "second", "exams", "difference", "statistic", "p"]
 
 
 def cluster_bootstrap(
@@ -106,6 +117,229 @@ def paired_difference(
     name = f"{first} - {second}"
     paired = data.assign(**{name: data[first].astype(float) - data[second].astype(float)})
     return mean_interval(paired, groups, name, n_resamples, seed, level)
+
+
+def rank_correlation(
+    data: pd.DataFrame,
+    groups: str,
+    first: str,
+    second: str,
+    n_resamples: int,
+    seed: int,
+    level: float = 0.95,
+    within: str | None = None,
+) -> Estimate:
+    """Estimate Spearman's correlation of two columns over rows, -1 to 1, with a clustered interval.
+
+    Ranks are those of all rows, in every resample: the correlation is then one of sums. With a
+    column `within` (the model), ranks are taken, as shares, inside each of its values, so that a
+    metric gains nothing by telling good models from bad ones. The other arguments are those of
+    `mean_interval`; rows that lack either number are left out.
+    """
+    known = data.dropna(subset=[first, second])
+    if known.empty:
+        return UNDEFINED
+    part = known[within] if within else np.zeros(len(known))
+    x, y = (known.groupby(part)[name].rank(pct=True).to_numpy() for name in (first, second))
+    if within:
+        x, y = (v - pd.Series(v).groupby(part.to_numpy()).transform("mean") for v in (x, y))
+
+    def correlation(sums: np.ndarray) -> np.ndarray:
+        n, sx, sy, sxx, syy, sxy = np.moveaxis(sums, -1, 0)
+        spread = np.sqrt(np.maximum((n * sxx - sx**2) * (n * syy - sy**2), 0))
+        return np.where(spread > 1e-9, (n * sxy - sx * sy) / spread, np.nan)
+
+    values = np.column_stack([np.ones(len(known)), x, y, x * x, y * y, x * y])
+    return cluster_bootstrap(known[groups], values, correlation, n_resamples, seed, level)[0]
+
+
+def compare_models(
+    data: pd.DataFrame, groups: str, measure: str, models: Sequence[str], flags: bool = False
+) -> pd.DataFrame:
+    """Test whether models differ: all of them (three or more), then each two.
+
+    Scores go to Friedman's test and Wilcoxon's signed ranks, errors to Cochran's Q and the exact
+    test of McNemar. An exam's rows are averaged; exams that lack a model are left out.
+
+    Args:
+        data: Rows by `groups` and `model`, any number a pair, with the column `measure`.
+        groups: Column of the exam.
+        measure: A number or, with `flags`, an error of 0 or 1.
+        models: To compare.
+        flags: An exam counts as wrong if half of its rows or more are.
+
+    Returns:
+        `TESTED`: one row for all models (`first` is "all") and one for each pair; `difference` is
+        the mean over exams of first - second, p is two-sided. Models that never differ have p 1.
+
+    Source:
+        Demsar, JMLR 7, 2006, sections 3.1.3 and 3.2.2; Cochran, Biometrika 37, 1950.
+    """
+    wide = data.pivot_table(measure, groups, "model").reindex(columns=list(models)).dropna()
+    names = ("Cochran's Q", "McNemar, exact") if flags else ("Friedman", "Wilcoxon signed-rank")
+    wide = (wide >= 0.5).astype(int) if flags else wide
+    cases = [("all", "", names[0], wide)] if len(models) > 2 else []
+    cases += [(*pair, names[1], wide[list(pair)]) for pair in combinations(models, 2)]
+    rows = []
+    for first, second, name, part in cases if len(wide) else ():
+        gap = (part[first] - part[second]).mean() if second else np.nan
+        alike = part.eq(part.iloc[:, 0], axis=0).all(axis=None)
+        found = (0.0, 1.0) if alike else TESTS[name](part.to_numpy())
+        rows.append((measure, name, first, second, len(wide), gap, *found))
+    return pd.DataFrame(rows, columns=TESTED)
+
+
+def _cochran(wrong: np.ndarray) -> tuple[float, float]:
+    found = cochrans_q(wrong)
+    return found.statistic, found.pvalue
+
+
+def _mcnemar(wrong: np.ndarray) -> tuple[float, float]:
+    table = np.zeros((2, 2), int)
+    np.add.at(table, tuple(wrong.T), 1)
+    found = mcnemar(table, exact=True)
+    return found.statistic, found.pvalue
+
+
+# Name to a test of (exams, models) numbers: statistic and p-value.
+TESTS: dict[str, Callable[[np.ndarray], tuple[float, float]]] = {
+    "Friedman": lambda scores: friedmanchisquare(*scores.T),
+    "Wilcoxon signed-rank": lambda scores: wilcoxon(*scores.T),
+    "Cochran's Q": _cochran,
+    "McNemar, exact": _mcnemar,
+}
+
+
+def mixed_model(
+    data: pd.DataFrame, groups: str, measure: str, models: Sequence[str], level: float = 0.95
+) -> pd.DataFrame:
+    """Fit `measure ~ model` with the exam as a random intercept: every row counts, none twice.
+
+    Args:
+        data: Rows by `groups` (the exam) and `model`, with the column `measure`.
+        groups: Column of the exam.
+        measure: A number.
+        models: The first is the reference that the others are compared with.
+        level: Of the intervals.
+
+    Returns:
+        `TESTED` and `low`, `high`, `exam_share` (the exam's part of the variance that models do not
+        explain, 0 to 1): a row for each model but the first; `difference` is it - the reference.
+        Empty where the measure or the exams do not vary.
+
+    Source:
+        Laird and Ware, Biometrics 38, 1982; statsmodels' MixedLM, restricted likelihood, Wald's z.
+    """
+    known = data[data["model"].isin(models)].dropna(subset=[measure])
+    columns = [*TESTED, "low", "high", "exam_share"]
+    missing = set(models) - set(known["model"])
+    if missing or known[groups].nunique() < 3 or known[measure].nunique() < 2:
+        return pd.DataFrame(columns=columns)
+    others = list(models[1:])
+    design = np.column_stack([known["model"] == model for model in others]).astype(float)
+    exog = pd.DataFrame(design, columns=others).assign(mean=1.0)
+    endog = known[measure].to_numpy(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variance of 0 lies on the boundary: still an answer
+        fit = MixedLM(endog, exog, groups=known[groups].to_numpy()).fit(reml=True)
+    between = float(fit.cov_re.iloc[0, 0])
+    ends = fit.conf_int(alpha=1 - level)
+    name, n = "Wald z, mixed model, exam at random", known[groups].nunique()
+    rows = [
+        (measure, name, model, models[0], n, fit.params[model], fit.tvalues[model])
+        + (fit.pvalues[model], *ends.loc[model], between / (between + fit.scale))
+        for model in others
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def holm(tests: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
+    """Add `p_holm`: Holm's correction of `p` over all rows, or inside each family of them.
+
+    Args:
+        tests: With `p`, 0 to 1; one that is missing stays so and is not counted.
+        family: Columns whose equal values make a family.
+
+    Source:
+        Holm, Scandinavian Journal of Statistics 6, 1979.
+    """
+    adjusted = pd.Series(np.nan, index=tests.index)
+    known = tests.dropna(subset=["p"])
+    parts = known.groupby(list(family)) if family else [((), known)]
+    for _, part in parts:
+        if len(part):
+            adjusted[part.index] = multipletests(part["p"], method="holm")[1]
+    return tests.assign(p_holm=adjusted)
+
+
+def agreement(
+    data: pd.DataFrame,
+    groups: str,
+    measures: Iterable[str],
+    n_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Say how well readers agree who marked the same texts.
+
+    Args:
+        data: Rows by case_id, model and reader, with the exam's column and the measures.
+        groups: Column of the exam.
+        measures: Scores, or errors of 0 and 1.
+        n_resamples: As `mean_interval`, like the next two.
+        seed: As there.
+        level: As there.
+
+    Returns:
+        measure, statistic, readers, texts, value, low, high: for each pair of readers Cohen's kappa
+        with quadratic weights (for 0 and 1: plain kappa), and over all of them ICC(2,1), of the
+        texts that these readers marked. Empty with one reader.
+
+    Source:
+        Fleiss and Cohen, Educational and Psychological Measurement 33, 1973; Shrout and Fleiss,
+        Psychological Bulletin 86, 1979, ICC(2,1).
+    """
+    rows = []
+    for measure in measures:
+        wide = data.pivot_table(measure, [groups, "case_id", "model"], "reader")
+        pairs = list(combinations(wide.columns, 2))
+        wanted = [("kappa, quadratic weights", pair, _kappa) for pair in pairs]
+        wanted += [("ICC(2,1)", tuple(wide.columns), _icc)] if pairs else []
+        for name, readers, statistic in wanted:
+            both = wide[list(readers)].dropna()
+            found = UNDEFINED
+            if len(both) > 1:
+                values = _moments(both.to_numpy(float))
+                exams, draws = both.index.get_level_values(groups), (n_resamples, seed, level)
+                [found] = cluster_bootstrap(exams, values, statistic, *draws)
+            rows.append((measure, name, " and ".join(map(str, readers)), len(both), *found))
+    columns = ["measure", "statistic", "readers", "texts", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _moments(marks: np.ndarray) -> np.ndarray:
+    """Return what adds up of (n, k) marks: 1, each reader's, squared sum, sum of squares."""
+    total, squares = marks.sum(1), (marks**2).sum(1)
+    return np.column_stack([np.ones(len(marks)), marks, total**2, squares])
+
+
+def _kappa(sums: np.ndarray) -> np.ndarray:
+    """Cohen's kappa with quadratic weights of two readers: 1 - mean square apart / by chance."""
+    n, first, second, total2, squares = np.moveaxis(sums, -1, 0)
+    # (a - b)^2 = 2 (a^2 + b^2) - (a + b)^2; of any a with any b: a^2 + b^2 - 2 mean a mean b
+    apart = (2 * squares - total2) / n
+    return 1 - apart / (squares / n - 2 * first * second / n**2)
+
+
+def _icc(sums: np.ndarray) -> np.ndarray:
+    """Shrout and Fleiss' ICC(2,1) from the mean squares of texts, readers and the rest."""
+    n, readers, total2, squares = sums[..., 0], sums[..., 1:-2], sums[..., -2], sums[..., -1]
+    k = readers.shape[-1]
+    centre = readers.sum(-1) ** 2 / (n * k)
+    of_texts, of_readers = total2 / k - centre, (readers**2).sum(-1) / n - centre
+    rest = (squares - centre - of_texts - of_readers) / ((n - 1) * (k - 1))
+    texts, judges = of_texts / (n - 1), of_readers / (k - 1)
+    return (texts - rest) / (texts + (k - 1) * rest + k * (judges - rest) / n)
 
 
 def _percentiles(value: float, samples: np.ndarray, level: float) -> Estimate:

@@ -47,6 +47,9 @@ def test_the_papers_tables_are_as_printed_estimates_have_intervals_and_models_co
     assert report.estimate_cell(0.9119, 0.88, 0.941) == "0.912 (0.880 to 0.941)"
     with pytest.raises(ValueError, match="outside its interval"):
         report.estimate_cell(0.95, 0.88, 0.941)
+    assert report.scored_by("dr a, dr b") == "readers dr a, dr b"
+    assert "no reader" in report.scored_by("rubric")
+    assert report.scored_by("dr a") == "reader dr a"
     assert len(set(report.MODEL_COLOURS.values())) == len(report.MODEL_COLOURS)
 
 

@@ -3,8 +3,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.metrics import cohen_kappa_score
 
-from cag_utils.stats import cluster_bootstrap, mean_interval, paired_difference
+from cag_utils.stats import (
+    agreement,
+    cluster_bootstrap,
+    compare_models,
+    holm,
+    mean_interval,
+    mixed_model,
+    paired_difference,
+    rank_correlation,
+)
 
 rows_st = st.lists(st.tuples(st.integers(0, 5), st.integers(-9, 9)), min_size=1, max_size=20)
 
@@ -72,6 +83,104 @@ def test_several_figures_of_one_draw_what_is_undefined_and_what_widens_an_interv
     # so does a higher level
     narrow, wide = (mean(np.arange(30.0) ** 2, range(30), 500, 0, level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+
+
+def long(wide, columns, copies=1):
+    """Rows by exam, case and model of a table of one row an exam, each of them `copies` times."""
+    rows = pd.DataFrame(wide, columns=columns, dtype=float).rename_axis("exam").reset_index()
+    rows = pd.concat([rows.assign(case_id=i) for i in range(copies)])
+    return rows.melt(["exam", "case_id"], var_name="model", value_name="x")
+
+
+# Conover, Practical Nonparametric Statistics, 1999: twelve home owners rank four grasses (5.8,
+# T1 = 8.097); three sportsmen foretell twelve games (4.6, Cochran's Q = 2.8).
+GRASSES = [
+    (4, 3, 2, 1), (4, 2, 3, 1), (3, 1.5, 1.5, 4), (3, 1, 2, 4), (4, 2, 1, 3), (2, 2, 2, 4),
+    (1, 3, 2, 4), (2, 4, 1, 3), (3.5, 1, 2, 3.5), (4, 1, 3, 2), (4, 2, 3, 1), (3.5, 1, 2, 3.5),
+]  # fmt: skip
+GAMES = ["111", "111", "010", "110", "000", "111", "111", "110", "001", "010", "111", "111"]
+
+
+def test_models_and_flags_are_compared_by_exam_as_the_book_does():
+    # an exam with five pictures counts once: every p-value is that of twelve blocks
+    found = compare_models(long(GRASSES, list("abcd"), 5), "exam", "x", list("abcd"))
+    first = found.iloc[0]
+    assert (first.test, first["first"], first.exams) == ("Friedman", "all", 12)
+    assert (first.statistic, first.p) == pytest.approx((8.097, 0.0440), abs=1e-3)
+    assert list(found.test[1:]) == ["Wilcoxon signed-rank"] * 6
+    assert found.difference[1] == pytest.approx((38 - 23.5) / 12)  # rank sums of a and b
+    games = long([[int(x) for x in game] for game in GAMES], list("abc"), 3)
+    found = compare_models(games, "exam", "x", list("abc"), flags=True)
+    assert found.statistic[0] == pytest.approx(2.8) and found.test[0] == "Cochran's Q"
+    # b foretold four games that c did not, c one that b did not
+    last = found.iloc[3]
+    assert (last["first"], last.second, last.test) == ("b", "c", "McNemar, exact")
+    assert last.p == pytest.approx(2 * (1 + 5) / 2**5) and last.difference == 3 / 12
+    # a wins all six times: 2 / 2^6
+    better = compare_models(
+        long([(k, 0) for k in range(1, 7)], list("ab")), "exam", "x", ["a", "b"]
+    )
+    assert better.test.tolist() == ["Wilcoxon signed-rank"] and better.p[0] == 2 / 64
+    for flags in (True, False):
+        same = compare_models(long([(1, 1, 1)] * 4, list("abc")), "exam", "x", list("abc"), flags)
+        assert (same.p == 1).all() and len(same) == 4
+        without = games[games["model"] != "a"]
+        assert compare_models(without, "exam", "x", list("abc"), flags).empty
+
+
+def test_the_mixed_model_of_balanced_exams_is_the_paired_comparison():
+    wide = np.array([[1.0, 2, 5], [2, 4, 5], [6, 6, 9], [7, 9, 9.5], [3, 3, 6]])
+    found = mixed_model(long(wide, list("abc")), "exam", "x", list("abc")).set_index("first")
+    assert found.difference["c"] == pytest.approx((wide[:, 2] - wide[:, 0]).mean())
+    rest = wide - wide.mean(0) - wide.mean(1, keepdims=True) + wide.mean()
+    mean_square = (rest**2).sum() / 8  # 4 x 2 degrees of freedom
+    error = np.sqrt(2 * mean_square / 5)
+    assert found.high["c"] - found.difference["c"] == pytest.approx(1.959964 * error, rel=1e-3)
+    # the exam's share from the mean squares: (MS between - MS rest) / 3 against MS rest
+    between = (3 * ((wide.mean(1) - wide.mean()) ** 2).sum() / 4 - mean_square) / 3
+    assert found.exam_share["b"] == pytest.approx(between / (between + mean_square), rel=1e-3)
+    assert mixed_model(long([(1, 1)] * 5, list("ab")), "exam", "x", ["a", "b"]).empty
+
+
+def test_holm_multiplies_the_least_first_and_each_family_alone():
+    tests = pd.DataFrame({"p": [0.01, 0.04, 0.03, np.nan, 0.02], "test": list("aaaab")})
+    assert holm(tests)["p_holm"].tolist()[:3] == pytest.approx([0.04, 0.06, 0.06])
+    family = holm(tests, ["test"])["p_holm"]
+    assert family.dropna().tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert np.isnan(family[3])
+
+
+# Shrout and Fleiss 1979, Table 2: six targets, four judges; ICC(2,1) = .29 (their Table 4).
+JUDGES = [(9, 2, 5, 8), (6, 1, 3, 2), (8, 4, 6, 8), (7, 1, 2, 6), (10, 5, 6, 9), (6, 2, 4, 7)]
+
+
+def test_readers_agree_as_in_the_book_and_as_sklearn_says():
+    rows = long(JUDGES, list("pqrs")).rename(columns={"model": "reader", "x": "score"})
+    found = agreement(rows.assign(model="m"), "exam", ["score"], 200, 0)
+    last = found.iloc[-1]
+    assert (last.statistic, last.readers) == ("ICC(2,1)", "p and q and r and s")
+    assert last.value == pytest.approx(0.29, abs=0.005) and last.low < last.value < last.high
+    kappas, marks = found[:-1].set_index("readers"), np.array(JUDGES)
+    assert len(kappas) == 6
+    for pair, (i, j) in {"p and q": (0, 1), "r and s": (2, 3)}.items():
+        wanted = cohen_kappa_score(*marks[:, [i, j]].T, labels=range(11), weights="quadratic")
+        assert kappas.value[pair] == pytest.approx(wanted)
+    # two of four flags alike, by chance two of four: no agreement beyond it
+    flags = long([(0, 0), (0, 1), (1, 0), (1, 1)], ["r", "s"]).rename(columns={"model": "reader"})
+    assert agreement(flags.assign(model="m"), "exam", ["x"], 50, 0).value[0] == 0
+    assert agreement(rows[rows["reader"] == "p"].assign(model="m"), "exam", ["score"], 9, 0).empty
+
+
+def test_ranks_are_correlated_over_all_rows_or_inside_each_model():
+    data = pd.DataFrame({"exam": list("aabbccdd"), "model": list("mn") * 4})
+    data["x"], data["y"] = [1, 9, 2, 8, 3, 7, 4, 6], [1, 9, 2, 8, 3, 7, 4, 6]
+    assert rank_correlation(data, "exam", "x", "y", 50, 0) == pytest.approx((1, 1, 1))
+    data["y"] = [4, 9, 3, 8, 2, 7, 1, 6]  # n above m, and inside m the other way round
+    found = rank_correlation(data, "exam", "x", "y", 50, 0)
+    assert found.value == pytest.approx(spearmanr(data.x, data.y).statistic) and found.low < 1
+    assert rank_correlation(data, "exam", "x", "y", 50, 0, within="model").value == pytest.approx(0)
+    assert np.isnan(rank_correlation(data.assign(y=1), "exam", "x", "y", 50, 0)).all()
+    assert np.isnan(rank_correlation(data.assign(y=np.nan), "exam", "x", "y", 50, 0)).all()
 
 
 @pytest.mark.parametrize("call, match", [

@@ -75,13 +75,7 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
     Raises:
         ValueError: As `stats.cluster_bootstrap`, or a label or an answer is unknown.
     """
-    classes = list(dict.fromkeys(MERGES[name].values()))
-    number = {label: i for i, label in enumerate(classes)}
-    true, said = answers["label"].map(MERGES[name]).map(number), answers[name].map(number)
-    if true.isna().any() or said.isna().any():
-        raise ValueError(f"labels and answers must be among {sorted(MERGES[name])} and {classes}")
-    cells = np.zeros((len(answers), len(classes), len(classes)))
-    cells[np.arange(len(answers)), true.to_numpy(int), said.to_numpy(int)] = 1
+    classes, cells = _confusions(answers, name)
     draws = (stats.n_resamples, seed, stats.level)
     rows = cluster_bootstrap(answers["patient_id"], cells, class_f1s, *draws)
     table, total = pd.DataFrame(rows).set_axis(["f1", "low", "high"], axis=1), cells.sum(0)
@@ -92,6 +86,38 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
         table.insert(1, "recall", [*(hit / n_true), np.nan])
     table.insert(0, "class", [*classes, "weighted"])
     return table.assign(n=[*n_true.astype(int), int(n_true.sum())])
+
+
+def f1_difference(
+    answers: pd.DataFrame, first: str, second: str, stats: Stats, seed: int
+) -> Estimate:
+    """Estimate the weighted F1 of `first` - that of `second` (of `MERGES`) on the same frames.
+
+    The other arguments, and the errors, are those of `score_classes`.
+    """
+    one, other = (_confusions(answers, name)[1] for name in (first, second))
+    cells = np.concatenate([x.reshape(len(answers), -1) for x in (one, other)], 1)
+    n = one[0].size
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        parts = (sums[..., :n], one.shape[1:]), (sums[..., n:], other.shape[1:])
+        f1s = [class_f1s(x.reshape(*x.shape[:-1], *shape))[..., -1] for x, shape in parts]
+        return f1s[0] - f1s[1]
+
+    draws = (stats.n_resamples, seed, stats.level)
+    return cluster_bootstrap(answers["patient_id"], cells, difference, *draws)[0]
+
+
+def _confusions(answers: pd.DataFrame, name: str) -> tuple[list[str], np.ndarray]:
+    """Return the k classes of one of `MERGES` and each frame's own (k, k) confusion."""
+    classes = list(dict.fromkeys(MERGES[name].values()))
+    number = {label: i for i, label in enumerate(classes)}
+    true, said = answers["label"].map(MERGES[name]).map(number), answers[name].map(number)
+    if true.isna().any() or said.isna().any():
+        raise ValueError(f"labels and answers must be among {sorted(MERGES[name])} and {classes}")
+    cells = np.zeros((len(answers), len(classes), len(classes)))
+    cells[np.arange(len(answers)), true.to_numpy(int), said.to_numpy(int)] = 1
+    return classes, cells
 
 
 def class_f1s(confusion: np.ndarray) -> np.ndarray:

@@ -59,18 +59,23 @@ def test_classes_agree_with_scikit_learn_and_strange_rows_are_refused():
 @pytest.mark.parametrize("name", MERGES)
 def test_weighted_f1_and_interval_equal_the_plain_bootstrap(name):
     answers = draw_answers()
-    true, said, who = answers["label"].map(MERGES[name]), answers[name], answers["patient_id"]
+    who = answers["patient_id"]
     rows = [np.flatnonzero(who == k) for k in sorted(set(who))]
 
-    def plain(drawn):
+    def plain(drawn, name):
         at = np.concatenate([rows[k] for k in drawn])
+        true, said = answers["label"].map(MERGES[name]), answers[name]
         return f1_score(true.iloc[at], said.iloc[at], average="weighted")
 
     draws = np.random.default_rng(3).integers(7, size=(40, 7))
-    low, high = np.quantile([plain(drawn) for drawn in draws], [0.025, 0.975])
+    f1s, sixes = (np.array([plain(d, x) for d in draws]) for x in (name, "six_class_f1"))
+    low, high = np.quantile(f1s, [0.025, 0.975])
     stats = Stats(n_resamples=40, level=0.95)
     last = evaluation.score_classes(answers, name, stats, 3).iloc[-1]
-    assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7)), low, high))
+    assert tuple(last[["f1", "low", "high"]]) == pytest.approx((plain(range(7), name), low, high))
+    gap = evaluation.f1_difference(answers, name, "six_class_f1", stats, 3)
+    assert gap.value == pytest.approx(plain(range(7), name) - plain(range(7), "six_class_f1"))
+    assert gap[1:] == pytest.approx(tuple(np.quantile(f1s - sixes, [0.025, 0.975])))
 
 
 def test_groups_are_scored_like_their_rows_alone():
