@@ -1,4 +1,4 @@
-"""`python -m cag_utils.desk label|validate|review`: a desk as a web page, for this machine alone."""
+"""`python -m cag_utils.desk label|validate|review`: a desk as a page, for this machine alone."""
 
 import argparse
 import secrets
@@ -39,7 +39,9 @@ def main() -> None:
     run = [sys.executable, "-m", "papermill", str(notebook)]
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / notebook.name
-        subprocess.run([*run, str(prepared), *options, "--prepare-only", "--log-level", "ERROR"], check=True)
+        subprocess.run(
+            [*run, str(prepared), *options, "--prepare-only", "--log-level", "ERROR"], check=True
+        )
         _serve(prepared, given)
         done = Path(folder) / "done.ipynb"
         quiet = ["--no-progress-bar", "--log-level", "ERROR", "--cwd", str(notebook.parent)]

@@ -1,7 +1,8 @@
-"""Frames and their six classes: the desk for it, what readers agree on, and the labels that stand."""
+"""Frames and their six classes: the desk for them, how readers agree, and the labels that stand."""
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,24 @@ from cag_utils.profiles import Stats
 from cag_utils.stats import Estimate, cluster_bootstrap
 
 UNSURE = "unsure"
-QUALITY_WORDS = {"better": "良好 better", "bad": "不良 bad", "other": "その他 other"}
-FIELD = Field(
-    "label",
-    "choice",
-    {"en": "Which class is this frame?", "ja": "このフレームの分類"},
-    options=[
-        *(
-            (name, str(i), {"en": name.replace("_", " "), "ja": f"{name[:3]} {QUALITY_WORDS[QUALITY[name]]}"})
-            for i, name in enumerate(SIX_CLASSES, 1)
-        ),
-        (UNSURE, "0", {"en": "unsure", "ja": "判断できない"}),
-    ],
-    saves=True,
-)
+IN_JAPANESE = {"better": "良好", "bad": "不良", "other": "その他"}
+CLASSES = [
+    (x, str(i), {"en": x.replace("_", " "), "ja": f"{LATERALITY[x]} {IN_JAPANESE[QUALITY[x]]}"})
+    for i, x in enumerate(SIX_CLASSES, 1)
+]
+QUESTION = {"en": "Which class is this frame?", "ja": "このフレームの分類"}
+UNSURE_OPTION = (UNSURE, "0", {"en": "unsure", "ja": "判断できない"})
+FIELD = Field("label", "choice", QUESTION, options=[*CLASSES, UNSURE_OPTION], saves=True)
+
+
+def _cost(one: str, other: str) -> float:
+    if LATERALITY[one] != LATERALITY[other]:
+        return 1.0
+    return abs(CAUTION.index(QUALITY[one]) - CAUTION.index(QUALITY[other])) / 2
+
+
 # What a disagreement costs, 0 to 1: another side the most, else half of it a step of quality.
-WEIGHTS = np.array(
-    [
-        [
-            1.0 if LATERALITY[a] != LATERALITY[b] else abs(CAUTION.index(QUALITY[a]) - CAUTION.index(QUALITY[b])) / 2
-            for b in SIX_CLASSES
-        ]
-        for a in SIX_CLASSES
-    ]
-)  # fmt: skip
+WEIGHTS = np.array([[_cost(one, other) for other in SIX_CLASSES] for one in SIX_CLASSES])
 LABEL_STUDIO_CONFIG = (
     '<View><Image name="image" value="$image"/><Choices name="label" toName="image">'
     + "".join(f'<Choice value="{name}"/>' for name in (*SIX_CLASSES, UNSURE))
@@ -69,17 +64,19 @@ def label_tasks(
         said = marks.loc[marks["item"] == item, "label"]
         told = "\n".join(f"{chr(65 + i)}: {label}" for i, label in enumerate(sorted(said)))
         texts = [({"en": "What readers said", "ja": "読影者の判定"}, told, False)]
-        return Case(*(getattr(case, x) for x in list(vars(case))[:5]), texts=texts)
+        return replace(case, texts=texts)
 
     def open_items() -> dict[str, list[str]]:
-        return {item: [item] for item in disagreements(read_all_marks(folder, ["label"])) if item in rows}
+        apart = disagreements(read_all_marks(folder, ["label"]))
+        return {item: [item] for item in apart if item in rows}
 
-    title = {"en": "Label frames", "ja": "フレーム分類"}
+    label = {"en": "Label frames", "ja": "フレーム分類"}
     settle = {"en": "Settle disagreements", "ja": "不一致の裁定"}
+    second = folder.with_name(f"{folder.name}_adjudicated")
     return [
-        Task(title, folder, [FIELD], lambda: {x: [x] for x in rows}, show, seed, repeat_share),
-        Task(settle, folder.with_name(f"{folder.name}_adjudicated"), [FIELD], open_items, show_with_labels, seed),
-    ]  # fmt: skip
+        Task(label, folder, [FIELD], lambda: {x: [x] for x in rows}, show, seed, repeat_share),
+        Task(settle, second, [FIELD], open_items, show_with_labels, seed),
+    ]
 
 
 def frame_item(row) -> str:
@@ -151,8 +148,8 @@ def agreement_table(
         seed: Of the resampling.
 
     Returns:
-        measure, value, low, high, frames: `agreement` (share), `kappa`, `kappa_weighted` (`WEIGHTS`),
-        `kappa_<class>` against all others, and `sure` (share that both gave a class).
+        measure, value, low, high, frames: `agreement` (share), `kappa`, `kappa_weighted` by
+        `WEIGHTS`, `kappa_<class>` against all others, `sure` (share that both gave a class).
     """
     given = pd.DataFrame({"a": list(first), "b": list(second), "group": list(groups)})
     sure = given[given[["a", "b"]].isin(SIX_CLASSES).all(axis=1)]
@@ -169,7 +166,9 @@ def agreement_table(
         one, two = (sure[x].map(SIX_CLASSES.index).to_numpy() for x in "ab")
         cells = np.eye(6)[one][:, :, None] * np.eye(6)[two][:, None, :]
         for name, measure in measures.items():
-            rows.append((name, *cluster_bootstrap(sure["group"], cells, measure, *draws)[0], len(sure)))
+            rows.append(
+                (name, *cluster_bootstrap(sure["group"], cells, measure, *draws)[0], len(sure))
+            )
     if len(given):
         both = np.stack([given.index.isin(sure.index), np.ones(len(given))], axis=1)
         found = cluster_bootstrap(given["group"], both, lambda x: x[..., 0] / x[..., 1], *draws)
@@ -191,13 +190,17 @@ def all_agreements(
     once, again = first_marks(marks), marks[marks["repeat"] == "1"]
     of = lambda table, reader: table[table["reader"] == reader].set_index("item")["label"]  # noqa: E731
     readers = sorted(set(once["reader"]))
-    pairs = {f"{a} / {b}": (of(once, a), of(once, b)) for a, b in itertools.combinations(readers, 2)}
+    pairs = {
+        f"{a} / {b}": (of(once, a), of(once, b)) for a, b in itertools.combinations(readers, 2)
+    }
     pairs |= {f"{a} again": (of(once, a), of(again, a)) for a in readers}
     tables = []
     for name, readings in pairs.items():
         both = pd.concat(readings, axis=1, join="inner", keys=["a", "b"])
         groups = [exam_of[item] for item in both.index]
-        tables.append(agreement_table(both["a"], both["b"], groups, stats, seed).assign(readers=name))
+        tables.append(
+            agreement_table(both["a"], both["b"], groups, stats, seed).assign(readers=name)
+        )
     columns = ["readers", "measure", *Estimate._fields, "frames"]
     return pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)[columns]
 
@@ -251,8 +254,14 @@ def from_label_studio(tasks: Sequence[Mapping]) -> pd.DataFrame:
         for annotation in task.get("annotations", []):
             if annotation.get("was_cancelled"):
                 continue
-            chosen = [x["value"]["choices"] for x in annotation["result"] if x["from_name"] == "label"]
-            if len(chosen) != 1 or len(chosen[0]) != 1 or chosen[0][0] not in (*SIX_CLASSES, UNSURE):
+            chosen = [
+                x["value"]["choices"] for x in annotation["result"] if x["from_name"] == "label"
+            ]
+            if (
+                len(chosen) != 1
+                or len(chosen[0]) != 1
+                or chosen[0][0] not in (*SIX_CLASSES, UNSURE)
+            ):
                 raise ValueError(f"task {number}: {chosen} is not one of {(*SIX_CLASSES, UNSURE)}")
             by = annotation.get("completed_by")
             reader = str(by.get("email", by.get("id")) if isinstance(by, Mapping) else by)

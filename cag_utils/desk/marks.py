@@ -1,4 +1,4 @@
-"""A reader's marks: an append-only CSV that neither a killed server nor a second window can spoil."""
+"""A reader's marks: an append-only CSV that no killed server and no second window can spoil."""
 
 import csv
 import io
@@ -88,7 +88,7 @@ class MarkLog:
         Args:
             item: What was marked.
             repeat: 0 the first time, 1 when it is shown again.
-            action: `mark`, which takes the place of an earlier one, or `undo`, which opens it again.
+            action: `mark`, in the place of an earlier one, or `undo`, which opens the case again.
             seconds: How long the case was looked at.
             values: By the names given at the start; line breaks become blanks.
 

@@ -1,27 +1,35 @@
 """Texts and what readers say of them: findings to validate, anonymous answers to review."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cag_utils.desk.marks import first_marks, read_all_marks
+from cag_utils.desk.marks import first_marks
 from cag_utils.desk.viewer import Case, Field, Task, Words
 from cag_utils.scores.entities import read_entities
 from cag_utils.scores.rubric import contradictions
 from cag_utils.segments import AHA_SEGMENTS, GRADES, laterality_of
+from cag_utils.stats import agreement
 
 DRAFTS = {"findings_ja": "ja", "findings_en": "en"}
 REPORT = {"en": "Pre-procedure report", "ja": "術前レポート"}
+ENGLISH = {"en": "Report, English", "ja": "術前レポート（英訳）"}
+DRAFT = {"en": "Draft, as it was", "ja": "元の草稿"}
+TRUTH = {"en": "Truth", "ja": "正解"}
+ANSWER = {"en": "Answer to score", "ja": "採点する回答"}
 VERDICTS = [
     ("accept", "a", {"en": "Accept (as it stands here)", "ja": "採用（この文面で）"}),
     ("reject", "r", {"en": "Reject", "ja": "不採用"}),
 ]
+JAPANESE_TEXT = {"en": "Findings, Japanese", "ja": "所見（日本語）"}
+ENGLISH_TEXT = {"en": "Findings, English", "ja": "所見（英語）"}
+COMMENT = Field("comment", "text", {"en": "Comment", "ja": "コメント"}, "m")
 VALIDATION = [
-    Field("findings_ja", "text", {"en": "Findings, Japanese", "ja": "所見（日本語）"}, "e", checked=True),
-    Field("findings_en", "text", {"en": "Findings, English", "ja": "所見（英語）"}, "f", checked=True),
-    Field("comment", "text", {"en": "Comment", "ja": "コメント"}, "m"),
+    Field("findings_ja", "text", JAPANESE_TEXT, "e", checked=True),
+    Field("findings_en", "text", ENGLISH_TEXT, "f", checked=True),
+    COMMENT,
     Field("verdict", "choice", {"en": "Verdict", "ja": "判定"}, options=VERDICTS, saves=True),
 ]
 # The paper's criteria (section 4.4) by the columns of the sheet, with the keys of a left hand.
@@ -36,9 +44,9 @@ ERRORS = {
 OVERALL = Field(
     "overall",
     "choice",
-    {"en": "Overall score, 0 (useless) to 10 (could be sent as it is)", "ja": "総合点 0（使えない）～10（そのまま使える）"},
-    options=[(str(i), str(i) if i < 10 else "t", {"en": str(i), "ja": str(i)}) for i in range(11)],
-)  # fmt: skip
+    {"en": "Overall score, 0 (worst) to 10 (best)", "ja": "総合点 0（最低）～10（最高）"},
+    options=[(str(i), str(i) if i < 10 else "t", {"en": str(i)}) for i in range(11)],
+)
 
 
 def hints(text: str, language: str, laterality: str | None) -> list[Words]:
@@ -53,20 +61,26 @@ def hints(text: str, language: str, laterality: str | None) -> list[Words]:
         One hint each, in both languages: a segment that does not exist or is not on this side, a
         percent that is no AHA grade, and what `rubric.contradictions` finds (also in the plan).
     """
-    read, found = read_entities(text, language), []
+    read, told = read_entities(text, language), []
     for one in read.stenoses:
-        if one.segment is not None and one.segment not in AHA_SEGMENTS:
-            told = (f"#{one.segment} is no AHA segment", f"#{one.segment} はAHA分類にありません")
-        elif one.segment and laterality and laterality_of(one.segment) != laterality:
-            told = (f"#{one.segment} is not on this side ({laterality})", f"#{one.segment} はこの側（{laterality}）ではありません")
-        elif one.percent not in (None, 0, *GRADES):
-            told = (f"{one.percent} % is no AHA grade", f"{one.percent}％ はAHAの狭窄度ではありません")
-        else:
-            continue
-        found.append(dict(zip(("en", "ja"), told, strict=True)))
-    said = [f"#{one.segment} {one.percent}" for one in read.stenoses]
-    clashes = [{"en": f"contradiction: {x}", "ja": f"矛盾：{x}"} for x in sorted(contradictions(read))]
-    return found + clashes if text.strip() and (said or read.cleared or read.plans) else found
+        number, percent = one.segment, one.percent
+        if number is not None and number not in AHA_SEGMENTS:
+            told.append((f"#{number} is no AHA segment", f"#{number} はAHA分類にありません"))
+        elif number and laterality and laterality_of(number) != laterality:
+            here = (f"#{number} is not {laterality}", f"#{number} は{laterality}ではありません")
+            told.append(here)
+        if percent not in (None, 0, *GRADES):
+            told.append(
+                (f"{percent} % is no AHA grade", f"{percent}％ はAHAの狭窄度ではありません")
+            )
+    clashes = sorted(contradictions(read)) if read.stenoses or read.cleared else []
+    told += [(f"contradiction: {clash}", f"矛盾：{clash}") for clash in clashes]
+    return [{"en": en, "ja": ja} for en, ja in told]
+
+
+def _place(row: Mapping) -> tuple[str, int, int, float]:
+    """What a `Case` needs to know of its cine."""
+    return row["video_id"], int(row["frame"]), int(row["n_frames"]), float(row["frame_time_ms"])
 
 
 def validation_task(
@@ -85,11 +99,10 @@ def validation_task(
 
     def show(item: str) -> Case:
         row = rows.loc[item]
-        texts = [(REPORT, row["report_ja"], False)]
-        texts += [({"en": "The same in English", "ja": "英訳"}, row["report_en"], True)] if row["report_en"] else []
-        texts += [({"en": f"Draft ({language})", "ja": f"草稿（{language}）"}, row[name], True) for name, language in DRAFTS.items()]
-        facts = (row["video_id"], int(row["frame"]), int(row["n_frames"]), float(row["frame_time_ms"]))
-        return Case(outputs / row["png"], *facts, texts, {name: row[name] for name in DRAFTS})
+        texts = [(REPORT, row["report_ja"], False), (ENGLISH, row["report_en"], True)]
+        drafted = {name: row[name] for name in DRAFTS}
+        texts += [(DRAFT, text, True) for text in drafted.values() if text]
+        return Case(outputs / row["png"], *_place(row), texts, drafted)
 
     def hint(item: str, field: str, text: str) -> list[Words]:
         side = rows.loc[item, "laterality"]
@@ -119,26 +132,27 @@ def find_frames(
         what `validation_task` reads.
     """
     surest = pairs.sort_values("confidence", ascending=False).drop_duplicates("video_id")
-    surest = surest.set_index("video_id")[["frame", "laterality"]]
+    surest = surest.set_index("video_id")[["frame", "laterality"]].to_dict("index")
+    sampled = dict(list(frames.sort_values("frame").groupby("video_id")))
     rows = []
-    for draft in findings.itertuples():
-        of_cine = frames[frames["video_id"] == draft.video_id].sort_values("frame")
-        if of_cine.empty:
+    for draft in findings.to_dict("records"):
+        video = draft["video_id"]
+        if video not in sampled:
             continue
-        known = draft.video_id in surest.index
-        wanted = surest["frame"][draft.video_id] if known else of_cine["frame"].iloc[len(of_cine) // 2]
-        wanted = wanted if pd.isna(draft.frame) else draft.frame
-        nearest = of_cine.loc[(of_cine["frame"] - int(wanted)).abs().idxmin()]
-        item = draft.video_id + ("" if pd.isna(draft.frame) else f"/{draft.frame:04d}")
-        side = surest["laterality"][draft.video_id] if known else None
-        rows.append(nearest.to_dict() | draft._asdict() | {"frame": nearest["frame"], "item": item, "laterality": side})
-    table = pd.DataFrame(rows).drop(columns="Index", errors="ignore")
-    table = table.merge(reports, on="exam_id", how="left") if rows else table
-    return table.fillna({name: "" for name in ("report_ja", "report_en", *DRAFTS) if name in table})
+        of_cine, known = sampled[video], surest.get(video, {})
+        frame = draft["frame"]
+        item = video if pd.isna(frame) else f"{video}/{frame:04d}"
+        wanted = known.get("frame", of_cine["frame"].median()) if pd.isna(frame) else frame
+        shown = of_cine.loc[(of_cine["frame"] - int(wanted)).abs().idxmin()].to_dict()
+        rows.append({"item": item, "laterality": known.get("laterality")} | draft | shown)
+    table = pd.DataFrame(rows)
+    return table.merge(reports, on="exam_id", how="left").fillna({"report_ja": "", "report_en": ""})
 
 
-def validated_findings(drafts: pd.DataFrame, marks: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return what readers let pass, as `findings.csv`, and every draft with its verdict.
+def validated_findings(
+    drafts: pd.DataFrame, marks: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what readers let pass, as `findings.csv`, and every draft read with its verdict.
 
     Of several readers of one draft the latest counts: he has had the last word.
 
@@ -147,25 +161,33 @@ def validated_findings(drafts: pd.DataFrame, marks: pd.DataFrame) -> tuple[pd.Da
         marks: All validators' marks.
 
     Returns:
-        video, frame (empty for the whole cine), findings_ja, findings_en, validated_by, validated_at
-        of accepted and edited drafts; and item, verdict (`accept`, `edit`, `reject`), comment,
-        validated_by, validated_at of all that were read.
+        video, frame (empty for the whole cine), findings_ja, findings_en, validated_by and
+        validated_at of accepted and edited drafts; and item, verdict (`accept`, `edit` or
+        `reject`), comment, validated_by, validated_at.
     """
-    last = first_marks(marks).sort_values("at").drop_duplicates("item", keep="last").set_index("item")
-    known = drafts.set_index("item")
-    last = last.loc[[item for item in last.index if item in known.index]]
-    plain = lambda column: column.str.split().str.join(" ")  # noqa: E731
-    changed = pd.Series(False, index=last.index)
-    for name in DRAFTS:
-        changed |= plain(last[name]) != plain(known.loc[last.index, name])
-    verdict = last["verdict"].mask((last["verdict"] == "accept") & changed, "edit")
-    told = last.assign(verdict=verdict).rename(columns={"reader": "validated_by", "at": "validated_at"})
-    told = told.reset_index()
-    passed = told[told["verdict"] != "reject"]
-    places = passed["item"].str.partition("/")
-    passed = passed.assign(video=places[0], frame=places[2].str.lstrip("0").where(places[2] == "", places[2].map(lambda x: str(int(x)) if x else "")))
-    columns = ["video", "frame", *DRAFTS, "validated_by", "validated_at"]
-    return passed[columns], told[["item", "verdict", "comment", "validated_by", "validated_at"]]
+    before = drafts.set_index("item")[list(DRAFTS)].to_dict("index")
+    passed, verdicts = [], []
+    for item, mark in latest(marks).set_index("item").iterrows():
+        if item not in before:
+            continue
+        texts = [mark[name] for name in DRAFTS]
+        changed = [text.split() for text in texts] != [x.split() for x in before[item].values()]
+        verdict = "edit" if mark["verdict"] == "accept" and changed else mark["verdict"]
+        who = (mark["reader"], mark["at"])
+        verdicts.append((item, verdict, mark["comment"], *who))
+        if verdict != "reject":
+            video, _, frame = item.partition("/")
+            passed.append((video, frame and str(int(frame)), *texts, *who))
+    when = ["validated_by", "validated_at"]
+    return (
+        pd.DataFrame(passed, columns=["video", "frame", *DRAFTS, *when]),
+        pd.DataFrame(verdicts, columns=["item", "verdict", "comment", *when]),
+    )
+
+
+def latest(marks: pd.DataFrame) -> pd.DataFrame:
+    """Return the last of each item's first marks, whoever gave it."""
+    return first_marks(marks).sort_values("at").drop_duplicates("item", keep="last")
 
 
 def review_task(
@@ -176,8 +198,8 @@ def review_task(
     The desk is given the blinded sheet alone: no key, so that it cannot tell what it does not know.
 
     Args:
-        sheet: Notebook 07's `blank_sheet.csv`: case_id, model (a code), report, ground_truth, output
-            and the columns to fill in.
+        sheet: Notebook 07's `blank_sheet.csv`: case_id, model (a code), report, ground_truth,
+            output and the columns to fill in.
         pairs: Rows of 03's `pairs.csv`: case_id, png, video_id, frame, and of `frames.csv` n_frames
             and frame_time_ms.
         outputs: `outputs/<profile>/`.
@@ -188,26 +210,27 @@ def review_task(
     """
     cases = list(dict.fromkeys(sheet["case_id"]))[: options["n_cases"] or None]
     places = pairs.drop_duplicates("case_id").set_index("case_id")
-    rows = {f"{row.case_id}|{row.model}": row for row in sheet[sheet["case_id"].isin(cases)].itertuples()}
+    chosen = sheet[sheet["case_id"].isin(cases)]
+    rows = {f"{row.case_id}|{row.model}": row for row in chosen.itertuples()}
     groups = {case: [item for item, row in rows.items() if row.case_id == case] for case in cases}
 
     def show(item: str) -> Case:
         row = rows[item]
         place = places.loc[row.case_id]
         texts = [(REPORT, str(row.report), False)]
-        texts += [({"en": "Truth", "ja": "正解"}, str(row.ground_truth), True)] if options["show_truth"] else []
-        output = row.output if isinstance(row.output, str) else "(no answer)"
-        texts += [({"en": "Answer to score", "ja": "採点する回答"}, output, False)]
-        facts = (place["video_id"], int(place["frame"]), int(place["n_frames"]), float(place["frame_time_ms"]))
-        return Case(outputs / place["png"], *facts, texts)
+        texts += [(TRUTH, str(row.ground_truth), True)] if options["show_truth"] else []
+        texts.append((ANSWER, row.output if isinstance(row.output, str) else "", False))
+        return Case(outputs / place["png"], *_place(place), texts)
 
     flags = [Field(x, "flag", ERRORS[x][1], ERRORS[x][0]) for x in sheet.columns if x in ERRORS]
-    fields = [OVERALL, *flags, Field("comment", "text", {"en": "Comment", "ja": "コメント"}, "m")]
+    fields = [OVERALL, *flags, COMMENT]
     title = {"en": "Review reports", "ja": "レポート評価"}
     return Task(title, folder, fields, lambda: groups, show, seed, options["repeat_share"])
 
 
-def reader_sheet(marks: pd.DataFrame, groups: Mapping[str, list[str]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def reader_sheet(
+    marks: pd.DataFrame, groups: Mapping[str, list[str]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the sheet that notebook 07 reads, and what is missing in cases that readers began.
 
     Args:
@@ -219,18 +242,21 @@ def reader_sheet(marks: pd.DataFrame, groups: Mapping[str, list[str]]) -> tuple[
         (of a case that is read in part, the answers left out would differ between models); and
         reader, case_id, missing (answers).
     """
+    case_of = {item: case for case, items in groups.items() for item in items}
     first = first_marks(marks)
-    first = first[first["item"].isin([item for items in groups.values() for item in items])]
-    places = first["item"].str.split("|", expand=True).reindex(columns=[0, 1])
-    first = first.assign(case_id=places[0], model=places[1])
-    counts = first.groupby(["reader", "case_id"]).size()
-    lacks = [(reader, case, len(groups[case]) - n) for (reader, case), n in counts.items()]
-    part = pd.DataFrame([x for x in lacks if x[2]], columns=["reader", "case_id", "missing"])
-    begun = set(part[["reader", "case_id"]].itertuples(index=False, name=None))
-    whole = [place not in begun for place in zip(first["reader"], first["case_id"], strict=True)]
+    first = first[first["item"].isin(case_of)]
     values = [x for x in first.columns if x == "overall" or x in ERRORS]
-    columns = ["case_id", "model", "reader", *values, *(["comment"] if "comment" in first else [])]
-    return first.loc[whole, columns].reset_index(drop=True), part
+    cases = first["item"].map(case_of)
+    codes = [item.rpartition("|")[2] for item in first["item"]]
+    first = first.assign(case_id=cases, model=codes).astype(dict.fromkeys(values, float))
+    counts = first.groupby(["reader", "case_id"]).size().to_dict()
+    lacking = {place: len(groups[place[1]]) - n for place, n in counts.items()}
+    part = [(*place, n) for place, n in lacking.items() if n]
+    places = zip(first["reader"], first["case_id"], strict=True)
+    whole = first[np.array([lacking[place] == 0 for place in places], bool)]
+    columns = ["case_id", "model", "reader", *values, "comment"]
+    told = pd.DataFrame(part, columns=["reader", "case_id", "missing"])
+    return whole[columns].reset_index(drop=True), told
 
 
 def repeats(marks: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
@@ -276,14 +302,67 @@ def krippendorff_alpha(ratings: np.ndarray, level: str = "interval") -> float:
     return float(1 - seen / chance) if chance else float("nan")
 
 
-def all_read(folder: Path, order_of) -> bool:
-    """Whether every reader who began has marked all of his order: only then is the code broken.
+def rubric_against_readers(
+    filled: pd.DataFrame, rubric: pd.DataFrame, measures: list[str], draws: tuple
+) -> pd.DataFrame:
+    """Return how far the rubric and the readers agree, a row a measure; no model is named.
 
     Args:
-        folder: Of the readers' sheets.
+        filled: Of `reader_sheet`, with patient_id; an error counts where most readers tick it.
+        rubric: The rubric's marks by case_id and model (the code), with the measures.
+        measures: `overall` and errors, of both.
+        draws: Resamples, seed and level.
+
+    Returns:
+        measure, texts, value, low, high (kappa with quadratic weights), rubric and readers (the
+        mean of each; of an error, how often it is ticked).
+    """
+    where = ["patient_id", "case_id", "model"]
+    people = filled.groupby(where, as_index=False)[measures].mean()
+    errors = [name for name in measures if name != "overall"]
+    people[errors] = (people[errors] > 0.5).astype(float)
+    program = people[where].merge(rubric[["case_id", "model", *measures]], on=where[1:])
+    both = pd.concat([people.assign(reader="readers"), program.assign(reader="rubric")])
+    found = agreement(both, "patient_id", measures, *draws)
+    found = found[found["statistic"] != "ICC(2,1)"].drop(columns=["statistic", "readers"])
+    means = {
+        name: table[measures].mean() for name, table in (("rubric", program), ("readers", people))
+    }
+    return found.assign(**{name: found["measure"].map(mean) for name, mean in means.items()})
+
+
+def break_code(
+    filled: pd.DataFrame, key: pd.DataFrame, readings: Mapping[str, float]
+) -> pd.DataFrame:
+    """Return the sheet with the models' names; only once all who began have read all.
+
+    Args:
+        filled: Of `reader_sheet`.
+        key: Notebook 07's: case_id, code, model.
+        readings: Reader to the share read, of his whole `reading_order`.
+
+    Raises:
+        ValueError: There is no reader, or one has not read everything.
+    """
+    if not readings or min(readings.values()) < 1:
+        told = {reader: f"{share:.0%}" for reader, share in readings.items()}
+        raise ValueError(f"the code stays closed until everything is read; read so far: {told}")
+    names = key.set_index(["case_id", "code"])["model"]
+    return filled.assign(
+        model=[names[place] for place in zip(filled["case_id"], filled["model"], strict=True)]
+    )
+
+
+def shares_read(marks: pd.DataFrame, order_of: Callable[[str], list]) -> dict[str, float]:
+    """Return each reader's share of his own order (repeats among it) that is marked, 0 to 1.
+
+    Args:
+        marks: All readers' marks.
         order_of: Reader to his `reading_order`.
     """
-    marks = read_all_marks(folder)
-    done = set(zip(marks["reader"], marks["item"], marks["repeat"].astype(int), strict=True))
-    readers = sorted(set(marks["reader"]))
-    return bool(readers) and all((r, *place) in done for r in readers for place in order_of(r))
+    places = zip(marks["reader"], marks["item"], marks["repeat"].astype(int), strict=True)
+    done = set(places)
+    return {
+        reader: float(np.mean([(reader, *place) in done for place in order_of(reader)]))
+        for reader in sorted(set(marks["reader"]))
+    }

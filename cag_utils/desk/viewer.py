@@ -23,7 +23,9 @@ from cag_utils.study import root, under_root
 HERE = Path(__file__).parent
 QUALITY = 92  # of the cine's JPEGs; choice: no block shows at fourfold zoom. The key frame is a PNG
 CHUNK = 12  # frames an answer may hold, so that no mark waits long behind them
-LEASE_S = 90.0  # a window not heard of for so long has lost its sheet; hidden tabs call once a minute
+LEASE_S = (
+    90.0  # a window not heard of for so long has lost its sheet; hidden tabs call once a minute
+)
 
 Words = dict[str, str]  # en and ja
 
@@ -186,7 +188,9 @@ class Desk(anywidget.AnyWidget):
         item, repeat = self._order[position]
         case = self._task.show(item)
         mark = self._marks.get((item, repeat))
-        values = {x.name: mark[x.name] if mark else case.start.get(x.name, "") for x in self._task.fields}
+        values = {
+            x.name: mark[x.name] if mark else case.start.get(x.name, "") for x in self._task.fields
+        }
         group = self._case_of[item]
         left = [x for x in self._groups[group] if (x, 0) not in self._marks]
         told = {
@@ -237,7 +241,9 @@ class Desk(anywidget.AnyWidget):
 
     def _hint(self, message: dict) -> None:
         item, _ = self._order[message["position"]]
-        found = self._task.hints(item, message["field"], message["text"]) if self._task.hints else []
+        found = (
+            self._task.hints(item, message["field"], message["text"]) if self._task.hints else []
+        )
         self.send({"type": "hints", "field": message["field"], "hints": found})
 
     def _stay(self, message: dict) -> None:
