@@ -50,26 +50,20 @@ def main() -> None:
 
 def _serve(prepared: Path, given: argparse.Namespace) -> None:
     """Run Voila until Ctrl-C, in this process: a token on a command line shows in `ps`."""
+    from traitlets.config import Config
     from voila.app import Voila
 
     token = given.token or secrets.token_urlsafe(18)
     link = f"http://127.0.0.1:{given.port}{given.base_url}?token={token}"
     print(f"\n  {given.desk}: {link}\n  Ctrl-C ends it and writes the tables.\n", flush=True)
     if not given.no_browser:
-        threading.Timer(2, webbrowser.open, [link]).start()  # when it answers
-    Voila.launch_instance(
-        [
-            str(prepared),
-            "--no-browser",
-            "--Voila.ip=127.0.0.1",
-            f"--port={given.port}",
-            f"--base_url={given.base_url}",
-            f"--Voila.token={token}",
-            "--show_tracebacks=True",
-            "--Voila.log_level=WARN",
-            f"--Voila.tornado_settings={ {'headers': {'Content-Security-Policy': POLICY}} }",
-        ]
-    )
+        threading.Timer(3, webbrowser.open, [link]).start()  # when it answers
+    settings = {"ip": "127.0.0.1", "port": given.port, "base_url": given.base_url, "token": token}
+    settings |= {"open_browser": False, "log_level": "ERROR"}
+    settings["tornado_settings"] = {"headers": {"Content-Security-Policy": POLICY}}
+    page = {"show_tracebacks": True, "file_allowlist": []}
+    config = Config({"Voila": settings, "VoilaConfiguration": page})
+    Voila.launch_instance([str(prepared)], config=config)
 
 
 if __name__ == "__main__":

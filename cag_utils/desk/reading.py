@@ -118,8 +118,9 @@ def find_frames(
 ) -> pd.DataFrame:
     """Give each draft of `read_findings` a frame to open at, its report and its side.
 
-    The frame is the draft's own; of a whole cine its surest key frame (notebook 03), or else its
-    middle sampled frame. Drafts of cines that were not sampled are left out.
+    The frame of a whole cine is its surest key frame (notebook 03), or else its middle sampled one.
+    Drafts of frames are shown if they are key frames, or sampled ones where a cine has no key frame;
+    others, and drafts of cines that were not sampled, are left out.
 
     Args:
         findings: Of `read_findings`.
@@ -133,17 +134,20 @@ def find_frames(
     """
     surest = pairs.sort_values("confidence", ascending=False).drop_duplicates("video_id")
     surest = surest.set_index("video_id")[["frame", "laterality"]].to_dict("index")
+    chosen = pairs.groupby("video_id")["frame"].agg(set).to_dict()
     sampled = dict(list(frames.sort_values("frame").groupby("video_id")))
     rows = []
     for draft in findings.to_dict("records"):
-        video = draft["video_id"]
+        video, frame = draft["video_id"], draft["frame"]
         if video not in sampled:
             continue
-        of_cine, known = sampled[video], surest.get(video, {})
-        frame = draft["frame"]
+        of_cine, known = sampled[video].set_index("frame", drop=False), surest.get(video, {})
         item = video if pd.isna(frame) else f"{video}/{frame:04d}"
-        wanted = known.get("frame", of_cine["frame"].median()) if pd.isna(frame) else frame
-        shown = of_cine.loc[(of_cine["frame"] - int(wanted)).abs().idxmin()].to_dict()
+        if pd.isna(frame):
+            frame = known.get("frame", of_cine.index[len(of_cine) // 2])
+        elif frame not in chosen.get(video, of_cine.index):
+            continue
+        shown = of_cine.loc[frame].to_dict()
         rows.append({"item": item, "laterality": known.get("laterality")} | draft | shown)
     table = pd.DataFrame(rows)
     return table.merge(reports, on="exam_id", how="left").fillna({"report_ja": "", "report_en": ""})

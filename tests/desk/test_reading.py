@@ -31,7 +31,7 @@ def drafts():
     findings = pd.DataFrame(
         {
             "video_id": ["vi-a", "vi-b", "vi-b", "vi-c"],
-            "frame": pd.array([None, 7, 8, None], "Int64"),
+            "frame": pd.array([None, 7, 30, None], "Int64"),
             "findings_ja": ["甲", "乙", "丙", "丁"], "findings_en": ["a", "b", "", "d"],
         }
     )  # fmt: skip
@@ -50,8 +50,8 @@ def drafts():
 
 def test_drafts_open_at_their_own_frame_else_the_surest_else_the_middle():
     found = drafts().set_index("item")
-    assert list(found.index) == ["vi-a", "vi-b/0007", "vi-b/0008"]  # vi-c was not sampled
-    assert found["frame"].tolist() == [22, 7, 7] and found["png"]["vi-a"] == "2.png"
+    assert list(found.index) == ["vi-a", "vi-b/0007", "vi-b/0030"]  # vi-c was not sampled
+    assert found["frame"].tolist() == [22, 7, 30] and found["png"]["vi-a"] == "2.png"
     assert found["laterality"]["vi-a"] == "RCA" and set(found["report_en"]) == {"r"}
     task = reading.validation_task(drafts(), pd.io.common.Path("out"), None, 0, 0.0)
     case = task.show("vi-b/0007")
@@ -64,7 +64,7 @@ def test_only_what_was_accepted_passes_and_a_changed_word_makes_it_edited():
         ("2026-01-02", "AB", "vi-a", "0", "9", "甲", "a ", "", "accept"),
         ("2026-01-01", "CD", "vi-a", "0", "9", "甲", "a", "", "reject"),  # AB had the last word
         ("2026-01-03", "AB", "vi-b/0007", "0", "9", "乙", "B", "", "accept"),
-        ("2026-01-04", "AB", "vi-b/0008", "0", "9", "丙", "", "no", "reject"),
+        ("2026-01-04", "AB", "vi-b/0030", "0", "9", "丙", "", "no", "reject"),
         ("2026-01-05", "AB", "vi-b/0007", "1", "9", "乙", "x", "", "reject"),  # came back
         ("2026-01-05", "AB", "vi-z", "0", "9", "", "", "", "accept"),  # of another run
     ]
