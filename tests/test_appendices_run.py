@@ -12,7 +12,7 @@ pytestmark = pytest.mark.appendix
 @pytest.fixture(scope="session")
 def cases(once):
     """As much of a study as the appendices read; each writes into a folder of its own."""
-    last = "smoke/05_generate_reports/en/generations.csv"
+    last = "smoke/07_physician_scores/en/metrics.json"
     return once("cases", lambda out: run_study(out, f"{out}/{last}"))
 
 
@@ -48,3 +48,17 @@ def test_the_leakage_audit_runs_over_the_studys_frames(cases):
     assert metrics["inflation_six_class_f1"] == fair.loc[("six_class_f1", "video"), "gain"]
     assert metrics["paper_test_cases_also_in_train"] == 48
     assert not list(folder.rglob("*.safetensors"))
+
+
+def test_the_desks_open_on_the_studys_frames_findings_and_answers_with_nobody_simulated(
+    cases, tmp_path
+):
+    sheets = {"sheets": str(tmp_path / "none")}
+    labels = execute("A9_label_frames", cases, **sheets)
+    assert labels["frames"] > 0 and labels["readers"] == labels["labels"] == 0
+    drafts = execute("A10_validate_findings", cases, **sheets)
+    assert drafts["drafts"] > 0 and drafts["read"] == 0
+    answers = execute("A11_review_reports", cases, language="en", **sheets)
+    assert answers["answers"] == answers["complete"] == 0 and answers["icc_overall"] is None
+    sheet = pd.read_csv(cases / "smoke" / "A11_review_reports" / "en" / "sheet.csv")
+    assert sheet.empty and {"case_id", "model", "reader", "overall"} <= set(sheet)

@@ -1,6 +1,7 @@
 """`python -m cag_utils.desk label|validate|review`: a desk as a page, for this machine alone."""
 
 import argparse
+import os
 import secrets
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cag_utils.study import root
 
 # Voila's template asks a CDN for an icon font; a page that shows patients asks nobody.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:"
+TOKEN = "CAG_DESK_TOKEN"  # in the environment: the same token at each start; else a new one
 DESKS = {
     "label": "A9_label_frames",
     "validate": "A10_validate_findings",
@@ -30,30 +32,27 @@ def main() -> None:
     parser.add_argument("desk", choices=DESKS)
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--port", type=int, default=8866)
-    parser.add_argument("--token", default="", help="the same at each start; else a new one")
     parser.add_argument("--base-url", default="/", help="behind a login: the proxy's path, /desk/")
     parser.add_argument("--no-browser", action="store_true")
     given = parser.parse_args()
     notebook = root() / "notebooks" / f"{DESKS[given.desk]}.ipynb"
     options = [word for name, value in given.p for word in ("-p", name, value)]
-    run = [sys.executable, "-m", "papermill", str(notebook)]
+    run = [sys.executable, "-m", "cag_utils.workflow", "notebook", str(notebook)]
+    options += ["--no-progress-bar", "--log-level", "ERROR", "--cwd", str(notebook.parent)]
     with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / notebook.name
-        subprocess.run(
-            [*run, str(prepared), *options, "--prepare-only", "--log-level", "ERROR"], check=True
-        )
+        prepared, done = Path(folder) / notebook.name, Path(folder) / "done.ipynb"
+        subprocess.run([*run, str(prepared), *options, "--prepare-only"], check=True)
         _serve(prepared, given)
-        done = Path(folder) / "done.ipynb"
-        quiet = ["--no-progress-bar", "--log-level", "ERROR", "--cwd", str(notebook.parent)]
-        subprocess.run([*run, str(done), *options, *quiet], check=False)
+        subprocess.run([*run, str(done), *options], check=True)
 
 
 def _serve(prepared: Path, given: argparse.Namespace) -> None:
-    """Run Voila until Ctrl-C, in this process: a token on a command line shows in `ps`."""
+    """Run Voila until Ctrl-C, in this process: a token on a command line would show in `ps`."""
+    import zmq
     from traitlets.config import Config
     from voila.app import Voila
 
-    token = given.token or secrets.token_urlsafe(18)
+    token = os.environ.get(TOKEN) or secrets.token_urlsafe(18)
     link = f"http://127.0.0.1:{given.port}{given.base_url}?token={token}"
     print(f"\n  {given.desk}: {link}\n  Ctrl-C ends it and writes the tables.\n", flush=True)
     if not given.no_browser:
@@ -62,7 +61,8 @@ def _serve(prepared: Path, given: argparse.Namespace) -> None:
     settings |= {"open_browser": False, "log_level": "ERROR"}
     settings["tornado_settings"] = {"headers": {"Content-Security-Policy": POLICY}}
     page = {"show_tracebacks": True, "file_allowlist": []}
-    config = Config({"Voila": settings, "VoilaConfiguration": page})
+    kernel = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
+    config = Config({"Voila": settings, "VoilaConfiguration": page, "KernelManager": kernel})
     Voila.launch_instance([str(prepared)], config=config)
 
 

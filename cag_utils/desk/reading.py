@@ -119,8 +119,8 @@ def find_frames(
     """Give each draft of `read_findings` a frame to open at, its report and its side.
 
     The frame of a whole cine is its surest key frame (notebook 03), or else its middle sampled one.
-    Drafts of frames are shown if they are key frames, or sampled ones where a cine has no key frame;
-    others, and drafts of cines that were not sampled, are left out.
+    Drafts of frames are shown if they are key frames, or sampled ones where a cine has no key
+    frame; others, and drafts of cines that were not sampled, are left out.
 
     Args:
         findings: Of `read_findings`.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ import pytest
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
+from cag_utils.desk.__main__ import TOKEN
 from cag_utils.desk.marks import read_marks
 from cag_utils.profiles import load_profile
 from cag_utils.scores.scorecard import blank_sheet
@@ -27,11 +29,12 @@ from tests.cines.test_dicom import write_cine
 from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium")
-if not CHROMIUM:
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: make setup")
-pytest.importorskip("voila", reason="no voila: make setup")
-pytestmark = pytest.mark.browser
+LACKING = [name for name in ("voila", "playwright") if not find_spec(name)]
+LACKING += [] if CHROMIUM else ["chromium (apt-get install chromium)"]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}"),
+]
 N_CASES, N_FRAMES, N_FILES = 200, 60, 2
 PATIENCE_MS = 120_000  # a hang, not a speed, is what this guards against
 SHOTS = os.environ.get("CAG_SCREENSHOTS")  # a folder, to look at them
@@ -112,11 +115,11 @@ class Server:
 
     def __init__(self, world: Path, desk: str, *options: str, port: int = 0):
         with socket.socket() as free:
-            free.bind(("127.0.0.1", port))
-            self.port = free.getsockname()[1]
+            free.bind(("127.0.0.1", 0))
+            self.port = port or free.getsockname()[1]
         command = [sys.executable, "-m", "cag_utils.desk", desk, "-p", "profile", "smoke"]
-        command += ["--port", str(self.port), "--token", "secret", "--no-browser", *options]
-        env = os.environ | {"CAG_ROOT": str(world)}
+        command += ["--port", str(self.port), "--no-browser", *options]
+        env = os.environ | {"CAG_ROOT": str(world), TOKEN: "secret"}
         self.log = (world / f"{desk}.log").open("ab")
         self.process = subprocess.Popen(command, env=env, stdout=self.log, stderr=self.log)
         self.address = f"http://127.0.0.1:{self.port}/"
@@ -184,7 +187,9 @@ class Page:
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
