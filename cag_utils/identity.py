@@ -1,10 +1,10 @@
 """What people bring: ids become keyed pseudonyms, links stay private, tables are checked."""
 
+import csv
 import hmac
 import io
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -111,12 +111,13 @@ def _read_text_cells(path: Path) -> pd.DataFrame:
         row = data[: error.start].count(b"\n") + 1
         told = f"row {row} is not UTF-8 (Excel's CP932?); save it as 'CSV UTF-8'"
         raise ValueError(f"{path}: {told}") from None
-    try:
-        with warnings.catch_warnings(action="error"):  # cells beyond the header would be dropped
-            raw = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path}: a row is longer than the header, or none: {error}") from None
-    return raw.fillna("").map(rearm)
+    header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+    for number, row in enumerate(rows, 2):
+        if len(row) > len(header):
+            rule = f"row {number} has {len(row)} cells, the header {len(header)}"
+            raise ValueError(f"{path}: {rule}: a comma too many, or a quote too few?")
+    whole = [row + [""] * (len(header) - len(row)) for row in rows if row]
+    return pd.DataFrame(whole, columns=header, dtype=str).map(rearm)
 
 
 def disarm(cell: str) -> str:

@@ -49,13 +49,13 @@ OVERALL = Field(
 )
 
 
-def hints(text: str, language: str, laterality: str | None) -> list[Words]:
+def hints(text: str, language: str, laterality: str) -> list[Words]:
     """Say what in a text may be a slip, for whoever is typing it; nothing is ever blocked by it.
 
     Args:
         text: Findings.
         language: en or ja, of the text.
-        laterality: Side of the picture, LCA or RCA; None where it is not known.
+        laterality: Side of the picture, LCA or RCA; empty where it is not known.
 
     Returns:
         One hint each, in both languages: a segment that does not exist or is not on this side, a
@@ -105,8 +105,7 @@ def validation_task(
         return Case(outputs / row["png"], *_place(row), texts, drafted)
 
     def hint(item: str, field: str, text: str) -> list[Words]:
-        side = rows.loc[item, "laterality"]
-        return hints(text, DRAFTS[field], side if isinstance(side, str) else None)
+        return hints(text, DRAFTS[field], rows.loc[item, "laterality"])
 
     title = {"en": "Validate findings", "ja": "所見の検証"}
     groups = {item: [item] for item in rows.index}
@@ -148,7 +147,7 @@ def find_frames(
         elif frame not in chosen.get(video, of_cine.index):
             continue
         shown = of_cine.loc[frame].to_dict()
-        rows.append({"item": item, "laterality": known.get("laterality")} | draft | shown)
+        rows.append({"item": item, "laterality": known.get("laterality", "")} | draft | shown)
     table = pd.DataFrame(rows)
     return table.merge(reports, on="exam_id", how="left").fillna({"report_ja": "", "report_en": ""})
 

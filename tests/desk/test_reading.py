@@ -6,6 +6,7 @@ import pytest
 
 from cag_utils.desk import reading
 from cag_utils.desk.marks import HEAD
+from cag_utils.scores.scorecard import blank_sheet, read_sheet
 
 COLUMNS = [name for name in HEAD if name != "action"]
 
@@ -15,8 +16,8 @@ COLUMNS = [name for name in HEAD if name != "action"]
     ("RCA #2 shows 75% stenosis. Consider PCI.", "en", "LCA", ["#2 is not LCA"]),
     ("RCA #2に75%の狭窄が確認できます。PCIを検討してください。", "ja", "RCA", []),
     ("RCA #2に60%の狭窄が確認できます。", "ja", "RCA", ["60 % is no AHA grade"]),
-    ("RCA #17 shows 75% stenosis.", "en", None, ["#17 is no AHA segment"]),
-    ("LCX #2 shows 75% stenosis.", "en", None, ["contradiction: LCX #2"]),
+    ("RCA #17 shows 75% stenosis.", "en", "", ["#17 is no AHA segment"]),
+    ("LCX #2 shows 75% stenosis.", "en", "", ["contradiction: LCX #2"]),
     ("LAD #6 shows 90% stenosis. No revascularization is needed.", "en", "LCA", ["none for 90%"]),
     ("", "en", "RCA", []),
 ])  # fmt: skip
@@ -52,7 +53,7 @@ def test_drafts_open_at_their_own_frame_else_the_surest_else_the_middle():
     found = drafts().set_index("item")
     assert list(found.index) == ["vi-a", "vi-b/0007", "vi-b/0030"]  # vi-c was not sampled
     assert found["frame"].tolist() == [22, 7, 30] and found["png"]["vi-a"] == "2.png"
-    assert found["laterality"]["vi-a"] == "RCA" and set(found["report_en"]) == {"r"}
+    assert found["laterality"].tolist() == ["RCA", "", ""] and set(found["report_en"]) == {"r"}
     task = reading.validation_task(drafts(), pd.io.common.Path("out"), None, 0, 0.0)
     case = task.show("vi-b/0007")
     assert (case.video_id, case.frame, case.start["findings_ja"]) == ("vi-b", 7, "乙")
@@ -121,6 +122,41 @@ def test_the_code_is_broken_only_when_all_who_began_have_read_all():
             reading.break_code(sheet, key, some)
     named = reading.break_code(sheet, key, {"AB": 1.0, "CD": 1.0})
     assert named["model"].tolist() == ["x", "y", "x", "y"]
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A sheet of two cases as a reader fills it, as text, and its key."""
+    answers = pd.DataFrame(
+        {"case_id": ["c-1", "c-1", "c-2"], "model": list("xyx"), "output": "狭窄"}
+    )
+    sheet, key = blank_sheet(answers.assign(output="狭窄"), 0)
+    errors = [name for name in sheet if name.endswith("_error")]
+    sheet = sheet.assign(reader="AB", overall="7", **dict.fromkeys(errors, "0"))
+    return sheet.to_csv(index=False), key
+
+
+@pytest.mark.parametrize("change, match", [
+    (lambda text: text + text.splitlines()[1] + "\n", "row 5: this reader scored this text twice"),
+    (lambda text: text.replace(",7,", ",11,", 1), "row 2: overall '11' must be a number from 0 to"),
+    (lambda text: text.replace(",7,", ",7-Oct,", 1), "row 2: overall '7-Oct' must be"),
+    (lambda text: text.replace(",7,", ",=5+2,", 1), r"row 2: overall '=5\+2' must be"),
+    (lambda text: text.replace(",7,", ",,", 1), "row 2: overall '' must be"),
+    (lambda text: text.replace(",A-", ",Z-", 1), "row [23]: model 'Z-.*' of c-1: the key knows"),
+    (lambda text: text.replace("c-2,", "c-9,", 1), "row [234]: .* the key has no such case"),
+    (lambda text: text.replace("reader", "raeder"), "no column \\['reader'\\]"),
+    (lambda text: text.replace("\n", ",\n").replace(",\n", "\n", 1), "row 2 has .* cells, the header"),
+    (lambda text: "", "no column"),
+    (lambda text: text.encode("cp932"), "row 2 is not UTF-8 .*CP932.*save it as 'CSV UTF-8'"),
+])  # fmt: skip
+def test_a_bad_sheet_is_refused_by_file_row_and_rule(filled, tmp_path, change, match):
+    text, key = filled
+    path, bad = tmp_path / "sheet.csv", change(text)
+    path.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
+    with pytest.raises(ValueError, match=f"sheet.csv: .*{match}"):
+        read_sheet(path, key)
+    path.write_bytes(text.encode("utf-8-sig"))  # as it was, with Excel's mark
+    assert read_sheet(path, key)["model"].tolist() == key["model"].tolist()
 
 
 def test_rubric_against_readers_hand_worked():
