@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test test-unit test-notebooks test-appendices test-desks label validate review label-studio lab lint format reference twins lock clean
+.PHONY: help setup study cnn test test-unit test-notebooks test-appendices test-slurm test-desks label validate review label-studio lab lint format reference twins lock clean
 
 help:  ## list the targets
 	@echo "make <target> [PROFILE=smoke|phantom|paper] [OUT_ROOT=folder] [CORES=n] [PYTHON=python3.12] [CONFIG=key=value]"
@@ -32,17 +32,23 @@ setup: .venv/installed  ## make .venv and install the locked packages
 study: .venv/installed  ## run every notebook that is not up to date, or go on after a kill; tables and figures land in outputs/
 	$(STUDY) $(WITH)
 
+cnn: .venv/installed  ## notebooks 00 to 02 alone: for who has labels and no reports
+	$(STUDY) cnn $(WITH)
+
 test: .venv/installed  ## run the tests, notebooks included; all lanes, also when one has failed
 	$(MAKE) --keep-going --jobs=1 lint test-unit test-notebooks
 
 test-unit: .venv/installed  ## run the tests that execute no notebook
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm and not browser"
 
 test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "notebook and not appendix"
 
 test-appendices: .venv/installed  ## run the appendices under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m appendix
+
+test-slurm: .venv/installed  ## run the smoke study on a Slurm of one node (apt install munge slurmctld slurmd slurm-client; as root)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -m slurm
 
 test-desks: .venv/installed  ## drive the readers' desks in Chromium (apt-get install chromium)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m browser

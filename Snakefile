@@ -25,7 +25,7 @@ if set("{}") & set(OUT):  # papermill and snakemake read braces as parameters
 RUN = (
     "{BY_WORKFLOW}=1 OMP_NUM_THREADS={threads} {sys.executable:q} -m cag_utils.workflow notebook "
     "--no-progress-bar --log-level ERROR {params.notebook:q} {log:q} "
-    "-r profile {PROFILE.name:q} -r out_root {OUT_ROOT:q}"
+    "-r profile {PROFILE.given:q} -r out_root {OUT_ROOT:q}"
 )
 
 
@@ -54,6 +54,12 @@ def weights(*names):
 rule all:
     input:
         f"{OUT}/08_paper_tables/all/report.html",
+
+
+# For who has no reports: the CNN, its table and figures, and no more.
+rule cnn:
+    input:
+        f"{OUT}/02_confusion_matrices/six_class/metrics.json",
 
 
 rule sampling:

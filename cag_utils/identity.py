@@ -1,21 +1,47 @@
-"""What people bring: ids become keyed pseudonyms, links stay private, tables are checked."""
+"""Ids become keyed pseudonyms, links stay private, and texts are searched for who is meant."""
 
-import csv
 import hmac
-import io
 import os
 import re
-from collections.abc import Mapping
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
-import pandera.pandas as pa
-from pandera.errors import SchemaErrors
 
 from cag_utils.params import check_choice
 from cag_utils.study import root
 
-PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi"}
+PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi", "reader": "rd"}
+# What a note should not hold. A date is told from a grade or a ratio by its year.
+_YEAR = r"(?:(?:19|20)\d\d|(?:令和|平成|昭和|[RHS])\s?(?:\d{1,2}|元))"
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
+IDENTIFYING = {
+    "date": (
+        rf"{_YEAR}\s?[-/.年]\s?\d{{1,2}}\s?[-/.月]\s?\d{{1,2}}",
+        r"\b\d{1,2}[-/.]\d{1,2}[-/.](?:19|20)\d\d\b",
+        rf"\b\d{{1,2}}(?:st|nd|rd|th)? {_MONTH} \d{{4}}\b",
+        rf"\b{_MONTH} \d{{1,2}},? \d{{4}}\b",
+    ),
+    "phone": (
+        r"\b0\d{1,4}-\d{1,4}-\d{3,4}\b",
+        r"\b0[789]0\d{8}\b",
+        r"\+\d[\d -]{8,14}\d",
+        r"(?:TEL|電話)\s?:?\s?\d",
+    ),
+    "id": (
+        r"\b\d{7,}\b",
+        r"(?:\bMRN|\bID|番号|カルテ)\s?[:#]?\s?[A-Z]{0,3}-?\d{3,}",
+        r"\b(?:\d+\.){5,}\d+\b",
+    ),
+    "mail": (r"\b[\w.+-]+@[\w-]+\.\w+",),
+    "name": (
+        r"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof)\.? ?[A-Z][a-z]+",
+        r"(?:氏名|患者名|担当医|主治医|術者)\s?:\s?\S",
+        r"\b(?:Name|Patient|Operator|Physician)\s?: ?[A-Z]",
+        r"(?<![一-龠々])(?!患者|家族|奥|皆|親|先)[一-龠々]{2,4}\s?(?:様|さん|氏|先生|医師)(?![一-龠々])",
+        r"\b[A-Z][A-Za-z]+\^[A-Z]",
+    ),
+}
 
 
 def pseudonym(kind: str, value: str, key: bytes) -> str:
@@ -68,83 +94,19 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
     return part.replace(path)
 
 
-def read_table(
-    path: Path, schema: pa.DataFrameSchema, rules: Mapping[str, str], repeated: str
-) -> pd.DataFrame:
-    """Read a CSV and check it against its schema.
+def find_identifying(texts: pd.Series) -> pd.DataFrame:
+    """Say which texts hold what looks like a date, phone, id, mail address or name.
 
-    Args:
-        path: CSV, UTF-8, with or without the byte order mark Excel adds.
-        schema: Columns, types and checks; a column that is not required comes back as empty text
-            where it is missing. Cells are stripped of blanks around them.
-        rules: Column name to its rule in words, to follow the value: `must be ...`.
-        repeated: What to say when rows repeat that must not.
+    A help for whoever prepares the notes, no proof: it misses names without a title.
 
     Returns:
-        The schema's columns, in its order; further columns of the file are dropped.
-
-    Raises:
-        ValueError: A column is missing, a cell breaks its rule, or a row repeats; the message names
-            file, row (1 is the header) and rule.
-        FileNotFoundError: There is no such file.
+        One row a text and kind: `row` (the text's index label), `kind` (a key of `IDENTIFYING`).
+        What was found is not repeated.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; README, 'Your own data', shows an example")
-    raw = _read_text_cells(path)
-    required = [name for name, column in schema.columns.items() if column.required]
-    if missing := [name for name in required if name not in raw.columns]:
-        raise ValueError(f"{path}: no column {missing}; it has {list(raw.columns)}")
-    raw = raw.reindex(columns=list(schema.columns), fill_value="")
-    raw = raw.apply(lambda column: column.str.strip())
-    try:
-        return schema.validate(raw, lazy=True)
-    except SchemaErrors as errors:
-        problems = _explain(errors.failure_cases, raw, rules, repeated)
-        raise ValueError(f"{path}: {problems}") from None
-
-
-def _read_text_cells(path: Path) -> pd.DataFrame:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
-        told = f"row {row} is not UTF-8 (Excel's CP932?); save it as 'CSV UTF-8'"
-        raise ValueError(f"{path}: {told}") from None
-    header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
-    for number, row in enumerate(rows, 2):
-        if len(row) > len(header):
-            rule = f"row {number} has {len(row)} cells, the header {len(header)}"
-            raise ValueError(f"{path}: {rule}: a comma too many, or a quote too few?")
-    whole = [row + [""] * (len(header) - len(row)) for row in rows if row]
-    return pd.DataFrame(whole, columns=header, dtype=str).map(rearm)
-
-
-def disarm(cell: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would run as a formula; `rearm` undoes it.
-
-    Source:
-        OWASP, CSV Injection: cells that begin with = + - @.
-    """
-    return f"'{cell}" if re.match(r"'*[=+\-@]", cell) else cell
-
-
-def rearm(cell: str) -> str:
-    """Take off what `disarm` has put on."""
-    return cell[1:] if re.match(r"'+[=+\-@]", cell) else cell
-
-
-def _explain(
-    failures: pd.DataFrame, raw: pd.DataFrame, rules: Mapping[str, str], repeated: str
-) -> str:
-    """Say the first bad cell of each column in words, with spreadsheet rows."""
-    twice = failures["check"] == "multiple_fields_uniqueness"
-    texts = []
-    for column, cases in failures[~twice].groupby("column", sort=False):
-        row, n_rows = int(cases["index"].min()), cases["index"].nunique()
-        value = raw[column][row]
-        texts.append(f"row {row + 2}: {column} {value!r} {rules[column]} ({n_rows} rows in all)")
-    if twice.any():
-        row = int(failures.loc[twice, "index"].max())
-        texts.append(f"row {row + 2}: {repeated}")
-    return "; ".join(texts)
+    plain = texts.fillna("").map(lambda text: unicodedata.normalize("NFKC", text))
+    rows = [
+        {"row": row, "kind": kind}
+        for kind, patterns in IDENTIFYING.items()
+        for row in texts.index[plain.str.contains(re.compile("|".join(patterns)))]
+    ]
+    return pd.DataFrame(rows, columns=["row", "kind"])

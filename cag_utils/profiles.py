@@ -1,10 +1,11 @@
 """What a profile may say, one section per part of the study; each value is checked on load."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from cag_utils.params import check_choice, did_you_mean
 
@@ -21,8 +22,8 @@ class ProfileSection(BaseModel):
 class Data(ProfileSection):
     """Where cines come from, and how large the phantom is."""
 
-    source: Literal["phantom", "folder"]
-    folder: str = ""  # own data, relative to the repository root
+    source: Literal["phantom", "folder", "arcade", "cadica"]  # the last two: cines.public
+    folder: str = ""  # own or public data, relative to the repository root
     seed: int = 0
     scale: float = Field(1.0, gt=0)  # multiplies both patient counts
     cnn_patients: int = Field(0, ge=0)
@@ -35,11 +36,17 @@ class Data(ProfileSection):
 
     @model_validator(mode="after")
     def _complete(self):
-        if self.source == "folder" and not self.folder:
-            raise ValueError("data.folder is needed when data.source is 'folder'")
+        if self.source != "phantom" and not self.folder:
+            raise ValueError(f"data.folder is needed when data.source is {self.source!r}")
         if self.source == "phantom" and not 0 < self.frames_low <= self.frames_high:
             raise ValueError("data.frames_low and frames_high must satisfy 0 < low <= high")
         return self
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the data."""
+        named = {"phantom": "Digital phantom", "folder": "Own data"}
+        return named.get(self.source, f"Public set {self.source.upper()}")
 
 
 class Sampling(ProfileSection):
@@ -55,7 +62,7 @@ class Cnn(ProfileSection):
     model: str  # timm name, or the small network of cag_utils.keyframes
     pretrained: bool
     image_px: int = Field(ge=32)
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0)  # 0: no training, the shipped network as it is
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -128,6 +135,8 @@ class Generate(ProfileSection):
     batch_size: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
     shots: int = Field(ge=0)
+    base_exams: int = Field(ge=1)  # validation exams on which an untuned model's prompt is chosen
+    floor_exams: int = Field(ge=0)  # test exams that tuned models answer blind; 0: all
     baselines: list[str]  # untuned backbones
     api_model: str
 
@@ -142,8 +151,9 @@ class Vlscore(ProfileSection):
 
 
 class Stats(ProfileSection):
-    """Intervals."""
+    """Intervals, and the measure that was fixed before any run; all others are secondary."""
 
+    primary: str = "lesion_f1"  # a key of scores.measures
     n_resamples: int = Field(ge=10)
     level: float = Share
 
@@ -160,6 +170,12 @@ class Profile(ProfileSection):
     generate: Generate
     vlscore: Vlscore
     stats: Stats
+    _given: str = PrivateAttr("")
+
+    @property
+    def given(self) -> str:
+        """What `load_profile` was asked for: a shipped profile's name, or a file's path."""
+        return self._given or self.name
 
 
 def profile_names() -> list[str]:
@@ -168,15 +184,31 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read and check one profile, by name.
+    """Read and check one profile.
+
+    Args:
+        name: A shipped profile's name, or the path of a YAML file of your own (`my.yaml`), where
+            you started or else in the repository; its name without suffix names the outputs.
 
     Raises:
         ValueError: The name or a key is unknown, a key is missing, or a value breaks its rule; the
             message names the key and suggests the nearest.
+        FileNotFoundError: There is no such file.
     """
-    check_choice("profile", name, profile_names())
-    path = FOLDER / f"{name}.yaml"
-    return parse_profile(path.read_text(encoding="utf-8"), name, str(path))
+    if Path(name).suffix not in (".yaml", ".yml"):
+        check_choice("profile", name, profile_names())
+        path = FOLDER / f"{name}.yaml"
+        return parse_profile(path.read_text(encoding="utf-8"), name, str(path))
+    here = Path(name).expanduser()
+    path = (here if here.is_file() else FOLDER.parents[1] / here).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no profile {here}; shipped ones: {profile_names()}")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem) or path.stem in profile_names():
+        rule = "letters, digits, _ and -, and no shipped profile's"
+        raise ValueError(f"{path}: a profile's file name names its outputs; it must be {rule}")
+    profile = parse_profile(path.read_text(encoding="utf-8"), path.stem, str(path))
+    profile._given = str(path)
+    return profile
 
 
 def parse_profile(text: str, name: str, where: str) -> Profile:
@@ -184,6 +216,13 @@ def parse_profile(text: str, name: str, where: str) -> Profile:
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a profile is a mapping of sections, got {content!r}")
+    if base := content.pop("like", ""):  # another profile, but for what is named here
+        check_choice("profile", base, profile_names())
+        whole = yaml.safe_load((FOLDER / f"{base}.yaml").read_text(encoding="utf-8"))
+        content = whole | {
+            section: values if section == "data" else whole.get(section, {}) | values
+            for section, values in content.items()
+        }
     try:
         return Profile.model_validate({"name": name} | content)
     except ValidationError as error:

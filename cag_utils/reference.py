@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ import psutil
 from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
+from cag_utils.scores.floors import is_bound
 from cag_utils.study import (
     BY_WORKFLOW,
     data_dir,
@@ -43,9 +44,12 @@ CNN_FIGURES = (
     "six_class_f1", "laterality_f1", "three_class_f1", "ece_six_class", "ece_laterality",
     "pick_better_share",
 )  # fmt: skip
-TUNING_FIGURES = (
-    "segment_accuracy", "laterality_accuracy", "overall_mean", "lesions_named", "grades_near",
+TUNING_FIGURES = ("segment_accuracy", "laterality_accuracy", "overall_mean", "grades_near")
+SCORE_FIGURES = (
+    "skill", "skill_overall", "lesion_f1", "lesion_precision", "lesion_recall", "healthy_right",
+    "plan_right", "blank_drop", "other_drop",
 )  # fmt: skip
+FLOOR_FIGURES = ("overall", "lesion_f1", "healthy_right", "plan_right")
 KEPT_SUFFIXES = {".csv", ".md", ".tex", ".png", ".json"}
 LARGEST_BYTES = 1_000_000
 BENCHMARKS = "benchmarks"
@@ -53,7 +57,7 @@ TOP = "top"  # files beside the rooms
 # What stands in the README between two markers: the results, and the picture of the rooms.
 RESULTS = "<!-- results: make reference -->\n", "<!-- end of results -->"
 ROOMS = "<!-- rooms: make format -->\n", "<!-- end of rooms -->"
-BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.")
+BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.", "power.")
 
 
 class Appendix(NamedTuple):
@@ -79,6 +83,10 @@ APPENDICES = {
         "conceptclip_gemma3_en",
         ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
         ("projector_first.", "longer.", "told.", "right.", "named_"), "ablation.",
+    ),
+    "A8_power": Appendix(
+        "ja", ("table_exams", "figure_power"), ("as_measured_here.", "marks_uncorrelated.", "rho"),
+        "power.",
     ),
 }  # fmt: skip
 KEPT_NAMES = ("gpu.md", *APPENDICES)
@@ -167,7 +175,8 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
 
     Returns:
         Keys such as `cnn.laterality_f1`, `finetune.gemma3.en.segment_accuracy`,
-        `finetune.gemma3.en.base_segment_accuracy`, `vlscore.gemma3.conceptclip.mean`.
+        `finetune.gemma3.en.base_segment_accuracy`, `vlscore.gemma3.conceptclip.mean`,
+        `scores.gemma3_lora.en.skill_low`, `floor.gemma3_lora@blank.en.lesion_f1`.
     """
     sampling = read_json(outputs / "00_frame_sampling" / "cnn" / "metrics.json")
     figures = {"sampling.picks_per_cine": sampling["picks_per_cine"]}
@@ -185,11 +194,34 @@ def headline_figures(outputs: Path, backbones: list[str]) -> dict[str, float]:
             for name, end in product(TUNING_FIGURES, ("", "_low", "_high")):
                 if (value := scores.get(f"{backbone}_{model}.{name}{end}")) is not None:
                     figures[f"finetune.{backbone}.{language}.{base}{name}{end}"] = value
+        figures |= score_figures(scores, language)
     for path in sorted((outputs / "06_vlscore").glob("??/metrics.json")):
         for key, value in read_json(path).items():
             model, _, rest = key.partition(".")
             if model in MODEL_NAMES and rest.endswith((".mean", ".sd", ".area_mean")):
                 figures[f"vlscore.{model.removesuffix('_lora')}.{rest}"] = value
+    return figures
+
+
+def score_figures(scores: Mapping[str, object], language: str) -> dict[str, float]:
+    """Return what notebook 07's metrics of a language say of skill, lesions, floors and parser.
+
+    Returns:
+        `scores.<model>.<language>.<figure>`, `floor.<name>.<language>.<measure>` (floors and
+        ceilings) and `parser.gold.<language>.<figure>`; what could not be judged is left out.
+    """
+    figures = {}
+    for key, value in scores.items():
+        head, _, name = key.rpartition(".")
+        measure = name.removesuffix("_low").removesuffix("_high")
+        if value is None:
+            continue
+        if measure in SCORE_FIGURES and head and not is_bound(head):
+            figures[f"scores.{head}.{language}.{name}"] = value
+        elif head.startswith("floor.") and name in FLOOR_FIGURES:
+            figures[f"{head}.{language}.{name}"] = value
+        elif head == f"parser.gold.{language}":
+            figures[key] = value
     return figures
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from cag_utils.backbones import BACKBONES
 from cag_utils.params import check_choice
 from cag_utils.study import PACKAGE
+from cag_utils.tables import no_formulas
 
 # One name and one colour per model, across every figure: `backbones` has them, and the model behind
 # an API. The paper lists untuned models first, and of these Gemma3.
@@ -54,7 +55,7 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".csv", ".md", ".tex")]
-    table.to_csv(paths[0], index=False)
+    no_formulas(table).to_csv(paths[0], index=False)
     shown = rounded(table, digits)
     paths[1].write_text(f"{caption}\n\n{shown.to_markdown(index=False)}\n", encoding="utf-8")
     style = shown.style.hide(axis="index").format(escape="latex")

@@ -62,6 +62,11 @@ def segments_of(laterality: str) -> tuple[int, ...]:
     return tuple(n for n in AHA_SEGMENTS if laterality_of(n) == laterality)
 
 
+def is_significant(segment: int, percent: int) -> bool:
+    """Say whether a stenosis is 75 % or tighter, in the left main (AHA 5) 50 %."""
+    return percent >= (50 if segment == 5 else 75)
+
+
 def check_lesion(lesion: Mapping) -> dict:
     """Return a lesion as a plain dict, checked.
 

@@ -37,6 +37,7 @@ RUN_NAMES = {
     "06_vlscore": "{language}",
     "07_physician_scores": "{language}",
     "A6_ablations": "{backbone}_{language}",
+    "A8_power": "{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
 NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images", "sheets"}
@@ -63,9 +64,12 @@ def data_dir(profile: Profile) -> Path:
         return root() / "data" / f"phantom_{profile.name}_{digest[:8]}"
     folder = under_root(profile.data.folder)
     if not folder.is_dir():
+        advice = "put your archive there (README, 'Your own data')"
+        if profile.data.source != "folder":
+            advice = f"python -m cag_utils.cines fetch {profile.data.source}  says whence"
         raise FileNotFoundError(
-            f"{folder} does not exist: put your archive there (README, 'Your own data'), or name "
-            f"another folder under data.folder in cag_utils/profiles/{profile.name}.yaml"
+            f"{folder} does not exist: {advice}, or name another folder under data.folder in the "
+            f"profile {profile.given!r}"
         )
     return folder
 
@@ -73,8 +77,8 @@ def data_dir(profile: Profile) -> Path:
 def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
     """Return the secret key of the study's pseudonyms.
 
-    A phantom's key is fixed. Own data get a random one on first use, in `data/private/`: whoever
-    knows it can try it on a list of real ids.
+    A phantom's key is fixed, and a public set's. Own data get a random one on first use, in
+    `data/private/`: whoever knows it can try it on a list of real ids.
 
     Args:
         profile: The study's profile.
@@ -83,8 +87,8 @@ def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
     Raises:
         ValueError: The key file holds no whole key.
     """
-    if profile.data.source == "phantom" and not own_data:
-        return f"phantom:{profile.name}".encode()
+    if profile.data.source != "folder" and not own_data:
+        return f"{profile.data.source}:{profile.name}".encode()
     path = root() / "data" / "private" / "pseudonym.key"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -129,7 +133,7 @@ class Run:
             raise ValueError(f"{self.notebook} may not read {path}: only lower-numbered outputs")
         found = self.outputs / path
         if not found.exists():
-            given = {"profile": self.profile.name}
+            given = {"profile": shlex.quote(self.profile.given)}
             if self.outputs.parent != under_root("outputs"):
                 given["out_root"] = shlex.quote(str(self.outputs.parent))
             before = f"OUT_ROOT={given['out_root']} " if "out_root" in given else ""
@@ -139,7 +143,7 @@ class Run:
             options = " ".join(f"-p {name} {value}" for name, value in given.items())
             raise FileNotFoundError(
                 f"{found} is missing. Make it with:  "
-                f"{before}make study PROFILE={self.profile.name}\n"
+                f"{before}make study PROFILE={given['profile']}\n"
                 f"or alone with:  papermill notebooks/{maker}.ipynb out.ipynb {options}"
             )
         return found

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -93,15 +94,16 @@ def run_study(arguments: list[str]) -> None:
     The lock is the kernel's (flock): it ends with the process that holds it, however that dies.
     Whoever holds it knows that snakemake's own lock files are a dead one's, and that processes
     tagged with this folder have lost their study. A watcher kills those as soon as it is left.
+    What a dead study left in Slurm's queue is known by the folder, too, and is cancelled.
 
     Raises:
         SystemExit: Always; with one line that names the process if another study runs here.
     """
-    from snakemake.cli import get_argument_parser
     from snakemake.cli import main as snakemake
+    from snakemake.cli import parse_args
 
-    given, _ = get_argument_parser().parse_known_args(arguments)
     arguments = ["--rerun-incomplete", *arguments]
+    _, given = parse_args(arguments)  # a profile's words, too
     if given.dryrun:
         snakemake(arguments)
     folder = Path(given.directory or ".").resolve()
@@ -114,6 +116,10 @@ def run_study(arguments: list[str]) -> None:
         _refuse(folder, pid.read_text(encoding="utf-8") if pid.exists() else "starting")
     pid.write_text(f"{os.getpid()}", encoding="utf-8")
     end_processes(lambda tag: tag.partition(" ")[2] == str(folder))
+    if given.executor == "slurm":
+        name = slurm_name(folder)
+        end_jobs(name)
+        arguments += ["--slurm-jobname-prefix", name]
     if left := [path for path in (state / "locks").glob("*.lock") if path.is_file()]:
         if (other := _plain_snakemake(folder)) is not None:
             _refuse(folder, other)
@@ -147,6 +153,26 @@ def _plain_snakemake(folder: Path) -> int | None:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # it ended between listing and asking, or is somebody else's
     return None
+
+
+def slurm_name(folder: Path) -> str:
+    """Return how the names of a study's jobs in Slurm's queue begin: its folder decides."""
+    return f"cag_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+
+
+def end_jobs(name: str) -> None:
+    """Cancel the caller's jobs in Slurm's queue whose names begin so, and wait until they are gone.
+
+    A study that was killed cannot do it: its jobs would write beside those of its successor.
+    """
+    ask = ["squeue", "--me", "--noheader", "--format=%F %j"]
+    while True:
+        found = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.splitlines()
+        left = {line.split()[0] for line in found if line.split()[1].startswith(f"{name}_")}
+        if not left:
+            return
+        subprocess.run(["scancel", *left], check=False)
+        time.sleep(1)
 
 
 def end_processes(is_meant: Callable[[str], bool]) -> None:

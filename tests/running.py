@@ -25,8 +25,9 @@ def run_study(out: Path, *targets: str) -> subprocess.CompletedProcess:
 
 def execute(stem: str, out: Path, **params) -> dict:
     """Run one notebook through papermill from a foreign folder; return its metrics."""
-    folder, before = out / "smoke" / stem, set((out / "smoke" / stem).rglob("metrics.json"))
     settings = {"out_root": str(out), "profile": "smoke"} | params
+    folder = out / settings["profile"] / stem
+    before = set(folder.rglob("metrics.json"))
     source, executed = NOTEBOOKS / f"{stem}.ipynb", out / f"{stem}.ipynb"
     pm.execute_notebook(source, executed, settings, cwd=out, progress_bar=False)
     [found] = set(folder.rglob("metrics.json")) - before

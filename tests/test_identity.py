@@ -8,13 +8,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 import papermill as pm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_utils.identity import PREFIXES, pseudonym, read_table, save_links
+from cag_utils.identity import PREFIXES, find_identifying, pseudonym, save_links
+from cag_utils.phantom.clinic.notes import write_report
+from cag_utils.phantom.clinic.patients import draw_record
 from cag_utils.profiles import load_profile
 from cag_utils.study import pseudonym_key
 from tests.cines.test_dicom import write_cine
@@ -38,7 +39,7 @@ def test_stable_keyed_and_opaque(value, kind, key):
     got = pseudonym(kind, value, key)
     assert got == pseudonym(kind, value, key) != pseudonym(kind, value, key + b"x")
     assert len({pseudonym(k, value, key).split("-")[1] for k in PREFIXES}) == len(PREFIXES)
-    assert re.fullmatch(r"(pt|ex|vi|fi)-[0-9a-f]{12}", got)
+    assert re.fullmatch(r"(pt|ex|vi|fi|rd)-[0-9a-f]{12}", got)
 
 
 @pytest.fixture
@@ -73,35 +74,6 @@ def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(privat
     path.write_bytes(b"short")
     with pytest.raises(ValueError, match="holds 5 of 32 bytes"):
         pseudonym_key(load_profile("paper"))
-
-
-COLUMNS = {"id": pa.Column(str, pa.Check.str_length(min_value=1))}
-COLUMNS |= {"n": pa.Column(int, pa.Check.ge(0)), "note": pa.Column(str, required=False)}
-SCHEMA = pa.DataFrameSchema(COLUMNS, unique=["id"], coerce=True)
-ROW_RULES = {"id": "must not be empty", "n": "must be a whole number from 0"}
-
-
-def read_text(tmp_path, text, encoding="utf-8"):
-    path = tmp_path / "t.csv"
-    path.write_text(text, encoding=encoding)
-    return read_table(path, SCHEMA, ROW_RULES, "this id stands above already")
-
-
-def test_reads_what_excel_writes_strips_blanks_and_drops_more_columns(tmp_path):
-    table = read_text(tmp_path, "extra,id,n\nx, 所見 ,3\n", encoding="utf-8-sig")
-    assert list(table.columns) == ["id", "n", "note"]
-    assert table.iloc[0].tolist() == ["所見", 3, ""]
-
-
-@pytest.mark.parametrize("text, match", [
-    ("id\na\n", r"t.csv: no column \['n'\]; it has \['id'\]"),
-    ("id,n\na,1\nb,-2\nc,-3\n", r"row 3: n '-2' must be a whole number from 0 .2 rows"),
-    ("id,n\n,1\n", "row 2: id '' must not be empty"),
-    ("id,n\na,1\nb,1\na,2\n", "row 4: this id stands above already"),
-])  # fmt: skip
-def test_an_error_names_file_row_and_rule(tmp_path, text, match):
-    with pytest.raises(ValueError, match=match):
-        read_text(tmp_path, text)
 
 
 IDENTITIES = {
@@ -153,3 +125,30 @@ def test_no_identity_in_anything_a_run_writes(hospital, tmp_path, monkeypatch):
     links = pd.concat([pd.read_csv(path) for path in private])
     assert len(links) == 7 and links["path"].str.contains("KIMURA").all()
     assert np.isin(pd.read_csv(run / "rejected.csv")["file_id"], links["file_id"]).all()
+
+
+def test_what_names_somebody_in_a_note_is_flagged_and_clinical_numbers_are_not():
+    told = {
+        "date": ["2021/02/10", "令和3年2月10日に", "R3.2.10 CAG", "on 12 March 2021", "3/12/2021"],
+        "phone": ["TEL 03-1234-5678", "09012345678", "call +81 90 1234 5678"],
+        "id": ["ID:00123456", "カルテ番号 12345", "1.2.392.200036.9116.2", "MRN 55123"],
+        "mail": ["x.y@example.org"],
+        "name": ["Dr. Suzuki reports", "山田太郎様", "術者：鈴木", "YAMADA^TARO", "佐藤 先生から"],
+    }  # fmt: skip
+    for kind, texts in told.items():
+        found = find_identifying(pd.Series(texts))
+        assert set(found.loc[found["kind"] == kind, "row"]) == set(range(len(texts))), kind
+    clean = [
+        "84-year-old male. LAD #6-7 75-90%, FFR 0.78. CK 2820 U/L, BP 120/80, LVEF 35.5 %.",
+        "84歳男性、労作時胸痛。#6に90%狭窄。PCIを推奨する。患者様へ説明済み。奥様同席。",
+        "2015年PCI, 3/12 stents, No. 3",
+    ]  # fmt: skip
+    assert find_identifying(pd.Series([*clean, None], index=list("abcd"))).empty
+
+
+def test_no_note_of_the_phantom_is_flagged():
+    notes = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        notes += write_report(rng, draw_record(rng, [], "MF"[seed % 2])).values()
+    assert find_identifying(pd.Series(notes)).empty

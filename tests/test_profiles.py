@@ -18,11 +18,11 @@ def test_the_paper_profile_holds_what_the_paper_prints():
     assert profile.sampling.min_gap == 5 and profile.cnn.image_px == 224
 
 
-@pytest.mark.parametrize("name", ["smoke", "phantom", "paper"])
+@pytest.mark.parametrize("name", profile_names())
 def test_every_value_has_a_source_in_a_comment(name):
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     values = [line for line in lines if re.match(r"^ {2}\w+: \S", line)]
-    assert len(values) > 30
+    assert len(values) > (2 if "like: phantom" in lines else 30)
     assert not [line for line in values if "#" not in line]
 
 
@@ -48,7 +48,8 @@ def test_profiles_load_hold_the_same_keys_and_cannot_be_changed_and_nothing_else
         parse_profile("- a", "x", "x.yaml")
     with pytest.raises(ValueError, match=r"unknown profile 'phantm' \(did you mean 'phantom'"):
         load_profile("phantm")
-    assert [load_profile(name).name for name in profile_names()] == ["paper", "phantom", "smoke"]
+    names = ["arcade", "cadica", "hospital_small", "paper", "phantom", "smoke"]
+    assert [load_profile(name).name for name in profile_names()] == names
     with pytest.raises(ValidationError, match="frozen"):
         load_profile("smoke").cnn.epochs = 3
     smoke, phantom = (
@@ -56,3 +57,15 @@ def test_profiles_load_hold_the_same_keys_and_cannot_be_changed_and_nothing_else
         for text in ((FOLDER / "smoke.yaml").read_text(encoding="utf-8"), PHANTOM)
     )
     assert smoke == phantom
+
+
+def test_a_profile_may_be_like_another_but_for_what_it_names():
+    arcade, phantom = load_profile("arcade"), load_profile("phantom")
+    assert arcade.cnn == phantom.cnn.model_copy(update={"epochs": 0})
+    assert arcade.data.seed == 0 and arcade.data.title == "Public set ARCADE"  # data stand alone
+    with pytest.raises(ValueError, match="unknown profile 'phantm'"):
+        parse_profile("like: phantm", "x", "x.yaml")
+    with pytest.raises(ValueError, match="unknown key 'cnn.epoch'"):
+        parse_profile("like: phantom\ncnn: {epoch: 1}", "x", "x.yaml")
+    with pytest.raises(ValueError, match="unknown key 'cnns'"):
+        parse_profile("like: phantom\ncnns: {epoch: 1}", "x", "x.yaml")

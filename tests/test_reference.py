@@ -34,6 +34,20 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
         update_readme(page, FIGURES)
 
 
+def test_skill_lesions_floors_and_the_parser_are_kept_by_language():
+    scores = {"gemma3_lora.skill": 0.2, "gemma3_lora.skill_low": 0.1, "gemma3_lora.n": 8}
+    scores |= {"gemma3_base@zero.lesion_f1": 0.3, "o4-mini.skill": None, "primary": "lesion_f1"}
+    scores |= {"gemma3_lora@blank.lesion_f1": 0.2, "floor.gemma3_lora@blank.lesion_f1": 0.2}
+    scores |= {"parser.gold.ja.n": 200, "floor.constant.mild_f1": 0.0}
+    assert reference.score_figures(scores, "ja") == {
+        "scores.gemma3_lora.ja.skill": 0.2,
+        "scores.gemma3_lora.ja.skill_low": 0.1,
+        "scores.gemma3_base@zero.ja.lesion_f1": 0.3,
+        "floor.gemma3_lora@blank.ja.lesion_f1": 0.2,
+        "parser.gold.ja.n": 200,
+    }
+
+
 def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(at):
     old, tables = at / "outputs" / "reference", at / "run" / "08_paper_tables" / "all"
     tables.mkdir(parents=True)

@@ -6,7 +6,7 @@ import pytest
 
 from cag_utils import study
 from cag_utils.params import Params
-from cag_utils.profiles import load_profile
+from cag_utils.profiles import FOLDER, load_profile
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,23 @@ def test_metrics_are_flat_and_plain(demo):
     assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
     with pytest.raises(ValueError, match="flat"):
         run.save_metrics({"nested": {"a": 1}})
+
+
+def test_a_profile_of_ones_own_is_a_file_and_its_name_is_the_outputs(tmp_path, monkeypatch):
+    path = tmp_path / "my ward" / "ward_7.yaml"
+    path.parent.mkdir()
+    path.write_text((FOLDER / "hospital_small.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    profile = load_profile("my ward/ward_7.yaml")
+    assert (profile.name, profile.given) == ("ward_7", str(path.resolve()))
+    assert load_profile("smoke").given == "smoke"
+    run = study.open_run(Demo(profile=str(path), out_root=str(tmp_path / "out")), "04_finetune")
+    assert run.dir == tmp_path / "out" / "ward_7" / "04_finetune" / "gemma3_en"
+    with pytest.raises(FileNotFoundError, match=r"make study PROFILE='.*my ward/ward_7.yaml'"):
+        run.need("03_build_corpus/all/pairs.csv")
+    with pytest.raises(FileNotFoundError, match="there is no profile none.yaml"):
+        load_profile("none.yaml")
+    for name in ("smoke.yaml", "患者.yaml"):
+        with pytest.raises(ValueError, match="names its outputs"):
+            load_profile(str(path.rename(path.with_name(name))))
+        path = path.with_name(name)

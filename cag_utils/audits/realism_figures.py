@@ -9,6 +9,7 @@ may be empty, (H, W) or (t, H, W) uint8 each; `frame_rate` is frames a second.
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,9 @@ from cag_utils.phantom.imaging.carm import VIEWS, aim, draw_carm
 from cag_utils.phantom.imaging.chest import draw_backdrop
 from cag_utils.phantom.imaging.detector import expose
 from cag_utils.phantom.imaging.pose import Pose
+from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import Shot
+from cag_utils.phantom.stills import scene
 from cag_utils.phantom.subject import Subject
 from cag_utils.segments import AHA_SEGMENTS
 from cag_utils.study import root, under_root
@@ -164,6 +167,47 @@ def draw_strip(pictures: Mapping[str, np.ndarray], heading: str, grey: bool = Fa
         ax.set_title(title if grey else f"{title}\n{low:.3g} to {high:.3g}", fontsize=6)
         ax.axis("off")
     return fig
+
+
+def draw_limits(seeds: Sequence[int], n_frames: int, heading: str) -> Drawn:
+    """Draw frames at the limits of the rule by which a frame shows a lesion.
+
+    Above, for each part of the rule of `labels.LesionSight`, the visible lesion with least room;
+    below, the one that fails by this part alone, and by least. `n_frames` of 15 a second are filmed
+    of a scene a seed, of normal, weak and odd kinds; a part by which none fails stays empty.
+    """
+    kinds = cycle(("normal", "weak", "oddview"))
+    best: dict[tuple[str, bool], tuple] = {}
+    for seed, kind in zip(seeds, kinds, strict=False):
+        shown = scene(seed, kind=kind, n_frames=n_frames)
+        frames, truth = film(*shown)
+        for lesion, sight in zip(shown.tree.lesions, truth.sights, strict=True):
+            margins = pd.DataFrame(sight.margins())
+            for part, passes in product(margins, (True, False)):
+                others = margins.drop(columns=part).min(axis=1) >= 0
+                room = margins.loc[others & ((margins[part] >= 0) == passes), part].abs()
+                if len(room) and room.min() < best.get((part, passes), (np.inf,))[0]:
+                    i = int(room.idxmin())
+                    at = (int(w[i, lesion.index]) for w in (shown.pose.u, shown.pose.v))
+                    best[part, passes] = (room.min(), _crop(frames[i], *at), seed, i, sight.lesion)
+    parts = list(dict.fromkeys(part for part, _ in best))
+    fig, axes = _figure(heading, 2, len(parts), 3.0, squeeze=False)
+    rows = []
+    for ax, (passes, part) in zip(axes.flat, product((True, False), parts), strict=True):
+        ax.axis("off")
+        if (part, passes) in best:
+            room, crop, seed, i, lesion = best[part, passes]
+            ax.imshow(crop, cmap="gray", vmin=0, vmax=255)
+            said = f"{part}: {'visible' if passes else 'not'}"
+            ax.set_title(f"{said}\n#{lesion['segment']} {lesion['percent']} %", fontsize=6)
+            row = {"part": part, "visible": passes, "room": room, "seed": seed, "frame": i}
+            rows.append(row | lesion)
+    return fig, pd.DataFrame(rows)
+
+
+def _crop(frame: np.ndarray, u: int, v: int, side: int = 120) -> np.ndarray:
+    left, top = (int(np.clip(w - side // 2, 0, len(frame) - side)) for w in (u, v))
+    return frame[top : top + side, left : left + side]
 
 
 def embed_film(frames: np.ndarray, frame_rate: float, path: Path) -> str:

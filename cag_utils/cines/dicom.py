@@ -1,49 +1,56 @@
 """Read XA cines from a folder, or say of each file why it is not one."""
 
+import hashlib
+import io
 import math
 import os
 import re
 import stat
 import warnings
+import zipfile
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom import uid
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder, iter_pixels
-from pydicom.pixels.processing import apply_modality_lut, apply_windowing
+from pydicom.pixels import get_decoder
 from tqdm import tqdm
 
+from cag_utils.cines.grey import GreyScale, find, numbers
+from cag_utils.cines.guard import Guard
+from cag_utils.cines.pixels import (
+    decode_frame,
+    ends_short,
+    lay_out,
+    read_bytes,
+)
+from cag_utils.cines.reasons import NotACine, Rejected
+
 XA_CLASSES = (uid.XRayAngiographicImageStorage, uid.EnhancedXAImageStorage)
-DUPLICATE = "duplicate: another file holds the same SOP instance"
-WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
-SMALL_BYTES = 65536  # longer values, such as pixels, stay on disk until they are asked for
-
-
-class NotACine(ValueError):
-    """The file cannot be used.
-
-    `reason` is one of few fixed phrases, which may land in `outputs/`; `detail`, what the decoder
-    said, may quote the header or a path: for private eyes only.
-    """
-
-    def __init__(self, reason: str, detail: object = ""):
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = " ".join(str(detail).split())[:300]
-
-
-class Rejected(NamedTuple):
-    """A file that is no cine; `reason` and `detail` as in `NotACine`."""
-
-    path: Path
-    reason: str
-    detail: str = ""
+# What archives hold beside pictures, by how its SOP class begins or by its name.
+BESIDE = {
+    "1.2.840.10008.5.1.4.1.1.88.": "report", "1.2.840.10008.5.1.4.1.1.11.": "presentation state",
+    "1.2.840.10008.5.1.4.1.1.104.": "encapsulated document", "1.2.840.10008.5.1.4.1.1.9.":
+    "waveform", "1.2.840.10008.5.1.4.1.1.66": "raw data",
+}  # fmt: skip
+SYSTEM_FILES = ("thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
+CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes
+N_SAMPLE = 8  # frames that decide how a cine becomes grey; choice: before, in and after contrast
+MAX_BYTES = 256 * 2**20  # of a deflated file or a zip's member, which are held in memory; choice
+KEEP_BYTES = 64 * 2**20  # of a cine that is held decoded; of a longer one, frames are decoded twice
+GUESSED = {  # implicit VR, little endian
+    (True, True): uid.ImplicitVRLittleEndian, (False, True): uid.ExplicitVRLittleEndian,
+    (False, False): uid.ExplicitVRBigEndian,
+}  # fmt: skip
+VECTOR = 0x00181065  # Frame Time Vector
+PER_FRAME = "PerFrameFunctionalGroupsSequence"
+MS = (4.0, 5000.0)  # between two frames: what an angiograph can do; other times are typing errors
 
 
 @dataclass(frozen=True)
@@ -54,256 +61,531 @@ class Cine:
     patient: str  # PatientID, or the study's UID when the header has none
     exam: str  # Study Instance UID
     video: str  # SOP Instance UID
-    n_frames: int  # at least 2
+    n_frames: int  # that are there, at least 2
     rows: int
     columns: int
     frame_time_ms: float  # mean time between frames
     primary_angle_deg: float  # LAO positive, RAO negative; signs of old files cannot be trusted
     secondary_angle_deg: float  # CRA positive, CAU negative
     spacing_mm: float  # pixel spacing at the isocentre
+    person: str = ""  # name and birth date, to tell people apart who share an id; stays private
+    issuer: str = ""  # of the patient id
+    is_cut: bool = False
+    notes: frozenset[str] = frozenset()  # of `reasons.NOTES`
     copies: tuple[Path, ...] = ()  # further files of the same SOP instance, if this one is broken
 
 
-def scan(folder: Path) -> tuple[list[Cine], list[Rejected]]:
+def scan(folder: Path, guard: Guard | None = None) -> tuple[list[Cine], list[Rejected]]:
     """Sort everything below a folder into cines and rejected files, each in path order.
 
-    Hidden files count; links to folders, which could lead round in circles, are rejected. Only
-    headers are read: broken pixels show later, in `iter_frames`.
+    Hidden files count; links to folders, which could lead round in circles, are rejected. Files in
+    a zip count in its place. Only headers are read: broken pixels show later, in `Film`.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of DICOM files")
-    files, rejected = _list_files(folder)
-    cines: dict[str, Cine] = {}
-    for path in tqdm(files, desc="headers", mininterval=30):
-        try:
-            cine = read_header(path)
-        except NotACine as problem:
-            rejected.append(Rejected(path, problem.reason, problem.detail))
-            continue
-        if first := cines.get(cine.video):
-            cines[cine.video] = replace(first, copies=(*first.copies, path))
-            rejected.append(Rejected(path, DUPLICATE))
+    files, rejected = list_files(folder)
+    by_video: dict[str, list[Cine]] = defaultdict(list)
+    with nullcontext(guard) if guard else Guard() as workers:
+        found = workers.run(_look, files)
+        for path, cine in tqdm(found, total=len(files), desc="headers", mininterval=30):
+            if isinstance(cine, NotACine):
+                rejected.append(Rejected.of(path, cine))
+            else:
+                by_video[cine.video].append(cine)
+        several = [c.path for same in by_video.values() if len(same) > 1 for c in same]
+        contents = {p: c for p, c in workers.run(_digest, several) if isinstance(c, tuple)}
+    cines: list[Cine] = []
+    for same in by_video.values():
+        kept, doubles = _tell_copies(same, contents) if len(same) > 1 else (same, [])
+        cines += kept
+        rejected += doubles
+    cines = _tell_people(cines)
+    return sorted(cines, key=lambda cine: cine.path), sorted(rejected, key=lambda r: r.path)
+
+
+def _tell_copies(
+    same: list[Cine], contents: dict[Path, object]
+) -> tuple[list[Cine], list[Rejected]]:
+    """Sort files of one SOP instance: copies of one content, or contents that share a UID.
+
+    A file that is cut is a copy of the whole one that begins with the same frame. Where one UID
+    stands for several contents, none keeps it: each gets a stand-in, so that no label given by the
+    UID meets the wrong cine.
+    """
+    groups: list[list[Cine]] = []
+    contents = {c.path: contents.get(c.path, (str(c.path),) * 2) for c in same}
+    for cine in sorted(same, key=lambda cine: (cine.is_cut, cine.path)):
+        mine = contents[cine.path]
+        for group in groups:
+            theirs = contents[group[0].path]
+            if mine == theirs or (cine.is_cut and mine[0] == theirs[0]):
+                group.append(cine)
+                break
         else:
-            cines[cine.video] = cine
-    return list(cines.values()), sorted(rejected)
+            groups.append([cine])
+    kept, doubles = [], []
+    for group in groups:
+        group.sort(key=lambda cine: cine.path)
+        first, rest = group[0], tuple(cine.path for cine in group[1:])
+        if len(groups) > 1:
+            notes = first.notes | {"one UID, several contents"}
+            digest = contents[max(group, key=lambda cine: not cine.is_cut).path][1]
+            first = replace(first, video=f"{first.video} {digest}", notes=notes)
+        kept.append(replace(first, copies=rest))
+        doubles += [Rejected(path, "duplicate", "of the same SOP instance") for path in rest]
+    return kept, doubles
+
+
+def _tell_people(cines: list[Cine]) -> list[Cine]:
+    """Note ids that do not tell people apart; equal ids of different issuers become two."""
+    people, issuers, patients, exams = (defaultdict(set) for _ in range(4))
+    for c in cines:
+        people[c.patient].add(c.person)
+        issuers[c.patient].add(c.issuer)
+        patients[c.exam].add(c.patient)
+        exams[c.patient].add(c.exam)
+    told = []
+    for c in cines:
+        several = len(issuers[c.patient] - {""}) > 1
+        facts = {
+            "one patient id of several issuers": several,
+            "one patient id for several names": len(people[c.patient] - {""}) > 1 and not several,
+            "one patient id for all exams": len(people) == 1 and len(exams[c.patient]) > 1,
+            "one study in two patients": len(patients[c.exam]) > 1,
+        }
+        patient = f"{c.patient} of {c.issuer}" if several else c.patient
+        notes = c.notes | {note for note, holds in facts.items() if holds}
+        told.append(replace(c, patient=patient, notes=notes))
+    return told
 
 
 def path_within(path: Path, folder: Path) -> str:
-    """Return a path within a folder as text; names that are not UTF-8 are legal on Linux."""
-    name = os.fsencode(path.relative_to(folder).as_posix())
+    r"""Return a path within a folder as text; names that are not UTF-8 are legal on Linux.
+
+    Bytes that are no text become `\xNN`, and a backslash of the name is doubled: no two names
+    give the same text.
+    """
+    name = os.fsencode(path.relative_to(folder).as_posix()).replace(b"\\", b"\\\\")
     return name.decode("utf-8", "backslashreplace")
 
 
+def _look(path: Path) -> Iterator[Cine]:
+    yield read_header(path)
+
+
+def _digest(path: Path) -> Iterator[tuple[str, str]]:
+    """Eight hex digits of a file's first frame, and of all."""
+    with open_film(path) as film:
+        total = hashlib.sha256()
+        first = ""
+        for pieces in film.layout.frames:
+            total.update(read_bytes(film.file, pieces))
+            first = first or total.hexdigest()[:8]
+        yield first, total.hexdigest()[:8]
+
+
 def read_header(path: Path) -> Cine:
-    """Read one file's header, without its pixels.
+    """Read one file's header, without its pixels, and count its frames.
 
     Raises:
         NotACine: It is not a readable, multi-frame, grey XA image; the reason says which.
     """
-    header = _read(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # they quote the header
-            _check_kind(header)
-            return _describe(path, header)
-    except NotACine:
-        raise
-    except Exception as error:  # pydicom and its readers raise nearly anything on a broken file
-        raise NotACine(f"broken header ({type(error).__name__})", error) from error
+    with open_film(path) as film:
+        if film.n_frames < 2:
+            if film.layout.is_cut or (film.layout.n_announced or 1) > 1:
+                raise NotACine("truncated", "fewer than 2 frames are left")
+            raise NotACine("single frame, not a cine")
+        with _explained("broken header"):
+            return _describe(path, film)
 
 
 def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-    """Decode a cine that `read_header` accepts; only one frame is in memory at a time.
+    """Decode a cine in this process; see `Film.frames`, which also goes on after a broken frame.
 
     Args:
         path: The file.
-        frames: Indices from 0, ascending; all if None.
+        frames: Indices from 0; all if None.
 
     Yields:
-        uint8 (H, W), by the rule of `to_eight_bits`.
+        uint8 (H, W), by the rule of `GreyScale`.
 
     Raises:
-        NotACine: There are no pixels, or they do not decode, or frames are missing.
+        NotACine: There are no pixels, or a frame is missing or does not decode.
     """
-    header = _read(path)
-    if "PixelData" not in header:
-        raise NotACine("no pixel data")
-    wanted = list(range(int(header.NumberOfFrames))) if frames is None else list(frames)
-    if not wanted:  # pydicom would take an empty list for all frames
-        return
-    syntax = header.file_meta.TransferSyntaxUID
-    plugin = "pillow" if syntax == uid.JPEGBaseline8Bit else ""  # 2.5 times as fast as gdcm
-    source = pydicom.dcmread(path) if syntax == uid.DeflatedExplicitVRLittleEndian else path
-    n_decoded = 0
+    with open_film(path) as film:
+        for _, grey in film.frames(range(film.n_told) if frames is None else frames):
+            if isinstance(grey, NotACine):
+                raise grey
+            yield grey
+
+
+class Film:
+    """An open cine: its header, where its frames lie, and the way to their grey levels."""
+
+    def __init__(self, path: Path, header: pydicom.Dataset, file: BinaryIO, notes: set[str]):
+        """Take an open file, which stands before its pixels; see `open_film`."""
+        self.path, self.header, self.file, self.notes = path, header, file, notes
+        self.layout = layout = lay_out(header, file)
+        self.n_frames = len(layout.frames)  # that are there, be they broken
+        self.n_told = max(self.n_frames, layout.n_announced or 0)
+        if self.n_frames != (layout.n_announced or 1):
+            self.notes.add("the header's number of frames is wrong")
+        n_bytes = self.n_frames * int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
+        self._keeps = n_bytes <= 8 * KEEP_BYTES
+        self._kept: dict[int, np.ndarray | NotACine] = {}
+        self._scale: GreyScale | None = None
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray | NotACine]]:
+        """Decode frames; only one is in memory at a time if the cine is long.
+
+        Yields:
+            The index, and uint8 (H, W) or why this frame cannot be had.
+
+        Raises:
+            NotACine: None of some frames that were tried first decodes, or nothing of them is seen.
+        """
+        for index in wanted:
+            stored = self._stored(index)
+            if isinstance(stored, NotACine):
+                yield index, stored
+            else:
+                yield index, self.grey_scale()(stored, index)
+
+    def grey_scale(self) -> GreyScale:
+        """Return the map to grey levels, from some frames spread over the cine.
+
+        Raises:
+            NotACine: No frame decodes, or nothing is seen on those that were tried.
+        """
+        if self._scale is None:
+            spread = np.linspace(0, self.n_frames - 1, N_SAMPLE).astype(int).tolist()
+            sample: dict[int, np.ndarray] = {}
+            for index in dict.fromkeys([*spread, *range(self.n_frames)]):
+                if index not in spread and sample:
+                    break
+                if not isinstance(stored := self._stored(index), NotACine):
+                    sample[index] = stored
+            if not sample:
+                raise self._stored(0)
+            with warnings.catch_warnings(action="ignore"):
+                self._scale = GreyScale(self.header, sample, self._all_stored)
+            self.notes |= self._scale.notes
+        return self._scale
+
+    def _all_stored(self) -> Iterator[np.ndarray]:
+        frames = (self._stored(i) for i in range(self.n_frames))
+        return (stored for stored in frames if not isinstance(stored, NotACine))
+
+    def _stored(self, index: int) -> np.ndarray | NotACine:
+        if index in self._kept:
+            return self._kept[index]
+        if index >= self.n_frames:
+            return NotACine("truncated" if self.layout.is_cut else "missing frame")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they quote the header
+                data = read_bytes(self.file, self.layout.frames[index])
+                stored = decode_frame(self.header, data, self.layout.vr)
+        except NotACine as problem:
+            is_last = self.layout.is_cut and index == self.n_frames - 1
+            stored = NotACine("truncated", problem.note, problem.detail) if is_last else problem
+        if self._keeps:
+            self._kept[index] = stored
+        return stored
+
+
+@contextmanager
+def open_film(path: Path) -> Iterator[Film]:
+    """Open a grey XA image, of one frame or many; its pixels are not decoded yet.
+
+    Raises:
+        NotACine: It is none; the reason says why.
+    """
+    with _open(path) as plain:
+        header, file, notes = _read(plain)
+        with _explained("broken header"):
+            _check_kind(header)
+            film = Film(path, header, file, notes)
+            if not film.n_frames:
+                raise NotACine("truncated" if film.layout.is_cut else "no pixel data")
+        yield film
+
+
+@contextmanager
+def _explained(reason: str) -> Iterator[None]:
+    """Give whatever pydicom and its readers raise a reason; their warnings quote the header."""
     try:
-        for stored in iter_pixels(source, indices=wanted, raw=True, decoding_plugin=plugin):
-            yield to_eight_bits(stored, header)
-            n_decoded += 1
-    except Exception as error:  # decoders raise nearly anything on broken data
-        reason = f"broken pixel data at frame {wanted[n_decoded]} ({type(error).__name__})"
-        raise NotACine(reason, error) from error
-    if n_decoded < len(wanted):
-        raise NotACine(f"broken pixel data: {n_decoded} of {len(wanted)} frames decode")
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except NotACine:
+        raise
+    except Exception as error:  # nearly anything, on a broken file
+        raise NotACine(reason, type(error).__name__, error) from error
 
 
-def _list_files(folder: Path) -> tuple[list[Path], list[Rejected]]:
-    """Everything below a folder that is no folder, and the folders that cannot be entered."""
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file, or a zip's member, `archive.zip/folder/name`."""
+    try:
+        archive = next(
+            (p for p in path.parents if p.suffix.lower() == ".zip" and p.is_file()), None
+        )
+        if archive:
+            with zipfile.ZipFile(archive) as members:
+                facts = members.getinfo(path.relative_to(archive).as_posix())
+                if facts.file_size > MAX_BYTES:
+                    raise NotACine("too large", f"more than {MAX_BYTES // 2**20} MB in a zip")
+                file = io.BytesIO(members.read(facts))
+        else:
+            if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+                raise NotACine("not a regular file")
+            file = path.open("rb")
+    except NotACine:
+        raise
+    except OSError as error:
+        raise NotACine("unreadable file", error.strerror or "input error", error) from error
+    except Exception as error:  # of a zip: a password, a wrong sum, an unknown method
+        raise NotACine("unreadable file", f"broken zip ({type(error).__name__})", error) from error
+    with file:
+        yield file
+
+
+def _read(file: BinaryIO) -> tuple[pydicom.Dataset, BinaryIO, set[str]]:
+    """Header, the file that stands where it ends (another one if it is deflated), and notes."""
+    start = file.read(132)
+    has_magic = start[128:] == b"DICM"
+    if not start:
+        raise NotACine("empty file")
+    if start.startswith(b"%PDF"):
+        raise NotACine("passed over", "PDF")
+    if not _starts_like_dicom(start):
+        raise NotACine("not a DICOM file")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            header, file = _parse(file, has_magic)
+    except NotACine:
+        raise
+    except OSError as error:
+        raise NotACine("unreadable file", error.strerror or "input error", error) from error
+    except Exception as error:  # see _explained
+        reason = "broken header" if file.read(1) else "truncated"
+        raise NotACine(reason, type(error).__name__, error) from error
+    if not has_magic and "SOPClassUID" not in header:
+        raise NotACine("not a DICOM file")
+    if "TransferSyntaxUID" in header.file_meta:
+        return header, file, set()
+    header.file_meta.TransferSyntaxUID = GUESSED[header.original_encoding]
+    return header, file, {"no transfer syntax, no preamble or no file header"}
+
+
+def _parse(file: BinaryIO, has_magic: bool) -> tuple[pydicom.Dataset, BinaryIO]:
+    file.seek(132 if has_magic else 0)
+    meta = pydicom.filereader._read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        file = _inflate(file)
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        header.file_meta = meta
+        return header, file
+    file.seek(0)
+    return pydicom.dcmread(file, stop_before_pixels=True, force=not has_magic), file
+
+
+def _inflate(file: BinaryIO) -> BinaryIO:
+    """What is deflated behind the file header, in memory.
+
+    Raises:
+        NotACine: It is more than `MAX_BYTES`; no more than these were taken.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = inflater.decompress(file.read(), MAX_BYTES)
+    if inflater.unconsumed_tail:
+        raise NotACine("too large", f"more than {MAX_BYTES // 2**20} MB when inflated")
+    return io.BytesIO(data)
+
+
+def file_bytes(path: Path) -> int | None:
+    """Bytes of a file, a link's own, or of a zip's member; None if it is gone or closed."""
+    with suppress(OSError):
+        return path.lstat().st_size
+    with suppress(NotACine), _open(path) as file:
+        return file.seek(0, 2)
+    return None
+
+
+def public_words(rejected: Rejected) -> str:
+    """Return why, in our words and a library's, without what it may have quoted.
+
+    Left out (`…`) of the library's words: what stands in quotation marks, numbers of 4 digits and
+    more, and each word that occurs in the file's first 64 kB or in its path.
+    """
+    known = str(rejected.path).lower()
+    with suppress(NotACine), _open(rejected.path) as file:
+        known += file.read(65536).decode("latin-1").lower()
+    text = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d.]{3,}", "…", rejected.detail)
+    words = [w if w.lower().strip(".,:;()") not in known else "…" for w in text.split()]
+    return f"{rejected.note}: {' '.join(words)}".strip(": ")
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its first bytes or its suffix; one that is closed may be."""
+    if path.suffix.lower() in CINE_SUFFIXES:
+        return True
+    try:
+        with _open(path) as file:
+            return _starts_like_dicom(file.read(132))
+    except NotACine as problem:
+        return problem.reason == "unreadable file"
+
+
+def _starts_like_dicom(start: bytes) -> bool:
+    """By the magic word, or without preamble by a first tag of group 2 or 8."""
+    return start[128:] == b"DICM" or (start[:2] in (b"\2\0", b"\x08\0") and start[3:4] == b"\0")
+
+
+def list_files(folder: Path) -> tuple[list[Path], list[Rejected]]:
+    """Everything below a folder that is no folder, zips opened, and what cannot be entered."""
     files: list[Path] = []
     closed: list[Rejected] = []
 
     def remember(error: OSError) -> None:
-        closed.append(Rejected(Path(error.filename), f"closed folder: {error.strerror}", error))
+        at = Path(error.filename)
+        closed.append(Rejected(at, "closed folder", error.strerror or "", str(error)))
 
     for top, folders, names in os.walk(folder, onerror=remember):
-        files += [Path(top) / name for name in names]
         links = [Path(top) / name for name in folders]
-        closed += [Rejected(p, "link to a folder, not followed") for p in links if p.is_symlink()]
+        closed += [Rejected(p, "link to a folder", "not followed") for p in links if p.is_symlink()]
+        for path in (Path(top) / name for name in names):
+            if path.name.lower() in SYSTEM_FILES:
+                closed.append(Rejected(path, "passed over", "system file"))
+            else:
+                files += _members(path) or [path]
     return sorted(files), closed
 
 
-def _read(path: Path) -> pydicom.Dataset:
+def _members(path: Path) -> list[Path]:
+    """Files in a zip, as paths below it; none if it is no zip, or a broken one."""
+    if path.suffix.lower() != ".zip":
+        return []
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
-            raise NotACine("not a regular file")
-        if facts.st_size == 0:
-            raise NotACine("empty file")
-        with warnings.catch_warnings(action="ignore"):
-            return pydicom.dcmread(path, defer_size=SMALL_BYTES)
-    except NotACine:
-        raise
-    except InvalidDicomError as error:
-        raise NotACine("not a DICOM file", error) from error
-    except OSError as error:
-        raise NotACine(f"unreadable file: {error.strerror or 'input error'}", error) from error
-    except Exception as error:  # see read_header
-        raise NotACine(f"unreadable DICOM ({type(error).__name__})", error) from error
+        with zipfile.ZipFile(path) as archive:
+            return [path / m.filename for m in archive.infolist() if not m.is_dir()]
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return []
 
 
 def _check_kind(header: pydicom.Dataset) -> None:
     """Raise NotACine unless the header describes grey XA frames that can be decoded."""
-    kind = header.get("SOPClassUID", "")
+    kind = str(header.get("SOPClassUID", "") or "")
     if header.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
-        raise NotACine("DICOMDIR, an index without pixels")
+        raise NotACine("passed over", "DICOMDIR")
+    for start, name in BESIDE.items():
+        if kind.startswith(start):
+            raise NotACine("passed over", name)
     if kind == uid.XRay3DAngiographicImageStorage:
-        raise NotACine("not a cine: a 3-D reconstruction")
+        raise NotACine("3-D reconstruction")
+    if not kind or ends_short(header):
+        raise NotACine("truncated", "in the header")
     modality = str(header.get("Modality", "") or "missing")
     if kind not in XA_CLASSES and modality != "XA":
         is_code = re.fullmatch("[A-Z]{2,8}|missing", modality)  # else it could say anything
-        raise NotACine(f"not XA: modality {modality if is_code else 'unknown'}")
+        raise NotACine("not XA", f"modality {modality if is_code else 'unknown'}")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if int(header.get("SamplesPerPixel", 1)) != 1 or not photometric.startswith("MONOCHROME"):
-        raise NotACine("colour image, not a grey XA cine")
-    if int(header.get("NumberOfFrames") or 1) < 2:
-        raise NotACine("single frame, not a cine")
+        raise NotACine("colour image")
+    _check_syntax(header)
+
+
+def _check_syntax(header: pydicom.Dataset) -> None:
     syntax = header.file_meta.TransferSyntaxUID
+    if syntax == uid.JPEGExtended12Bit and int(header.BitsStored) > 8:
+        raise NotACine("unsupported transfer syntax", "12-bit JPEG Extended")
     with suppress(NotImplementedError):
         if get_decoder(syntax).is_available:
             return
     name = syntax.name if syntax.name != syntax else "unknown or private"
-    raise NotACine(f"unsupported transfer syntax: {name}")
+    raise NotACine("unsupported transfer syntax", name)
 
 
-def _describe(path: Path, header: pydicom.Dataset) -> Cine:
+def _typical(values: np.ndarray) -> float:
+    """The mean, to the last digit if all are equal."""
+    return float(values[0] if (values == values[0]).all() else values.mean())
+
+
+def _describe(path: Path, film: Film) -> Cine:
+    header = film.header
     video, exam = str(header.SOPInstanceUID), str(header.StudyInstanceUID)
     if not video or not exam:
-        raise NotACine("broken header: no SOP or study instance UID")
-    patient = str(header.get("PatientID", "") or "").strip() or exam
-    sizes = (int(header.NumberOfFrames), int(header.Rows), int(header.Columns))
+        raise NotACine("broken header", "no SOP or study instance UID")
     return Cine(
-        *(path, patient, exam, video, *sizes),
-        frame_time_ms=frame_time_ms(header),
-        primary_angle_deg=_number(header, "PositionerPrimaryAngle"),
-        secondary_angle_deg=_number(header, "PositionerSecondaryAngle"),
+        path,
+        patient=str(header.get("PatientID", "") or "").strip() or exam,
+        exam=exam,
+        video=video,
+        n_frames=film.n_frames,
+        rows=int(header.Rows),
+        columns=int(header.Columns),
+        frame_time_ms=_typical(frame_steps_ms(header, film.n_frames)),
+        primary_angle_deg=_typical(angles_deg(header, "Primary", film.n_frames)),
+        secondary_angle_deg=_typical(angles_deg(header, "Secondary", film.n_frames)),
         spacing_mm=spacing_at_isocentre_mm(header),
+        person=" ".join(str(header.get(n, "") or "") for n in ("PatientName", "PatientBirthDate")),
+        issuer=str(header.get("IssuerOfPatientID", "") or "").strip(),
+        is_cut=film.layout.is_cut,
+        notes=frozenset(film.notes),
     )
 
 
-def to_eight_bits(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
-    """Map one frame's stored values to 0-255, contrast agent dark.
+def frame_steps_ms(header: pydicom.Dataset, n_frames: int) -> np.ndarray:
+    """Return the time from each frame to the next, (n_frames - 1,) ms; NaN without any source.
 
-    A Modality LUT or rescale is applied, unless the pixels are LOG or DISP: there it leads back to
-    X-ray intensity and is not meant for display. Values that now span exactly 0-255, as in the
-    usual 8-bit cine, are kept whatever the window: nothing may depend on a viewer's preset. Files
-    of more than 8 bits are mapped by their (first) window, everything else linearly by the full
-    range its values could take. MONOCHROME1 is inverted.
-
-    Args:
-        stored: (H, W) integer, as decoded; uint8 of the same shape comes back.
-        header: The file's attributes; those of the frame's own functional group are not read.
-
-    Raises:
-        ValueError: The window or the LUT breaks the standard.
+    In order: FrameTime (after the vector, if the header points to that), FrameTimeVector, whose
+    first step is always 0, the frames' own date and time (Enhanced XA; only what an angiograph can
+    do, `MS`), CineRate, the recommended rate. A vector of another length gives its mean.
 
     Source:
-        DICOM PS3.3 C.8.7.1.1.2 (Pixel Intensity Relationship), C.11.1 (Modality LUT), C.11.2.1.2
-        (window).
+        DICOM PS3.3 C.7.6.5 (Cine), C.7.6.16.2.2 (Frame Content).
     """
-    bits = int(header.BitsStored)
-    has_sign = int(header.get("PixelRepresentation", 0)) == 1
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if has_sign else (0, 2**bits - 1)
-    values = stored
-    if header.get("PixelIntensityRelationship") not in ("LOG", "DISP"):
-        values = apply_modality_lut(stored, header)
-        low, high = _modality_range(low, high, header)
-    if (low, high) == (0, 255):
-        levels = values
-    elif bits > 8 and (window := _window_to_eight_bits(header)):
-        levels = apply_windowing(values, window)
-    else:
-        levels = (np.asarray(values, dtype=np.float64) - low) * 255.0 / (high - low)
-    if levels.dtype != np.uint8:
-        levels = np.round(levels).clip(0, 255).astype(np.uint8)
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        levels = 255 - levels
-    return np.ascontiguousarray(levels)
+    time, vector = _number(header, "FrameTime"), np.zeros(0)
+    with suppress(Exception):  # as in _number
+        vector = numbers(header.get("FrameTimeVector"))[1:]
+    has_steps = vector.size > 0 and vector.mean() > 0
+    if has_steps and (header.get("FrameIncrementPointer") == VECTOR or not time > 0):
+        return vector if len(vector) == n_frames - 1 else np.full(n_frames - 1, vector.mean())
+    if not time > 0 and PER_FRAME in header:
+        steps = np.diff([_seconds(header, i) for i in range(n_frames)]) * 1000
+        if ((steps >= MS[0]) & (steps <= MS[1])).all():
+            return steps
+    for name in ("CineRate", "RecommendedDisplayFrameRate"):
+        rate = _number(header, name)
+        time = 1000 / rate if not time > 0 and rate > 0 else time
+    return np.full(n_frames - 1, time if time > 0 else math.nan)
 
 
-def _modality_range(low: float, high: float, header: pydicom.Dataset) -> tuple[float, float]:
-    """The least and the largest value the modality step can give."""
-    if tables := header.get("ModalityLUTSequence"):
-        return 0.0, float(2 ** int(tables[0].LUTDescriptor[2]) - 1)
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    if slope is None or intercept is None:
-        return low, high
-    least, most = sorted(end * float(slope) + float(intercept) for end in (low, high))
-    if least == most:
-        raise ValueError(f"RescaleSlope {slope} maps every pixel to one value")
-    return least, most
-
-
-def _window_to_eight_bits(header: pydicom.Dataset) -> pydicom.Dataset | None:
-    """The header's window alone, if any: without depth and rescale, pydicom spans 0-255 with it."""
-    view = pydicom.Dataset()
-    for name in WINDOW:
-        if header.get(name) not in (None, ""):
-            view[name] = header[name]
-    if "WindowCenter" not in view or "WindowWidth" not in view:
-        return None
-    view.BitsStored, view.PixelRepresentation = 8, 0
-    view.PhotometricInterpretation = "MONOCHROME2"
-    return view
-
-
-def frame_time_ms(header: pydicom.Dataset) -> float:
-    """Return the mean time between frames in ms; NaN when the header gives none.
-
-    FrameTime is there more often than CineRate; the first step of a FrameTimeVector is always 0.
-
-    Source:
-        DICOM PS3.3 C.7.6.5.
-    """
-    if (time := _number(header, "FrameTime")) > 0:
-        return time
-    steps = _numbers(header, "FrameTimeVector")[1:]
-    if steps.size and steps.mean() > 0:
-        return float(steps.mean())
-    for rate in ("CineRate", "RecommendedDisplayFrameRate"):
-        if (value := _number(header, rate)) > 0:
-            return 1000.0 / value
+def _seconds(header: pydicom.Dataset, frame: int) -> float:
+    for name in ("FrameReferenceDateTime", "FrameAcquisitionDateTime"):
+        with suppress(ValueError, TypeError):
+            return pydicom.valuerep.DT(find(header, name, frame)).timestamp()
     return math.nan
+
+
+def angles_deg(header: pydicom.Dataset, kind: str, n_frames: int) -> np.ndarray:
+    """Return the positioner's Primary or Secondary angle at each frame, (n_frames,) degrees.
+
+    Per frame in Enhanced XA; of a turning C-arm, the first angle and its increments; NaN if there
+    is none.
+    """
+    name = f"Positioner{kind}Angle"
+    if PER_FRAME in header:
+        told = [next(iter(numbers(find(header, name, i))), math.nan) for i in range(n_frames)]
+        return np.array(told)
+    angles = np.full(n_frames, _number(header, name))
+    with suppress(Exception):  # as in _number
+        steps = numbers(header.get(f"{name}Increment"))
+        if len(steps) == n_frames:
+            angles += steps
+    return angles
 
 
 def spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
@@ -323,16 +605,10 @@ def spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
 
 def _number(header: pydicom.Dataset, name: str) -> float:
     """A numeric attribute, its first value if there are several; NaN when it has none."""
-    return next(iter(_numbers(header, name)), math.nan)
-
-
-def _numbers(header: pydicom.Dataset, name: str) -> np.ndarray:
-    """The finite values of a numeric attribute, (n,) float64; none when it is unreadable."""
     try:
-        values = np.atleast_1d(np.asarray(header.get(name), dtype=np.float64))  # None becomes NaN
-    except (ValueError, TypeError, ArithmeticError):  # text where a number belongs
-        return np.empty(0)
-    return values[np.isfinite(values)]
+        return next(iter(numbers(find(header, name))), math.nan)
+    except Exception:  # pydicom raises nearly anything on text where a number belongs
+        return math.nan
 
 
 def name_view(primary_deg: float, secondary_deg: float) -> str:

@@ -1,13 +1,14 @@
 """From a folder of XA cines to the frames worth a look: the rules that pick them, PNG, tables."""
 
 import shutil
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 from scipy.signal import find_peaks
@@ -15,13 +16,18 @@ from tqdm import tqdm
 
 from cag_utils.cines.dicom import (
     Cine,
-    NotACine,
-    Rejected,
-    iter_frames,
+    Film,
+    angles_deg,
+    file_bytes,
+    frame_steps_ms,
+    open_film,
     path_within,
+    public_words,
     read_header,
     scan,
 )
+from cag_utils.cines.guard import SECONDS, Guard
+from cag_utils.cines.reasons import NotACine, Rejected
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
 
@@ -31,14 +37,14 @@ FRAME_COLUMNS = [
 ]  # fmt: skip
 VIDEO_COLUMNS = [
     "patient_id", "exam_id", "video_id", "n_frames", "frame_time_ms",
-    "primary_angle_deg", "secondary_angle_deg", "spacing_mm", "n_picks",
+    "primary_angle_deg", "secondary_angle_deg", "spacing_mm", "n_picks", "notes",
 ]  # fmt: skip
 MEASURED = ("n_frames", "frame_time_ms", "primary_angle_deg", "secondary_angle_deg", "spacing_mm")
-STATISTICS_COLUMNS = ["video_id", "frame", "mean", "variance"]
-REJECTED_COLUMNS = ["file_id", "suffix", "bytes", "reason"]
+STATISTICS_COLUMNS = ["video_id", "frame", "mean", "variance", "time_ms"]
+REJECTED_COLUMNS = ["file_id", "suffix", "bytes", "frame", "reason", "words"]
 LINK_COLUMNS = [
     "file_id", "folder", "path", "patient_id", "exam_id", "video_id",
-    "patient", "exam", "video", "reason", "detail",
+    "patient", "exam", "video", "frame", "reason", "note", "detail",
 ]  # fmt: skip
 # What stands after a file name's last dot can be a date or a name: only these are printed.
 KNOWN_SUFFIXES = {
@@ -46,8 +52,7 @@ KNOWN_SUFFIXES = {
     ".ima", ".inf", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".mov", ".mp4", ".pdf",
     ".png", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".zip",
 }  # fmt: skip
-# Of one cine that is held decoded, so that its picks need no second decoding; longer ones get it.
-KEEP_BYTES = 64 * 2**20
+MEGAPIXELS_A_SECOND = 2.0  # a slow machine and the slowest codec; choice: a fifth of JPEG 2000 here
 # Of X-ray noise, on this study's frames a third of the time of level 1 alone, at the same size.
 PNG_SETTINGS = [
     cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY,
@@ -139,9 +144,9 @@ class Sampled(NamedTuple):
     """What a folder held, tables in path order; every file is in `videos` or in `rejected`."""
 
     frames: pd.DataFrame  # one row a pick; `png` is relative to the run's folder
-    videos: pd.DataFrame  # one row a cine, also where `n_picks` is 0
-    statistics: pd.DataFrame  # one row a frame of every cine
-    rejected: pd.DataFrame  # one row a file that is no readable cine, with its reason
+    videos: pd.DataFrame  # one row a cine, also where `n_picks` is 0; `notes` say what was mended
+    statistics: pd.DataFrame  # one row a frame of every cine; `time_ms` after the first
+    rejected: pd.DataFrame  # one row a file that is no readable cine, or a `frame` of one that is
     links: pd.DataFrame  # what the pseudonyms stand for; must never be written below `outputs/`
 
 
@@ -156,7 +161,7 @@ def sample_folder(
             after those of an earlier run are removed.
         key: Secret of the pseudonyms.
         min_gap: Least distance between picks, in frames.
-        n_workers: Processes; the result does not depend on it.
+        n_workers: Processes, see `Guard`; the result does not depend on it.
         rule: A name in `SAMPLING_RULES`.
 
     Raises:
@@ -165,20 +170,32 @@ def sample_folder(
         ValueError: The rule is unknown.
     """
     pick = SAMPLING_RULES[check_choice("sampling rule", rule, SAMPLING_RULES)]
-    found, failures = scan(folder)
-    shutil.rmtree(out / "frames", ignore_errors=True)
-    rejected = {failure.path: failure for failure in failures}
-    jobs = (joblib.delayed(_sample_cine)(cine, out, key, pick, min_gap) for cine in found)
-    results = joblib.Parallel(n_jobs=n_workers, return_as="generator")(jobs)
     done: list[_Outcome] = []
-    for outcome in tqdm(results, total=len(found), desc="cines", mininterval=30):
-        rejected |= {failure.path: failure for failure in outcome.broken}
-        if outcome.cine:
-            rejected.pop(outcome.cine.path, None)  # a copy that stands in is no duplicate now
-            done.append(outcome)
+    with Guard(n_workers) as guard:
+        found, failures = scan(folder, guard)
+        shutil.rmtree(out / "frames", ignore_errors=True)
+        rejected = {failure.path: failure for failure in failures}
+        work = partial(_sample, out=out, key=key, pick=pick, min_gap=min_gap)
+        waiting = found
+        while waiting:  # a broken file must not hide a whole copy of it: next time, that one
+            results = tqdm(
+                guard.run(work, waiting, _seconds), total=len(waiting), desc="cines", mininterval=30
+            )
+            waiting = []
+            for cine, outcome in results:
+                if isinstance(outcome, NotACine):
+                    rejected[cine.path] = Rejected.of(cine.path, outcome)
+                    waiting += _next_copy(cine)
+                else:
+                    rejected.pop(cine.path, None)
+                    done.append(outcome)
     done.sort(key=lambda outcome: outcome.cine.path)
-    failures = [rejected[path] for path in sorted(rejected)]
-    videos = [_facts(o.cine, key) | {"n_picks": len(o.frames)} for o in done]
+    failures = [rejected[path] for path in rejected] + [row for o in done for row in o.broken]
+    failures.sort(key=lambda row: (row.path, -1 if row.frame is None else row.frame))
+    videos = [
+        _facts(o.cine, key) | {"n_picks": len(o.frames), "notes": "; ".join(sorted(o.cine.notes))}
+        for o in done
+    ]
     return Sampled(
         frames=_concat([o.frames for o in done], FRAME_COLUMNS),
         videos=pd.DataFrame(videos, columns=VIDEO_COLUMNS),
@@ -189,56 +206,81 @@ def sample_folder(
 
 
 class _Outcome(NamedTuple):
-    """What became of one cine: `cine` is None if no copy of it decodes; `broken` are those."""
+    """What became of one cine: `broken` are frames of it."""
 
-    cine: Cine | None
+    cine: Cine
     frames: pd.DataFrame
     statistics: pd.DataFrame
     broken: list[Rejected]
 
 
-def _sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> _Outcome:
-    """Sample a cine, or a further file of the same instance: a broken one must not hide a whole."""
-    broken: list[Rejected] = []
-    for path in (cine.path, *cine.copies):
-        try:
-            used = cine if path == cine.path else read_header(path)
-            with warnings.catch_warnings(action="ignore"):  # they quote the header
-                frames, statistics = _sample(used, out, key, pick, min_gap)
-            return _Outcome(used, frames, statistics, broken)
-        except NotACine as problem:
-            broken.append(Rejected(path, problem.reason, problem.detail))
-    return _Outcome(None, pd.DataFrame(), pd.DataFrame(), broken)
+def _seconds(cine: Cine) -> float:
+    """How long a cine may take."""
+    return SECONDS + cine.n_frames * cine.rows * cine.columns / 1e6 / MEGAPIXELS_A_SECOND
 
 
-def _sample(
-    cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure a cine, pick frames and write them; a long one is decoded twice, not held."""
+def _next_copy(cine: Cine) -> list[Cine]:
+    for i, path in enumerate(cine.copies):
+        with suppress(NotACine):
+            return [
+                replace(
+                    read_header(path),
+                    video=cine.video,
+                    patient=cine.patient,
+                    copies=cine.copies[i + 1 :],
+                )
+            ]
+    return []
+
+
+def _sample(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iterator[_Outcome]:
+    """Measure a cine, pick frames and write them."""
     facts = _facts(cine, key)
-    n_bytes = cine.n_frames * cine.rows * cine.columns
-    held = list(iter_frames(cine.path)) if n_bytes <= KEEP_BYTES else []
-    mean, variance = frame_statistics(held or iter_frames(cine.path))
-    picks = pick(mean, variance, min_gap)
-    wanted = picks["frame"].tolist()
-    pictures = [held[i] for i in wanted] if held else iter_frames(cine.path, wanted)
-    folder = out / "frames" / facts["video_id"]
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{frame:04d}.png" for frame in wanted]
-    for name, frame in zip(names, pictures, strict=True):
-        done, data = cv2.imencode(".png", frame, PNG_SETTINGS)
-        if not done:
-            raise OSError(f"OpenCV cannot encode a frame of shape {frame.shape} as PNG")
-        (folder / name).write_bytes(data.tobytes())  # OpenCV would keep silent about a full disk
+    with open_film(cine.path) as film:
+        good: list[int] = []
+        broken: list[Rejected] = []
+        mean, variance = frame_statistics(_good_frames(film, good, broken))
+        if len(good) < 2:
+            raise NotACine(broken[0].reason, broken[0].note, broken[0].detail)
+        picks = pick(mean, variance, min_gap)
+        at = picks["frame"].to_numpy()
+        picks["frame"] = wanted = np.array(good)[at]
+        folder = out / "frames" / facts["video_id"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for frame, picture in film.frames(wanted.tolist()):
+            done, data = cv2.imencode(".png", picture, PNG_SETTINGS)
+            if not done:
+                raise OSError(f"OpenCV cannot encode a frame of shape {picture.shape} as PNG")
+            # OpenCV would keep silent about a full disk
+            (folder / f"{frame:04d}.png").write_bytes(data.tobytes())
+        facts["primary_angle_deg"], facts["secondary_angle_deg"] = (
+            angles_deg(film.header, kind, film.n_frames)[wanted]
+            for kind in ("Primary", "Secondary")
+        )
+        times = np.concatenate([[0.0], frame_steps_ms(film.header, film.n_frames).cumsum()])
+        notes = film.notes | ({"frames are missing or broken"} if broken else set())
     rows = picks.assign(
-        mean=mean[wanted],
-        variance=variance[wanted],
-        png=[f"frames/{facts['video_id']}/{name}" for name in names],
+        mean=mean[at],
+        variance=variance[at],
+        png=[f"frames/{facts['video_id']}/{frame:04d}.png" for frame in wanted],
         **facts,
     )
-    curve = pd.DataFrame({"video_id": facts["video_id"], "mean": mean, "variance": variance})
-    curve = curve.rename_axis("frame").reset_index()
-    return rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS]
+    curve = pd.DataFrame(
+        {"frame": good, "mean": mean, "variance": variance, "time_ms": times[good]}
+    )
+    curve["video_id"] = facts["video_id"]
+    cine = replace(cine, notes=cine.notes | notes)
+    yield _Outcome(cine, rows[FRAME_COLUMNS], curve[STATISTICS_COLUMNS], broken)
+
+
+def _good_frames(film: Film, good: list[int], broken: list[Rejected]) -> Iterator[np.ndarray]:
+    """Yield what decodes; note the indices of that, and what does not."""
+    for index, grey in film.frames(range(film.n_told)):
+        if isinstance(grey, NotACine):
+            broken.append(Rejected.of(film.path, grey, index))
+        else:
+            good.append(index)
+            yield grey
 
 
 def _facts(cine: Cine, key: bytes) -> dict:
@@ -248,24 +290,15 @@ def _facts(cine: Cine, key: bytes) -> dict:
 
 
 def _rejected(failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:
-    rows = [
-        {
-            "file_id": pseudonym("file", path_within(path, folder), key),
-            "suffix": path.suffix.lower() if path.suffix.lower() in KNOWN_SUFFIXES else "other",
-            "bytes": _size(path),
-            "reason": reason,
-        }
-        for path, reason, _ in failures
-    ]
-    return pd.DataFrame(rows, columns=REJECTED_COLUMNS).astype({"bytes": "Int64"})
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file, a link's own; None if it is gone or closed."""
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return None
+    rows = []
+    for row in failures:
+        suffix = row.path.suffix.lower()
+        shown = suffix if suffix in KNOWN_SUFFIXES else "other"
+        file_id = pseudonym("file", path_within(row.path, folder), key)
+        size = file_bytes(row.path)
+        rows.append((file_id, shown, size, row.frame, row.reason, public_words(row)))
+    table = pd.DataFrame(rows, columns=REJECTED_COLUMNS)
+    return table.astype({"bytes": "Int64", "frame": "Int64"})
 
 
 def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes) -> pd.DataFrame:

@@ -1,10 +1,16 @@
 """Stills: the one way to read a picture file as 8-bit grey, what of it is open, what is flat."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from cag_utils.cines.dicom import open_film
+from cag_utils.cines.reasons import NotACine, Rejected
+
+PIECE = 32  # frames of a cine handed on in one go, a choice: bounds what is in memory
 EXPECTED = "need a PNG or JPEG still, or a grey XA DICOM cine"
 PATCH_PX = 32  # noise patches; choice: wide enough for 16 frequencies, small enough to be flat
 FLATTEST = 0.15  # share of the patches that counts as flat; choice
@@ -18,6 +24,7 @@ class Unreadable(ValueError):
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}; {EXPECTED}")
+        self.reason = reason
 
 
 def read_still(path: Path) -> np.ndarray:
@@ -62,6 +69,39 @@ def _is_whole(data: bytes) -> bool:
 def fit_picture(grey: np.ndarray, image_px: int) -> np.ndarray:
     """Squash a picture, (H, W) uint8, to a square; each pixel is the mean of what it covers."""
     return cv2.resize(grey, (image_px, image_px), interpolation=cv2.INTER_AREA)
+
+
+class Piece(NamedTuple):
+    """Frames of one file that follow one another, and those between them that are broken."""
+
+    path: Path
+    frames: list[int]  # from 0
+    squares: np.ndarray  # (n, px, px) uint8, as a network takes them
+    problems: list[Rejected]
+
+
+def cut_film(path: Path, image_px: int) -> Iterator[Piece]:
+    """Read a DICOM cine, or a single frame, as small squares, piece by piece.
+
+    Raises:
+        NotACine: It is none, or no frame of it decodes.
+    """
+    with open_film(path) as film:
+        film.grey_scale()
+        for first in range(0, film.n_told, PIECE):
+            frames, squares, problems = [], [], []
+            for index, grey in film.frames(range(first, min(first + PIECE, film.n_told))):
+                if isinstance(grey, NotACine):
+                    problems.append(Rejected.of(path, grey, index))
+                else:
+                    frames.append(index)
+                    squares.append(fit_picture(grey, image_px))
+            yield Piece(path, frames, stack_squares(squares, image_px), problems)
+
+
+def stack_squares(squares: list[np.ndarray], image_px: int) -> np.ndarray:
+    """Stack pictures into (n, px, px) uint8, also none."""
+    return np.stack(squares) if squares else np.empty((0, image_px, image_px), np.uint8)
 
 
 def open_field(picture: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Cases as a model reads them: picture, prompt and expected answer, and how they become tensors."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cag_utils.params import check_choice
 
 LANGUAGES = ("en", "ja")
 SPLITS = ("train", "val", "test")
+CONTROL = re.compile(r"<([/|]?[A-Za-z_][\w|/-]*)>")
 
 
 def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.DataFrame:
@@ -23,7 +25,8 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
         outputs: The folder its `png` paths are relative to, `outputs/<profile>/`.
 
     Returns:
-        By `case_id`: case_id, split, laterality, image (absolute path), report, answer, prompt.
+        By `case_id`: case_id, patient_id, split, laterality, image (absolute path), report, answer,
+        prompt.
 
     Raises:
         ValueError: Unknown language or split, an empty report or answer.
@@ -34,10 +37,10 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
     table = table.sort_values("case_id", kind="stable").reset_index(drop=True)
     for split in sorted(set(table["split"])):
         check_choice("split", split, SPLITS)
-    made = table[["case_id", "split", "laterality"]].assign(
+    made = table[["case_id", "patient_id", "split", "laterality"]].assign(
         image=[str(Path(outputs) / png) for png in table["png"]],
-        report=table[f"report_{language}"],
-        answer=table[f"findings_{language}"],
+        report=table[f"report_{language}"].map(plain_text),
+        answer=table[f"findings_{language}"].map(plain_text),
     )
     for column in ("report", "answer"):
         if (bare := made[column].str.strip() == "").any():
@@ -47,6 +50,20 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
     texts = zip(made["laterality"], made["report"], strict=True)
     made["prompt"] = [prompt(side, report, language) for side, report in texts]
     return made
+
+
+def plain_text(text: str) -> str:
+    """Return a note in which no word is one of a tokenizer's: `<image>`, `</s>`, `<|im_end|>`.
+
+    A tokenizer would take them, typed in a note, for a picture or the end of a turn.
+    """
+    return CONTROL.sub(r"‹\1›", text)
+
+
+def first_patients(cases: pd.DataFrame, n_patients: int) -> pd.DataFrame:
+    """Return all cases of the first patients by id (pseudonyms, so by chance); 0 keeps all."""
+    kept = sorted(set(cases["patient_id"]))[: n_patients or None]
+    return cases[cases["patient_id"].isin(kept)].reset_index(drop=True)
 
 
 def picture_side(processor: ProcessorMixin) -> int:

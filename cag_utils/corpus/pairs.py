@@ -1,13 +1,16 @@
 """Key frames paired with reports and findings, as prompts and answers in two languages."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.identity import read_table, study_id
+from cag_utils.identity import study_id
 from cag_utils.params import check_choice
+from cag_utils.segments import is_significant
+from cag_utils.tables import read_table
 
 # The paper's Figure 3 prints the English prompt; the Japanese one is this study's translation.
 PROMPTS = {
@@ -39,7 +42,7 @@ REPORTS = pa.DataFrameSchema(
 FINDINGS = pa.DataFrameSchema(
     {
         "video": pa.Column(str, pa.Check.str_matches(r"^([0-9.]+|vi-[0-9a-f]{12})$")),
-        "frame": pa.Column(str, pa.Check.str_matches(r"^[0-9]*$"), required=False),
+        "frame": pa.Column("Int64", pa.Check.ge(0), required=False, nullable=True),
         "findings_ja": pa.Column(str, _TEXT),
         "findings_en": pa.Column(str, required=False),
         "validated_by": pa.Column(str),
@@ -84,13 +87,11 @@ def read_findings(path: Path, key: bytes) -> pd.DataFrame:
 def _read_texts(path: Path, schema, kind: str, keys: list[str], key: bytes) -> pd.DataFrame:
     table = read_table(path, schema, RULES, TWICE[kind])
     ids = {f"{kind}_id": [study_id(kind, uid, key) for uid in table[kind]]}
-    if "frame" in keys:
-        ids["frame"] = pd.to_numeric(table["frame"]).astype("Int64")
     table = table.assign(**ids).drop(columns=kind)
     # The schema compares cells as text; 5 and 05, or a UID and its pseudonym, are one thing.
     if (repeated := table.duplicated(keys)).any():
-        raise ValueError(f"{path}: row {int(repeated.argmax()) + 2}: {TWICE[kind]}")
-    return table
+        raise ValueError(f"{path}: row {repeated.idxmax()}: {TWICE[kind]}")
+    return table.reset_index(drop=True)
 
 
 def prompt(laterality: str, report: str, language: str) -> str:
@@ -112,10 +113,13 @@ def prompt(laterality: str, report: str, language: str) -> str:
     return PROMPTS[language].format(side=side, report=report)
 
 
+ABOUT_AS_SURE = 0.05  # of the CNN's confidence; choice: at 0.10 more frames were none to report on
+
+
 def choose_key_frames(
     predicted: pd.DataFrame, per_video: int, min_confidence: float
 ) -> pd.DataFrame:
-    """Keep each cine's frames that the CNN is surest are key frames.
+    """Keep each cine's frames that the CNN is surest are key frames, of those about as sure apart.
 
     Args:
         predicted: One row a sampled frame: `video_id`, `frame`, `laterality`, `quality`,
@@ -126,10 +130,12 @@ def choose_key_frames(
 
     Returns:
         The chosen rows, sorted by `video_id` and `frame`, with `confidence`: the probability of
-        the better class of the frame's own side. Of equally sure frames the earlier is kept.
+        the better class of the frame's own side. The surest frame comes first. Then, of the frames
+        at most `ABOUT_AS_SURE` less sure than the next surest, the one farthest in time from those
+        kept: another phase of the heartbeat may show what the first hides. Of equals the earlier.
 
     Source:
-        Nakamura et al., CAG-VLM, section 3.1 ("highest-confidence frames").
+        Nakamura et al., CAG-VLM, section 3.1 ("highest-confidence frames"); the distance is ours.
     """
     is_left = predicted["laterality"] == "LCA"
     confidence = predicted["p_LCA_better"].where(is_left, predicted["p_RCA_better"])
@@ -140,8 +146,19 @@ def choose_key_frames(
         is_good &= (predicted["quality"] == "better") & (is_left == cine_is_left)
     good = predicted.assign(confidence=confidence)[is_good]
     order = good.sort_values(["video_id", "confidence", "frame"], ascending=[True, False, True])
-    chosen = order.groupby("video_id").head(per_video)
-    return chosen.sort_values(["video_id", "frame"], ignore_index=True)
+    kept = [i for _, cine in order.groupby("video_id") for i in _far_apart(cine, per_video)]
+    return order.loc[kept].sort_values(["video_id", "frame"], ignore_index=True)
+
+
+def _far_apart(cine: pd.DataFrame, count: int) -> list:
+    """Index of the frames to keep of one cine, given the surest first."""
+    kept = list(cine.index[:1])
+    while len(kept) < min(count, len(cine)):
+        left = cine.drop(kept)
+        left = left[left["confidence"] >= left["confidence"].iloc[0] - ABOUT_AS_SURE]
+        away = [(left["frame"] - frame).abs() for frame in cine.loc[kept, "frame"]]
+        kept.append(pd.concat(away, axis=1).min(axis=1).idxmax())
+    return kept
 
 
 def pair(
@@ -214,24 +231,73 @@ def _without_partner(
     return pd.DataFrame(lost, columns=["what", "id", "why"])
 
 
-def add_truth(pairs: pd.DataFrame, truth_videos: Path, key: bytes) -> pd.DataFrame:
-    """Add what only a phantom knows: `truth_laterality`, `truth_lesions` (JSON), `truth_plan`.
+def add_truth(pairs: pd.DataFrame, folder: Path, key: bytes) -> pd.DataFrame:
+    """Add what only a phantom knows of each pair; lesions are JSON, plans the phantom's keys.
+
+    | columns | truth |
+    |---|---|
+    | `truth_laterality` | the side injected |
+    | `truth_lesions`, `truth_plan` | what this frame shows, and the plan after that alone |
+    | `ideal_lesions`, `ideal_plan` | the same, as an ideal reader of 224 pixels grades it |
+    | `exam_lesions`, `exam_plan` | what is true of the side, shown or not |
 
     Args:
         pairs: From `pair`.
-        truth_videos: The phantom's `truth_videos.csv`.
+        folder: The phantom's, with `truth_videos.csv` and `truth_frames.csv`.
         key: Secret of the pseudonyms.
 
     Raises:
-        ValueError: A pair's cine is not in the truth table.
+        ValueError: A pair's frame is not in the truth tables.
     """
-    truth = pd.read_csv(truth_videos, dtype={"video": str})
-    ids = [study_id("video", uid, key) for uid in truth["video"]]
-    truth = truth.assign(video_id=ids).set_index("video_id")
-    if lost := set(pairs["video_id"]) - set(truth.index):
-        raise ValueError(f"{truth_videos} lacks {len(lost)} cines of the corpus: stale phantom?")
-    rows = truth.loc[pairs["video_id"]].reset_index(drop=True)
-    return pairs.assign(**rows[["laterality", "lesions", "plan"]].add_prefix("truth_"))
+    videos, frames = (
+        pd.read_csv(folder / f"truth_{name}.csv", dtype={"video": str})
+        for name in ("videos", "frames")
+    )
+    truth = frames.merge(videos, on="video", suffixes=("_frame", ""), validate="m:1")
+    ids = {uid: study_id("video", uid, key) for uid in truth["video"].unique()}
+    truth = truth.assign(video_id=truth["video"].map(ids)).set_index(["video_id", "frame"])
+    wanted = pd.MultiIndex.from_frame(pairs[["video_id", "frame"]])
+    if lost := len(wanted.difference(truth.index)):
+        raise ValueError(f"{folder} lacks the truth of {lost} frames of the corpus: stale phantom?")
+    rows = truth.loc[wanted].reset_index(drop=True)
+    return pairs.assign(
+        truth_laterality=rows["laterality"],
+        **rows[["lesions_frame", "plan_frame"]].set_axis(["truth_lesions", "truth_plan"], axis=1),
+        **rows[["ideal_lesions", "ideal_plan"]],
+        **rows[["lesions", "plan"]].add_prefix("exam_"),
+    )
+
+
+def lesions_shown(pairs: pd.DataFrame, folder: Path, key: bytes) -> pd.DataFrame:
+    """Say of each significant lesion of the corpus' exams how many key frames show it.
+
+    Args:
+        pairs: From `add_truth`, with any further column of the exam, such as `split`.
+        folder: The phantom's, with `truth_exams.csv`, `truth_videos.csv` and `truth_lesions.csv`.
+        key: Secret of the pseudonyms.
+
+    Returns:
+        `exam_id`, `segment`, `percent`, `shown` (key frames that show it, 0 or more) and
+        `any_frame` (whether a frame of the exam's cines does), one row a lesion, other side
+        included.
+    """
+    exams = pd.read_csv(folder / "truth_exams.csv", dtype={"exam": str})
+    exams["exam_id"] = [study_id("exam", uid, key) for uid in exams["exam"]]
+    sights = pd.read_csv(folder / "truth_lesions.csv", dtype={"video": str})
+    videos = pd.read_csv(folder / "truth_videos.csv", dtype=str).set_index("video")
+    sights["exam"] = sights["video"].map(videos["exam"])
+    seen = set(zip(*sights.loc[sights["visible"], ["exam", "segment"]].T.to_numpy(), strict=True))
+    in_pairs = {
+        exam: [x["segment"] for text in own for x in json.loads(text)]
+        for exam, own in pairs.groupby("exam_id")["truth_lesions"]
+    }
+    rows = [
+        (exam.exam_id, x["segment"], x["percent"],
+         in_pairs[exam.exam_id].count(x["segment"]), (exam.exam, x["segment"]) in seen)
+        for exam in exams[exams["exam_id"].isin(in_pairs)].itertuples()
+        for x in json.loads(exam.lesions) if is_significant(x["segment"], x["percent"])
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["exam_id", "segment", "percent", "shown", "any_frame"])
 
 
 def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, int]:

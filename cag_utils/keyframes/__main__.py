@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cag_utils.cines.stills import Unreadable
-from cag_utils.keyframes.predict import DEFAULT_MODEL, write_predictions
+from cag_utils.keyframes.predict import DEFAULT_MODEL, in_words, write_predictions
 
 HELP = """\
 Say of every still (PNG, JPEG) and every frame of every cine (XA DICOM, also without a suffix) in
@@ -21,10 +21,11 @@ columns of the CSV:
   confidence      the probability of that side and quality together
   p_LCA_better, p_LCA_bad, p_LCA_other, p_RCA_better, p_RCA_bad, p_RCA_other
 
-Hidden files, DICOMDIR and files of other kinds are passed over. The CSV appears only when it is
-whole; on an error the exit code is 2. The shipped network learnt from a digital phantom: look at
-some frames before you trust it with yours. --model takes a folder that notebook 01 wrote. Research
-use only, no medical device.
+Files in a zip are read; hidden files, DICOMDIR, reports and files of other kinds are passed over
+and counted. The CSV appears only when it is whole, with NAME_rejected.csv (file, frame, reason)
+beside it; on an error the exit code is 2. The shipped network learnt from a digital phantom: look
+at some frames before you trust it with yours. --model takes a folder that notebook 01 wrote.
+Research use only, no medical device.
 
 examples:
   python -m cag_utils.keyframes predict my_stills --out sides.csv
@@ -53,18 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen, start = parser.parse_args(arguments), time.monotonic()
     try:
         with warnings.catch_warnings(action="ignore"):  # pydicom's quote the header
-            sides, unreadable = write_predictions(
+            done = write_predictions(
                 chosen.folder, chosen.out, chosen.model, chosen.skip_unreadable
             )
     except (OSError, ValueError) as problem:
         hint = "; --skip-unreadable goes on without it" if isinstance(problem, Unreadable) else ""
         parser.exit(2, f"error: {problem}{hint}\n")
-    for reason in unreadable.values():
-        sys.stderr.write(f"skipped: {reason}\n")
-    n, seconds = sides.total(), time.monotonic() - start
+    for row in done.rejected:
+        sys.stderr.write(f"skipped: {row.path}: {in_words(row)}\n")
+    n_lost = sum(row.frame is None for row in done.rejected)
+    n, seconds, sides = done.sides.total(), time.monotonic() - start, done.sides
     sys.stdout.write(
-        f"{n} pictures: {sides['LCA']} LCA, {sides['RCA']} RCA; {len(unreadable)} files skipped; "
-        f"{seconds:.0f} s; {chosen.out}\n"
+        f"{n} pictures: {sides['LCA']} LCA, {sides['RCA']} RCA; of {done.n_files} files "
+        f"{done.n_files - n_lost - done.n_passed_over} read, {n_lost} skipped, "
+        f"{done.n_passed_over} passed over; {seconds:.0f} s; {chosen.out}\n"
     )
 
 

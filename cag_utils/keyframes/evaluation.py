@@ -10,12 +10,19 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
 
 from cag_utils.cines.dicom import name_view
 from cag_utils.cines.stills import fit_picture, flat_patches, open_field, read_still
 from cag_utils.corpus.pairs import choose_key_frames
 from cag_utils.identity import study_id
-from cag_utils.keyframes.labels import MERGES, SIX_CLASSES, decide
+from cag_utils.keyframes.labels import (
+    LATERALITY,
+    MERGES,
+    SIX_CLASSES,
+    decide,
+    merge_probabilities,
+)
 from cag_utils.profiles import Stats
 from cag_utils.stats import UNDEFINED, Estimate, cluster_bootstrap, mean_interval
 
@@ -86,6 +93,45 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
         table.insert(1, "recall", [*(hit / n_true), np.nan])
     table.insert(0, "class", [*classes, "weighted"])
     return table.assign(n=[*n_true.astype(int), int(n_true.sum())])
+
+
+def score_sides(predictions: pd.DataFrame, stats: Stats, seed: int) -> dict[str, Estimate]:
+    """Score the side as other studies do, with a bootstrap over patients.
+
+    Args:
+        predictions: patient_id, label and the six `p_<class>`, one row a frame.
+        stats: Number of resamples and level.
+        seed: Of the resampling.
+
+    Returns:
+        `laterality_macro_f1`, the plain mean of both sides' F1, and `laterality_auc`, of the summed
+        probability of the left classes; each in [0, 1], NaN where only one side is there.
+    """
+    probabilities = predictions[[f"p_{c}" for c in SIX_CLASSES]].set_axis(SIX_CLASSES, axis=1)
+    left = predictions["label"].map(LATERALITY).to_numpy() == "LCA"
+    said = decide(probabilities, LATERALITY) == "LCA"
+    p_left = merge_probabilities(probabilities, LATERALITY)["LCA"].to_numpy()
+    whose, names = pd.factorize(predictions["patient_id"])
+    cells = np.zeros((len(left), 2, 2))
+    cells[np.arange(len(left)), left.astype(int), said.astype(int)] = 1
+    first = np.zeros((len(left), len(names)))  # sums are how often each patient was drawn
+    first[np.unique(whose, return_index=True)[1], np.arange(len(names))] = 1
+
+    def auc(drawn: np.ndarray) -> float:
+        weights = drawn[whose]
+        if len(set(left[weights > 0])) < 2:
+            return float("nan")
+        return float(roc_auc_score(left, p_left, sample_weight=weights))
+
+    figures = {
+        "laterality_macro_f1": (cells, lambda sums: class_f1s(sums)[..., :2].mean(-1)),
+        "laterality_auc": (first, lambda sums: np.apply_along_axis(auc, -1, sums)),
+    }
+    draws = (stats.n_resamples, seed, stats.level)
+    return {
+        name: cluster_bootstrap(predictions["patient_id"], values, statistic, *draws)[0]
+        for name, (values, statistic) in figures.items()
+    }
 
 
 def f1_difference(
@@ -280,10 +326,10 @@ def _ece_and_means(sums: np.ndarray) -> np.ndarray:
 
 
 def read_temperature(predictions_val: Path) -> float | None:
-    """Fit a temperature on notebook 01's validation predictions; None if it wrote none."""
-    if not predictions_val.exists():
+    """Fit a temperature on notebook 01's validation predictions; None if there are none."""
+    table = pd.read_csv(predictions_val) if predictions_val.exists() else pd.DataFrame()
+    if table.empty:
         return None
-    table = pd.read_csv(predictions_val)
     truth = table["label"].map(SIX_CLASSES.index).to_numpy()
     return fit_temperature(table[[f"p_{c}" for c in SIX_CLASSES]].to_numpy(), truth)
 

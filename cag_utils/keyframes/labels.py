@@ -9,7 +9,8 @@ import pandas as pd
 import pandera.pandas as pa
 from sklearn.metrics import f1_score
 
-from cag_utils.identity import read_table, study_id
+from cag_utils.identity import study_id
+from cag_utils.tables import read_table
 
 SIX_CLASSES = ("LCA_better", "LCA_bad", "LCA_other", "RCA_better", "RCA_bad", "RCA_other")
 SIX = {name: name for name in SIX_CLASSES}
@@ -51,7 +52,7 @@ def read_frame_labels(path: Path) -> pd.DataFrame:
             twice. Rows are counted as a spreadsheet does: 1 is the header.
     """
     twice = "this reader labelled this frame twice; keep one row"
-    return read_table(path, FRAME_LABELS, RULES, twice)
+    return read_table(path, FRAME_LABELS, RULES, twice).reset_index(drop=True)
 
 
 def settle_readers(labels: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,10 @@
 """The key-frame network at work: stills and cines are found, read ahead of it, and predicted."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,17 +13,25 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cag_utils.cines.dicom import NotACine, iter_frames, path_within, read_header
-from cag_utils.cines.stills import EXPECTED, Unreadable, fit_picture, read_still
+from cag_utils.cines.dicom import list_files, looks_like_dicom, path_within, public_words
+from cag_utils.cines.guard import Guard
+from cag_utils.cines.reasons import NotACine, Rejected
+from cag_utils.cines.stills import (
+    EXPECTED,
+    Piece,
+    Unreadable,
+    cut_film,
+    fit_picture,
+    read_still,
+    stack_squares,
+)
 from cag_utils.keyframes.labels import LATERALITY, SIX_CLASSES, decide
 from cag_utils.keyframes.network import PREDICTOR_WEIGHTS, load_model, pick_device, probabilities
 
 DEFAULT_MODEL = PREDICTOR_WEIGHTS
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
-CINE_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file with another name is told by its first bytes
-PIECE = 32  # frames of a cine decoded in one go, a choice: bounds what is in memory
-AHEAD = 128  # frames that reading may be ahead of the network, a choice: two batches
-SINGLE_FRAME = "single frame, not a cine"  # the last check of `read_header` but pixels
+AHEAD = 128  # stills that reading may be ahead of the network, a choice: two batches
+REJECTED_COLUMNS = ["file", "frame", "reason", "words"]
 RESULTS = ["laterality", "quality", "confidence", *(f"p_{name}" for name in SIX_CLASSES)]
 
 
@@ -62,7 +70,7 @@ def describe(table: pd.DataFrame) -> pd.DataFrame:
 def predict_files(
     model_dir: Path,
     paths: Iterable[Path],
-    unreadable: dict[Path, str] | None = None,
+    unreadable: list[Rejected] | None = None,
     batch_size: int = 64,
 ) -> Iterator[pd.DataFrame]:
     """Predict every frame of stills and cines, batch by batch; only a few are in memory.
@@ -70,8 +78,9 @@ def predict_files(
     Args:
         model_dir: Folder of a trained network.
         paths: Stills and cines.
-        unreadable: Gets the files that cannot be read with the reason; of a cine that breaks off,
-            the frames before are predicted. If None, the first such file is an error.
+        unreadable: Gets the files that cannot be read, and the frames of cines of which others
+            can. If None, the first such file or frame is an error; of what is merely passed over
+            (reports, presentation states), none is.
         batch_size: Frames at a time.
 
     Yields:
@@ -94,170 +103,155 @@ def predict_files(
 
 
 def _frames(
-    paths: Iterable[Path], image_px: int, unreadable: dict[Path, str] | None
+    paths: Iterable[Path], image_px: int, unreadable: list[Rejected] | None
 ) -> Iterator[tuple[Path, int, np.ndarray]]:
-    broken = None
     for piece in read_pieces(paths, image_px):
-        if piece.path == broken:  # later pieces of a file that has broken off
-            continue
-        yield from ((piece.path, piece.first + i, x) for i, x in enumerate(piece.squares))
-        if piece.problem is None:
-            continue
-        if unreadable is None:
-            raise piece.problem
-        broken = piece.path
-        unreadable[broken] = str(piece.problem)
+        for problem in piece.problems:
+            if unreadable is not None:
+                unreadable.append(problem)
+            elif problem.reason != "passed over":
+                raise Unreadable(piece.path, in_words(problem))
+        yield from zip([piece.path] * len(piece.frames), piece.frames, piece.squares, strict=True)
+
+
+def in_words(problem: Rejected) -> str:
+    """Say what is wrong with a file, or with which of its frames."""
+    where = "" if problem.frame is None else f"frame {problem.frame}: "
+    return f"{where}{problem.reason}" + (f" ({problem.note})" if problem.note else "")
+
+
+class Predicted(NamedTuple):
+    """What became of what was found."""
+
+    sides: Counter  # frames that show LCA, RCA
+    n_files: int  # found, of any kind
+    rejected: list[Rejected]  # files that cannot be read, and frames of others
+    n_passed_over: int  # files that are neither stills nor cines
 
 
 def write_predictions(
     place: Path, out: Path, model_dir: Path = DEFAULT_MODEL, skip_unreadable: bool = False
-) -> tuple[Counter, dict[Path, str]]:
+) -> Predicted:
     """Predict every picture below a folder into a CSV, which appears only when it is whole.
+
+    What cannot be read is listed beside it, in `<out>_rejected.csv`.
 
     Args:
         place: A folder or one file, see `find_pictures`.
         out: CSV to write: `file` (relative to the folder), then as `predict_files`.
         model_dir: Folder of a trained network.
-        skip_unreadable: Go on after a file that cannot be read.
-
-    Returns:
-        How many frames show LCA and RCA, and the files that cannot be read with their reason.
+        skip_unreadable: Go on after a file or a frame that cannot be read.
 
     Raises:
-        OSError: A folder, the model or `out` is missing or closed.
+        OSError: The model or `out` is missing or closed.
         ValueError: Nothing usable, a bad model, or a file that cannot be read.
     """
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; --out needs the name of a CSV file")
-    paths = find_pictures(place)
+    paths, closed, n_passed = find_pictures(place)
     top = place if place.is_dir() else place.parent
-    unreadable: dict[Path, str] = {}
+    if closed and not skip_unreadable:
+        raise Unreadable(closed[0].path, in_words(closed[0]))
     sides: Counter = Counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
+    partial_out = out.with_name(f".{out.name}.partial")
+    notes = closed if skip_unreadable else None
     try:
         with (
-            partial.open("w", encoding="utf-8", newline="") as file,
+            partial_out.open("w", encoding="utf-8", newline="") as file,
             tqdm(paths, desc="files", unit="file", mininterval=1) as bar,
         ):
-            notes = unreadable if skip_unreadable else None
             for table in predict_files(model_dir, bar, notes):
                 table["file"] = [path_within(path, top) for path in table["file"]]
                 table.to_csv(file, index=False, header=not sides, float_format="%.6f")
                 sides.update(table["laterality"])
+        rejected = [row for row in closed if row.reason != "passed over"]
         if not sides:
-            reason = next(iter(unreadable.values()))
-            raise ValueError(f"none of {len(paths)} files can be read; the first: {reason}")
-        partial.replace(out)
+            first = f"; the first: {rejected[0].path}: {in_words(rejected[0])}" if rejected else ""
+            raise ValueError(f"none of {len(paths)} files can be read{first}")
+        partial_out.replace(out)
     finally:
-        partial.unlink(missing_ok=True)
-    return sides, unreadable
+        partial_out.unlink(missing_ok=True)
+    rows = [(path_within(r.path, top), r.frame, r.reason, public_words(r)) for r in rejected]
+    table = pd.DataFrame(rows, columns=REJECTED_COLUMNS).astype({"frame": "Int64"})
+    table.to_csv(out.with_name(f"{out.stem}_rejected.csv"), index=False)
+    n_passed += len(closed) - len(rejected)
+    n_files = len(paths) + n_passed + sum(r.path not in set(paths) for r in rejected)
+    return Predicted(sides, n_files, rejected, n_passed)
 
 
-class Piece(NamedTuple):
-    """Frames of one file that follow one another."""
+def find_pictures(place: Path) -> tuple[list[Path], list[Rejected], int]:
+    """List the stills and cines below a folder, zips opened, or one file, in path order.
 
-    path: Path
-    first: int  # index of the first frame, from 0
-    squares: np.ndarray  # (n, px, px) uint8, as the network takes them
-    problem: Unreadable | None  # why the file breaks off after these frames
+    Hidden files and folders, and what is neither PNG, JPEG nor DICOM, are passed over.
 
-
-def find_pictures(place: Path) -> list[Path]:
-    """List the stills and cines below a folder, or one file, in path order, without decoding.
-
-    Hidden files and folders, DICOMDIR, links to folders and files that are neither PNG, JPEG nor
-    DICOM are left out.
+    Returns:
+        The pictures; folders that cannot be entered, and links; how many files are passed over.
 
     Raises:
         FileNotFoundError: `place` is neither a folder nor a file.
-        OSError: A folder cannot be entered.
         ValueError: There is nothing usable.
     """
     if place.is_file():
-        if place.suffix.lower() in STILL_SUFFIXES or _is_cine(place):
-            return [place]
-        raise Unreadable(place, "not a picture")
+        if not _is_picture(place):
+            raise Unreadable(place, "not a picture")
+        return [place], [], 0
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: no such folder or file; {EXPECTED}")
-    found = [p for p in _visible_files(place) if p.suffix.lower() in STILL_SUFFIXES or _is_cine(p)]
+    files, closed = list_files(place)
+    found = [p for p in files if not _is_hidden(p.relative_to(place)) and _is_picture(p)]
     if not found:
-        raise ValueError(f"{place}: no picture in this folder or below it; {EXPECTED}")
-    return sorted(found)
+        words = "".join(f"; {r.path}: {in_words(r)}" for r in closed[:1])
+        raise ValueError(f"{place}: no picture in this folder or below it{words}; {EXPECTED}")
+    return found, closed, len(files) - len(found)
 
 
-def _is_cine(path: Path) -> bool:
-    """Tell DICOM by its first bytes or its suffix; who cannot be opened is asked again later."""
-    try:
-        with path.open("rb") as file:
-            starts = file.read(132)
-    except OSError:
-        return True
-    return starts[128:] == b"DICM" or path.suffix.lower() in CINE_SUFFIXES
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts) or path.name.upper() == "DICOMDIR"
 
 
-def read_pieces(paths: Iterable[Path], image_px: int, n_threads: int = 2) -> Iterator[Piece]:
-    """Read files in order, some frames ahead of whoever asks, so that decoding costs no wait.
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in STILL_SUFFIXES or looks_like_dicom(path)
 
-    A file that breaks yields what came before, then its problem. Memory holds a full frame a
-    thread, and at most `AHEAD` squares of `image_px` pixels a side.
+
+def read_pieces(paths: Iterable[Path], image_px: int, n_workers: int = 2) -> Iterator[Piece]:
+    """Read files in order, ahead of whoever asks, so that decoding costs no wait.
+
+    Cines are decoded in processes that may die, stills in threads. Memory holds a full frame a
+    worker, and at most `AHEAD` squares of `image_px` pixels a side, or two pieces of each cine.
     """
-    waiting: deque[tuple[int, Future[Piece]]] = deque()
-    n_ahead = 0
+    with Guard(n_workers) as guard:
+        for is_still, group in groupby(paths, lambda path: path.suffix.lower() in STILL_SUFFIXES):
+            if is_still:
+                yield from _read_stills(group, image_px, n_workers)
+                continue
+            for path, answer in guard.run(partial(cut_film, image_px=image_px), group):
+                yield _lost(path, answer, image_px) if isinstance(answer, NotACine) else answer
+
+
+def _read_stills(paths: Iterable[Path], image_px: int, n_threads: int) -> Iterator[Piece]:
+    waiting: deque[Future[Piece]] = deque()
     pool = ThreadPoolExecutor(n_threads)
     try:
-        for path, frames in _jobs(paths):
-            size = len(frames) if isinstance(frames, range) else 1
-            while n_ahead + size > AHEAD:
-                done, future = waiting.popleft()
-                n_ahead -= done
-                yield future.result()
-            waiting.append((size, pool.submit(_read_piece, path, frames, image_px)))
-            n_ahead += size
+        for path in paths:
+            if len(waiting) == AHEAD:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(_read_still, path, image_px))
         while waiting:
-            yield waiting.popleft()[1].result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _jobs(paths: Iterable[Path]) -> Iterator[tuple[Path, range | Unreadable | None]]:
-    """Each still (None), each piece of a cine (its frames), each cine without a usable header."""
-    for path in paths:
-        if path.suffix.lower() in STILL_SUFFIXES:
-            yield path, None
-            continue
-        try:
-            n_frames = read_header(path).n_frames
-        except NotACine as problem:
-            if problem.reason != SINGLE_FRAME:
-                yield path, Unreadable(path, problem.reason)
-                continue
-            n_frames = 1
-        for first in range(0, n_frames, PIECE):
-            yield path, range(first, min(first + PIECE, n_frames))
-
-
-def _read_piece(path: Path, frames: range | Unreadable | None, image_px: int) -> Piece:
-    squares: list[np.ndarray] = []
-    problem = None
+def _read_still(path: Path, image_px: int) -> Piece:
     try:
-        if isinstance(frames, Unreadable):
-            raise frames
-        for grey in iter_frames(path, frames) if frames else [read_still(path)]:
-            squares.append(fit_picture(grey, image_px))
+        square = fit_picture(read_still(path), image_px)
     except Unreadable as error:
-        problem = error
-    except NotACine as error:
-        problem = Unreadable(path, error.reason)
-    stack = np.stack(squares) if squares else np.empty((0, image_px, image_px), np.uint8)
-    return Piece(path, frames.start if isinstance(frames, range) else 0, stack, problem)
+        known = error.reason == "empty file"
+        problem = NotACine("empty file") if known else NotACine("not a picture", error.reason)
+        return _lost(path, problem, image_px)
+    return Piece(path, [0], square[None], [])
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    def stop(error: OSError) -> None:
-        raise error
-
-    for top, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(top) / name for name in names if not name.startswith("."))
-        yield from (p for p in paths if p.is_file() and p.name.upper() != "DICOMDIR")
+def _lost(path: Path, problem: NotACine, image_px: int) -> Piece:
+    return Piece(path, [], stack_squares([], image_px), [Rejected.of(path, problem)])

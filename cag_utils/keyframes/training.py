@@ -7,6 +7,7 @@ for the makers of the shipped weights and for any number of processes.
 import copy
 import hashlib
 import math
+import shutil
 import sys
 import tempfile
 import time
@@ -29,17 +30,19 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from cag_utils.keyframes.labels import SIX_CLASSES, f1_scores
+from cag_utils.keyframes.labels import MERGES, SIX_CLASSES, f1_scores
 from cag_utils.keyframes.network import (
     FrameSet,
     autocast,
     build_model,
+    network,
     pick_device,
     prepare,
     probabilities,
     save_model,
 )
 from cag_utils.profiles import Cnn
+from cag_utils.shipped import check_phantom
 from cag_utils.study import read_json, write_json
 from cag_utils.workflow import follow_parent, launch
 
@@ -72,7 +75,8 @@ def train_cnn(
         cnn: Settings of the profile.
         folder: Gets `best.safetensors`, `model.json` and `history.csv`, at the end.
         seed: Initial weights, order, augmentation.
-        epochs: Passes over the data; 0 takes the profile's.
+        epochs: Passes over the data; 0 takes the profile's. Where that is 0 too, nothing is learnt:
+            the shipped network is kept as it is, and the history has one row, epoch 0.
         device: GPU if None and there is one.
         processes: How many; 0 takes one a GPU, or one. More than one on a CPU use gloo.
         keep_checkpoint: Leave `training.pt`, so that the next call only writes the results again:
@@ -83,7 +87,8 @@ def train_cnn(
         val_laterality_f1, val_three_class_f1, learning_rate, seconds, best.
 
     Raises:
-        ValueError: `epochs` or `processes` is negative.
+        ValueError: `epochs` or `processes` is negative, or both the argument and the profile say 0
+            and no network of this name is shipped.
         RuntimeError: One of several processes failed.
 
     Source:
@@ -93,6 +98,8 @@ def train_cnn(
         raise ValueError(f"epochs and processes must be >= 0, got {epochs} and {processes}")
     count = processes or (1 if device else max(1, torch.cuda.device_count()))
     epochs = epochs or cnn.epochs
+    if not epochs:
+        return _keep_shipped(cnn.model, folder)
     if count > 1:
         job = {"cnn": cnn.model_dump(), "folder": str(folder.resolve()), "seed": seed}
         with tempfile.TemporaryDirectory() as name:
@@ -104,6 +111,17 @@ def train_cnn(
     if not keep_checkpoint:
         (folder / CHECKPOINT).unlink()
     return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+
+
+def _keep_shipped(name: str, folder: Path) -> pd.DataFrame:
+    if (weights := network(name).weights) is None:
+        raise ValueError(f"no network {name!r} is shipped: cnn.epochs must be above 0")
+    for file in ("best.safetensors", "model.json"):
+        shutil.copy(check_phantom(weights) / file, folder)
+    nothing = dict.fromkeys(["train_loss", "val_loss", *(f"val_{name}" for name in MERGES)], np.nan)
+    history = pd.DataFrame([{"epoch": 0} | nothing | {"seconds": 0.0, "best": True}])
+    history.to_csv(folder / "history.csv", index=False)
+    return history
 
 
 def hand_over(folder: Path, data: Mapping[str, FrameSet], job: Mapping[str, object]) -> None:

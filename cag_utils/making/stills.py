@@ -10,6 +10,7 @@ from joblib import Parallel, delayed
 from cag_utils.making.captions import PictureFacts, draw_patient
 from cag_utils.phantom.anatomy.lesions import SEGMENT_WEIGHTS
 from cag_utils.phantom.stills import DIASTASIS, still
+from cag_utils.phantom.streams import VERSION
 from cag_utils.segments import AHA_SEGMENTS, GRADES, LATERALITIES, check_lesion, segments_of
 
 N_SEGMENTS = len(AHA_SEGMENTS)
@@ -35,18 +36,22 @@ class Stills:
 
     Attributes:
         images: (N, S, S) uint8.
-        grades: (N, 15) uint8; 1 + index into `GRADES` per AHA segment, 0 for no lesion.
+        grades: (N, 15) uint8; 1 + index into `GRADES` per AHA segment, 0 for no lesion that the
+            picture shows, by the rule of `phantom.labels`.
+        ideal: (N, 15) uint8; the same as an ideal reader of the picture grades it.
         lca: (N,) bool; True for the left coronary artery.
         angles: (N, 2) float32 positioner angles, LAO and cranial positive, degrees.
         counts: (N,) int64; points of each picture, which follow each other in the arrays below.
         points: (M, 2) float32 column and row, pixels.
         segments: (M,) uint8 AHA number, 1 to 15.
         width_px: (M,) float32 lumen.
-        narrowed: (M,) float32 share of the diameter that a lesion takes, 0 to 1.
+        narrowed: (M,) float32 share of the diameter that a lesion takes, 0 to 1; 0 in segments
+            whose lesion is not shown.
     """
 
     images: np.ndarray
     grades: np.ndarray
+    ideal: np.ndarray
     lca: np.ndarray
     angles: np.ndarray
     counts: np.ndarray
@@ -59,7 +64,7 @@ class Stills:
         return len(self.images)
 
     def lesions(self, index: int) -> list[dict]:
-        """Return the lesions of one picture: `{segment, percent, artery}`, by AHA number."""
+        """Return what one picture shows: `{segment, percent, artery}`, by AHA number."""
         return [
             check_lesion({"segment": int(i) + 1, "percent": GRADES[self.grades[index, i] - 1]})
             for i in np.flatnonzero(self.grades[index])
@@ -148,7 +153,7 @@ def cached_stills(
     parts = []
     for start in range(first_seed, first_seed + count, PART):
         seeds = range(start, min(start + PART, first_seed + count))
-        path = Path(folder) / f"stills_{start}_{len(seeds)}_{size_px}.npz"
+        path = Path(folder) / f"stills_v{VERSION}_{start}_{len(seeds)}_{size_px}.npz"
         kept = Stills(**np.load(path)) if path.exists() else None
         today = make_stills(seeds[:1], size_px).images[0]
         if kept is None or not np.array_equal(kept.images[0], today):
@@ -173,14 +178,21 @@ def _write(stills: Stills, path: Path) -> None:
 
 def _one(seed: int, size_px: int) -> Stills:
     found = still(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
-    grades = np.zeros((1, N_SEGMENTS), np.uint8)
-    for lesion in found.lesions:
-        grades[0, lesion["segment"] - 1] = GRADES.index(lesion["percent"]) + 1
+    grades, ideal = _by_segment(found.shown), _by_segment(found.ideal)
+    hidden = {x["segment"] for x in found.lesions} - {x["segment"] for x in found.shown}
+    found.narrowed[np.isin(found.segments, list(hidden))] = 0
     kinds = (np.float32, np.uint8, np.float32, np.float32)
     along = (np.asarray(getattr(found, k)).astype(t) for k, t in zip(ALONG, kinds, strict=True))
     lca, counts = np.array([found.laterality == "LCA"]), np.array([len(found.points)])
     angles = np.array([[found.primary_deg, found.secondary_deg]], np.float32)
-    return Stills(found.image[None], grades, lca, angles, counts, *along)
+    return Stills(found.image[None], grades, ideal, lca, angles, counts, *along)
+
+
+def _by_segment(lesions: Sequence[dict]) -> np.ndarray:
+    grades = np.zeros((1, N_SEGMENTS), np.uint8)
+    for lesion in lesions:
+        grades[0, lesion["segment"] - 1] = GRADES.index(lesion["percent"]) + 1
+    return grades
 
 
 def _moment(seed: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cag_utils.phantom.dicom import Identity, make_uid, write_xa, xa_dataset
 from cag_utils.phantom.imaging.hardware import draw_hardware
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
-from cag_utils.phantom.labels import FrameTruth, simulate_labels
+from cag_utils.phantom.labels import FrameTruth, LesionSight, simulate_labels
 from cag_utils.phantom.streams import VERSION, Streams
 from cag_utils.phantom.subject import Subject, diseased_tree, draw_subject
 from cag_utils.segments import laterality_of
@@ -30,6 +31,8 @@ MARKER = "finished.json"
 STREAMS = {"cnn": 1, "corpus": 2}  # first word of every seed: cohorts never share a patient
 LESION_SHARES = {"cnn": (0.30, 0.35, 0.25, 0.10), "corpus": (0.12, 0.43, 0.30, 0.15)}
 READER = "phantom truth"
+IDEAL_PX = 224  # rows of the pictures that the study's models are shown
+SIGHT = "width_px", "narrowing_px", "filled", "signal", "in_field", "covered", "visible"
 DATES = (2020, 2025), (1, 13), (1, 29)  # made-up years, months and days
 
 
@@ -76,7 +79,8 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     """Render one patient's cines into a folder, from the cohort's seed and its number alone.
 
     Returns:
-        JSON-ready truth: `exam` (one row), `videos` (rows) and `frames` (columns by video).
+        JSON-ready truth: `exam` (one row), `videos` (rows), `frames` (columns by video) and
+        `sights` (pairs of video and columns, one a lesion).
     """
     streams = settings.streams(number)
     subject = draw_subject(streams("subject"), LESION_SHARES[settings.name])
@@ -87,7 +91,7 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
     trees = {side: diseased_tree(streams("tree", side), subject, side)[0] for side in LATERALITIES}
     shapes = [lesion.shape() for side in LATERALITIES for lesion in trees[side].lesions]
     exam["lesion_shapes"] = json.dumps(sorted(shapes, key=lambda shape: shape["segment"]))
-    videos, frames = [], {}
+    videos, frames, sights = [], {}, []
     sides = _sides(streams("sides"), settings.cines_per_patient)
     for cine, side in enumerate(sides, start=1):
         kind = draw_kind(streams("kind", cine), settings.name)
@@ -102,16 +106,32 @@ def shoot_exam(folder: Path, settings: CohortSettings, number: int) -> dict:
         data = xa_dataset(pictures, identity, shot.arm, shot.frame_rate, shot.pulse_s)
         write_xa(folder / f"cine_{cine:02d}.dcm", data)
         videos.append(_video_row(exam, identity, side, shot, subject, record))
-        frames[identity.cine_uid] = _frame_columns(streams("readers", cine), truth, side)
-    return {"exam": exam, "videos": videos, "frames": frames}
+        frames[identity.cine_uid] = _frame_columns(streams("readers", cine), truth, side, record)
+        sights += [(identity.cine_uid, _sight_columns(sight)) for sight in truth.sights]
+    return {"exam": exam, "videos": videos, "frames": frames, "sights": sights}
 
 
-def _frame_columns(rng, truth: FrameTruth, side: str) -> dict[str, list]:
-    """Columns of a cine's frames: the label, what it follows from, and the noise models' labels."""
+def _frame_columns(rng, truth: FrameTruth, side: str, record: Record) -> dict[str, list]:
+    """Columns of a cine's frames.
+
+    The label, what it follows from, the lesions that a frame shows with the plan after them alone,
+    the same as an ideal reader of the twins' pictures has them, and the noise models' labels.
+    """
     measured = {name: column.tolist() for name, column in truth.measured().items()}
     measured["contrast"] = np.round(truth.contrast, 4).tolist()
+    for prefix, size_px in (("", None), ("ideal_", IDEAL_PX)):
+        shown = [truth.lesions(i, size_px) for i in range(len(truth.opacified))]
+        measured[f"{prefix}lesions"] = list(map(json.dumps, shown))
+        measured[f"{prefix}plan"] = [decide_plan(record, lesions) for lesions in shown]
     noisy = {model.name: simulate_labels(rng, truth, side, model) for model in labels.NOISE_MODELS}
     return {"label": truth.labels(side)} | measured | noisy
+
+
+def _sight_columns(sight: LesionSight) -> dict[str, list]:
+    """Columns of one lesion over a cine's frames: what was measured, and what follows from it."""
+    columns = {name: getattr(sight, name).tolist() for name in SIGHT}
+    lesion = {name: [sight.lesion[name]] * len(sight.visible) for name in ("segment", "percent")}
+    return lesion | columns | {"ideal_percent": sight.percent_at(IDEAL_PX).tolist()}
 
 
 def _sides(rng, count: int) -> list[str]:
@@ -154,17 +174,14 @@ def _identity(exam: dict, cine: int) -> Identity:
 
 
 def _video_row(exam, identity: Identity, side: str, shot, subject: Subject, record: Record) -> dict:
-    """The cine's row of truth_videos.csv, findings included."""
+    """The cine's row of truth_videos.csv: what is true of the side, whatever a frame shows."""
     lesions = _of_side(subject, side)
-    plan = decide_plan(record, lesions)
-    findings = write_findings(lesions, side, plan)
     return {
         "video": identity.cine_uid, "exam": exam["exam"], "patient": exam["patient"],
         "laterality": side, "view": shot.view,
         "primary_angle_deg": round(shot.arm.primary_deg, 1),
         "secondary_angle_deg": round(shot.arm.secondary_deg, 1),
-        "kind": shot.kind, "lesions": json.dumps(lesions), "plan": plan,
-        "findings_ja": findings["ja"], "findings_en": findings["en"],
+        "kind": shot.kind, "lesions": json.dumps(lesions), "plan": decide_plan(record, lesions),
     }  # fmt: skip
 
 
@@ -180,12 +197,8 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
         File stem to table; `noise_model_labels` has a simulated sheet, no reader's, a noise model.
     """
     videos = pd.DataFrame([row for exam in exams for row in exam["videos"]])
-    frames = [
-        pd.DataFrame({"video": uid, "frame": range(len(columns["label"]))} | columns)
-        for exam in exams
-        for uid, columns in exam["frames"].items()
-    ]
-    frames = pd.concat(frames, ignore_index=True)
+    frames = _by_frame((uid, own) for exam in exams for uid, own in exam["frames"].items())
+    sights = (pair for exam in exams for pair in exam["sights"])
     names = [model.name for model in labels.NOISE_MODELS]
     noisy = pd.concat(
         [frames[["video", "frame"]].assign(reader=name, label=frames[name]) for name in names]
@@ -194,17 +207,34 @@ def exam_tables(exams: list[dict], with_clinic: bool) -> dict[str, pd.DataFrame]
     every = pd.DataFrame([exam["exam"] for exam in exams])
     tables = {
         "truth_exams": every.drop(columns=["report_ja", "report_en", "date"]),
-        "truth_videos": videos.drop(columns=["findings_ja", "findings_en"]),
+        "truth_videos": videos,
         "truth_frames": frames,
+        "truth_lesions": _by_frame(sights, ("segment", "percent", *SIGHT, "ideal_percent")),
         "frame_labels": frames.assign(reader=READER)[["video", "frame", "reader", "label"]],
         "noise_model_labels": noisy,
     }
     if with_clinic:
         tables["reports"] = every[["exam", "report_ja", "report_en"]]
-        findings = videos[["video", "findings_ja", "findings_en"]].assign(validated_by=READER)
-        findings.insert(1, "frame", pd.array([pd.NA] * len(findings), dtype="Int64"))
-        tables["findings"] = findings
+        sides = frames["video"].map(videos.set_index("video")["laterality"])
+        texts = [
+            write_findings(json.loads(lesions), side, plan)
+            for lesions, side, plan in zip(frames["lesions"], sides, frames["plan"], strict=True)
+        ]
+        tables["findings"] = frames[["video", "frame"]].assign(
+            findings_ja=[text["ja"] for text in texts],
+            findings_en=[text["en"] for text in texts],
+            validated_by=READER,
+        )
     return tables
+
+
+def _by_frame(found: Iterable[tuple[str, dict[str, list]]], columns=()) -> pd.DataFrame:
+    """Stack the columns of cines, one row a frame; `columns` names them where there is no cine."""
+    tables = [pd.DataFrame(columns=["video", "frame", *columns])]
+    for uid, own in found:
+        count = len(next(iter(own.values())))
+        tables.append(pd.DataFrame({"video": uid, "frame": range(count)} | own))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> Path:
@@ -212,8 +242,10 @@ def make_cohort(folder: Path, settings: CohortSettings, n_workers: int = 2) -> P
 
     Args:
         folder: Where it goes: `cines/<patient>/cine_NN.dcm`, `truth_exams.csv`, `truth_videos.csv`,
-            `truth_frames.csv`, `frame_labels.csv`, `noise_model_labels.csv`, and for the corpus
-            `reports.csv` and `findings.csv`. Patients that an interrupted run has finished stay.
+            `truth_frames.csv`, `truth_lesions.csv` (how each frame shows each lesion of its side),
+            `frame_labels.csv`, `noise_model_labels.csv`, and for the corpus `reports.csv` and
+            `findings.csv`, of each frame what it shows, with the plan that follows from that alone.
+            Patients that an interrupted run has finished stay.
         settings: The same settings give the same bytes, whatever `n_workers`.
         n_workers: Processes, at least 1.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cag_utils.segments import LATERALITIES
+from cag_utils.segments import GRADES, LATERALITIES
 
 # All limits: choice.
 VISIBLE = 0.10  # log exposure by which a vessel must stand out; 10 to 16 grey levels of 255 here
@@ -20,6 +20,75 @@ BETTER_OPACIFIED = 0.60  # share of the open main tree, by calibre, visible and 
 BETTER_BLUR_MM = 0.60  # movement within one X-ray pulse
 BETTER_FORESHORTENING = 0.75  # of the worst lesion of 50 % or more; 0.75 is 76 degrees off the side
 BETTER_OVERLAP = 0.50  # share of the main tree, by calibre, that other vessels cover
+
+# When a frame shows a lesion; choices but for the signal's.
+SHOWN_PX = 1.0  # narrowing, pixels of 512 rows: about 0.2 mm, as fine as edges are found
+SHOWN_SHARE = 0.5  # of what the lesion takes; less, seen end on, would be named a milder one
+SHOWN_SIGNAL = 5.0  # signal to noise that an eye needs (Rose 1973, "Vision: human and electronic")
+SHOWN_COVERED = 0.5  # of the neck
+
+
+@dataclass(frozen=True)
+class LesionSight:
+    """How t frames show one lesion; what the rule of `visible` reads."""
+
+    lesion: dict  # segment, percent and artery
+    size_px: int  # rows and columns of the frames
+    width_px: np.ndarray  # (t,) the vessel's own width there, without the lesion
+    # (t,) what is missing of it in the picture; as wide vessel stands before the neck when a piece
+    # is seen end on, less than the lesion takes
+    narrowing_px: np.ndarray
+    filled: np.ndarray  # (t,) contrast of the vessel before and (if open) behind it, the lesser
+    signal: np.ndarray  # (t,) missing shadow over the noise under the neck, blur of motion included
+    in_field: np.ndarray  # (t,) share of the neck inside the shutters
+    covered: np.ndarray  # (t,) share of the neck under another filled vessel
+
+    def margins(self) -> dict[str, np.ndarray]:
+        """Say by how much each part of the rule holds, (t,) each; below 0 it does not.
+
+        | part | holds where | else |
+        |---|---|---|
+        | in_field | the whole neck is inside | shutters or the picture's edge hide it |
+        | filled | contrast >= 0.10 on both sides | it has not arrived, or is gone |
+        | size | narrowing >= 1 pixel of 512 rows | too fine for the picture |
+        | side | narrowing >= half of what the lesion takes | foreshortened |
+        | signal | signal to noise >= 5 | lost in the noise |
+        | covered | <= 0.50 of the neck | another vessel lies over it |
+
+        Source:
+            The study's own rule. 1 pixel is about 0.2 mm here, as fine as quantitative angiography
+            finds edges; 5 is Rose's criterion. An occlusion needs contrast before it alone.
+        """
+        taken = self.width_px * self.lesion["percent"] / 100
+        return {
+            "in_field": self.in_field - 1,
+            "filled": self.filled / VISIBLE - 1,
+            "size": self.narrowing_px * 512 / self.size_px / SHOWN_PX - 1,
+            "side": self.narrowing_px / taken - SHOWN_SHARE,
+            "signal": self.signal / SHOWN_SIGNAL - 1,
+            "covered": SHOWN_COVERED - self.covered,
+        }
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(t,) bool: whether a frame shows the lesion: every part of the rule holds."""
+        return np.min(list(self.margins().values()), axis=0) >= 0
+
+    def percent_at(self, size_px: int | None = None) -> np.ndarray:
+        """Grade the lesion where it is visible, (t,) percent of `GRADES`, else 0.
+
+        With `size_px` as an ideal reader of pictures of so many rows and columns would: the
+        narrowing is measured in their whole pixels and the nearest grade taken, 0 where none is
+        left; 100 is told by what does not flow behind it.
+        """
+        percent = self.lesion["percent"]
+        if size_px is None:
+            return np.where(self.visible, percent, 0)
+        unit = size_px / self.size_px
+        share = 100 * np.rint(self.narrowing_px * unit) / (self.width_px * unit)
+        steps = np.array([0, *(GRADES[-1:] if percent == GRADES[-1] else GRADES[:-1])])
+        nearest = steps[np.abs(np.minimum(share, 100)[:, None] - steps).argmin(axis=1)]
+        return np.where(self.visible, nearest, 0)
 
 
 @dataclass(frozen=True)
@@ -37,6 +106,16 @@ class FrameTruth:
     standard_view: bool  # whether the view is a standard one
     # (t, n) bool, the tree's points that are visible and in the field; not read by the rule
     seen: np.ndarray | None = None
+    sights: tuple[LesionSight, ...] = ()  # of the tree's lesions
+
+    def lesions(self, frame: int, size_px: int | None = None) -> list[dict]:
+        """Return the lesions that a frame shows: segment, percent and artery, by AHA number.
+
+        With `size_px`, as an ideal reader of pictures of that size sees and grades them.
+        """
+        seen = [x.lesion | {"percent": int(x.percent_at(size_px)[frame])} for x in self.sights]
+        shown = [lesion for lesion in seen if lesion["percent"]]
+        return sorted(shown, key=lambda lesion: lesion["segment"])
 
     def measured(self) -> dict[str, np.ndarray]:
         """Return what the rule reads, by the names of `quality`'s arguments.

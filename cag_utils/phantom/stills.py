@@ -75,6 +75,8 @@ class Still:
     view: str  # name of the standard view
     label: str  # one of the six classes
     lesions: list[dict]  # dicts of segment, percent and artery on this side
+    shown: list[dict]  # those that the picture shows, by the rule of `labels.LesionSight`
+    ideal: list[dict]  # the same, as an ideal reader of this picture grades them
     # (n, 2) float32 column and row of visible main centreline points and lesions' centres
     points: np.ndarray
     segments: np.ndarray  # (n,) int64 AHA number of each point
@@ -161,6 +163,7 @@ def _described(image, truth: FrameTruth, tree: Tree, lesions, shot: Shot, pose: 
     return Still(
         image=image, laterality=tree.laterality, view=shot.view,
         label=truth.labels(tree.laterality)[0], lesions=[x.as_dict() for x in lesions],
+        shown=truth.lesions(0), ideal=truth.lesions(0, shot.arm.size_px),
         points=np.stack([u[visible], v[visible]], axis=1).astype(np.float32),
         segments=tree.segment[visible],
         width_px=(2 * tree.radius * pose.scale[0])[visible].astype(np.float32),

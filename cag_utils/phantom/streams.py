@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-VERSION = 8  # of the phantom: raise it whenever the same settings give other pictures or tables
+VERSION = 9  # of the phantom: raise it whenever the same settings give other pictures or tables
 
 
 class Streams:

@@ -1,28 +1,41 @@
-"""The rubric: a program that marks a report by the paper's five error criteria.
+"""The rubric: a program that marks a report by the paper's five error criteria and two of its own.
 
 It compares entities (`cag_utils.scores.entities`) of the output with those of the truth. It is not
 a physician and does not imitate one; where a table is filled by it, the table says "rubric".
 
 A criterion is one row of `CRITERIA`: its points add up to the overall score, scaled to 0 to 10:
 
-| criterion | points | rule |
-|---|---|---|
-| laterality | 2 | the text names the right side, and only that |
-| vessel | 3 | 1 if the diseased arteries are right, plus 2 x Jaccard index of the AHA numbers |
-| treatment | 2 | the plan is the true plan |
-| logical | 1 | nothing in the text contradicts itself |
-| stenosis | 2 | 2 if the worst grade is right; 1 if off by one AHA step, not an error; else 0 |
+| criterion | points | an error where | what earns a part |
+|---|---|---|---|
+| laterality | 2 | the wrong side is named, alone or beside the right one | |
+| numbering | 1 | a true lesion has a wrong number or none | true lesions under their number |
+| missed | 1 | a true lesion is not named in its artery | true lesions named |
+| invented | 1 | a lesion is named where the artery has none left | named lesions that are true |
+| treatment | 2 | the plan is not the true plan | |
+| logical | 1 | something in the text contradicts itself | |
+| stenosis | 2 | the worst grade is two AHA steps off, or the number of significant lesions | |
 
-A criterion whose truth is unknown is left out and the rest scaled to 10. A text from which neither
-a stenosis, nor its absence, nor a plan can be read scores 0 with all errors. The points are the
-study's own: the paper gives none.
+*A lesion under a wrong number* is a true and a named segment of one artery that have no partner of
+their own number (a number in an artery that does not own it is wrong too); lesions of two arteries
+are one missed and one invented. Where the picture shows no lesion, the three earn all if the text
+says so, else nothing. A worst grade one step off earns 1 and is no error. A text that names no side
+earns no points for it, but names no wrong one either: `side_unnamed`. A criterion whose truth is
+unknown is left out and the rest scaled to 10. A text from which neither a stenosis, nor its
+absence, nor a plan can be read scores 0 with all errors. The points are the study's own: the paper
+gives none. (Numbering, missed and invented were one "vessel" criterion of 3 points until the
+phantom's version 8.)
+
+Beside the score stand *counts* that add up over cases, of significant lesions: at least 75 %, or
+50 % in the left main; a lesion without a grade counts too, since whoever reads "a stenosis in #6"
+acts upon it. One segment is one lesion. Mild lesions (25, 50 %) are counted apart.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cag_utils.params import check_choice
-from cag_utils.scores.entities import Entities, Stenosis
+from cag_utils.scores.entities import Entities, Stenosis, read_entities
 from cag_utils.scores.lexicon import PLANS
 from cag_utils.segments import AHA_SEGMENTS, LATERALITIES, artery_of, check_lesion, laterality_of
 
@@ -38,6 +51,9 @@ FITTING_PLANS = {
     100: {"cto", "pci", "emergency_pci", "heart_team"},
 }
 MAIN_STEM_PLANS = {"functional", "pci", "emergency_pci", "heart_team"}  # left main >= 50 %
+SHARED_NUMBERS = {
+    4
+}  # one number, two vessels: posterior descending and atrioventricular (#4PD, #4AV)
 INTERVENTIONS = {"pci", "emergency_pci", "cto", "heart_team"}
 
 
@@ -70,14 +86,24 @@ def truth_entities(laterality: str, lesions: Iterable[Mapping], plan: str) -> En
     return Entities(frozenset({laterality}), stenoses, cleared, (plan,))
 
 
-def score(output: Entities, truth: Entities) -> dict[str, float | None]:
+def truth_of(row: Mapping, language: str) -> Entities:
+    """Return the truth of a row of pairs.csv: its `truth_*`, or read from its findings."""
+    stated = [row.get(f"truth_{key}") for key in ("laterality", "lesions", "plan")]
+    if all(isinstance(value, str) for value in stated):
+        laterality, lesions, plan = stated
+        return truth_entities(laterality, json.loads(lesions), plan)
+    return read_entities(str(row[f"findings_{language}"]), language)
+
+
+def score(output: Entities, truth: Entities) -> dict[str, float | str | None]:
     """Mark what a model's text states against the truth.
 
     Returns:
-        `overall` (0 to 10), the errors of `CRITERIA`, `segment_match`, `laterality_match` and
-        `unparseable` (0 or 1); of the truth's lesions `lesions_named`, the share whose segment is
-        named, and `grades_near`, the share of the graded ones named at most one AHA step off. What
-        the truth does not tell (own findings without side, stenosis or plan) is None, never 0.
+        `overall` (0 to 10), the errors of `CRITERIA`, `segment_match`, `laterality_match`,
+        `side_unnamed`, `unparseable`, `plan_right` and `healthy_right` (0 or 1); `logical_rules`,
+        the names of the contradictions; and the counts of `count_lesions`. What the truth does not
+        tell (own findings without side, stenosis or plan) is None, never 0; `healthy_right` is None
+        too where the truth has a significant lesion.
     """
     errors, earned, points = {}, 0.0, 0.0
     for name, criterion in CRITERIA.items():
@@ -87,42 +113,131 @@ def score(output: Entities, truth: Entities) -> dict[str, float | None]:
             points += criterion.points
             part = criterion.partial
             earned += part(output, truth, wrong) if part else criterion.points * (not wrong)
-    side_error = errors["laterality_error"]
+    told, counts = _says_where(truth), count_lesions(output, truth)
+    healthy = told and not counts["lesions_true"]
+    spoken = bool(output.stenoses or output.cleared)
+    right_side = int(output.sides == truth.sides and not output.unparseable)
     return {
         "overall": 0.0 if output.unparseable else round(10 * earned / points, 2),
         **errors,
-        "segment_match": int(_segments_match(output, truth)) if _says_where(truth) else None,
-        "laterality_match": None if side_error is None else 1 - side_error,
+        "segment_match": int(_segments_match(output, truth)) if told else None,
+        "laterality_match": right_side if truth.laterality else None,
+        "side_unnamed": int(not output.sides),
         "unparseable": int(output.unparseable),
-    } | _lesion_shares(output, truth)
+        "plan_right": None if errors["treatment_error"] is None else 1 - errors["treatment_error"],
+        "healthy_right": int(spoken and not counts["lesions_said"]) if healthy else None,
+        "logical_rules": "; ".join(broken_rules(output, truth)),
+    } | (counts if told else dict.fromkeys(counts))
+
+
+def count_lesions(output: Entities, truth: Entities) -> dict[str, int]:
+    """Count true, named and found lesions, by distinct AHA segment; sums over cases make an F1.
+
+    Returns:
+        `lesions_true`, `lesions_said`, `lesions_hit`: significant ones of the truth, of the text,
+        of both (a lesion named without a number is said and never hit); `mild_true`, `mild_said`,
+        `mild_hit`; `hits_graded`, the hits whose true grade is known, and `grades_near`, how many
+        of these have a stated grade at most one AHA step off.
+    """
+    counts = {}
+    for kind, wanted in (("lesions", _serious), ("mild", _mild)):
+        true, said = wanted(truth), wanted(output)
+        counts |= {f"{kind}_true": len(true), f"{kind}_said": len(said)}
+        counts[f"{kind}_hit"] = len(true & said & AHA_SEGMENTS.keys())
+    near = []
+    for segment in _serious(truth) & _serious(output) & AHA_SEGMENTS.keys():
+        true, said = (
+            [s.percent for s in e.stenoses if s.segment == segment and s.percent]
+            for e in (truth, output)
+        )
+        if true:
+            near.append(any(_grades_apart(one, max(true)) <= 1 for one in said))
+    return counts | {"hits_graded": len(near), "grades_near": sum(near)}
 
 
 def contradictions(entities: Entities) -> frozenset[str]:
-    """Return what in a text contradicts itself.
+    """Return what in a text contradicts itself: a short phrase each, by `CONTRADICTIONS`."""
+    return frozenset(phrase for rule in CONTRADICTIONS.values() for phrase in rule(entities))
 
-    Five kinds, one short phrase each: an artery that does not own the segment number; two grades
-    for one segment; stenoses on both sides of one picture; a significant stenosis where the text
-    denies any; a plan that does not fit the worst grade stated, or excludes another plan stated.
+
+def broken_rules(output: Entities, truth: Entities) -> list[str]:
+    """Return the names of `CONTRADICTIONS` that fire on the text and not on the truth.
+
+    What the truth itself says so (serial lesions of one segment) is no contradiction.
     """
-    found = {f"{s.artery} #{s.segment}" for s in entities.stenoses if _wrong_artery(s)}
+    return [name for name, rule in CONTRADICTIONS.items() if rule(output) - rule(truth)]
+
+
+def states_significant(stenosis: Stenosis) -> bool:
+    """Tell whether a lesion counts: at least 75 %, 50 % in the left main, or without a grade."""
+    return stenosis.percent is None or _significant(stenosis)
+
+
+def _two_grades(entities: Entities) -> set[str]:
     graded = {(s.segment, s.percent) for s in entities.stenoses if s.segment and s.percent}
-    numbers = [segment for segment, _ in graded]
-    found |= {f"two grades for #{n}" for n in numbers if numbers.count(n) > 1}
-    if len({_side(s) for s in entities.stenoses} - {None}) > 1:
-        found.add("stenoses on both sides")
-    found |= {
+    numbers = [segment for segment, _ in graded if segment not in SHARED_NUMBERS]
+    return {f"two grades for #{n}" for n in numbers if numbers.count(n) > 1}
+
+
+def _both_sides(entities: Entities) -> set[str]:
+    sides = {_side(s) for s in entities.stenoses} - {None}
+    return {"stenoses on both sides"} if len(sides) > 1 else set()
+
+
+def _denied(entities: Entities) -> set[str]:
+    return {
         f"{s.percent}% where stenosis is denied"
         for s in entities.stenoses
         if _significant(s) and entities.cleared & {"all", _side(s), s.artery, f"#{s.segment}"}
     }
-    return frozenset(found | _plan_conflicts(entities))
 
 
-def _vessel_wrong(output: Entities, truth: Entities) -> bool | None:
+def _laterality_points(output: Entities, truth: Entities, wrong: bool) -> float:
+    return 2.0 * (output.sides == truth.sides)
+
+
+def _lesion_match(output: Entities, truth: Entities) -> tuple[set, set, set, int]:
+    """Match named to true lesions: number by number, and what is left over artery by artery.
+
+    Returns:
+        The true places and the named ones (AHA segment, or artery without number), the places that
+        are in both, and how many true lesions stand under a wrong number or none.
+    """
+    true, said = ({s.segment or s.artery for s in e.stenoses} - {None} for e in (truth, output))
+    left, right = ([_artery(place) for place in a - b] for a, b in ((true, said), (said, true)))
+    misnumbered = sum(min(left.count(artery), right.count(artery)) for artery in set(left))
+    return true, said, true & said, misnumbered
+
+
+def _numbering_wrong(output: Entities, truth: Entities) -> bool | None:
     if not _says_where(truth):
         return None
     misplaced = any(_wrong_artery(s) for s in set(output.stenoses) - set(truth.stenoses))
-    return misplaced or not _segments_match(output, truth)
+    return misplaced or _lesion_match(output, truth)[3] > 0
+
+
+def _missed(output: Entities, truth: Entities) -> bool | None:
+    true, _, both, misnumbered = _lesion_match(output, truth)
+    return len(true) > len(both) + misnumbered if _says_where(truth) else None
+
+
+def _invented(output: Entities, truth: Entities) -> bool | None:
+    _, said, both, misnumbered = _lesion_match(output, truth)
+    return len(said) > len(both) + misnumbered if _says_where(truth) else None
+
+
+def _lesion_points(output: Entities, truth: Entities, of: str) -> float:
+    """Here alone errors earn something: the share of the lesions that are right."""
+    if not truth.stenoses or not output.stenoses:
+        return float(output.no_stenosis and truth.no_stenosis)
+    true, said, both, misnumbered = _lesion_match(output, truth)
+    named = len(both) + misnumbered
+    right, among = {
+        "numbering": (len(both) * (not _numbering_wrong(output, truth)), true),
+        "missed": (named, true),
+        "invented": (named, said),
+    }[of]
+    return right / len(among) if among else 0.0
 
 
 def _grade_wrong(output: Entities, truth: Entities) -> bool | None:
@@ -140,18 +255,8 @@ def _grade_points(output: Entities, truth: Entities, wrong: bool) -> float:
     return 0.0 if wrong else 2.0 - _grades_apart(output.worst_percent, truth.worst_percent)
 
 
-def _vessel_points(output: Entities, truth: Entities, wrong: bool) -> float:
-    """Here alone errors earn something: 1 for the arteries, up to 2 for shared numbers."""
-    if not wrong or not truth.stenoses or not output.stenoses:
-        return 0.0 if wrong else 3.0
-    arteries = {s.artery for s in output.stenoses} == {s.artery for s in truth.stenoses}
-    union = output.segments | truth.segments
-    shared = len(output.segments & truth.segments) / len(union) if union else 0.0
-    return arteries + 2.0 * shared
-
-
 def _says_where(truth: Entities) -> bool:
-    return bool(truth.stenoses or truth.cleared)
+    return truth.no_stenosis or any(s.segment or s.artery for s in truth.stenoses)
 
 
 def _segments_match(output: Entities, truth: Entities) -> bool:
@@ -162,19 +267,16 @@ def _segments_match(output: Entities, truth: Entities) -> bool:
     return there == here
 
 
-def _lesion_shares(output: Entities, truth: Entities) -> dict[str, float | None]:
-    """Of the lesions that the truth places in a segment: how many are named, and graded well."""
-    true = [s for s in truth.stenoses if s.segment]
-    if not true:
-        return {"lesions_named": None, "grades_near": None}
-    near = []
-    for one in (s for s in true if s.percent is not None):
-        said = [x.percent for x in output.stenoses if x.segment == one.segment and x.percent]
-        near.append(any(_grades_apart(percent, one.percent) <= 1 for percent in said))
-    return {
-        "lesions_named": sum(s.segment in output.segments for s in true) / len(true),
-        "grades_near": sum(near) / len(near) if near else None,
-    }
+def _serious(entities: Entities) -> set[int | str]:
+    """Places of significant lesions: AHA segments, or what is known of a place without one."""
+    found = filter(states_significant, entities.stenoses)
+    return {s.segment or s.artery or "somewhere" for s in found}
+
+
+def _mild(entities: Entities) -> set[int | str]:
+    """Places of lesions below that, but for segments that have a significant one too."""
+    found = {s.segment or s.artery or "somewhere" for s in entities.stenoses if s.percent}
+    return found - _serious(entities)
 
 
 def _grades_apart(one: int, other: int) -> int:
@@ -211,10 +313,26 @@ def _wrong_artery(stenosis: Stenosis) -> bool:
     return known and artery_of(stenosis.segment) != stenosis.artery
 
 
+def _artery(place: int | str) -> str:
+    return artery_of(place) if place in AHA_SEGMENTS else str(place)
+
+
 def _side(stenosis: Stenosis) -> str | None:
     if stenosis.segment in AHA_SEGMENTS:
         return laterality_of(stenosis.segment)
     return {None: None, "RCA": "RCA"}.get(stenosis.artery, "LCA")
+
+
+# By name, for the table of what fires how often: entities to short phrases.
+CONTRADICTIONS: dict[str, Callable[[Entities], set[str]]] = {
+    "number of another artery": lambda e: {
+        f"{s.artery} #{s.segment}" for s in e.stenoses if _wrong_artery(s)
+    },
+    "two grades for one segment": _two_grades,
+    "stenoses on both sides": _both_sides,
+    "significant where denied": _denied,
+    "plan against grade or plan": _plan_conflicts,
+}
 
 
 @dataclass(frozen=True)
@@ -227,20 +345,33 @@ class Criterion:
     wrong: Callable[[Entities, Entities], bool | None]
     # Output, truth and that answer to the points earned; None is all or nothing.
     partial: Callable[[Entities, Entities, bool], float] | None = None
+    on_sheet: bool = True  # whether readers tick it; False: the rubric alone
 
 
-# By the name of its column: on a reader's sheet, in every table here and in the paper's Table 4.
+# By the name of its column: on a reader's sheet, in every table here and in the paper's Table 4
+# (4.3: laterality, vessel numbering, treatment plan, logical consistency, stenosis detection).
 CRITERIA: dict[str, Criterion] = {
     "laterality_error": Criterion(
-        "laterality", 2, lambda out, true: true.laterality and out.laterality != true.laterality
+        "laterality",
+        2,
+        lambda out, true: bool(out.sides - true.sides) if true.laterality else None,
+        _laterality_points,
     ),
-    "vessel_error": Criterion("vessel", 3, _vessel_wrong, _vessel_points),
+    "numbering_error": Criterion(
+        "numbering",
+        1,
+        _numbering_wrong,
+        lambda out, true, _: _lesion_points(out, true, "numbering"),
+    ),
+    "missed_error": Criterion(
+        "missed", 1, _missed, lambda out, true, _: _lesion_points(out, true, "missed"), False
+    ),
+    "invented_error": Criterion(
+        "invented", 1, _invented, lambda out, true, _: _lesion_points(out, true, "invented"), False
+    ),
     "treatment_error": Criterion(
-        "treatment", 2, lambda out, true: true.plan and out.plan != true.plan
+        "treatment", 2, lambda out, true: out.plan != true.plan if true.plan else None
     ),
-    # What the truth itself says so (serial lesions of one segment) is no contradiction.
-    "logical_error": Criterion(
-        "logical", 1, lambda out, true: bool(contradictions(out) - contradictions(true))
-    ),
+    "logical_error": Criterion("logical", 1, lambda out, true: bool(broken_rules(out, true))),
     "stenosis_error": Criterion("stenosis", 2, _grade_wrong, _grade_points),
 }

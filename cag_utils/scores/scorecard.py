@@ -1,13 +1,13 @@
-"""From texts to Table 4: the rubric's marks or a reader's, their summary, tuned against untuned.
+"""From texts to Table 4: marks of the rubric or of readers, with floors, skill and bases beside.
 
 A reader scores a blinded sheet (`blank_sheet`), which is read back with every cell checked.
 """
 
 import hashlib
-import json
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,30 @@ import pandas as pd
 import pandera.pandas as pa
 
 from cag_utils.backbones import bases_of
-from cag_utils.identity import read_table
+from cag_utils.params import check_choice
 from cag_utils.profiles import Stats
-from cag_utils.report import MODEL_NAMES, estimate_cell
-from cag_utils.scores.entities import Entities, read_entities
-from cag_utils.scores.rubric import CRITERIA, score, truth_entities
-from cag_utils.stats import UNDEFINED, mean_interval, paired_difference
+from cag_utils.report import estimate_cell
+from cag_utils.scores.entities import read_entities
+from cag_utils.scores.floors import (
+    AT,
+    CEILING,
+    ZERO_SHOT,
+    floors_of,
+    in_order,
+    is_bound,
+    is_floor,
+    name_of,
+)
+from cag_utils.scores.measures import by_case, estimate, measures, skill
+from cag_utils.scores.rubric import CONTRADICTIONS, CRITERIA, score, truth_of
+from cag_utils.stats import Estimate
+from cag_utils.tables import read_table
 
-LESION_SHARES = ("lesions_named", "grades_near")
-MATCHES = ("segment_match", "laterality_match", "unparseable", *LESION_SHARES)
+ENDS = ("", "_low", "_high")
+MEAN = "mean"  # stands in the column `reader` for all of them together
 COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
+SKILLS = ("model", "measure", "score", "best_floor", "floor", "ceiling", "skill", "low", "high")
+LOOKS = ("model", "asked", "difference", "low", "high")
 WHOSE = {
     "case_id": "must name a case, e.g. case-0001",
     "model": "must be a model or its blinded code",
@@ -56,8 +70,8 @@ def score_generations(
     """Mark every generated report by the rubric.
 
     Args:
-        generations: 05's table: case_id, model, output, status. A row whose status is not `ok`
-            (empty, refusal) is marked as an empty text: wrong, not left out.
+        generations: 05's table: case_id, model, output, status. A row that is neither `ok`
+            nor `cut` (empty, refusal) is marked as an empty text: wrong, not left out.
         pairs: 03's table: case_id, patient_id, and what `truth_of` reads.
         language: en or ja.
 
@@ -70,28 +84,22 @@ def score_generations(
     """
     rows = cases_of(generations, pairs)
     truths = {case: truth_of(row, language) for case, row in rows.iterrows()}
+    read = cache(lambda text: read_entities(text, language))  # models repeat each other
+    mark = cache(score)
     scored = []
     for item in generations.itertuples():
-        text = item.output if item.status == "ok" and isinstance(item.output, str) else ""
+        said = item.status in ("ok", "cut") and isinstance(item.output, str)
         head = {"case_id": item.case_id, "model": item.model, "reader": "rubric"}
         head["patient_id"] = rows["patient_id"][item.case_id]
-        scored.append(head | score(read_entities(text, language), truths[item.case_id]))
+        scored.append(head | mark(read(item.output if said else ""), truths[item.case_id]))
     marks = pd.DataFrame(scored)
     # Floats, because a criterion whose truth is unknown is missing, not 0.
-    return marks.astype({name: float for name in ("overall", *CRITERIA, *MATCHES)})
-
-
-def truth_of(row: Mapping, language: str) -> Entities:
-    """Return the truth of a row of pairs.csv: its `truth_*`, or read from its findings."""
-    stated = [row.get(f"truth_{key}") for key in ("laterality", "lesions", "plan")]
-    if all(isinstance(value, str) for value in stated):
-        laterality, lesions, plan = stated
-        return truth_entities(laterality, json.loads(lesions), plan)
-    return read_entities(str(row[f"findings_{language}"]), language)
+    numbers = marks.columns.difference([*WHOSE, "patient_id", "logical_rules"])
+    return marks.astype(dict.fromkeys(numbers, float))
 
 
 def score_by_sheet(sheet: pd.DataFrame, marks: pd.DataFrame) -> pd.DataFrame:
-    """Put a sheet's scores in the place of `marks`; what entities match stays from the program.
+    """Put a sheet's scores in the place of `marks`; what it has not stays from the program.
 
     Returns:
         One row a line of the sheet, with the columns of `marks`.
@@ -99,105 +107,253 @@ def score_by_sheet(sheet: pd.DataFrame, marks: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: The sheet scores a text that was never generated.
     """
-    kept = ["case_id", "model", "patient_id", *MATCHES]
-    joined = sheet.merge(marks[kept], on=["case_id", "model"], how="left", validate="m:1")
+    kept = marks.drop(columns=["reader", "overall", *on_sheet()])
+    joined = sheet.merge(kept, on=["case_id", "model"], how="left", validate="m:1")
     if (stray := joined["patient_id"].isna()).any():
         first = joined[stray].iloc[0]
         example = f"{first['model']!r} on {first['case_id']!r}; score the sheet of this run"
         told = f"the sheet scores {stray.sum()} texts that 05 did not generate"
         raise ValueError(f"{told}, e.g. {example}")
-    return joined[list(marks.columns)].astype({name: float for name in CRITERIA})
+    return joined[list(marks.columns)].astype(dict.fromkeys(on_sheet(), float))
 
 
-def in_order(models: Iterable[str]) -> list[str]:
-    """Return the distinct models in the order of `report.MODEL_NAMES`, others behind by name."""
-    found = set(models)
-    return [m for m in MODEL_NAMES if m in found] + sorted(found - set(MODEL_NAMES))
+def on_sheet() -> list[str]:
+    """Return the columns of the errors that readers tick: the paper's."""
+    return [name for name, criterion in CRITERIA.items() if criterion.on_sheet]
 
 
 def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
-    """Return Table 4 in numbers: one row a model, of `scores` by case, model and reader.
+    """Return Table 4 in numbers: one row a model and reader, and with several readers their mean.
+
+    Args:
+        scores: By case, model and reader.
+        stats: Resamples and level.
+        seed: Of the resampling.
 
     Returns:
-        model, cases, mean, sd, the error counts (missing where no truth was known); for overall,
-        segment and `LESION_SHARES` the estimate with `_low` and `_high` (NaN where own findings
-        name no vessel); `<error>_rate`, laterality and `unparseable_rate`.
+        model, reader, cases, sd, the error counts (missing where no truth was known; of several
+        readers the mean count, so that cases are counted once) and `<error>_rate`; each of
+        `measures()` with `_low` and `_high` (NaN where undefined); the rates of `unparseable`
+        and `side_unnamed`.
     """
+    readers = sorted(scores["reader"].unique())
+    groups = [(r, by_case(scores[scores["reader"] == r])) for r in readers]
+    if len(readers) > 1:
+        groups.append((MEAN, by_case(scores)))
     rows = []
     for model in in_order(scores["model"]):
-        part = scores[scores["model"] == model]
-        row = {"model": model, "cases": part["case_id"].nunique()}
-        row |= {"mean": part["overall"].mean(), "sd": part["overall"].std()}
-        row |= {name: part[name].sum(min_count=1) for name in CRITERIA}
-        for column in ("overall", "segment_match", *LESION_SHARES):
-            known, name = part.dropna(subset=column), column.removesuffix("_match")
-            draws = (stats.n_resamples, seed, stats.level)
-            found = UNDEFINED if known.empty else mean_interval(known, "patient_id", column, *draws)
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        row |= {f"{name}_rate": part[name].mean() for name in CRITERIA}
-        row |= {"laterality": part["laterality_match"].mean()}
-        rows.append(row | {"unparseable_rate": part["unparseable"].mean()})
+        for reader, marks in groups:
+            if model not in marks:
+                continue
+            part = marks[model]
+            row = {
+                "model": model,
+                "reader": reader,
+                "cases": len(part),
+                "sd": part["overall"].std(),
+            }
+            row |= {name: part[name].sum(min_count=1) for name in CRITERIA}
+            row |= {f"{name}_rate": part[name].mean() for name in CRITERIA}
+            row |= {f"{name}_rate": part[name].mean() for name in ("unparseable", "side_unnamed")}
+            found = estimate(marks, [model], list(measures()), lambda own: own, stats, seed)
+            for name, interval in zip(measures(), found, strict=True):
+                row |= {name + end: x for end, x in zip(ENDS, interval, strict=True)}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def table4(summary: pd.DataFrame) -> pd.DataFrame:
-    """Lay the summary out as the paper's Table 4, with what the paper does not print behind it."""
-    shown = summary[["model", "cases", "mean", "sd", *CRITERIA]].copy()
-    shown["model"] = [MODEL_NAMES.get(model, model) for model in shown["model"]]
-    shown[list(CRITERIA)] = shown[list(CRITERIA)].astype("Int64")  # counts; <NA> where not judged
-    cells = zip(summary["segment"], summary["segment_low"], summary["segment_high"], strict=True)
-    shown["segment_match"] = [
-        "–" if pd.isna(cell[0]) else estimate_cell(*cell, digits=2) for cell in cells
-    ]
-    return shown.assign(unparseable_rate=summary["unparseable_rate"])
+def skills(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+    """Return the skill of every model in the primary measure and overall, readers averaged.
+
+    Returns:
+        `SKILLS`: score, floor and ceiling on the cases that the model, its floors and the truth
+        share; the best floor's name; the skill with its interval. No rows without floor or truth.
+    """
+    check_choice("stats.primary", stats.primary, measures())
+    rows, marks = [], by_case(scores)
+    models = in_order(scores["model"])
+    for model in models:
+        floors = floors_of(model, models)
+        if CEILING not in models or not floors:
+            continue
+        those, names = [model, CEILING, *floors], [stats.primary, "overall"]
+        figure = lambda *x: np.concatenate([skill(*x), *x], axis=-1)  # noqa: E731
+        found = np.reshape(estimate(marks, those, names, figure, stats, seed), (-1, 2, 3))
+        for k, name in enumerate(names):
+            own, ceiling, *under = found[1:, k, 0]
+            best = int(np.argmax(under))
+            shown = (own, floors[best], under[best], ceiling)
+            rows.append((model, name, *shown, *found[0, k]))
+    return pd.DataFrame(rows, columns=list(SKILLS))
 
 
-def against_base(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+def looks_at_picture(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+    """Compare each tuned model with itself before a blank or another patient's picture.
+
+    Returns:
+        `LOOKS`, in the primary measure on the same cases: true picture minus the other, readers
+        averaged. A model looks if every `low` of its rows is above 0.
+    """
+    rows, marks, models = [], by_case(scores), set(scores["model"])
+    for model in in_order(models):
+        for asked in ("blank", "other"):
+            if (blind := f"{model}{AT}{asked}") in models:
+                pair = [model, blind]
+                [found] = estimate(marks, pair, [stats.primary], np.subtract, stats, seed)
+                rows.append((model, asked, *found))
+    return pd.DataFrame(rows, columns=list(LOOKS))
+
+
+def choose_bases(marks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
+    """Choose, for each untuned model, the prompt with which it scores more on validation cases.
+
+    By the overall score, which sees a whole answer; of equals the few-shot prompt is kept.
+
+    Args:
+        marks: Of validation cases: models `<name>_base` (few-shot) and `<name>_base@zero`.
+        stats: Resamples and level.
+        seed: Of the resampling.
+
+    Returns:
+        base, model (how it was asked), cases, overall, lesion_f1, chosen.
+    """
+    names = ["base", "model", "cases", "overall", "lesion_f1"]
+    if marks.empty:
+        return pd.DataFrame(columns=[*names, "chosen"])
+    found = summarise_marks(marks, stats, seed)
+    found = found.assign(base=found["model"].str.partition(AT)[0])[names]
+    best = found.groupby("base")["overall"].idxmax()
+    return found.assign(chosen=found.index.isin(best))
+
+
+def against_base(
+    scores: pd.DataFrame, stats: Stats, seed: int, chosen: Iterable[str] = ()
+) -> pd.DataFrame:
     """Compare each tuned model with its untuned base, case by case, readers averaged.
 
     Where its own base was not run, the registry says whose stands in (`Backbone.stand_in`).
 
+    Args:
+        scores: By case, model and reader.
+        stats: Resamples and level.
+        seed: Of the resampling.
+        chosen: The bases as they are best asked, of `choose_bases`; else few-shot.
+
     Returns:
-        `COMPARED`, one row a tuned model whose base was run and a measure (overall, each criterion
-        as the share without that error, and what entities match); `difference` is tuned - base,
-        and it `beats_base` if `low` is above 0.
+        `COMPARED`, one row a tuned model whose base was run and a measure; `difference` is tuned -
+        base, and it `beats_base` if `low` is above 0.
     """
-    case = ["patient_id", "case_id"]
-    right = {f"{criterion.word}_right": 1 - scores[name] for name, criterion in CRITERIA.items()}
-    gains = ["overall", *right, "segment_match", *LESION_SHARES]
-    scores = scores.assign(**right)
-    wide = {name: scores.pivot_table(name, case, "model", aggfunc="mean") for name in gains}
-    rows = []
-    models = set(scores["model"])
-    for tuned in (m for m in MODEL_NAMES if m.endswith("_lora") and m in models):
+    models, rows, marks = set(scores["model"]), [], by_case(scores)
+    zero = {name.partition(AT)[0] for name in chosen if name.endswith(AT + ZERO_SHOT)}
+    for tuned in (m for m in in_order(models) if m.endswith("_lora")):
         candidates = [f"{name}_base" for name in bases_of(tuned.removesuffix("_lora"))]
-        base = next((name for name in candidates if name in models), None)
-        for measure in gains if base else ():
-            both = wide[measure].reindex(columns=[tuned, base]).dropna().reset_index()
-            if both.empty:
-                continue
-            draws = (stats.n_resamples, seed, stats.level)
-            found = paired_difference(both, "patient_id", tuned, base, *draws)
-            rows.append((tuned, base, measure, len(both), *found, found.low > 0))
+        asked = [name + (AT + ZERO_SHOT) * (name in zero) for name in candidates]
+        base = next((name for name in asked if name in models), None)
+        if not base:
+            continue
+        found = estimate(marks, [tuned, base], list(measures()), np.subtract, stats, seed)
+        both = set(marks[tuned].index) & set(marks[base].index)
+        for name, gain in zip(measures(), found, strict=True):
+            if not np.isnan(gain.value):
+                rows.append((tuned, base, name, len(both), *gain, gain.low > 0))
     return pd.DataFrame(rows, columns=list(COMPARED))
 
 
-def flat_metrics(summary: pd.DataFrame, compared: pd.DataFrame) -> dict[str, float | int | None]:
-    """Return the figures of both tables under keys such as `gemma3_lora.segment_accuracy`."""
-    renamed = {"cases": "n", "mean": "overall_mean", "sd": "overall_sd"}
-    renamed |= {"overall_low": "overall_mean_low", "overall_high": "overall_mean_high"}
-    renamed |= {f"segment{end}": f"segment_accuracy{end}" for end in ("", "_low", "_high")}
-    renamed |= {"laterality": "laterality_accuracy"}
-    kept = [*renamed, *(f"{name}_rate" for name in CRITERIA), "unparseable_rate"]
-    kept += [f"{name}{end}" for name in LESION_SHARES for end in ("", "_low", "_high")]
-    figures = {}
-    for row in summary.to_dict("records"):
-        figures |= {f"{row['model']}.{renamed.get(name, name)}": row[name] for name in kept}
+def table4(summary: pd.DataFrame, skill_of: pd.DataFrame, looks: pd.DataFrame) -> pd.DataFrame:
+    """Lay the summary out as the paper's Table 4, with what the paper does not print behind it.
+
+    The arguments are what `summarise_marks`, `skills` and `looks_at_picture` return. Floors and
+    ceilings follow the models, marked in `kind`.
+    """
+    shown = summary[["model", "reader", "cases", "overall", "sd", *CRITERIA]].copy()
+    shown = shown.rename(columns={"overall": "mean"})
+    counts = shown[list(CRITERIA)]
+    if (counts.dropna() % 1 == 0).all(axis=None):  # means of several readers need not be whole
+        shown[list(CRITERIA)] = counts.astype("Int64")
+    overall = skill_of[skill_of["measure"] == "overall"].set_index("model")
+    shown["skill"] = [_cell(overall, m, ("skill", "low", "high")) for m in summary["model"]]
+    shown["unparseable_rate"] = summary["unparseable_rate"]
+    sees = looks.groupby("model")["low"].min() > 0
+    words = sees.map({True: "yes", False: "does not look at the picture"})
+    shown["looks"] = summary["model"].map(words).fillna("–")
+    return _named(shown)
+
+
+def lesion_table(summary: pd.DataFrame, skill_of: pd.DataFrame, primary: str) -> pd.DataFrame:
+    """Lay out the primary measure, its skill, and what stands beside it, with intervals."""
+    names = ["lesion_f1", "lesion_precision", "lesion_recall", "grades_near", "healthy_right"]
+    names = dict.fromkeys([primary, *names, "plan_right", "mild_f1"])
+    own = skill_of[skill_of["measure"] == primary].set_index("model")
+    shown = summary[["model", "reader", "cases"]].copy()
+    shown["skill"] = [_cell(own, m, ("skill", "low", "high")) for m in summary["model"]]
+    for name in names:
+        shown[name] = [_cell(summary, i, [name + end for end in ENDS]) for i in summary.index]
+    return _named(shown)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """Put names in the place of keys, and what a row is before them."""
+    kinds = [
+        "model" if not is_bound(m) else "floor" if is_floor(m) else "ceiling"
+        for m in table["model"]
+    ]
+    table.insert(0, "kind", kinds)
+    return table.assign(model=[name_of(model) for model in table["model"]])
+
+
+def _cell(table: pd.DataFrame, row: object, columns: Iterable[str]) -> str:
+    """Format an estimate with its interval; a dash where there is none."""
+    if row not in table.index or table.loc[row, list(columns)].isna().any():
+        return "–"
+    return estimate_cell(*Estimate(*table.loc[row, list(columns)]), digits=2)
+
+
+def flat_metrics(
+    summary: pd.DataFrame, skill_of: pd.DataFrame, looks: pd.DataFrame, compared: pd.DataFrame
+) -> dict[str, float | int | str | None]:
+    """Return the figures of all tables under keys such as `gemma3_lora.lesion_f1`.
+
+    Of several readers it is their mean. The first measure of `skill_of` is the primary one: its
+    skill is `<model>.skill`, that of the overall score `<model>.skill_overall`. Figures of floors
+    and ceilings stand under `floor.<name>.<measure>` too.
+    """
+    kept = summary.drop_duplicates("model", keep="last").drop(columns=["reader", *CRITERIA])
+    figures: dict[str, float | int | str | None] = {}
+    for row in kept.to_dict("records"):
+        head = row.pop("model")
+        figures |= {f"{head}.n": row.pop("cases"), f"{head}.overall_sd": row.pop("sd")}
+        figures |= {f"{head}.overall_mean{end}": row[f"overall{end}"] for end in ENDS}
+        figures |= {f"{head}.{name}": value for name, value in row.items()}
+        if is_bound(head):
+            figures |= {f"floor.{head}.{name}": row[name] for name in measures()}
+    for row in skill_of.to_dict("records"):
+        name = "skill" if row["measure"] == skill_of["measure"].iloc[0] else "skill_overall"
+        values = zip(ENDS, (row["skill"], row["low"], row["high"]), strict=True)
+        figures |= {f"{row['model']}.{name}{end}": value for end, value in values}
+        figures[f"{row['model']}.{name}_floor"] = row["best_floor"]
+    for model, part in looks.groupby("model", sort=False):
+        figures[f"{model}.looks"] = int((part["low"] > 0).all())
+    for row in looks.to_dict("records"):
+        values = zip(ENDS, (row["difference"], row["low"], row["high"]), strict=True)
+        figures |= {f"{row['model']}.{row['asked']}_drop{end}": value for end, value in values}
     for row in compared.to_dict("records"):
-        stem = f"{row['model']}.{row['measure'].removesuffix('_match')}_gain"
+        stem = f"{row['model']}.{row['measure']}_gain"
         figures |= {stem: row["difference"], f"{stem}_low": row["low"], f"{stem}_high": row["high"]}
-        figures[f"{stem}_clear"] = int(row["beats_base"])
+        figures |= {f"{stem}_clear": int(row["beats_base"]), f"{row['model']}.base": row["base"]}
     return {name: None if pd.isna(value) else value for name, value in figures.items()}
+
+
+def rule_rates(scores: pd.DataFrame) -> pd.DataFrame:
+    """Say how often each rule fires: a row a rule, a column a model, shares of cases.
+
+    Rules are the errors of `CRITERIA`, each contradiction that makes a logical error, a text that
+    names no side, and one that cannot be read.
+    """
+    each = {name: scores[name] for name in (*CRITERIA, "side_unnamed", "unparseable")}
+    for name in CONTRADICTIONS:
+        each[f"logical: {name}"] = scores["logical_rules"].str.contains(name, regex=False)
+    rates = pd.DataFrame(each).astype(float).groupby(scores["model"]).mean()
+    return rates.loc[in_order(rates.index)].T.rename_axis("rule").rename_axis(columns=None)
 
 
 def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -235,7 +391,7 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
     items = pd.concat(parts, ignore_index=True)
     shown = [name for name in SHOWN if name in items]
     sheet = items[["case_id", "code", *shown]].rename(columns={"code": "model"})
-    blank = dict.fromkeys(("reader", "overall", *CRITERIA), "")
+    blank = dict.fromkeys(("reader", "overall", *on_sheet()), "")
     return sheet.assign(**blank), items[["case_id", "code", "model"]]
 
 
@@ -256,18 +412,21 @@ def read_sheet(path: Path, key: pd.DataFrame | None = None) -> pd.DataFrame:
     columns = {name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in WHOSE}
     columns |= {"overall": pa.Column(float, pa.Check.in_range(0, 10))}
     # Floats: a spreadsheet may write 1 as 1.0.
-    columns |= dict.fromkeys(CRITERIA, pa.Column(float, pa.Check.isin((0, 1))))
+    columns |= dict.fromkeys(on_sheet(), pa.Column(float, pa.Check.isin((0, 1))))
     schema = pa.DataFrameSchema(columns, unique=list(WHOSE), coerce=True)
     rules = WHOSE | {"overall": "must be a number from 0 to 10"}
-    rules |= dict.fromkeys(CRITERIA, "must be 0 (no error) or 1 (error)")
-    sheet = read_table(path, schema, rules, "this reader scored this text twice; keep one row")
+    rules |= dict.fromkeys(on_sheet(), "must be 0 (no error) or 1 (error)")
+    twice = "this reader scored this text twice; keep one row"
+    # the paper's Table 4 calls the numbering error "vessel"
+    sheet = read_table(path, schema, rules, twice, also={"vessel_error": "numbering_error"})
     model_of = {} if key is None else key.set_index(["case_id", "code"])["model"].to_dict()
     places = list(zip(sheet["case_id"], sheet["model"], strict=True))
-    for row, (case, code) in enumerate(places):
+    for row, (case, code) in zip(sheet.index, places, strict=True):
         if BLIND.fullmatch(code) and (case, code) not in model_of:
             known = sorted(letter for name, letter in model_of if name == case)
             rule = f"the key knows {known}" if known else "the key has no such case"
-            place = f"{path}: row {row + 2}: model {code!r} of {case}"
+            place = f"{path}: row {row}: model {code!r} of {case}"
             raise ValueError(f"{place}: {rule}; use the key of this sheet")
     models = [model_of.get(place, place[1]) for place in places]
-    return sheet.astype(dict.fromkeys(CRITERIA, int)).assign(model=models)
+    marks = dict.fromkeys(on_sheet(), int)
+    return sheet.astype(marks).assign(model=models).reset_index(drop=True)

@@ -78,25 +78,26 @@ def text_metrics(outputs: Sequence[str], truths: Sequence[str], language: str) -
 
 
 def correlate(
-    answers: pd.DataFrame, metrics: Sequence[str], target: str, kind: str, stats: Stats, seed: int
+    answers: pd.DataFrame, metrics: Sequence[str], scores: pd.DataFrame, stats: Stats, seed: int
 ) -> pd.DataFrame:
-    """Say how each metric ranks answers as `target` does: Spearman's rho, intervals by patient.
+    """Say how each metric ranks answers as scores do: Spearman's rho, intervals by patient.
 
     Args:
-        answers: One row an answer: patient_id, the metrics, the target, and `kind`.
+        answers: One row an answer: case_id, model, the metrics and `kind`, inside whose values
+            ranks are taken for `within`.
         metrics: Columns; an answer that lacks one is left out of its row.
-        target: Column of the scores.
-        kind: Column; ranks inside each of its values make `within`.
+        scores: Of the same answers: case_id, model, patient_id and overall.
         stats: Number of resamples and level.
         seed: Of the resampling.
 
     Returns:
         metric, answers, rho, low, high, within, within_low, within_high: a row a metric.
     """
-    rows = []
+    kept = scores[["case_id", "model", "patient_id", "overall"]]
+    rows, both = [], answers.merge(kept, on=["case_id", "model"])
     for metric in metrics:
-        asked = (answers, "patient_id", metric, target, stats.n_resamples, seed, stats.level)
-        n = int(answers[[metric, target]].notna().all(axis=1).sum())
-        rows.append((metric, n, *rank_correlation(*asked), *rank_correlation(*asked, kind)))
+        asked = (both, "patient_id", metric, "overall", stats.n_resamples, seed, stats.level)
+        n = int(both[metric].notna().sum())
+        rows.append((metric, n, *rank_correlation(*asked), *rank_correlation(*asked, "kind")))
     columns = ["metric", "answers", "rho", "low", "high", "within", "within_low", "within_high"]
     return pd.DataFrame(rows, columns=columns)

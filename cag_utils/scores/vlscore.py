@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 
 from cag_utils.profiles import Stats, Vlscore
 from cag_utils.report import MODEL_NAMES, estimate_cell
+from cag_utils.scores.floors import in_order, name_of
 from cag_utils.scores.scorecard import cases_of
 from cag_utils.stats import mean_interval
 
@@ -266,7 +267,8 @@ def summarise_vlscores(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.Data
 def table3(summary: pd.DataFrame, printed: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Lay a summary out as the paper's Table 3, with the paper's figures beside.
 
-    Every model of the study has a row an embedder: `not run`, or a missing value of the paper's.
+    Every model of the study has a row an embedder: `not run`, or a missing value of the paper's;
+    floors and ceilings follow.
 
     Args:
         summary: From `summarise_vlscores`.
@@ -276,9 +278,9 @@ def table3(summary: pd.DataFrame, printed: pd.DataFrame, titles: Mapping[str, st
     ours = summary.set_index(["model", "embedder"])
     paper = printed.set_index(["model", "embedder"])
     rows = []
-    for model, name in MODEL_NAMES.items():
+    for model in in_order([*MODEL_NAMES, *summary["model"]]):
         for embedder, shown in titles.items():
-            key = (model, embedder)
+            key, name = (model, embedder), name_of(model)
             row = {"Model": name, "Embedder": shown, "VLScore (interval)": "not run"}
             if key in ours.index:
                 x = ours.loc[key]

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -74,15 +75,16 @@ def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -
     """Draw the examples that untuned models are shown, from the train split.
 
     Returns:
-        `n_shots` rows of the examples, LCA and RCA in turn as far as both exist.
+        `n_shots` rows of the examples, each of another patient, LCA and RCA in turn as far as both
+        exist.
 
     Raises:
-        ValueError: The train split is smaller than that.
+        ValueError: The train split has fewer patients than that.
     """
     train = examples[examples["split"] == "train"]
-    if len(train) < n_shots:
-        raise ValueError(f"{n_shots} shots need as many training cases, there are {len(train)}")
-    shuffled = train.iloc[rng.permutation(len(train))]
+    shuffled = train.iloc[rng.permutation(len(train))].drop_duplicates("patient_id")
+    if (found := len(shuffled)) < n_shots:
+        raise ValueError(f"{n_shots} shots need as many training patients, there are {found}")
     turn = shuffled.groupby("laterality").cumcount()
     order = turn.to_numpy() * 2 + (shuffled["laterality"] == "RCA").to_numpy()
     return shuffled.iloc[np.argsort(order, kind="stable")[:n_shots]]
@@ -130,7 +132,8 @@ def generate_answers(
 
     Returns:
         One row a case, in the order given: output, seconds (a batch's time shared out evenly),
-        n_tokens (without padding and end of text).
+        n_tokens (without padding and end of text). The same picture with the same prompt is asked
+        once.
 
     Raises:
         ValueError: Not one prompt a frame, or a size below 1.
@@ -143,16 +146,20 @@ def generate_answers(
     store = FeatureStore(features, model, processor) if features else None
     if store:
         store.fill(images)
-    answers: list[tuple] = [()] * len(prompts)
+    asked = list(zip(map(str, images), prompts, strict=True))
+    times = Counter(asked)
+    images, prompts = zip(*times, strict=True) if asked else ((), ())
+    answers: dict[tuple, tuple] = {}
     batches = length_batches(prompt_lengths(processor, prompts), batch_size)
     for rows in tqdm(batches, desc=label, mininterval=30, disable=not label):
         began = time.perf_counter()
         some = [images[i] for i in rows], [prompts[i] for i in rows]
         texts, counts = _answer_batch(model, processor, *some, max_new_tokens, store)
-        each = (time.perf_counter() - began) / len(rows)
-        for i, text, count in zip(rows, texts, counts, strict=True):
-            answers[i] = (text.strip(), each, count)
-    return pd.DataFrame(answers, columns=["output", "seconds", "n_tokens"])
+        each = (time.perf_counter() - began) / sum(times[pair] for pair in zip(*some, strict=True))
+        for pair, text, count in zip(zip(*some, strict=True), texts, counts, strict=True):
+            answers[pair] = (text.strip(), each, count)
+    table = [answers[pair] for pair in asked]
+    return pd.DataFrame(table, columns=["output", "seconds", "n_tokens"])
 
 
 def generation_table(

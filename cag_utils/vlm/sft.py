@@ -39,8 +39,7 @@ from cag_utils.corpus.examples import encode_prompts, open_picture, read_example
 from cag_utils.params import check_choice
 from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
-from cag_utils.scores.rubric import score
-from cag_utils.scores.scorecard import truth_of
+from cag_utils.scores.rubric import score, truth_of
 from cag_utils.study import PACKAGE, read_json, write_json
 from cag_utils.vlm.data import CaseCollator, FeatureStore, accept_features, to_cases
 from cag_utils.vlm.generate import generate_answers
@@ -300,14 +299,13 @@ def mark(output: Entities, truth: Entities) -> dict[str, float | None]:
 
     Returns:
         `segment` (the very AHA numbers), `laterality`, `plan`: 0 or 1; `grade`: share of the true
-        lesions that are named with a grade at most one AHA step off; `overall`: the rubric's 0 to
-        10. None where the truth is unknown, and for `grade` where there is no lesion.
+        significant lesions that are named with a grade at most one AHA step off; `overall`: the
+        rubric's 0 to 10. None where the truth is unknown, for `grade` where there is no lesion.
     """
     found = score(output, truth)
-    wrong = found["treatment_error"]
-    named = found["segment_match"], found["grades_near"], found["laterality_match"]
-    plan = None if wrong is None else 1 - wrong
-    return dict(zip(SCORES, (*named, plan, found["overall"]), strict=True))
+    grade = found["grades_near"] / found["lesions_true"] if found["lesions_true"] else None
+    named = found["segment_match"], grade, found["laterality_match"], found["plan_right"]
+    return dict(zip(SCORES, (*named, found["overall"]), strict=True))
 
 
 PREFIX = "eval_answers_"  # of the scores in the Trainer's log

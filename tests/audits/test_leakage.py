@@ -56,9 +56,13 @@ def test_the_papers_table_puts_every_test_exam_in_train_and_one_of_cases_by_hand
 
 @settings(max_examples=40, deadline=None)
 @given(*[st.sets(st.integers(0, 9), min_size=1)] * 2, st.integers(10, 14))
-def test_the_least_overlap_never_exceeds_the_true_one(train, test, n_exams):
-    least = leakage.least_shared_cases({"train": len(train), "test": len(test)}, n_exams)
-    assert 0 <= least["test"] <= len(train & test)
+def test_the_least_overlap_never_exceeds_the_true_one_and_can_be_had(train, test, n_exams):
+    sizes = {"train": len(train), "test": len(test)}
+    least = leakage.least_shared_cases(sizes, n_exams)
+    assert least["test"] <= len(train & test)
+    exams = range(n_exams)  # train from the front, test from the back: as far apart as can be
+    apart = set(exams[: sizes["train"]]) & set(exams[n_exams - sizes["test"] :])
+    assert least["test"] == len(apart)
 
 
 @pytest.mark.parametrize("by", ["patient", "video", "frame"])

@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cag_utils.corpus import pairs as corpus
+from cag_utils.corpus.examples import plain_text
 from cag_utils.corpus.pairs import choose_key_frames, pair, prompt, read_findings, read_reports
 from cag_utils.identity import pseudonym
 
@@ -59,6 +62,14 @@ def test_the_surest_key_frames_win_and_the_earlier_of_equals():
     table.loc[0, ["laterality", "p_LCA_better", "p_RCA_better"]] = ["RCA", 0.02, 0.97]
     got = choose_key_frames(table, per_video=3, min_confidence=0.5)
     assert got["frame"].tolist() == [20, 30] and set(got["laterality"]) == {"LCA"}
+
+
+def test_of_frames_about_as_sure_the_farthest_is_kept():
+    table = predicted().head(1).loc[[0] * 5].reset_index(drop=True)
+    table["frame"], table["p_LCA_better"] = [10, 12, 30, 50, 20], [0.95, 0.93, 0.90, 0.86, 0.94]
+    chosen = [choose_key_frames(table, n, 0.5)["frame"].tolist() for n in (1, 2, 3, 9)]
+    # 30 is within 0.05 of 20, the next surest; 50 is not, but of 12 and so on once 20 is kept
+    assert chosen == [[10], [10, 30], [10, 20, 30], [10, 12, 20, 30, 50]]
 
 
 @settings(deadline=None, max_examples=20)
@@ -133,16 +144,46 @@ def test_drafts_stay_outside_and_are_counted_unless_the_profile_lets_them_in(tab
     assert len(with_drafts) > len(pairs) and (with_drafts["validated_by"] == "").any()
 
 
-def test_truth_is_joined_by_cine_and_the_dataset_holds_pictures_and_texts(tables, tmp_path):
+LESIONS = [{"segment": n, "percent": p, "artery": a} for n, p, a in
+           ((6, 50, "LAD"), (11, 75, "LCX"), (2, 90, "RCA"))]  # fmt: skip
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Of exam 8.0: its LCA cine shows segment 11 in frame 30; nothing shows segment 2."""
+    lca, one = json.dumps(LESIONS[:2]), json.dumps(LESIONS[1:2])
+    tables = {
+        "exams": pd.DataFrame({"exam": ["8.0", "8.1"], "lesions": [json.dumps(LESIONS)] * 2}),
+        "videos": pd.DataFrame({"video": ["9.0"], "exam": "8.0", "laterality": "LCA",
+                                "lesions": lca, "plan": "functional"}),
+        "frames": pd.DataFrame({
+            "video": "9.0", "frame": [10, 30], "lesions": ["[]", one], "plan": ["none", "pci"],
+            "ideal_lesions": ["[]", "[]"], "ideal_plan": "none"}),
+        "lesions": pd.DataFrame({"video": "9.0", "frame": [10, 30], "segment": 11,
+                                 "visible": [False, True]}),
+    }  # fmt: skip
+    for name, table in tables.items():
+        table.to_csv(tmp_path / f"truth_{name}.csv", index=False)
+    return tmp_path
+
+
+def test_truth_is_joined_by_frame_and_the_exams_lesions_are_counted(tables, truth):
     pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
-    lesions = '"[{""segment"": 11, ""percent"": 75, ""artery"": ""LCX""}]"'
-    path = write(tmp_path / "t.csv", f"video,laterality,lesions,plan\n9.0,LCA,{lesions},pci\n")
-    got = corpus.add_truth(pairs, path, KEY)
+    got = corpus.add_truth(pairs, truth, KEY)
     assert got["truth_laterality"].tolist() == ["LCA", "LCA"]
-    assert '"segment": 11' in got["truth_lesions"][0]
-    stale = write(tmp_path / "u.csv", "video,laterality,lesions,plan\n9.5,LCA,[],none\n")
-    with pytest.raises(ValueError, match="lacks 1 cines"):
-        corpus.add_truth(pairs, stale, KEY)
+    assert got["truth_lesions"].map(json.loads).tolist() == [[], LESIONS[1:2]]
+    assert got["exam_lesions"].map(json.loads).tolist() == [LESIONS[:2]] * 2
+    assert got["truth_plan"].tolist() == ["none", "pci"]
+    assert set(got["exam_plan"]) == {"functional"} and set(got["ideal_plan"]) == {"none"}
+    shown = corpus.lesions_shown(got, truth, KEY)
+    # 50 % of the LAD is not significant; the right side has no cine at all
+    assert shown.to_numpy().tolist() == [[EXAMS[0], 11, 75, 1, True], [EXAMS[0], 2, 90, 0, False]]
+    with pytest.raises(ValueError, match="lacks the truth of 1 frames"):
+        corpus.add_truth(pairs.assign(frame=[10, 31]), truth, KEY)
+
+
+def test_the_dataset_holds_pictures_and_texts(tables, tmp_path):
+    pairs, _ = pair(choose_key_frames(predicted(), 2, 0.5), *tables, predicted())
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "x.png")
     counts = corpus.save_dataset(pairs.assign(split=["train", "test"]), tmp_path, tmp_path / "d")
     assert counts == {"train": 1, "test": 1}
@@ -155,15 +196,15 @@ def test_truth_is_joined_by_cine_and_the_dataset_holds_pictures_and_texts(tables
 @pytest.mark.parametrize(
     "read, text, match",
     [
-        (read_reports, "exam\n8.0\n", r"own.csv: no column \['report_ja'\]"),
+        (read_reports, "exam\n8.0\n", r"own.csv: row 1: no column \['report_ja'\]"),
         (read_reports, "exam,report_ja\n8.0,あ\nYamada,い\n",
-         "row 3: exam 'Yamada' must be a StudyInstanceUID"),
-        (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja '' must hold the report's"),
+         "row 3: exam must be a StudyInstanceUID"),
+        (read_reports, "exam,report_ja\n8.0, \n", "row 2: report_ja must hold the report's"),
         (read_reports, "exam,report_ja\n8.0,あ\n8.0,い\n", "row 3: this exam has a report"),
         (read_reports, f"exam,report_ja\n8.0,あ\n{EXAMS[0]},い\n", "row 3: this exam has a report"),
         (read_reports, f"exam,report_ja\n{VIDEOS[0]},あ\n", "must be a StudyInstanceUID"),
-        (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame 'first' must be a frame number"),
-        (read_findings, HEAD + "9.0,1,,,me", "row 2: findings_ja '' must hold the findings'"),
+        (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame must be a frame number"),
+        (read_findings, HEAD + "9.0,1,,,me", "row 2: findings_ja must hold the findings'"),
         (read_findings, HEAD + "9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + "9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEOS[0]},,い,,me", "row 3: this frame has"),
@@ -184,3 +225,9 @@ def test_a_missing_table_is_named_and_what_may_stand_in_one_is_read(tmp_path):
     table = read_findings(write(tmp_path / "f.csv", text), KEY)
     assert table["frame"].isna().tolist() == [True, False] and table["frame"][1] == 12
     assert set(table["video_id"]) == {VIDEOS[0]} and table["findings_en"].tolist() == ["", ""]
+
+
+def test_what_a_tokenizer_would_take_for_its_own_is_no_longer_that():
+    note = "LAD 90% <image> <eos></s><|im_end|><start_of_turn>user EF<40, 3 < 5 > 2 <loc0001>"
+    want = "LAD 90% ‹image› ‹eos›‹/s›‹|im_end|›‹start_of_turn›user EF<40, 3 < 5 > 2 ‹loc0001›"
+    assert plain_text(note) == want

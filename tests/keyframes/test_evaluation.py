@@ -253,3 +253,25 @@ def test_picks_shares_and_distances_by_hand():
     assert row[["cines", "median_frames", "median_s"]].tolist() == pytest.approx([2, 3.0, 0.3])
     none = evaluation.measure_distances(evaluation.pick_firsts(make_seen({"e": CINES["e"]}), 0.5))
     assert none["cines"].tolist() == [0] and none["median_frames"].isna().all()
+
+
+def test_the_side_is_scored_by_macro_f1_and_auc():
+    # left 0.9, 0.6, 0.3 and right 0.7, 0.2, 0.1: 7 of 9 pairs in order; 2 of 3 right on each side
+    p_left = np.array([0.9, 0.6, 0.3, 0.7, 0.2, 0.1])
+    table = pd.DataFrame({f"p_{c}": np.zeros(6) for c in SIX_CLASSES})
+    table["p_LCA_better"], table["p_RCA_bad"] = p_left, 1 - p_left
+    table["label"] = ["LCA_better"] * 3 + ["RCA_better"] * 3
+    found = evaluation.score_sides(table.assign(patient_id=list("abcdef")), STATS, 0)
+    assert found["laterality_macro_f1"].value == pytest.approx(2 / 3)
+    assert found["laterality_auc"].value == pytest.approx(7 / 9)
+    assert all(x.low < x.value < x.high for x in found.values())
+    alone = evaluation.score_sides(table.assign(patient_id="a"), STATS, 0)
+    assert all(x.low == x.value == x.high for x in alone.values())  # one patient, no interval
+    left = table[:3].assign(patient_id="a")
+    assert all(np.isnan(x.value) for x in evaluation.score_sides(left, STATS, 0).values())
+
+
+def test_no_validation_predictions_no_temperature(tmp_path):
+    assert evaluation.read_temperature(tmp_path / "none.csv") is None
+    (tmp_path / "empty.csv").write_text("label,p_LCA_better\n", encoding="utf-8")
+    assert evaluation.read_temperature(tmp_path / "empty.csv") is None

@@ -78,11 +78,11 @@ def test_reads_labels_and_ignores_more_columns_but_needs_its_own(tmp_path):
 @pytest.mark.parametrize(
     "row, match",
     [
-        (f"{UID},3,a,LCA_good", r"row 3: label 'LCA_good' must be one of LCA_better"),
-        (f"{UID},-1,a,LCA_bad", r"row 3: frame '-1' must be a whole number"),
-        (f"{UID},x,a,LCA_bad", r"row 3: frame 'x' must be a whole number"),
-        ("cine one,3,a,LCA_bad", r"row 3: video 'cine one' must be a SOPInstanceUID"),
-        (f"{UID},3,,LCA_bad", r"row 3: reader '' must name"),
+        (f"{UID},3,a,LCA_good", r"row 3: label must be one of LCA_better"),
+        (f"{UID},-1,a,LCA_bad", r"row 3: frame must be a whole number"),
+        (f"{UID},x,a,LCA_bad", r"row 3: frame must be a whole number"),
+        ("cine one,3,a,LCA_bad", r"row 3: video must be a SOPInstanceUID"),
+        (f"{UID},3,,LCA_bad", r"row 3: reader must name"),
         (f"{UID},1,a,RCA_bad", r"row 3: this reader labelled this frame twice"),
     ],
 )

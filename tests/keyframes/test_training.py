@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from cag_utils.keyframes import training
-from cag_utils.keyframes.network import FrameSet, autocast, load_model
+from cag_utils.keyframes.network import PREDICTOR_WEIGHTS, FrameSet, autocast, load_model
 from cag_utils.keyframes.training import epoch_batches, fit, frame_batches, train_cnn
 from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
@@ -436,3 +436,14 @@ def test_the_papers_network_takes_two_steps_in_bfloat16(tmp_path):
     cnn = load_profile("paper").cnn.model_copy(update=few)
     history = train_cnn(make_data(12, 6), cnn, tmp_path, seed=0, epochs=1)
     assert np.isfinite(history["train_loss"]).all()
+
+
+def test_without_an_epoch_the_shipped_network_is_kept_as_it_is(tmp_path):
+    cnn = load_profile("arcade").cnn
+    history = train_cnn({}, cnn, tmp_path, 0)
+    assert history["epoch"].tolist() == [0] and history["val_six_class_f1"].isna().all()
+    for name in ("best.safetensors", "model.json"):
+        assert (tmp_path / name).read_bytes() == (PREDICTOR_WEIGHTS / name).read_bytes()
+    paper = load_profile("paper").cnn.model_copy(update={"epochs": 0})
+    with pytest.raises(ValueError, match="no network 'convnext_base"):
+        train_cnn({}, paper, tmp_path, 0)

@@ -107,7 +107,7 @@ def test_a_blind_guess_by_hand():
     grades[3, 1] = 1  # right: #2 once; the fifth picture is healthy
     lca = np.array([True, True, True, False, False])
     nothing = dict.fromkeys(("images", "angles", "counts", "points", "segments", "width_px"))
-    made = Stills(**nothing, narrowed=None, grades=grades, lca=lca)
+    made = Stills(**nothing, narrowed=None, grades=grades, ideal=None, lca=lca)
     assert lm.score_blind_guess(made) == 3 / 4
     with pytest.raises(ValueError, match="nothing to guess"):
         lm.score_blind_guess(replace(made, grades=grades * 0))

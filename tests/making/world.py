@@ -25,7 +25,8 @@ def toy_still(seed, size_px, lesion=None, phase=0.0, wait_s=0.0):
     bar = [[column, row] for row in (36, 44) for column in range(2, size_px, 4)]
     trunk = 5 if side == "LCA" else 1
     return SimpleNamespace(
-        image=image, laterality=side, lesions=lesions, primary_deg=30.0, secondary_deg=-20.0,
+        image=image, laterality=side, lesions=lesions, shown=lesions, ideal=[],
+        primary_deg=30.0, secondary_deg=-20.0,
         points=np.array([[middle, middle], [-4, 2], *bar], np.float32),
         segments=np.array([lesions[0]["segment"], 3, *[trunk] * len(bar)]),
         width_px=np.array([4.0, 9.0, *[2.0] * len(bar)], np.float32),
@@ -38,7 +39,7 @@ def no_points(images, grades, lca) -> Stills:
     none, n = np.empty(0, np.float32), len(images)
     angles, counts = np.full((n, 2), 30, np.float32), np.zeros(n, int)
     points, segments = none.reshape(0, 2), none.astype(np.uint8)
-    return Stills(images, grades, lca, angles, counts, points, segments, none, none)
+    return Stills(images, grades, grades, lca, angles, counts, points, segments, none, none)
 
 
 @functools.cache

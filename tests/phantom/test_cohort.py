@@ -18,6 +18,7 @@ from pydicom.pixels import get_decoder
 
 from cag_utils.keyframes.labels import SIX_CLASSES, read_frame_labels
 from cag_utils.phantom.anatomy.lesions import KIND_SHARES
+from cag_utils.phantom.clinic.findings import PLANS
 from cag_utils.phantom.cohort import CohortSettings, make_cohort
 from cag_utils.phantom.dicom import Identity, encode_jpeg, make_uid, write_xa, xa_dataset
 from cag_utils.phantom.imaging.carm import CArm
@@ -57,7 +58,7 @@ def test_two_workers_or_two_processes_at_once_write_the_same_bytes_as_one(tmp_pa
     running = [subprocess.Popen([*call, n], stderr=subprocess.DEVNULL) for n in ("1", "2")]
     alone = make_cohort(tmp_path / "alone", settings, 1)
     assert [process.wait(timeout=300) for process in running] == [0, 0]
-    assert same_files(alone, tmp_path / "both") and len(files(alone)) == 2 + 2 + 2 + 7
+    assert same_files(alone, tmp_path / "both") and len(files(alone)) == 2 + 2 + 2 + 8
     assert not [name for name in files(alone) if name.endswith(".part")]
 
 
@@ -104,7 +105,8 @@ def test_truth_tables_agree_with_each_other(cohort):
     assert set(labels["reader"]) == {"phantom truth"} and set(labels["label"]) <= set(SIX_CLASSES)
     sides = frames["video"].map(videos.set_index("video")["laterality"])
     rule = ["opacified", "blur_mm", "foreshortening", "overlap", "standard_view"]
-    assert list(frames.columns) == ["video", "frame", "label", *rule, "contrast"]
+    shown = ["lesions", "plan", "ideal_lesions", "ideal_plan"]
+    assert list(frames.columns) == ["video", "frame", "label", *rule, "contrast", *shown]
     rows = zip(sides, frames["label"], frames[rule].to_numpy(object), strict=True)
     for side, found, measured in rows:
         assert label(side, *measured) == found
@@ -143,19 +145,31 @@ def test_a_noise_source_is_one_entry_and_reaches_the_sheets(tmp_path, monkeypatc
         assert by_reader[name] == own["label"].tolist()
 
 
-def test_clinic_tables_cover_every_exam_and_cine(cohort):
+def test_clinic_tables_cover_every_exam_and_frame(tmp_path):
+    slow = replace(TINY, n_patients=3, frame_rate=3.0)  # so that contrast comes within 8 frames
+    cohort = make_cohort(tmp_path / "corpus", slow, 1)
     reports, findings = table(cohort, "reports"), table(cohort, "findings")
     assert list(reports.columns) == ["exam", "report_ja", "report_en"]
     assert list(findings) == ["video", "frame", "findings_ja", "findings_en", "validated_by"]
     assert set(reports["exam"]) == set(table(cohort, "truth_exams")["exam"])
     videos = table(cohort, "truth_videos").set_index("video")
-    assert set(findings["video"]) == set(videos.index)
-    assert findings["frame"].isna().all() and set(findings["validated_by"]) == {"phantom truth"}
-    for _, row in findings.iterrows():
-        for lesion in json.loads(videos.loc[row["video"], "lesions"]):
-            for text in (row["findings_en"], row["findings_ja"]):
-                assert f"{lesion['artery']} #{lesion['segment']}" in text
-                assert f"{lesion['percent']}%" in text
+    frames, sights = table(cohort, "truth_frames"), table(cohort, "truth_lesions")
+    assert findings[["video", "frame"]].equals(frames[["video", "frame"]])
+    assert set(findings["validated_by"]) == {"phantom truth"}
+    visible = sights[sights["visible"]].groupby(["video", "frame"])["segment"].agg(set)
+    each = videos["lesions"].map(lambda text: len(json.loads(text)))
+    assert len(sights) == frames["video"].map(each).sum() and 0 < len(visible) < len(frames)
+    for text, frame in zip(findings.itertuples(), frames.itertuples(), strict=True):
+        lesions, ideal = json.loads(frame.lesions), json.loads(frame.ideal_lesions)
+        named = {x["segment"] for x in lesions}
+        assert named == visible.get((frame.video, frame.frame), set())
+        assert {x["segment"] for x in ideal} <= named
+        assert all(x in json.loads(videos.loc[frame.video, "lesions"]) for x in lesions)
+        for written in (text.findings_en, text.findings_ja):
+            assert {int(n) for n in re.findall(r"#(\d+)", written)} == named
+            assert all(f"{x['percent']}%" in written for x in lesions)
+            assert written.endswith(PLANS[frame.plan][written == text.findings_ja])
+        assert (frame.plan == "none") == (not lesions)
 
 
 def test_every_stream_belongs_to_one_cohort_patient_and_purpose():
@@ -284,6 +298,7 @@ def test_centreline_points_lie_on_dark_vessels():
 def test_a_wanted_lesion_is_the_one_shown(segment):
     got = still(segment, 96, lesion={"segment": segment, "percent": 90})
     assert got.lesions == [{"segment": segment, "percent": 90, "artery": artery_of(segment)}]
+    assert got.shown in ([], got.lesions)
     assert got.laterality == laterality_of(segment)
     if len(got.lesion_points):
         at = got.lesion_points[0]

@@ -12,6 +12,7 @@ from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.imaging.pose import foreshortening, inside_shutters, overlap, pose_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
+from cag_utils.phantom.imaging.sight import lesion_sights
 from cag_utils.phantom.subject import diseased_tree, draw_subject
 from tests.phantom.world import rng
 
@@ -103,6 +104,87 @@ def test_the_field_is_the_open_part_of_the_picture_whatever_its_shape():
     wide = replace(shot, look=replace(shot.look, field="box", shutters=(-0.05,) * 4))
     got = inside_shutters(wide, at, np.full(6, 50.0))
     np.testing.assert_array_equal(got, [False, True, True, True, True, False])
+
+
+def seen(tree, frames=1, contrast=0.3, noise=0.05, **moved):
+    """Sights along z, 5 pixels a millimetre, in a picture of 512."""
+    shot = draw_shot(rng(), draw_subject(rng(), (1.0,)), grow_tree(rng(), "LCA"), n_frames=frames)
+    pose, shape = pose_tree(tree, shot), (frames, len(tree.points))
+    u, v = (np.broadcast_to(5 * tree.points[:, axis] + 100, shape) for axis in (0, 1))
+    still = {"du": np.zeros(shape), "dv": np.zeros(shape), "scale": np.full(shape, 5.0)}
+    pose = replace(pose, u=u, v=v, **still | moved)
+    fields = np.broadcast_to(contrast, shape), np.ones(shape, bool), np.full((512, 512), noise)
+    return lesion_sights(tree, shot, pose, *fields)
+
+
+def narrowed(tree, percent=50):
+    """The first stick with a lesion of 2 mm healthy width over points 18 to 22, all alike."""
+    neck = np.isin(np.arange(len(tree.points)), range(18, 23))
+    share = percent / 100 * neck
+    return replace(tree, radius=1 - share, narrowed=share, lesions=(lesion(20, percent),))
+
+
+def test_what_a_frame_shows_of_a_lesion_by_hand():
+    [side] = seen(narrowed(sticks(np.zeros(3))))
+    assert (side.width_px, side.narrowing_px, side.filled) == (10, 5, 0.3) and side.visible
+    # a round lumen of 0.3 log exposure has lost three quarters over 20 of its 10 pixels, noise 0.05
+    expected = 0.3 * np.pi / 4 * 0.75 * 10 * np.sqrt(20 / 10) / 0.05
+    assert side.signal[0] == pytest.approx(expected, abs=0.01)
+    [blurred] = seen(narrowed(sticks(np.zeros(3))), du=np.full((1, 41), 30.0))
+    assert blurred.signal[0] == pytest.approx(side.signal[0] / 2, abs=0.01)  # four times as wide
+    end_on = sticks(np.zeros(3), along=(0.05, 0, 1))  # healthy vessel stands before the neck
+    [hidden] = seen(narrowed(end_on))
+    assert hidden.narrowing_px < 0.3 and not hidden.visible
+    empty_behind = np.r_[np.full(23, 0.3), np.zeros(18)]
+    for percent, shown in ((90, False), (100, True)):  # an occlusion needs nothing behind it
+        [sight] = seen(narrowed(sticks(np.zeros(3)), percent), contrast=empty_behind)
+        assert sight.visible == shown and sight.filled == 0.3 * shown
+    over = narrowed(sticks(np.zeros(3), np.array([20.5, -20, 20]), along=(1.0, 0, 0)))
+    over.points[41:] = [20.0, -20, 20] + np.arange(41)[:, None] * np.array([0, 1.0, 0])  # across
+    [crossed] = seen(over)
+    assert crossed.covered == 0.2 and crossed.visible  # one of five points under its 2 mm
+    over.points[41:] = over.points[:41] + [0, 0.5, 20]  # along it
+    assert seen(over)[0].covered == 1 and not seen(over)[0].visible
+    empty_over = np.r_[np.full(41, 0.3), np.zeros(41)]
+    assert seen(over, contrast=empty_over)[0].covered == 0
+
+
+GOOD = {"width_px": 16.0, "narrowing_px": 8.0, "filled": 0.1, "signal": 5.0, "in_field": 1.0,
+        "covered": 0.5}  # fmt: skip
+
+
+def sight(percent=50, size_px=512, **measured):
+    columns = {name: np.array([value]) for name, value in (GOOD | measured).items()}
+    return grading.LesionSight(
+        {"segment": 7, "percent": percent, "artery": "LAD"}, size_px, **columns
+    )
+
+
+@pytest.mark.parametrize(("changed", "part"), [
+    ({}, None), ({"narrowing_px": 4.0}, None), ({"narrowing_px": 3.99}, "side"),
+    ({"width_px": 1.0, "narrowing_px": 0.99}, "size"), ({"filled": 0.099}, "filled"),
+    ({"signal": 4.99}, "signal"), ({"in_field": 0.99}, "in_field"), ({"covered": 0.51}, "covered"),
+    ({"size_px": 256, "width_px": 1.0, "narrowing_px": 0.5}, None),  # a pixel of 512 rows
+])  # fmt: skip
+def test_each_part_of_the_rule_of_lesions_hides_one(changed, part):
+    one = sight(**changed)
+    assert one.visible == (part is None)
+    assert [name for name, room in one.margins().items() if room < 0] == [part][: part is not None]
+
+
+@pytest.mark.parametrize(("percent", "width", "narrowing", "read"), [
+    (50, 16.0, 8.0, 50),  # 3.5 of 7 small pixels: 4, 57 %
+    (25, 4.0, 1.0, 0),  # 0.44 small pixels: gone
+    (25, 5.0, 1.25, 50),  # one of 2.2 small pixels
+    (99, 16.0, 15.84, 99), (90, 7.0, 6.3, 99),  # 3 of 3.06
+    (100, 16.0, 16.0, 100), (100, 4.0, 4.0, 100), (50, 16.0, 3.0, 0),  # hidden
+])  # fmt: skip
+def test_an_ideal_reader_measures_in_whole_pixels_of_small_ones(percent, width, narrowing, read):
+    one = sight(percent, width_px=width, narrowing_px=narrowing)
+    assert one.percent_at(224) == read
+    truth = grading.FrameTruth(*np.ones((6, 1)), standard_view=True, sights=(one,))
+    assert [x["percent"] for x in truth.lesions(0, 224)] == [read][: read > 0]
+    assert [x["percent"] for x in truth.lesions(0)] == [percent][: int(one.visible[0])]
 
 
 @pytest.mark.parametrize(("measured", "grade"), [

@@ -17,7 +17,7 @@ def test_the_readmes_calls_run_and_draw_its_picture(tmp_path, monkeypatch):
     names = {}
     calls = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
     exec("\n".join(calls), names)
-    assert len(names["cines"]) == len(names["findings"]) == 2 and len(names["labels"]) == 16
+    assert len(names["cines"]) == 2 and len(names["findings"]) == len(names["labels"]) == 16
     assert names["shown"].image.shape == (512, 512) and names["frames"].shape == (36, 256, 256)
     assert len(names["grades"]) == 36 and "LCA_better" in names["grades"]
     drawn, shown = (Image.open(folder / "example.png") for folder in (tmp_path, README.parent))

@@ -12,9 +12,9 @@ from cag_utils.paper.claims import compare_claims
 from cag_utils.phantom.clinic.findings import write_findings
 from cag_utils.profiles import Stats
 from cag_utils.scores import scorecard
-from cag_utils.scores.rubric import CRITERIA, Criterion
+from cag_utils.scores.rubric import CRITERIA, Criterion, truth_of
 from cag_utils.scores.scorecard import against_base, read_sheet, score_generations, summarise_marks
-from tests.paper.test_claims import CNN
+from tests.paper.test_claims import GIVEN
 from tests.running import execute
 
 STATS = Stats(n_resamples=200, level=0.95)
@@ -49,6 +49,10 @@ def generations(table, answers):
     return pd.DataFrame(rows, columns=["case_id", "model", "output", "status"])
 
 
+NO_LOOKS, NO_SKILL = (pd.DataFrame(columns=c) for c in (scorecard.LOOKS, scorecard.SKILLS))
+ON_SHEET = [name for name in CRITERIA if name not in ("missed_error", "invented_error")]
+
+
 def sorry(row):
     return "Sorry, I can not help with that."
 
@@ -80,66 +84,90 @@ def test_own_data_without_truth_columns_are_judged_by_their_findings_or_stay_mis
     bare = table.drop(columns=[c for c in table if c.startswith("truth_")])
     made = generations(table, {"gemma3_lora": perfect})
     assert score_generations(made, bare, "en").equals(score_generations(made, table, "en"))
-    assert scorecard.truth_of(bare.iloc[2], "ja") == scorecard.truth_of(table.iloc[2], "ja")
+    assert truth_of(bare.iloc[2], "ja") == truth_of(table.iloc[2], "ja")
     in_japanese = itemgetter("findings_ja")
     assert (marks(in_japanese, in_japanese, "ja")["overall"] == 10).all()
     table = bare
     table["findings_en"] = "LCX #11 shows 75% stenosis."  # validated findings without a plan
     made = generations(table, {"gemma3_lora": perfect, "gemma3_base": perfect})
     summary = summarise_marks(score_generations(made, table, "en"), STATS, 0)
-    assert math.isnan(summary["treatment_error"][0]) and summary["vessel_error"][0] == 0
-    assert scorecard.table4(summary)["treatment_error"].isna().all()
-    figures = scorecard.flat_metrics(summary, pd.DataFrame())
-    assert figures["gemma3_lora.treatment_error_rate"] is None
+    assert math.isnan(summary["treatment_error"][0]) and summary["numbering_error"][0] == 0
+    assert scorecard.table4(summary, NO_SKILL, NO_LOOKS)["treatment_error"].isna().all()
+    figures = scorecard.flat_metrics(summary, NO_SKILL, NO_LOOKS, pd.DataFrame())
+    assert figures["gemma3_lora.treatment_error_rate"] is figures["gemma3_lora.plan_right"] is None
     table["findings_en"] = "PCI is recommended."  # and now without a vessel
     scored = score_generations(made, table, "en")
     summary = summarise_marks(scored, STATS, 0)
-    assert math.isnan(summary["segment"][0])
-    assert scorecard.table4(summary)["segment_match"][0] == "–"
+    assert math.isnan(summary["segment_accuracy"][0])
+    assert scorecard.lesion_table(summary, NO_SKILL, "lesion_f1")["lesion_f1"][0] == "–"
     compared = against_base(scored, STATS, 0)
-    assert set(compared["measure"]) == {"overall", "logical_right", "treatment_right"}
+    known = {"overall", "logical_right", "treatment_right", "plan_right"}
+    assert set(compared["measure"]) == known
 
 
 def test_the_summary_hand_worked_and_table4_in_the_papers_columns_and_order():
     wrong = iter([0, 1] * 4)  # the first frame of each patient is right, the second refused
     scored = marks(lambda row: sorry(row) if next(wrong) else perfect(row))
     row = summarise_marks(scored, STATS, 0).iloc[0]
-    assert (row["cases"], row["mean"], row["overall"]) == (8, 5, 5)
+    assert (row["cases"], row["overall"], row["reader"]) == (8, 5, "rubric")
     assert row["sd"] == pytest.approx(math.sqrt(8 * 25 / 7))
-    assert row["vessel_error"] == 4 and row["vessel_error_rate"] == 0.5
-    assert row["unparseable_rate"] == 0.5 and row["laterality"] == 0.5
+    assert row["missed_error"] == 4 and row["missed_error_rate"] == 0.5
+    assert row["unparseable_rate"] == row["side_unnamed_rate"] == row["laterality_accuracy"] == 0.5
+    # three of six lesions are named, and nothing else: recall 3 / 6, F1 2 x 3 / (6 + 3)
+    assert (row["lesion_recall"], row["lesion_precision"]) == (0.5, 1)
+    assert row["lesion_f1"] == pytest.approx(2 / 3) and row["healthy_right"] == 0.5
     # Every patient has one right and one wrong frame: resampling patients changes nothing.
-    assert (row["segment"], row["segment_low"], row["segment_high"]) == (0.5, 0.5, 0.5)
+    assert [row[f"segment_accuracy{end}"] for end in scorecard.ENDS] == [0.5, 0.5, 0.5]
     scored = marks(zephyr=sorry)
-    table = scorecard.table4(summarise_marks(scored[::-1], STATS, 0))
-    assert list(table.columns[:9]) == ["model", "cases", "mean", "sd", *CRITERIA]
+    summary = summarise_marks(scored[::-1], STATS, 0)
+    table = scorecard.table4(summary, NO_SKILL, NO_LOOKS)
+    assert list(table.columns[:6]) == ["kind", "model", "reader", "cases", "mean", "sd"]
+    assert list(table.columns[6:13]) == list(CRITERIA)
     # A model the study has no name for is kept, under its own.
     assert table["model"].tolist() == ["Gemma3 (unfine-tuned)", "Gemma3 w/LoRA", "zephyr"]
-    assert table["segment_match"].tolist()[1] == "1.00 (1.00 to 1.00)"
-    assert table["laterality_error"].tolist() == [8, 0, 8]
+    assert table["laterality_error"].tolist() == [8, 0, 8] and set(table["skill"]) == {"–"}
+    lesions = scorecard.lesion_table(summary, NO_SKILL, "lesion_f1")
+    assert lesions["lesion_f1"].tolist()[1] == "1.00 (1.00 to 1.00)"
+
+
+def test_how_often_each_rule_fires():
+    lesion = (
+        "LAD #11 shows 75% stenosis. No revascularization is needed; continue risk factor control."
+    )
+    rates = scorecard.rule_rates(marks(lora=lambda row: lesion))["gemma3_lora"]
+    fired = {"logical: number of another artery", "logical: plan against grade or plan"}
+    assert {name for name in rates.index if name.startswith("log") and rates[name]} == {
+        "logical_error"
+    } | fired
+    assert rates["laterality_error"] == 0.5 and rates["invented_error"] == 0.75
+    assert rates["numbering_error"] == 1 and rates["side_unnamed"] == 0
 
 
 def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     compared = against_base(marks(), STATS, 0).set_index("measure")
     assert compared.loc["overall", "difference"] == 10 and compared["beats_base"].all()
-    assert compared.loc["segment_match", "cases"] == 8
-    assert compared.loc["lesions_named", "cases"] == 6  # two frames show none
+    assert compared.loc["lesion_f1", "cases"] == 8 and compared.loc["lesion_f1", "difference"] == 1
+    assert "lesion_precision" not in compared.index  # the base names nothing: no precision
     assert {f"{name.removesuffix('_error')}_right" for name in CRITERIA} < set(compared.index)
-    figures = scorecard.flat_metrics(summarise_marks(marks(), STATS, 0), compared.reset_index())
-    ones = "segment_accuracy laterality_accuracy lesions_named grades_near overall_gain_clear"
-    ones = ones.split() + ["segment_gain", "vessel_right_gain"]
+    summary = summarise_marks(marks(), STATS, 0)
+    figures = scorecard.flat_metrics(summary, NO_SKILL, NO_LOOKS, compared.reset_index())
+    ones = (
+        "segment_accuracy laterality_accuracy lesion_f1 grades_near overall_gain_clear plan_right"
+    )
+    ones = ones.split() + ["segment_accuracy_gain", "missed_right_gain"]
     wanted = dict.fromkeys(ones, 1) | {"overall_mean": 10, "overall_gain": 10, "n": 8}
+    wanted["base"] = "gemma3_base"
     assert {name: figures[f"gemma3_lora.{name}"] for name in wanted} == wanted
     assert figures["gemma3_base.logical_error_rate"] == 1 and figures["gemma3_base.n"] == 8
     same = against_base(marks(perfect, perfect), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
     worse = against_base(marks(perfect, sorry), STATS, 0)
-    assert (worse["high"] < 0).all() and not worse["beats_base"].any() and len(worse) == 9
+    assert (worse["high"] <= 0).all() and not worse["beats_base"].any() and len(worse) == 14
     # right on two of four patients, and on the others and one case more
     half = lambda row: perfect(row) if row["case_id"] < "case-0004" else sorry(row)  # noqa: E731
     rest = lambda row: sorry(row) if row["case_id"] < "case-0003" else perfect(row)  # noqa: E731
     compared = against_base(marks(half, rest), STATS, 0)
-    compared = compared[compared["cases"] == 8]  # lesions: the fourth patient alone differs
+    compared = compared.set_index("measure").loc[["overall", "segment_accuracy", "missed_right"]]
     assert (compared["difference"] > 0).all() and (compared["low"] < 0).all()
     assert not compared["beats_base"].any()
 
@@ -157,8 +185,23 @@ def test_which_base_a_tuned_model_is_compared_with():
     assert based(swapped, other, own) == {swapped: own}
 
 
+def test_the_base_is_asked_as_it_does_best_on_validation_cases():
+    zero = "gemma3_base@zero"
+    tried = marks(sorry, perfect, **{zero: lambda row: "LCX #11 shows 75% stenosis."})
+    tried = tried[tried["model"] != "gemma3_lora"]
+    chosen = scorecard.choose_bases(tried, STATS, 0).set_index("model")
+    assert chosen["chosen"].to_dict() == {"gemma3_base": False, zero: True}
+    assert (chosen["base"] == "gemma3_base").all() and chosen.loc["gemma3_base", "overall"] == 0
+    same = scorecard.choose_bases(marks(sorry, perfect, **{zero: sorry}), STATS, 0)
+    assert same.loc[same["chosen"], "model"].tolist() == ["gemma3_base", "gemma3_lora"]  # equals
+    scored = marks(sorry, perfect, **{zero: perfect})
+    for best, base in (([], "gemma3_base"), (["gemma3_base"], "gemma3_base"), ([zero], zero)):
+        found = against_base(scored, STATS, 0, best).set_index("measure").loc["overall"]
+        assert (found["base"], found["difference"]) == (base, 0 if base == zero else 10)
+
+
 def fill(sheet, reader="r1", overall=5.0):
-    return sheet.assign(reader=reader, overall=overall, **dict.fromkeys(CRITERIA, 0))
+    return sheet.assign(reader=reader, overall=overall, **dict.fromkeys(ON_SHEET, 0))
 
 
 def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
@@ -167,12 +210,21 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
     both = pd.concat([fill(blank, "r1", 6.0), fill(blank, "r2", 8.0)])
     read = scorecard.score_by_sheet(both, scored)
     assert list(read.columns) == list(scored.columns) and set(read["reader"]) == {"r1", "r2"}
-    summary = summarise_marks(read, STATS, 0).set_index("model")
-    assert summary.loc["gemma3_base", "overall"] == 7 and summary.loc["gemma3_base", "cases"] == 8
-    assert summary["segment"].to_dict() == {"gemma3_base": 0, "gemma3_lora": 1}
+    assert (read.loc[read["model"] == "gemma3_base", "missed_error"] == 1).all()  # the rubric's own
+    summary = summarise_marks(read, STATS, 0).set_index(["model", "reader"])
+    base = summary.loc["gemma3_base"]
+    assert base["overall"].to_dict() == {"r1": 6, "r2": 8, "mean": 7}
+    assert set(base["cases"]) == {8} and set(base["missed_error"]) == {8}  # not 16 of 8 cases
+    assert base["logical_error"].to_dict() == {"r1": 0, "r2": 0, "mean": 0}
+    ticked = pd.concat([fill(blank), fill(blank, "r2").assign(logical_error=1)])
+    ticked = summarise_marks(scorecard.score_by_sheet(ticked, scored), STATS, 0)
+    assert ticked["logical_error"].tolist() == [0, 8, 4] * 2  # readers, and their mean of 8 cases
+    figures = scorecard.flat_metrics(ticked, NO_SKILL, NO_LOOKS, pd.DataFrame())
+    assert figures["gemma3_lora.logical_error_rate"] == 0.5
+    assert summary["segment_accuracy"].tolist() == [0] * 3 + [1] * 3
     # Two readers of one text are one case, not two.
     cases = against_base(read, STATS, 0).set_index("measure")["cases"]
-    assert cases["overall"] == 8 and cases["segment_match"] == 8
+    assert cases["overall"] == 8 and cases["segment_accuracy"] == 8
     foreign = fill(blank).replace({"case_id": {"case-0003": "case-0999"}})
     with pytest.raises(ValueError, match="2 texts that 05 did not generate.*'case-0999'"):
         scorecard.score_by_sheet(foreign, scored)
@@ -190,19 +242,22 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     assert plain["overall"][0] == 10 and "verbosity_error" not in plain
     assert right["verbosity_error"].to_dict() == {"gemma3_lora": 1, "gemma3_base": 1}
     summary = summarise_marks(scored, STATS, 0)
-    assert scorecard.table4(summary)["verbosity_error"].tolist() == [8, 8]
-    figures = scorecard.flat_metrics(summary, against_base(scored, STATS, 0))
+    shown = scorecard.table4(summary, NO_SKILL, NO_LOOKS)
+    assert shown["verbosity_error"].tolist() == [8, 8]
+    compared = against_base(scored, STATS, 0)
+    figures = scorecard.flat_metrics(summary, NO_SKILL, NO_LOOKS, compared)
     assert figures["gemma3_lora.verbosity_error_rate"] == 1
     assert "gemma3_lora.verbosity_right_gain" in figures
-    claims = compare_claims(CNN, {}, {"ja": figures}, ["gemma3"]).set_index("claim")["here"]
+    claims = compare_claims(**GIVEN | {"marks": {"ja": scored}}).set_index("claim")["here"]
     [vessels] = claims[claims.index.str.startswith("Vessel")]
-    assert "verbosity 100%" in vessels
+    assert "verbosity 1.00" in vessels
+    assert scorecard.rule_rates(scored).loc["verbosity_error", "gemma3_lora"] == 1
     blank, key = scorecard.blank_sheet(generations(pairs(), made), 0)
     assert "verbosity_error" in blank
     path = tmp_path / "scores.csv"
     fill(blank).assign(verbosity_error=1).to_csv(path, index=False)
     read = scorecard.score_by_sheet(read_sheet(path, key), scored)
-    assert (read["verbosity_error"] == 1).all() and (read["vessel_error"] == 0).all()
+    assert (read["verbosity_error"] == 1).all() and (read["numbering_error"] == 0).all()
     fill(blank).drop(columns="verbosity_error").to_csv(path, index=False)
     with pytest.raises(ValueError, match="no column .*verbosity_error"):
         read_sheet(path, key)
@@ -238,7 +293,7 @@ def filled(tmp_path, **changes):
     """Write a filled sheet of two rows; `changes` maps a column to its two cells."""
     row = {"case_id": ["case-0001", "case-0002"], "model": "A", "reader": "r1", "overall": "7.5"}
     path = tmp_path / "scores.csv"
-    pd.DataFrame(row | dict.fromkeys(CRITERIA, "0") | changes).to_csv(path, index=False)
+    pd.DataFrame(row | dict.fromkeys(ON_SHEET, "0") | changes).to_csv(path, index=False)
     return path
 
 
@@ -250,7 +305,7 @@ def test_every_text_is_on_the_sheet_once_and_the_key_finds_its_model(n_cases, se
     joined = sheet.rename(columns={"model": "code"}).merge(key, on=["case_id", "code"])
     rows, wanted = (t[["case_id", "model", "output"]].to_numpy().tolist() for t in (joined, table))
     assert sorted(rows) == sorted(wanted)
-    assert (sheet[["reader", "overall", *CRITERIA]] == "").all(axis=None)
+    assert (sheet[["reader", "overall", *ON_SHEET]] == "").all(axis=None)
 
 
 def test_the_sheet_is_blind_shuffled_and_repeatable():
@@ -271,15 +326,15 @@ def test_the_sheet_is_blind_shuffled_and_repeatable():
 
 
 @pytest.mark.parametrize("column, cells, match", [
-    ("overall", ["7", "11"], r"scores\.csv: row 3: overall '11' must be a number from 0 to 10"),
-    ("overall", ["", ""], r"row 2: overall '' must be a number .*\(2 rows in all\)"),
-    ("overall", ["7,5", "3"], r"row 2: overall '7,5' must be"),
-    ("overall", ["7", "nan"], r"row 3: overall 'nan' must be"),
-    ("vessel_error", ["0", "2"], r"row 3: vessel_error '2' must be 0 \(no error\) or 1"),
-    ("logical_error", ["yes", "0"], r"row 2: logical_error 'yes' must be 0"),
-    ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error '0\.5' must be 0"),
-    ("case_id", ["", "case-0002"], r"row 2: case_id '' must name a case"),
-    ("model", ["A", ""], r"row 3: model '' must be a model"),
+    ("overall", ["7", "11"], r"scores\.csv: row 3: overall must be a number from 0 to 10"),
+    ("overall", ["", ""], r"row 2: overall must be a number .*\(2 rows in all\)"),
+    ("overall", ["7,5", "3"], r"row 2: overall must be"),
+    ("overall", ["7", "nan"], r"row 3: overall must be"),
+    ("numbering_error", ["0", "2"], r"row 3: numbering_error must be 0 \(no error\) or 1"),
+    ("logical_error", ["yes", "0"], r"row 2: logical_error must be 0"),
+    ("stenosis_error", ["0", "0.5"], r"row 3: stenosis_error must be 0"),
+    ("case_id", ["", "case-0002"], r"row 2: case_id must name a case"),
+    ("model", ["A", ""], r"row 3: model must be a model"),
     ("case_id", ["case-0001"] * 2, r"row 3: this reader scored this text twice"),
 ])  # fmt: skip
 def test_names_file_row_and_rule(column, cells, match, tmp_path):
@@ -304,16 +359,18 @@ def test_the_key_of_another_run_is_refused_and_many_keys_can_be_offered(tmp_path
     read = read_sheet(path, pd.concat([other, key]))
     assert read["model"].tolist() == key["model"].tolist()
     assert read["overall"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert list(read.columns) == ["case_id", "model", "reader", "overall", *CRITERIA]
+    assert list(read.columns) == ["case_id", "model", "reader", "overall", *ON_SHEET]
 
 
 def test_without_a_key_models_go_by_name_and_a_spreadsheets_decimals_are_marks(tmp_path):
-    path = filled(tmp_path, vessel_error=["1.0", "0.0"])
+    path = filled(tmp_path, numbering_error=["1.0", "0.0"])
     read = read_sheet(path)
-    pd.testing.assert_series_equal(read["vessel_error"], pd.Series([1, 0], name="vessel_error"))
+    pd.testing.assert_series_equal(
+        read["numbering_error"], pd.Series([1, 0], name="numbering_error")
+    )
     assert read["model"].tolist() == ["A", "A"]
     read.drop(columns="reader").to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"scores\.csv: no column \['reader'\]"):
+    with pytest.raises(ValueError, match=r"scores\.csv: row 1: no column \['reader'\]"):
         read_sheet(path)
     with pytest.raises(FileNotFoundError, match="none.csv is missing"):
         read_sheet(tmp_path / "none.csv")

@@ -35,11 +35,11 @@ def test_the_truth_has_one_silence_nothing_and_a_blind_text_little(language, tex
 
 
 def test_a_metric_that_only_tells_kinds_apart_knows_nothing_within_them():
-    rows = pd.DataFrame({"patient_id": list("abcd"), "kind": list("xxyy"), "score": [1, 2, 9, 8]})
-    rows = rows.assign(kinds=[0, 0, 1, 1], judge=rows["score"], half=[1, 2, None, None])
-    found = correlate(
-        rows, ["kinds", "judge", "half"], "score", "kind", Stats(n_resamples=20, level=0.95), 0
-    )
+    rows = pd.DataFrame({"case_id": range(4), "model": "m", "kind": list("xxyy")})
+    scores = rows.assign(patient_id=list("abcd"), overall=[1, 2, 9, 8]).drop(columns="kind")
+    rows = rows.assign(kinds=[0, 0, 1, 1], judge=[1, 2, 9, 8], half=[1, 2, None, None])
+    stats = Stats(n_resamples=20, level=0.95)
+    found = correlate(rows, ["kinds", "judge", "half"], scores, stats, 0)
     table = found.set_index("metric")
     assert table.loc["kinds", "rho"] == pytest.approx(4 / 20**0.5)  # of ranks 1.5, 3.5 and 1 to 4
     assert table.loc["kinds", ["within", "within_low"]].isna().all()

@@ -92,6 +92,16 @@ def test_answers_come_back_in_the_order_of_the_cases(asked, lengths, batch_size)
     assert len(made) == len(lengths) and list(made) == ["output", "seconds", "n_tokens"]
 
 
+def test_what_is_asked_twice_is_answered_once(asked, monkeypatch):
+    parrot, seen = Parrot(), []
+    told = generate._answer_batch
+    monkeypatch.setattr(generate, "_answer_batch", lambda *x: seen.append(len(x[2])) or told(*x))
+    image, prompts = asked[0][0], ["#1", "#2", "#1", "#1"]
+    made = generate_answers(parrot, make_processor("paligemma2"), [image] * 4, prompts, 8, 4)
+    assert seen == [2] and len(set(made["seconds"])) == 1
+    assert [text.split("#")[-1] for text in made["output"]] == ["1", "2", "1", "1"]
+
+
 def test_tokens_are_counted_up_to_the_end_and_sizes_and_prompts_are_checked():
     made = torch.tensor([[5, 6, 1, 0, 0], [5, 6, 7, 8, 9], [1, 0, 0, 0, 0], [5, 2, 1, 5, 1]])
     assert generate.count_tokens(made, [1, 0]) == [2, 5, 0, 2]
@@ -140,8 +150,12 @@ def test_shots_come_from_train_sides_take_turns_and_the_prompt_shows_their_forma
     right = examples[examples["laterality"] == "RCA"]
     assert len(generate.pick_shots(right, 3, np.random.default_rng(0))) == 3
     assert generate.pick_shots(examples, 0, np.random.default_rng(0)).empty
-    with pytest.raises(ValueError, match="9 shots need as many training cases, there are 8"):
+    with pytest.raises(ValueError, match="9 shots need as many training patients, there are 8"):
         generate.pick_shots(examples, 9, np.random.default_rng(0))
+    shared = examples.assign(patient_id=examples["patient_id"].where(examples.index > 3, "one"))
+    for seed in range(5):  # four cases of one patient: at most one of them is shown
+        shots = generate.pick_shots(shared, 4, np.random.default_rng(seed))
+        assert shots["patient_id"].is_unique
     shots = pd.DataFrame({"report": ["R1", "R2"], "answer": ["A1", "A2"]})
     assert generate.few_shot_prompt("Ask.", shots, "en") == (
         "Examples of the answer, from other patients:\n\nReport: R1\nAnswer: A1\n\n"

@@ -30,8 +30,8 @@ from cag_utils.vlm.generate import generate_answers, generation_table
 from cag_utils.vlm.lora import load_tuned
 from cag_utils.vlm.preflight import preflight, sources_table
 from cag_utils.report import MODEL_COLOURS, MODEL_NAMES
-from cag_utils.scores.rubric import CRITERIA
-from cag_utils.scores.scorecard import LESION_SHARES, against_base
+from cag_utils.scores.measures import measures
+from cag_utils.scores.scorecard import against_base
 from cag_utils.profiles import parse_profile
 from cag_utils.vlm.sft import make_job, reload_difference, run_job
 
@@ -48,7 +48,7 @@ history = pd.read_csv(out / "history.csv")
 scores = pd.DataFrame(
     {"patient_id": ["a", "b"] * 2, "case_id": ["a", "b"] * 2}
     | {"model": ["mine_lora"] * 2 + ["gemma3_base"] * 2}
-    | {name: 1.0 for name in ("overall", "segment_match", *LESION_SHARES, *CRITERIA)}
+    | {name: 1.0 for m in measures().values() for name in (m.top, *m.bottom)}
 )
 print(json.dumps({
     "names": [MODEL_NAMES["mine_base"], MODEL_NAMES["mine_lora"]],

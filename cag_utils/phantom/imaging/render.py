@@ -1,6 +1,7 @@
 """Shoot a cine: a tree in motion, its bolus, the catheter, drawn frame by frame."""
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,8 +12,15 @@ from cag_utils.phantom.imaging.contrast import NEVER, arrival_s, beds, inlet
 from cag_utils.phantom.imaging.detector import NOISE_BORDER, Detector, compose, contrast_at, expose
 from cag_utils.phantom.imaging.display import Display
 from cag_utils.phantom.imaging.instruments import Instruments
-from cag_utils.phantom.imaging.pose import PIXEL_DIGITS, Pose, frame_truth, pose_tree
+from cag_utils.phantom.imaging.pose import (
+    PIXEL_DIGITS,
+    Pose,
+    frame_truth,
+    inside_shutters,
+    pose_tree,
+)
 from cag_utils.phantom.imaging.shot import Shot
+from cag_utils.phantom.imaging.sight import lesion_sights
 from cag_utils.phantom.imaging.splat import draw_tubes, link_steps, wipe
 from cag_utils.phantom.imaging.ventricle import DILUTION, cavity_depth, heart_swell
 from cag_utils.phantom.labels import FrameTruth
@@ -49,7 +57,11 @@ def film(
         canvas.ventricle(index)
         canvas.instruments.draw(canvas.depth, canvas.spans, index)
         canvas.develop(index, frame)
-    return frames, frame_truth(tree, shot, pose, contrast)
+    truth = frame_truth(tree, shot, pose, contrast)
+    inside = inside_shutters(shot, pose.u, pose.v)
+    noise = detector.noise_sigma / detector.gain
+    sights = lesion_sights(tree, shot, pose, contrast, inside, noise)
+    return frames, replace(truth, sights=sights)
 
 
 class _Canvas:

@@ -1,0 +1,117 @@
+"""How many exams and readers a comparison of two models needs: closed form and simulation.
+
+Both models answer the same cases, so what counts is the spread of the *difference* by exam. One
+reader's difference has a part that is true of the two answers and a part that is the reader's own:
+more readers shrink the second, more exams both. A lasting taste for one model is in neither.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+from statsmodels.stats.power import TTestPower
+
+MOST_EXAMS = 100_000  # beyond that "more than can be had" is the answer
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is assumed of the marks that somebody would give."""
+
+    gap: float  # mean difference of the two models, points
+    case_sd: float  # of one reader's difference on a case, points
+    agreement: float  # share of its variance that readers share, above 0 to 1
+    cases: float  # cases an exam
+    exam_share: (
+        float  # variance of exam means of the shared part, as a share of its cases' variance
+    )
+
+
+def measure_pairs(marks: pd.DataFrame) -> tuple[float, float]:
+    """Return how two models' marks of a case correlate, and the `exam_share` of their difference.
+
+    Args:
+        marks: One row a case: patient_id, first and second, the two models' marks.
+
+    Raises:
+        ValueError: A model's marks do not vary, or the two never differ.
+    """
+    gaps = (marks["first"] - marks["second"]).astype(float)
+    if not gaps.std() > 0 or not marks[["first", "second"]].std().min() > 0:
+        raise ValueError("the two models' marks do not vary: name two whose do (first, second)")
+    by_exam = gaps.groupby(marks["patient_id"]).mean()
+    return float(marks["first"].corr(marks["second"])), float(min(by_exam.var() / gaps.var(), 1))
+
+
+def design_of(
+    means: tuple[float, float],
+    sds: tuple[float, float],
+    rho: float,
+    exam_share: float,
+    cases: float,
+    agreement: float,
+) -> Design:
+    """Return the design of two printed means and SDs, and of what is not printed with them.
+
+    The variance of a difference is that of both marks less twice rho times their SDs.
+    """
+    variance = sds[0] ** 2 + sds[1] ** 2 - 2 * rho * sds[0] * sds[1]
+    return Design(means[0] - means[1], variance**0.5, agreement, cases, exam_share)
+
+
+def exam_sd(design: Design, readers: int) -> float:
+    """Return the SD over exams of the mean difference that `readers` find, points."""
+    own = (1 - design.agreement) / (readers * design.cases)
+    return design.case_sd * (design.agreement * design.exam_share + own) ** 0.5
+
+
+def power_of(design: Design, exams: int, readers: int, alpha: float = 0.05) -> float:
+    """Return the chance that a paired t-test over exam means finds the gap, two-sided, 0 to 1."""
+    size = design.gap / exam_sd(design, readers)
+    return float(TTestPower().power(size, exams, alpha))
+
+
+def exams_needed(
+    design: Design, readers: int, power: float = 0.8, alpha: float = 0.05
+) -> int | None:
+    """Return how many exams give that power, None beyond `MOST_EXAMS`."""
+    if power_of(design, MOST_EXAMS, readers, alpha) < power:
+        return None
+    size = design.gap / exam_sd(design, readers)
+    return int(np.ceil(TTestPower().solve_power(size, None, alpha, power)))
+
+
+def simulate_power(
+    marks: pd.DataFrame,
+    design: Design,
+    exams: int,
+    readers: int,
+    rng: np.random.Generator,
+    n_trials: int = 500,
+    alpha: float = 0.05,
+) -> float:
+    """Return the share of imagined studies whose Wilcoxon test over exams finds the gap.
+
+    Exams of `marks` are drawn whole, with their own clumped differences, scaled to the design's
+    spread and with a sign by chance, as two models of one worth could be exchanged; each reader
+    adds an error of their own to each case; the gap is added to all.
+
+    Args:
+        marks: As in `measure_pairs`.
+        design: Gap and spreads.
+        exams: In each study, 2 or more.
+        readers: In each study.
+        rng: Of exams and readers' errors.
+        n_trials: Studies.
+        alpha: Two-sided.
+    """
+    gaps = (marks["first"] - marks["second"]).astype(float)
+    by_exam = gaps.groupby(marks["patient_id"]).mean().to_numpy()
+    spread = design.case_sd * (design.agreement * design.exam_share) ** 0.5
+    shared = (by_exam - by_exam.mean()) * spread / by_exam.std(ddof=1)
+    error = design.case_sd * ((1 - design.agreement) / (readers * design.cases)) ** 0.5
+    drawn = rng.choice(shared, (n_trials, exams)) * rng.choice((-1, 1), (n_trials, exams))
+    found = design.gap + drawn + rng.normal(0, error, (n_trials, exams))
+    p = wilcoxon(found, axis=1).pvalue
+    return float(((p < alpha) & (found.mean(1) > 0)).mean())
