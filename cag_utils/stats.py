@@ -7,11 +7,12 @@ not: so each is given one number an exam (`groups`) and model, and every p-value
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import friedmanchisquare, wilcoxon
+from sklearn.metrics import confusion_matrix
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.contingency_tables import cochrans_q, mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -183,30 +184,20 @@ def compare_models(
     rows = []
     for first, second, name, part in cases if len(wide) else ():
         gap = (part[first] - part[second]).mean() if second else np.nan
-        alike = part.eq(part.iloc[:, 0], axis=0).all(axis=None)
-        found = (0.0, 1.0) if alike else TESTS[name](part.to_numpy())
-        rows.append((measure, name, first, second, len(wide), gap, *found))
+        p = (0.0, 1.0)
+        if not part.eq(part.iloc[:, 0], axis=0).all(axis=None):
+            found = TESTS[name](part.to_numpy())
+            p = found.statistic, found.pvalue
+        rows.append((measure, name, first, second, len(wide), gap, *p))
     return pd.DataFrame(rows, columns=TESTED)
 
 
-def _cochran(wrong: np.ndarray) -> tuple[float, float]:
-    found = cochrans_q(wrong)
-    return found.statistic, found.pvalue
-
-
-def _mcnemar(wrong: np.ndarray) -> tuple[float, float]:
-    table = np.zeros((2, 2), int)
-    np.add.at(table, tuple(wrong.T), 1)
-    found = mcnemar(table, exact=True)
-    return found.statistic, found.pvalue
-
-
-# Name to a test of (exams, models) numbers: statistic and p-value.
-TESTS: dict[str, Callable[[np.ndarray], tuple[float, float]]] = {
+# Name to a test of (exams, models) numbers; its result has `statistic` and `pvalue`.
+TESTS: dict[str, Callable[[np.ndarray], Any]] = {
     "Friedman": lambda scores: friedmanchisquare(*scores.T),
     "Wilcoxon signed-rank": lambda scores: wilcoxon(*scores.T),
-    "Cochran's Q": _cochran,
-    "McNemar, exact": _mcnemar,
+    "Cochran's Q": cochrans_q,
+    "McNemar, exact": lambda wrong: mcnemar(confusion_matrix(*wrong.T, labels=[0, 1]), exact=True),
 }
 
 
@@ -215,12 +206,7 @@ def mixed_model(
 ) -> pd.DataFrame:
     """Fit `measure ~ model` with the exam as a random intercept: every row counts, none twice.
 
-    Args:
-        data: Rows by `groups` (the exam) and `model`, with the column `measure`.
-        groups: Column of the exam.
-        measure: A number.
-        models: The first is the reference that the others are compared with.
-        level: Of the intervals.
+    The arguments are those of `compare_models`; the first model is the reference.
 
     Returns:
         `TESTED` and `low`, `high`, `exam_share` (the exam's part of the variance that models do not
@@ -232,16 +218,18 @@ def mixed_model(
     """
     known = data[data["model"].isin(models)].dropna(subset=[measure])
     columns = [*TESTED, "low", "high", "exam_share"]
-    missing = set(models) - set(known["model"])
-    if missing or known[groups].nunique() < 3 or known[measure].nunique() < 2:
+    if (
+        set(models) - set(known["model"])
+        or known[groups].nunique() < 3
+        or known[measure].nunique() < 2
+    ):
         return pd.DataFrame(columns=columns)
     others = list(models[1:])
     design = np.column_stack([known["model"] == model for model in others]).astype(float)
     exog = pd.DataFrame(design, columns=others).assign(mean=1.0)
-    endog = known[measure].to_numpy(float)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a variance of 0 lies on the boundary: still an answer
-        fit = MixedLM(endog, exog, groups=known[groups].to_numpy()).fit(reml=True)
+        fit = MixedLM(known[measure].to_numpy(float), exog, known[groups].to_numpy()).fit(reml=True)
     between = float(fit.cov_re.iloc[0, 0])
     ends = fit.conf_int(alpha=1 - level)
     name, n = "Wald z, mixed model, exam at random", known[groups].nunique()
@@ -263,12 +251,9 @@ def holm(tests: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     Source:
         Holm, Scandinavian Journal of Statistics 6, 1979.
     """
-    adjusted = pd.Series(np.nan, index=tests.index)
-    known = tests.dropna(subset=["p"])
-    parts = known.groupby(list(family)) if family else [((), known)]
-    for _, part in parts:
-        if len(part):
-            adjusted[part.index] = multipletests(part["p"], method="holm")[1]
+    adjusted, known = pd.Series(np.nan, index=tests.index), tests.dropna(subset=["p"])
+    for _, part in known.groupby(list(family) or np.zeros(len(known))):
+        adjusted[part.index] = multipletests(part["p"], method="holm")[1]
     return tests.assign(p_holm=adjusted)
 
 
@@ -280,15 +265,9 @@ def agreement(
     seed: int,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Say how well readers agree who marked the same texts.
+    """Say how well readers agree who marked the same texts: rows by case_id, model and reader.
 
-    Args:
-        data: Rows by case_id, model and reader, with the exam's column and the measures.
-        groups: Column of the exam.
-        measures: Scores, or errors of 0 and 1.
-        n_resamples: As `mean_interval`, like the next two.
-        seed: As there.
-        level: As there.
+    `measures` are scores, or errors of 0 and 1; the other arguments are those of `mean_interval`.
 
     Returns:
         measure, statistic, readers, texts, value, low, high: for each pair of readers Cohen's kappa

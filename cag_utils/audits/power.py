@@ -44,20 +44,9 @@ def measure_pairs(marks: pd.DataFrame) -> tuple[float, float]:
     return float(marks["first"].corr(marks["second"])), float(min(by_exam.var() / gaps.var(), 1))
 
 
-def design_of(
-    means: tuple[float, float],
-    sds: tuple[float, float],
-    rho: float,
-    exam_share: float,
-    cases: float,
-    agreement: float,
-) -> Design:
-    """Return the design of two printed means and SDs, and of what is not printed with them.
-
-    The variance of a difference is that of both marks less twice rho times their SDs.
-    """
-    variance = sds[0] ** 2 + sds[1] ** 2 - 2 * rho * sds[0] * sds[1]
-    return Design(means[0] - means[1], variance**0.5, agreement, cases, exam_share)
+def difference_sd(first: float, second: float, rho: float) -> float:
+    """Return the SD of the difference of two marks of these SDs that correlate with rho."""
+    return (first**2 + second**2 - 2 * rho * first * second) ** 0.5
 
 
 def exam_sd(design: Design, readers: int) -> float:
@@ -102,8 +91,8 @@ def simulate_power(
         design: Gap and spreads.
         exams: In each study, 2 or more.
         readers: In each study.
-        rng: Of exams and readers' errors.
-        n_trials: Studies.
+        rng: Of exams, signs and readers' errors.
+        n_trials: Number of studies.
         alpha: Two-sided.
     """
     gaps = (marks["first"] - marks["second"]).astype(float)

@@ -10,7 +10,7 @@ Tasks without a picture (repeat, translate) see to it that no word of the study 
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import yaml
@@ -25,8 +25,8 @@ from cag_utils.study import PACKAGE
 LANGUAGES = ("en", "ja")
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
-    "describe": 0.16, "side": 0.03, "worst": 0.12, "list": 0.20, "grade": 0.08, "vessels": 0.05,
-    "referral": 0.16, "examples": 0.04, "glossary": 0.05, "copy": 0.11,
+    "describe": 0.16, "side": 0.03, "worst": 0.12, "list": 0.16, "grade": 0.08, "vessels": 0.05,
+    "referral": 0.14, "told": 0.10, "examples": 0.05, "glossary": 0.04, "copy": 0.07,
 }  # fmt: skip
 # Short questions about the picture alone, and the study's words: embeddings are tied, so a word
 # that is not written again and again stays random, and LoRA can then not make the model say it.
@@ -119,8 +119,7 @@ def draw_patient(
 def random_facts(rng: np.random.Generator) -> PictureFacts:
     """Draw facts without a picture: any side, up to three lesions, a patient to fit."""
     side = str(rng.choice(aha.LATERALITIES))
-    segments = rng.choice(aha.segments_of(side), size=int(rng.integers(4)), replace=False)
-    lesions = [_draw_lesion(rng, segment) for segment in segments]
+    lesions = _draw_lesions(rng, side, int(rng.integers(4)))
     return draw_patient(rng, side, lesions, None, aha.segments_of(side))
 
 
@@ -183,6 +182,11 @@ def _ask(rng: np.random.Generator, kind: str, facts: PictureFacts, language: str
 
 def _draw_lesion(rng: np.random.Generator, segment: int) -> dict:
     return aha.check_lesion({"segment": int(segment), "percent": int(rng.choice(aha.GRADES))})
+
+
+def _draw_lesions(rng: np.random.Generator, laterality: str, count: int) -> list[dict]:
+    segments = rng.choice(aha.segments_of(laterality), size=count, replace=False)
+    return [_draw_lesion(rng, segment) for segment in sorted(segments.tolist())]
 
 
 def _lesions(facts: PictureFacts) -> list[dict]:
@@ -284,6 +288,20 @@ def _referral(rng: np.random.Generator, facts: PictureFacts, language: str) -> t
     return "\n\n".join(parts), answer
 
 
+def _told(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    """List what is said in words, 0 to 3 lesions in another wording, after a report or alone."""
+    said = replace(facts, lesions=tuple(_draw_lesions(rng, facts.laterality, int(rng.integers(4)))))
+    writer = _pick(rng, (_describe, _list, _referral))
+    parts = [
+        _ask(rng, "told", facts, language),
+        facts.report[language],
+        writer(rng, said, language)[1],
+    ]
+    if rng.random() < 0.3:
+        del parts[1]
+    return "\n\n".join(parts), _list(rng, said, language)[1]
+
+
 def _examples(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     fmt = _draw_format(rng, language)
     words = {name: both[language] for name, both in wording("words").items()}
@@ -291,8 +309,7 @@ def _examples(rng: np.random.Generator, facts: PictureFacts, language: str) -> t
     blocks = []
     for _ in range(int(rng.integers(1, 3 if with_reports else 4))):
         count = int(rng.choice([0, 1, 2], p=[0.15, 0.6, 0.25]))
-        segments = rng.choice(aha.segments_of(facts.laterality), size=count, replace=False)
-        made = [_draw_lesion(rng, segment) for segment in sorted(segments.tolist())]
+        made = _draw_lesions(rng, facts.laterality, count)
         shot = _entries(fmt, made, language)
         if with_reports:
             report = write_report(rng, draw_record(rng, made, "M"))[language]
@@ -339,6 +356,6 @@ def _codes(rng: np.random.Generator, language: str) -> list[str]:
 
 WRITERS = {
     "describe": _describe, "side": _side, "worst": _worst, "list": _list, "grade": _grade,
-    "vessels": _vessels, "referral": _referral, "examples": _examples, "glossary": _glossary,
-    "copy": _copy,
+    "vessels": _vessels, "referral": _referral, "told": _told, "examples": _examples,
+    "glossary": _glossary, "copy": _copy,
 }  # fmt: skip

@@ -6,6 +6,7 @@ in both languages, so no caption is seen twice and the model must look at the pi
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,6 +80,8 @@ def train_captions(
     seed: int = 0,
     batch_size: int = 16,
     kinds: Sequence[str] = tuple(KINDS),
+    parts: int = 1,
+    checkpoint: Path | None = None,
 ) -> list[dict]:
     """Train projector and language model on generic captions, in place; the tower stays as it is.
 
@@ -87,24 +90,27 @@ def train_captions(
         processor: Its processor.
         stills: Training pictures.
         features: From `encode_stills`.
-        steps: Optimiser steps.
+        steps: Optimiser steps, a multiple of `parts`.
         seed: Order of pictures, patients and wording.
         batch_size: Captions a step.
         kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the
             model learns to look in a third of the time.
+        parts: Of the training; after each, `checkpoint` is written, from which the same call goes
+            on after a kill with the same result.
+        checkpoint: File, or None.
 
     Returns:
         One row (step, loss) a step.
     """
-    rng = np.random.default_rng(seed)
     device = pick_device()
     model.to(device)
     model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(False)
     shares = np.array([KINDS[kind] for kind in kinds])
 
-    def batches(epoch: int):
-        for _ in range(steps):
+    def batches(part: int):
+        rng = np.random.default_rng([seed, part])
+        for _ in range(steps // parts):
             index = rng.integers(len(stills), size=batch_size)
             drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
             facts = [stills.facts(rng, i) for i in index]
@@ -122,7 +128,9 @@ def train_captions(
             return {"loss": caption_loss(model, batch, seen.to(device, torch.float32))}
 
     optimisers = muon_and_adamw(model.model.language_model.layers, model, LEARNING_RATE)
-    done = fit(model, batches, loss, optimisers, steps, name="captions")
+    key = f"{kinds} {seed} {len(stills)} {batch_size}"
+    kept = {"checkpoint": checkpoint, "key": key, "name": "captions"}
+    done = fit(model, batches, loss, optimisers, steps // parts, parts, **kept)
     model.cpu().eval().requires_grad_(True)
     return done.steps
 
@@ -218,6 +226,24 @@ def score_captions(model, processor, stills: Stills, language: str) -> dict[str,
         "list_exact": float(np.mean([t == f for t, f in pairs])),
         "healthy": float(np.mean(well)) if well else float("nan"),
     }
+
+
+def score_told(model, processor, stills: Stills, language: str, seed: int = 0) -> float:
+    """Return the share of lesions, 0 to 1, that a twin lists when they are told it in words.
+
+    The captions of the kind `told`, one a held-out still; a lesion counts with its grade.
+    """
+    rng, named = np.random.default_rng(seed), []
+    facts = [stills.facts(rng, i) for i in range(len(stills))]
+    pairs = [write_caption(rng, one, language, "told") for one in facts]
+    for start in range(0, len(pairs), 50):
+        part = pairs[start : start + 50]
+        images = stills.images[start : start + 50]
+        said = answer(model, processor, [question for question, _ in part], images)
+        for (_, told), text in zip(part, said, strict=True):
+            found = (read_list(text) or {}).items()
+            named += [lesion in found for lesion in read_list(told).items()]
+    return float(np.mean(named))
 
 
 def score_blind_guess(stills: Stills) -> float:

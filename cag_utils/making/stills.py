@@ -90,6 +90,13 @@ class Stills:
         if len(self) < size:
             raise ValueError(f"{len(self)} stills are fewer than one batch of {size}")
 
+    def part(self, index: np.ndarray) -> "Stills":
+        """Return some pictures as a set of their own, in this order."""
+        rows, _ = self.rows(index)
+        along = {name: getattr(self, name)[rows] for name in ALONG}
+        whole = {k: v[index] for k, v in vars(self).items() if k not in ALONG}
+        return Stills(**whole | along)
+
     def rows(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the points of some pictures: (m,) rows, and (m,) which of `index` owns each."""
         first = np.cumsum(self.counts) - self.counts

@@ -7,35 +7,40 @@ word is read.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from cag_utils.keyframes.network import autocast, pick_device
-from cag_utils.keyframes.training import fit
+from cag_utils.keyframes.network import build_model, pick_device, prepare
+from cag_utils.keyframes.training import Fitted, fit
 from cag_utils.making.stills import N_SEGMENTS, Stills, patch_labels
-from cag_utils.segments import GRADES
+from cag_utils.segments import AHA_SEGMENTS, GRADES, is_significant
 
 N_GRADES = len(GRADES) + 1  # no narrowing, then the six grades
 TOKENS_ASKED = 16  # tokens a step that must know the whole picture's lesions
 KEPT_SHARE = 0.45  # of the patches, where the tower reads a part: those with vessels, and some more
 NARROWED = 0.2  # share of the diameter from which a patch counts as narrowed
 PLAIN = 0.35  # from here on the tower is asked where it is; milder ones hardly show at this size
-WIDTH_WEIGHT, NARROWED_WEIGHT = 2.0, 8.0
+WIDTH_WEIGHT, NARROWED_WEIGHT, GUIDE_WEIGHT = 2.0, 8.0, 4.0
+CONVNET, CONV_WIDTH = "convnext_twin", 128
 
 
-class TowerTask(nn.Module):
-    """A SigLIP tower with linear heads on its tokens; the heads are thrown away afterwards."""
+class DenseTask(nn.Module):
+    """Linear heads on the tokens of whatever reads a picture; they are thrown away afterwards."""
 
-    def __init__(self, config: SiglipVisionConfig):
+    reads_parts = False  # whether reading a part of the patches costs less
+    hidden: nn.Module | None = None  # whose matrices are Muon's
+
+    def __init__(self, width: int):
         super().__init__()
-        self.tower = SiglipVisionModel._from_config(config, attn_implementation="sdpa")
-        width = config.hidden_size
         self.segment = nn.Linear(width, N_SEGMENTS + 1)  # the AHA segment in the patch, or none
         self.lumen = nn.Linear(width, 2)  # octaves of the width in pixels; share a lesion takes
         self.narrowing = nn.Linear(width, 1)  # how much the patch looks narrowed
@@ -43,14 +48,21 @@ class TowerTask(nn.Module):
         self.summary = nn.Linear(width, N_SEGMENTS * N_GRADES)  # the whole picture's grades
 
     def read(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the tower's tokens, (B, P, width), or only those `kept`, (B, K) of P."""
-        tower, tokens = self.tower, self.tower.embeddings(pixels)
-        if kept is not None:
-            tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
-        return tower.post_layernorm(tower.encoder(inputs_embeds=tokens).last_hidden_state)
+        """Return tokens, (B, P, width), row by row, or only those `kept`, (B, K) of P."""
+        raise NotImplementedError
+
+    def chances(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the chance of each grade, none first, of each segment: (B, 15, 7)."""
+        logits = self.summary(tokens).float().unflatten(-1, (N_SEGMENTS, N_GRADES))
+        return logits.softmax(-1).mean(1)
 
     def losses(
-        self, pixels: torch.Tensor, truth: dict[str, torch.Tensor], whole: bool, sparse: bool
+        self,
+        pixels: torch.Tensor,
+        truth: dict[str, torch.Tensor],
+        whole: bool,
+        sparse: bool,
+        guide: "DenseTask | None" = None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss of each head.
 
@@ -58,7 +70,8 @@ class TowerTask(nn.Module):
             pixels: (B, 3, S, S), -1 to 1.
             truth: `segment`, `width_px` and `narrowed` (B, P), `grades` (B, 15).
             whole: Whether tokens are also asked about the whole picture.
-            sparse: Whether the tower reads a part of the patches alone.
+            sparse: Whether a part of the patches is read alone.
+            guide: Whose tokens of the same patches are imitated, if any.
         """
         local, kept = {k: truth[k] for k in ("segment", "width_px", "narrowed")}, None
         if sparse:
@@ -73,6 +86,11 @@ class TowerTask(nn.Module):
             logits = self.summary(asked).unflatten(-1, (N_SEGMENTS, N_GRADES))
             grades = truth["grades"][:, None].expand(-1, asked.shape[1], -1)
             found["summary"] = N_SEGMENTS * _cross_entropy(logits, grades)
+        if guide is not None:
+            with torch.no_grad():
+                wanted = guide.read(pixels, kept)
+            likeness = functional.cosine_similarity(self.imitate(tokens), wanted, dim=-1)
+            found["guide"] = GUIDE_WEIGHT * (1 - likeness.mean())
         return found
 
     def _lumen_losses(self, tokens, truth) -> dict[str, torch.Tensor]:
@@ -102,11 +120,60 @@ class TowerTask(nn.Module):
         return (found * asked).sum() / asked.sum().clamp(min=1)
 
 
+class TowerTask(DenseTask):
+    """A SigLIP tower, as the twins have it."""
+
+    reads_parts = True
+
+    def __init__(self, config: SiglipVisionConfig):
+        super().__init__(config.hidden_size)
+        self.tower = SiglipVisionModel._from_config(config, attn_implementation="sdpa")
+        self.hidden = self.tower.encoder
+        self.imitate = nn.Linear(config.hidden_size, CONV_WIDTH)  # what a guide would say
+
+    def read(self, pixels, kept=None):
+        """See `DenseTask`."""
+        tower, tokens = self.tower, _keep(self.tower.embeddings(pixels), kept)
+        return tower.post_layernorm(tower.encoder(inputs_embeds=tokens).last_hidden_state)
+
+
+class ConvTask(DenseTask):
+    """A plain ConvNeXt with the same heads on its third stage, the tower's 14 x 14.
+
+    It starts from the shipped key-frame network and shows what a network of this size can see; a
+    tower may imitate it.
+    """
+
+    def __init__(self):
+        super().__init__(CONV_WIDTH)
+        self.network = build_model(CONVNET, pretrained=True)
+        near, far = (info["num_chs"] for info in self.network.feature_info[2:])
+        self.near, self.far = (nn.Conv2d(n, CONV_WIDTH, 1) for n in (near, far))
+        self.norm = nn.LayerNorm(CONV_WIDTH)
+
+    def read(self, pixels, kept=None):
+        """See `DenseTask`; each token also knows the stage below it and the whole picture."""
+        *stages, last = self.network.stages
+        x = self.network.stem(prepare((pixels[:, :1] + 1) * 127.5, CONVNET))
+        for stage in stages:
+            x = stage(x)
+        far = self.far(last(x))
+        around = functional.interpolate(far, x.shape[-2:], mode="bilinear")
+        tokens = self.near(x) + around + far.mean((2, 3), keepdim=True)
+        return _keep(self.norm(tokens.flatten(2).transpose(1, 2)), kept)
+
+
+def _keep(tokens: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    if kept is None:
+        return tokens
+    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
 def _draw_kept(truth: dict[str, torch.Tensor]) -> torch.Tensor:
     """Choose the patches to read: narrowed ones, then those with vessels, then any."""
     rank = torch.rand(truth["segment"].shape, device=truth["segment"].device)
     rank = rank + (truth["segment"] > 0) + 2 * (truth["narrowed"] >= NARROWED)
-    return rank.topk(round(KEPT_SHARE * rank.shape[1]), dim=1).indices.sort(1).values
+    return rank.topk(round(KEPT_SHARE * rank.shape[1]), dim=1).indices.sort(1)[0]
 
 
 def _cross_entropy(logits, truth):
@@ -183,6 +250,38 @@ def _factors(width: int, noise: float, unit: float, generator: torch.Generator):
     return left * scale.sqrt(), right.T * scale.sqrt()
 
 
+@torch.no_grad()
+def start_structured(tower: SiglipVisionModel, rng: np.random.Generator) -> None:
+    """Start each head's attention at one neighbour of the token, in place, as a convolution's tap.
+
+    With sine positions a step to a neighbour is a rotation of each wave, so queries are the waves
+    and keys the waves turned by the step; each head's step, up to one patch each way, is drawn.
+
+    Source:
+        Zheng, Li and Lucey 2024, "Convolutional initialization for data-efficient vision
+        transformers", arXiv 2401.12511; they fit such attention, sines allow to write it down.
+    """
+    width = tower.config.hidden_size
+    quarter, heads = width // 4, tower.config.num_attention_heads
+    size = width // heads
+    waves = np.arange(size // 4) * (quarter // (2 * (size // 4)))  # the finer half
+    rate = np.exp(-math.log(100) * waves / quarter)
+    for layer in tower.encoder.layers:
+        for head in range(heads):
+            query, key = np.zeros((2, size, width), np.float32)
+            for axis, step in enumerate(rng.integers(-1, 2, 2)):
+                for i, (wave, angle) in enumerate(zip(waves, rate * step, strict=True)):
+                    sine = 2 * axis * quarter + wave
+                    at = 2 * (axis * len(waves) + i)
+                    turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+                    query[at : at + 2, [sine, sine + quarter]] = np.eye(2)
+                    key[at : at + 2, [sine, sine + quarter]] = turn
+            rows = slice(head * size, (head + 1) * size)
+            layer.self_attn.q_proj.weight[rows] = torch.from_numpy(SHARPNESS * query)
+            layer.self_attn.k_proj.weight[rows] = torch.from_numpy(SHARPNESS * key)
+
+
+SHARPNESS = 1.5  # choice: most of a head's attention then lies on its tap and that one's neighbours
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan 2024: steepest at 0, so that small directions grow
 ITERATIONS, MOMENTUM = 5, 0.95
 # Peak rate of the hidden matrices. In a trial of 200 steps of the tower Muon had learnt what took
@@ -222,22 +321,26 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(orthogonalise(ahead), alpha=size)
 
 
-def muon_and_adamw(hidden: nn.Module, model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def muon_and_adamw(
+    hidden: nn.Module | None, model: nn.Module, rate: float
+) -> list[torch.optim.Optimizer]:
     """Return Muon for a network's hidden matrices and AdamW for all else that learns.
 
     Embeddings, first and last layers, norms and biases are AdamW's, as Muon's authors have it.
     What requires no gradient is left out.
 
     Args:
-        hidden: The part of `model` whose matrices are Muon's, at `MATRIX_RATE`.
+        hidden: The part of `model` whose matrices are Muon's, at `MATRIX_RATE`; None for AdamW
+            alone.
         model: All.
         rate: Peak of AdamW's learning rate.
     """
-    matrices = [p for p in hidden.parameters() if p.requires_grad and p.ndim == 2]
+    inner = hidden.parameters() if hidden else ()
+    matrices = [p for p in inner if p.requires_grad and p.ndim == 2]
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     adamw = torch.optim.AdamW(rest, lr=rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    return [Muon(matrices, lr=MATRIX_RATE), adamw]
+    return [Muon(matrices, lr=MATRIX_RATE), adamw] if matrices else [adamw]
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
@@ -270,63 +373,104 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     return grey[:, None].expand(-1, 3, -1, -1)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns from stills; what `trials` varies."""
+
+    network: str = "siglip"  # the twins' tower, or a plain convnext
+    attention: str = "mimetic"  # how attention starts: mimetic or structured
+    guided_share: float = 0.0  # of the steps, over which tokens imitate those of a guide
+    strength: float = 1.0  # of what is done to pictures
+    bfloat16: bool = False  # compute in 16 bit on a CPU, too; a GPU always does
+    learning_rate: float = 1.5e-3  # peak of AdamW's
+
+
+def start_task(recipe: Recipe, config: SiglipVisionConfig, images: np.ndarray, seed: int):
+    """Return a network before its training; `images` are typical ones, (N, S, S) uint8."""
+    torch.manual_seed(seed)
+    if recipe.network == "convnext":
+        return ConvTask()
+    task = TowerTask(config)
+    start_from_statistics(task.tower, images)
+    start_attention(task.tower, torch.Generator().manual_seed(seed))
+    if recipe.attention == "structured":
+        start_structured(task.tower, np.random.default_rng(seed))
+    return task
+
+
 def train_tower(
     stills: Stills,
     config: SiglipVisionConfig,
     steps: int,
     seed: int = 0,
     batch_size: int = 32,
-    learning_rate: float = 1.5e-3,
-) -> tuple[TowerTask, list[dict]]:
-    """Pretrain the tower, on a part of the patches first and without the whole picture's lesions.
+    recipe: Recipe | None = None,
+    guide: DenseTask | None = None,
+    parts: int = 1,
+    checkpoint: Path | None = None,
+    evaluate: Callable[[DenseTask], Mapping[str, float]] | None = None,
+) -> tuple[DenseTask, Fitted]:
+    """Train on a part of the patches first and without the whole picture's lesions.
 
     Args:
         stills: Training pictures with dense labels.
         config: From `twins.make_tower_config`.
-        steps: Optimiser steps.
+        steps: Optimiser steps, a multiple of `parts`.
         seed: Order of the pictures, jitter and initial weights.
         batch_size: Pictures a step.
-        learning_rate: Peak of AdamW's.
+        recipe: How; the default if None.
+        guide: Trained; needed where the recipe is guided.
+        parts: Of the training. After each, `evaluate` is asked and `checkpoint` written, from which
+            the same call goes on after a kill with the same result.
+        checkpoint: File, or None.
+        evaluate: Figures of the network so far.
 
     Returns:
-        (the trained task, on the CPU; one row of losses a step).
+        (the trained task, on the CPU; what `fit` returns: losses by step, figures by part).
 
     Raises:
-        ValueError: Fewer pictures than one batch.
+        ValueError: Fewer pictures than one batch, or no guide for a guided recipe.
     """
     stills.check_batch(batch_size)
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    task = TowerTask(config)
-    start_from_statistics(task.tower, stills.images[:1000])
-    start_attention(task.tower, torch.Generator().manual_seed(seed))
-    device = pick_device()
+    recipe = recipe or Recipe()
+    if recipe.guided_share and guide is None:
+        raise ValueError("a guided recipe needs a trained guide")
+    task, device = start_task(recipe, config, stills.images[:1000], seed), pick_device()
     task.to(device)
-    side = config.image_size // config.patch_size
+    guide = guide.to(device).eval() if guide else None
+    side, each = config.image_size // config.patch_size, steps // parts
 
-    def batches(epoch: int):
-        order = np.empty(0)
-        for step in range(steps):
-            at = step % (len(stills) // batch_size) * batch_size
+    def batches(part: int):
+        rng, order = np.random.default_rng([seed, part]), np.empty(0)
+        for i in range(each):
+            at, share = i % (len(stills) // batch_size) * batch_size, (part * each + i) / steps
             order = order if at else rng.permutation(len(stills))
             index = np.sort(order[at : at + batch_size])
-            images, moves = move(rng, stills.images[index])
+            images, moves = move(rng, stills.images[index], recipe.strength)
             truth = patch_labels(stills, index, side, moves) | {"grades": stills.grades[index]}
-            when = step >= DENSE_SHARE * steps, step < SPARSE_SHARE * steps
-            yield 1, (to_pixels(jitter(rng, images)), truth, *when)
+            sparse = task.reads_parts and share < SPARSE_SHARE
+            imitated = guide if share < recipe.guided_share else None
+            pictures = to_pixels(jitter(rng, images, recipe.strength))
+            yield 1, (pictures, truth, share >= DENSE_SHARE, sparse, imitated)
 
-    def loss(pixels: torch.Tensor, truth: dict, whole: bool, sparse: bool) -> dict:
+    def loss(pixels: torch.Tensor, truth: dict, *how) -> dict:
         truth = {k: torch.from_numpy(v).to(device) for k, v in truth.items()}
         truth["grades"] = truth["grades"].long()
-        with autocast(device):
-            return task.losses(pixels.to(device), truth, whole, sparse)
+        in_16_bit = recipe.bfloat16 or device.type == "cuda"
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_16_bit):
+            return task.losses(pixels.to(device), truth, *how)
 
-    optimisers = muon_and_adamw(task.tower.encoder, task, learning_rate)
-    done = fit(task, batches, loss, optimisers, steps, name="tower")
-    return task.cpu().eval(), done.steps
+    optimisers = muon_and_adamw(task.hidden, task, recipe.learning_rate)
+    done = fit(
+        task, batches, loss, optimisers, each, parts, evaluate=evaluate, best_by="significant_f1",
+        checkpoint=checkpoint, key=f"{recipe} {seed} {len(stills)} {batch_size}", name="tower",
+    )  # fmt: skip
+    return task.cpu().eval(), done
 
 
-def move(rng: np.random.Generator, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def move(
+    rng: np.random.Generator, images: np.ndarray, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Zoom, turn and shift pictures a little; never mirror. Borders are repeated.
 
     Returns:
@@ -336,54 +480,112 @@ def move(rng: np.random.Generator, images: np.ndarray) -> tuple[np.ndarray, np.n
     size = images.shape[1]
     moved, maps = np.empty_like(images), np.empty((len(images), 2, 3))
     for i, image in enumerate(images):
-        zoom, turn = math.exp(rng.normal(0, ZOOM)), rng.normal(0, TURN_DEG)
+        zoom = math.exp(strength * rng.normal(0, ZOOM))
+        turn = strength * rng.normal(0, TURN_DEG)
         maps[i] = cv2.getRotationMatrix2D((size / 2, size / 2), turn, zoom)
-        maps[i, :, 2] += rng.uniform(-SHIFT, SHIFT, 2) * size
+        maps[i, :, 2] += strength * rng.uniform(-SHIFT, SHIFT, 2) * size
         moved[i] = cv2.warpAffine(image, maps[i], (size, size), borderMode=cv2.BORDER_REPLICATE)
     return moved, maps
 
 
 @torch.no_grad()
-def score_tower(task: TowerTask, stills: Stills) -> dict[str, float]:
-    """Measure a trained tower on held-out stills.
+def look(task: DenseTask, stills: Stills) -> dict[str, np.ndarray]:
+    """Let a trained network read stills.
+
+    Returns:
+        Of each picture: `segment` (N, P) of each patch, `octaves` (N, P) of the lumen, `place` (N,)
+        the most suspect patch, P for none, and `chance` (N, 15, 7) of each segment's grades.
+    """
+    rows, device = [], next(task.parameters()).device
+    for start in range(0, len(stills), 64):
+        tokens = task.read(to_pixels(stills.images[start : start + 64]).to(device))
+        suspect = task.narrowing(tokens)[..., 0]
+        suspect = torch.cat([suspect, task.nowhere.expand(len(suspect), 1)], 1).argmax(1)
+        octaves, chance = task.lumen(tokens)[..., 0], task.chances(tokens)
+        rows.append([task.segment(tokens).argmax(-1), octaves, suspect, chance])
+    columns = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
+    return dict(zip(("segment", "octaves", "place", "chance"), columns, strict=True))
+
+
+def score_tower(task: DenseTask, stills: Stills) -> dict[str, float]:
+    """Measure a trained network on held-out stills.
 
     Returns:
         `patch_accuracy` (segment of vessel patches), `laterality_accuracy`, `width_error` (mean
-        absolute, octaves, over vessel patches), `place_accuracy` (pictures with a visible lesion
+        absolute, octaves, over vessel patches), `place_accuracy` (pictures with a plain lesion
         whose most suspect patch holds one), `segment_accuracy` (pictures with a lesion whose
         likeliest narrowed segment is a true one), `grade_accuracy` (of those named right, the
         exact grade), `grade_within_one` (one step off or exact), `lesion_f1` (segments called
-        narrowed) and `healthy_accuracy` (pictures without a lesion called so). Shares, 0 to 1.
+        narrowed), `significant_f1` (likewise of significant ones) and `healthy_accuracy` (pictures
+        without a lesion called so). Shares, 0 to 1.
     """
-    patches, widths, narrowest, summaries = [], [], [], []
-    for start in range(0, len(stills), 64):
-        tokens = task.read(to_pixels(stills.images[start : start + 64]))
-        patches.append(task.segment(tokens).argmax(-1).numpy())
-        widths.append(task.lumen(tokens)[..., 0].numpy())
-        narrowest.append(task.narrowing(tokens)[..., 0].argmax(-1).numpy())
-        logits = task.summary(tokens).unflatten(-1, (N_SEGMENTS, N_GRADES))
-        summaries.append(logits.softmax(-1).mean(1).numpy())
-    patch, chance = np.concatenate(patches), np.concatenate(summaries)
-    grid = task.tower.config.image_size // task.tower.config.patch_size
-    truth = patch_labels(stills, np.arange(len(stills)), grid)
+    seen = look(task, stills)
+    patch = seen["segment"]
+    truth = patch_labels(stills, np.arange(len(stills)), math.isqrt(patch.shape[1]))
     vessel, narrowed = truth["segment"] > 0, truth["narrowed"] >= NARROWED
     octaves = np.log2(np.maximum(truth["width_px"], 0.25))
-    found = np.take_along_axis(narrowed, np.concatenate(narrowest)[:, None], 1)[:, 0]
+    found = np.take_along_axis(np.pad(narrowed, ((0, 0), (0, 1))), seen["place"][:, None], 1)[:, 0]
     patch_is_lca = (patch >= 5).sum(1) > ((patch >= 1) & (patch <= 4)).sum(1)
     return {
         "patch_accuracy": float((patch == truth["segment"])[vessel].mean()),
         "laterality_accuracy": float((patch_is_lca == stills.lca).mean()),
-        "width_error": float(np.abs(np.concatenate(widths) - octaves)[vessel].mean()),
+        "width_error": float(np.abs(seen["octaves"] - octaves)[vessel].mean()),
         "place_accuracy": float(found[narrowed.any(1)].mean()),
-    } | _lesion_scores(chance, stills.grades)
+        "significant_f1": _f1(significant_chance(seen["chance"]) > 0.5, significant(stills.grades)),
+    } | _lesion_scores(seen["chance"], stills.grades)
 
 
-def jitter(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+IS_SIGNIFICANT = np.array(
+    [[is_significant(segment, percent) for percent in GRADES] for segment in AHA_SEGMENTS]
+)
+
+
+def significant(grades: np.ndarray) -> np.ndarray:
+    """Return which segments hold a significant lesion, (N, 15) bool, of (N, 15) grades from 0."""
+    table = np.pad(IS_SIGNIFICANT, ((0, 0), (1, 0)))
+    return table[np.arange(N_SEGMENTS), grades]
+
+
+def significant_chance(chance: np.ndarray) -> np.ndarray:
+    """Return the chance of a significant lesion, (N, 15), of (N, 15, 7) chances of grades."""
+    return (chance[..., 1:] * IS_SIGNIFICANT).sum(-1)
+
+
+def _f1(said: np.ndarray, true: np.ndarray) -> float:
+    return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
+
+
+def best_threshold(chance: np.ndarray, true: np.ndarray) -> float:
+    """Return the threshold, 0.05 to 0.95, at which F1 is highest on these pictures."""
+    return max(np.arange(1, 20) / 20, key=lambda limit: _f1(chance > limit, true))
+
+
+def score_by_part(said: np.ndarray, grades: np.ndarray) -> pd.DataFrame:
+    """Say how well significant lesions are named: all, by segment, by grade.
+
+    Args:
+        said: (N, 15) bool, segments called significantly narrowed.
+        grades: (N, 15) true ones, from 0.
+
+    Returns:
+        `part`, `f1` (by grade the share that is named, as nothing is named at a grade) and `n`.
+    """
+    true = significant(grades)
+    rows = [("all", _f1(said, true), true.sum())]
+    for i in np.flatnonzero(true.any(0)):
+        rows.append((f"#{i + 1}", _f1(said[:, i], true[:, i]), true[:, i].sum()))
+    for k in np.unique(grades[true]):
+        own = true & (grades == k)
+        rows.append((f"{GRADES[k - 1]} %", said[own].mean(), own.sum()))
+    return pd.DataFrame(rows, columns=["part", "f1", "n"])
+
+
+def jitter(rng: np.random.Generator, images: np.ndarray, strength: float = 1.0) -> np.ndarray:
     """Vary brightness, contrast and grain of (N, S, S) uint8 pictures; never mirror or turn."""
-    grain = rng.standard_normal(images.shape, dtype=np.float32)
-    grain *= rng.uniform(0, 2.5, (len(images), 1, 1)).astype(np.float32)
-    gain = rng.uniform(0.75, 1.25, (len(images), 1, 1)).astype(np.float32)
-    offset = rng.normal(0, 12, (len(images), 1, 1)).astype(np.float32)
+    each, grain = (len(images), 1, 1), rng.standard_normal(images.shape, dtype=np.float32)
+    grain *= strength * rng.uniform(0, 2.5, each).astype(np.float32)
+    gain = 1 + strength * rng.uniform(-0.25, 0.25, each).astype(np.float32)
+    offset = strength * rng.normal(0, 12, each).astype(np.float32)
     mean = images.mean((1, 2), keepdims=True, dtype=np.float32)
     return np.clip((images - mean) * gain + mean + offset + grain, 0, 255).astype(np.uint8)
 

@@ -106,19 +106,24 @@ def write_commonest(train: pd.DataFrame, cases: pd.DataFrame, language: str) -> 
 
 
 def write_ideal(train: pd.DataFrame, cases: pd.DataFrame, language: str) -> pd.Series | None:
-    """State what the phantom's ideal reader sees of each frame, with the true plan.
+    """State what the phantom's ideal reader sees of each frame, and advises, in the corpus's words.
 
-    The plan is the truth's own words, as it follows from the report too.
+    Own data have no such reader: None.
     """
-    if "ideal_lesions" not in cases:
+    if not {"ideal_lesions", "ideal_plan"} <= set(cases):
         return None
+    both = pd.concat([train, cases])
+    advice = {
+        plan: advice_of(texts.iloc[0], language)
+        for plan, texts in both.groupby("truth_plan")[f"findings_{language}"]
+    }
     texts = [
-        state_lesions(json.loads(case.ideal_lesions), case.truth_laterality, language)
-        + GAP[language]
-        + advice_of(getattr(case, f"findings_{language}"), language)
-        for case in cases.itertuples()
+        GAP[language].join([state_lesions(json.loads(found), side, language), advice.get(plan, "")])
+        for found, side, plan in zip(
+            cases["ideal_lesions"], cases["truth_laterality"], cases["ideal_plan"], strict=True
+        )
     ]
-    return pd.Series(texts, cases.index)
+    return pd.Series(texts, cases.index).str.strip()
 
 
 def state_lesions(lesions: Iterable[Mapping], side: str, language: str) -> str:

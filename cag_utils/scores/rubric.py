@@ -51,9 +51,6 @@ FITTING_PLANS = {
     100: {"cto", "pci", "emergency_pci", "heart_team"},
 }
 MAIN_STEM_PLANS = {"functional", "pci", "emergency_pci", "heart_team"}  # left main >= 50 %
-SHARED_NUMBERS = {
-    4
-}  # one number, two vessels: posterior descending and atrioventricular (#4PD, #4AV)
 INTERVENTIONS = {"pci", "emergency_pci", "cto", "heart_team"}
 
 
@@ -174,9 +171,10 @@ def states_significant(stenosis: Stenosis) -> bool:
 
 
 def _two_grades(entities: Entities) -> set[str]:
-    graded = {(s.segment, s.percent) for s in entities.stenoses if s.segment and s.percent}
-    numbers = [segment for segment, _ in graded if segment not in SHARED_NUMBERS]
-    return {f"two grades for #{n}" for n in numbers if numbers.count(n) > 1}
+    """Two grades for one vessel; #4PD and #4AV are two vessels of one number."""
+    graded = {s for s in entities.stenoses if s.segment and s.percent}
+    vessels = [vessel for vessel, _ in {((s.segment, s.branch), s.percent) for s in graded}]
+    return {f"two grades for #{vessel[0]}" for vessel in vessels if vessels.count(vessel) > 1}
 
 
 def _both_sides(entities: Entities) -> set[str]:

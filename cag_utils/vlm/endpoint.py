@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_COMPLETION_TOKENS = 4096  # a reasoning model's hidden tokens count too
+ENDS = {"content_filter": "refusal", "length": "cut"}  # the server's finish_reason -> status
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def ask(endpoint: Endpoint, images: Sequence[str], prompts: Sequence[str]) -> pd
     No temperature is sent: o4-mini takes none, so its answers differ from run to run.
 
     Returns:
-        One row a case: output, seconds, n_tokens (visible and hidden), status (`refusal` when the
-        server marks one, else empty: `generate.answer_status` decides).
+        One row a case: output, seconds, n_tokens (of the text: hidden reasoning is taken off),
+        status (`refusal` when the server marks one, `cut` when the token limit ended the answer,
+        with or without a text; else empty: `generate.answer_status` decides).
 
     Raises:
         EndpointError: A case got no answer after all retries. What was answered is not used: a
@@ -115,7 +117,14 @@ def _ask_one(client: openai.OpenAI, model: str, image: str, prompt: str) -> tupl
         raise openai.OpenAIError("the answer holds no choice")
     choice = answer.choices[0]
     refusal = getattr(choice.message, "refusal", None)
-    refused = refusal or choice.finish_reason == "content_filter"
-    tokens = answer.usage.completion_tokens if answer.usage else 0
+    ended = "refusal" if refusal else ENDS.get(choice.finish_reason, "")
     text = (choice.message.content or refusal or "").strip()
-    return text, seconds, tokens, "refusal" if refused else ""
+    return text, seconds, _text_tokens(answer.usage), ended
+
+
+def _text_tokens(usage) -> int:
+    """Count the tokens of the answer; reasoning models are billed for hidden ones too."""
+    if not usage:
+        return 0
+    details = getattr(usage, "completion_tokens_details", None)
+    return usage.completion_tokens - (getattr(details, "reasoning_tokens", None) or 0)

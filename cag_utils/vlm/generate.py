@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from cag_utils.corpus.examples import encode_prompts, open_picture, picture_side
 from cag_utils.params import check_choice
+from cag_utils.scores.entities import read_entities
 from cag_utils.vlm.data import FeatureStore, core_of, project
 
-STATUSES = ("ok", "empty", "refusal")
+STATUSES = ("ok", "empty", "refusal", "cut")  # cut: at the token limit, so told by an endpoint
 SHOT_WORDS = {
     "en": ("Examples of the answer, from other patients:", "Report: ", "Answer: "),
     "ja": ("他の患者の回答例：", "レポート：", "回答："),
@@ -33,7 +34,6 @@ REFUSALS = (
     r"(お?答え|回答|対応|診断|判断|お手伝い)(する)?(こと)?(は|が)?(いた|致)?(し)?(でき|出来|しかね)(ません|かね|ない)",
 )
 REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
-FINDING = re.compile(r"#\s*\d+|\d+\s*[%％]")
 
 
 def prompt_lengths(processor: ProcessorMixin, prompts: Sequence[str]) -> list[int]:
@@ -61,14 +61,15 @@ def answer_status(output: str) -> str:
     """Say whether a model answered.
 
     The rule: nothing but white space and punctuation is `empty`. A text with a phrase of refusal
-    is a `refusal`, unless it names a segment (#11) or a grade (75%): then the model answered, with
-    an apology. All else is `ok`, right or wrong.
+    is a `refusal`, unless a side, a stenosis, an absence or a plan can be read in it: then the
+    model answered, with an apology. All else is `ok`, right or wrong.
     """
     if not re.search(r"\w", output):
         return "empty"
-    if REFUSAL.search(output.replace("’", "'")) and not FINDING.search(output):
-        return "refusal"
-    return "ok"
+    if not REFUSAL.search(output.replace("’", "'")):
+        return "ok"
+    read = read_entities(output, "ja")  # which reads English as well
+    return "refusal" if read.unparseable and not read.sides else "ok"
 
 
 def pick_shots(examples: pd.DataFrame, n_shots: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -193,7 +194,7 @@ def generation_table(
 
 
 def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
-    """Count answers, empty outputs and refusals of each model; cases add up."""
+    """Count answers, empty outputs, refusals and cut answers of each model; cases add up."""
     counts = pd.crosstab(generations["model"], generations["status"])
     counts = counts.reindex(columns=list(STATUSES), fill_value=0)
     return counts.assign(cases=counts.sum(axis=1)).reset_index().rename_axis(columns=None)

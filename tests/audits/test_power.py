@@ -4,7 +4,7 @@ import pytest
 
 from cag_utils.audits.power import (
     Design,
-    design_of,
+    difference_sd,
     exam_sd,
     exams_needed,
     measure_pairs,
@@ -30,9 +30,8 @@ def test_the_closed_form_is_the_books():
 
 
 def test_spreads_by_hand():
-    # 3^2 + 4^2 - 2 x .5 x 3 x 4 = 13
-    found = design_of((7.0, 6.0), (3.0, 4.0), 0.5, 0.4, 4, 0.75)
-    assert (found.gap, found.case_sd**2) == pytest.approx((1.0, 13.0))
+    assert difference_sd(3.0, 4.0, 0.5) ** 2 == pytest.approx(9 + 16 - 12)
+    found = Design(gap=1.0, case_sd=13**0.5, agreement=0.75, cases=4, exam_share=0.4)
     # shared 13 x .75 x .4 = 3.9 by exam; own 13 x .25 / (2 readers x 4 cases) = .40625
     assert exam_sd(found, 2) ** 2 == pytest.approx(3.9 + 0.40625)
     # exams differ by 2 and -2, their two cases not: the exams' variance is 8, the cases' 16 / 3

@@ -25,7 +25,6 @@ from cag_utils.desk.marks import read_marks
 from cag_utils.profiles import load_profile
 from cag_utils.scores.scorecard import blank_sheet
 from cag_utils.study import data_dir
-from tests.cines.test_dicom import write_cine
 from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium")
@@ -51,12 +50,7 @@ def world(tmp_path_factory) -> Path:
     for k in range(N_FILES):
         disc = [np.hypot(rows - 256, columns - 100 - 5 * i) < 40 + 9 * k for i in range(N_FRAMES)]
         cine = (140 - 70 * np.array(disc) + rng.integers(0, 40, (1, 512, 512))).astype(np.uint8)
-        dataset = pydicom.dcmread(write_cine(root / f"{k}.dcm", cine, FrameTime=66.7))
-        coded = [cv2.imencode(".jpg", frame)[1].tobytes() for frame in cine]
-        dataset.PixelData = encapsulate(coded)
-        dataset["PixelData"].is_undefined_length = True
-        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
-        dataset.save_as(root / f"{k}.dcm")
+        write_cine(root / f"{k}.dcm", cine, f"1.2.3.{k}")
         stills.append(cine[30])
     videos = [f"vi-{i:012x}" for i in range(N_CASES)]
     links = pd.DataFrame({"video_id": videos, "folder": str(root), "reason": ""})
@@ -74,6 +68,22 @@ def world(tmp_path_factory) -> Path:
             cv2.imwrite(str(folder / f"{k}.png"), still)
     write_texts(root, frames.head(5))
     return root
+
+
+def write_cine(path: Path, cine: np.ndarray, uid_: str) -> None:
+    """An XA cine, (T, H, W) uint8, in JPEG Baseline."""
+    coded = [cv2.imencode(".jpg", frame)[1].tobytes() for frame in cine]
+    header = pydicom.Dataset()
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    header.SOPClassUID, header.SOPInstanceUID = uid.XRayAngiographicImageStorage, uid_
+    header.StudyInstanceUID, header.PatientID, header.Modality = "1.2.3", "P1", "XA"
+    header.NumberOfFrames, header.Rows, header.Columns = cine.shape
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 8, 8, 7, 0
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.FrameTime, header.PixelData = 66.7, encapsulate(coded)
+    header["PixelData"].is_undefined_length = True
+    header.save_as(path, enforce_file_format=True)
 
 
 def write_texts(root: Path, frames: pd.DataFrame) -> None:

@@ -56,6 +56,20 @@ def test_lists_and_examples_tell_the_truth(picture):
         assert all((s.name_en if language == "en" else s.name_ja) in text for s in found)
 
 
+@settings(max_examples=20, deadline=None)
+@given(PICTURE)
+def test_what_is_told_in_words_is_what_is_answered(picture):
+    rng, facts = drawn(*picture[:2])
+    question, text = captions.write_caption(rng, facts, picture[2], "told")
+    told = read_list(text)
+    assert told is not None and set(told) <= set(segments_of(picture[1])) and len(told) <= 3
+    names = [(AHA_SEGMENTS[s], captions.GRADE_WORDS[p][picture[2]]) for s, p in told.items()]
+    assert all(
+        (s.name_en if picture[2] == "en" else s.name_ja) in question and grade in question
+        for s, grade in names
+    )
+
+
 def test_captions_by_hand():
     rng = np.random.default_rng(0)
     listed = captions.write_caption(rng, patient(), "en", "list")[1]

@@ -99,6 +99,11 @@ def test_answers_and_scores(twin, monkeypatch):
     found = lm.score_captions(model, processor, stills, "en")
     assert found["laterality"] == 1 and found["segment"] == 0.5 and found["grade"] == 1
     assert found["list_exact"] == 0.5 and np.isnan(found["healthy"])
+    two = "mid LAD: severe, proximal LCX: mild."  # the first is named with its grade
+    for text, share in (("mid LAD: severe, proximal LCX: severe.", 0.5), ("?", 0.0), (two, 1.0)):
+        monkeypatch.setattr("cag_utils.making.language.write_caption", lambda *_: ("", two))
+        monkeypatch.setattr("cag_utils.making.language.answer", lambda *a, t=text: [t] * 8)
+        assert lm.score_told(model, processor, stills, "en") == share
 
 
 def test_a_blind_guess_by_hand():

@@ -77,6 +77,9 @@ def test_real_stills_are_cached_independent_of_workers_and_nobody_of_the_study(t
         assert np.array_equal(getattr(kept, name), getattr(again, name))
         assert np.array_equal(getattr(kept, name), getattr(fresh, name))
     assert len(list(tmp_path.iterdir())) == 1
+    alone = kept.part(np.array([1]))
+    assert alone.counts.sum() == len(alone.points) == kept.counts[1]
+    assert np.array_equal(alone.points[-1], kept.points[-1])
     shown = segments_of(kept.laterality(0))
     rows, _ = kept.rows(np.array([0]))
     assert set(kept.segments[rows].tolist()) <= set(shown)

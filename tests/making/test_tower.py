@@ -18,17 +18,83 @@ def small_tower(hidden_size=16):
     )  # fmt: skip
 
 
-def test_a_tower_learns_a_toy_world_and_repeats_itself():
-    stills = toy_stills()
-    rate = {"batch_size": 8, "learning_rate": 1e-2}
-    task, history = learning.train_tower(stills, small_tower(), 120, **rate)
+def test_a_tower_learns_a_toy_world_and_repeats_itself(tmp_path):
+    stills, rate = toy_stills(), {"recipe": learning.Recipe(learning_rate=1e-2)}
+    task, done = learning.train_tower(stills, small_tower(), 120, batch_size=8, **rate)
+    history = done.steps
     assert history[-1]["segment"] < 0.5 * history[0]["segment"]
     assert "summary" not in history[0] and "summary" in history[-1]
     assert history[-1]["width"] < 0.2 * history[0]["width"]
     scores = learning.score_tower(task, stills)
-    assert scores["segment_accuracy"] == 1 and scores["width_error"] < 0.3
-    short = [learning.train_tower(stills, small_tower(), 3, batch_size=8)[1] for _ in range(2)]
-    assert short[0] == short[1]
+    assert scores["segment_accuracy"] == scores["significant_f1"] == 1
+    assert scores["width_error"] < 0.3
+    # killed after the first of two parts, it ends where it would have ended
+    two = {"steps": 4, "batch_size": 8, "parts": 2}
+    whole = learning.train_tower(stills, small_tower(), **two)[0].state_dict()
+
+    calls = []
+    path = tmp_path / "t.pt"
+    with pytest.raises(KeyboardInterrupt):
+        learning.train_tower(
+            stills, small_tower(), **two, checkpoint=path,
+            evaluate=lambda task: _second_call_dies(calls),
+        )  # fmt: skip
+    kept = {"checkpoint": path, "evaluate": lambda task: {"significant_f1": 0.0}}
+    again, done = learning.train_tower(stills, small_tower(), **two, **kept)
+    assert len(done.epochs) == 2 and len(calls) == 2
+    assert all(torch.equal(v, whole[k]) for k, v in again.state_dict().items())
+
+
+def _second_call_dies(calls):
+    calls.append(1)
+    if len(calls) == 2:
+        raise KeyboardInterrupt
+    return {"significant_f1": 0.0}
+
+
+def test_a_convnet_has_the_same_heads_and_guides_a_tower():
+    stills = toy_stills()
+    recipe = learning.Recipe("convnext", learning_rate=1e-3)
+    guide, done = learning.train_tower(stills, small_tower(), 8, batch_size=8, recipe=recipe)
+    assert done.steps[-1]["segment"] < done.steps[0]["segment"] and guide.hidden is None
+    pixels = learning.to_pixels(stills.images[:2])
+    assert guide.read(pixels).shape == (2, 196, learning.CONV_WIDTH)
+    kept = torch.tensor([[0, 5], [7, 3]])
+    assert torch.equal(guide.read(pixels, kept)[1, 1], guide.read(pixels)[1, 3])
+    guided = learning.Recipe(guided_share=0.5, attention="structured", strength=2, bfloat16=True)
+    with pytest.raises(ValueError, match="needs a trained guide"):
+        learning.train_tower(stills, small_tower(), 4, batch_size=8, recipe=guided)
+    _, done = learning.train_tower(stills, small_tower(), 4, 0, 8, guided, guide)
+    assert ["guide" in row for row in done.steps] == [True, True, False, False]
+
+
+def test_significant_lesions_are_scored_by_segment_and_by_grade():
+    grades = np.zeros((3, 15), np.uint8)
+    grades[0, 6], grades[1, 4], grades[2, 6], grades[2, 1] = 3, 2, 4, 2  # 75, LM 50, 90, 50
+    true = learning.significant(grades)
+    assert true.sum() == 3 and true[0, 6] and true[1, 4] and true[2, 6] and not true[2, 1]
+    chance = np.zeros((3, 15, 7))
+    chance[..., 0] = 1
+    chance[0, 6] = [0.2, 0, 0.2, 0.3, 0.3, 0, 0]  # 0.6 significant
+    chance[1, 4] = [0.1, 0.5, 0.4, 0, 0, 0, 0]  # 0.4 in the left main
+    np.testing.assert_allclose(learning.significant_chance(chance)[[0, 1], [6, 4]], [0.6, 0.4])
+    assert learning.best_threshold(learning.significant_chance(chance), true) < 0.4
+    table = learning.score_by_part(learning.significant_chance(chance) > 0.5, grades)
+    found = table.set_index("part")["f1"].round(3).to_dict()
+    assert found == {"all": 0.5, "#5": 0.0, "#7": 0.667, "50 %": 0.0, "75 %": 1.0, "90 %": 0.0}
+
+
+def test_structured_attention_looks_at_one_neighbour():
+    tower = learning.TowerTask(small_tower(128)).tower
+    tower.embeddings.position_embedding.weight.data = learning.position_sines(14, 128)
+    steps = np.random.default_rng(3).integers(-1, 2, 2)  # of the first head
+    learning.start_structured(tower, np.random.default_rng(3))
+    attention, places = tower.encoder.layers[0].self_attn, learning.position_sines(14, 128)
+    size = 128 // tower.config.num_attention_heads
+    with torch.no_grad():
+        query, key = (places @ w.weight[:size].T for w in (attention.q_proj, attention.k_proj))
+    row, column = divmod(int((query[14 * 6 + 6] @ key.T).argmax()), 14)
+    assert [row - 6, column - 6] == steps.tolist()
 
 
 def test_scores_by_hand():

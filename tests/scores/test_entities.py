@@ -25,7 +25,7 @@ truth_st = st.sampled_from(LATERALITIES).flatmap(
 
 
 def stenoses(text, language):
-    return [tuple(s) for s in read_entities(text, language).stenoses]
+    return [s[:3] for s in read_entities(text, language).stenoses]
 
 
 @settings(deadline=None)
@@ -119,6 +119,9 @@ def test_stenoses_as_models_write_them(text, expected):
     ("LCAに有意狭窄は認めません。", "ja", {"LCA"}, []),
     ("冠動脈に有意な狭窄はありません。", "ja", {"all"}, []),
     ("狭窄病変なし。", "ja", {"all"}, []),
+    ("LCA: LM normal, LAD: #6 90%, #7 n.p.", "en", {"#5", "#7"}, [("LAD", 6, 90)]),
+    ("#7の75%以外に有意狭窄(-)", "ja", set(), [("LAD", 7, 75)]),
+    ("LAD #7 75%, no PCI for this lesion.", "en", set(), [("LAD", 7, 75)]),
     ("右冠動脈は正常です。", "ja", {"RCA"}, []),
     ("#7に狭窄を認めない", "ja", {"#7"}, []),
     ("RCA中部に50%未満の狭窄", "ja", {"#2"}, []),
@@ -129,7 +132,7 @@ def test_stenoses_as_models_write_them(text, expected):
 ])  # fmt: skip
 def test_absence_also_beside_a_stenosis(text, language, cleared, beside):
     read = read_entities(text, language)
-    assert read.cleared == cleared and [tuple(s) for s in read.stenoses] == beside
+    assert read.cleared == cleared and [s[:3] for s in read.stenoses] == beside
     assert read.no_stenosis == (not beside) == (read.worst_percent == 0)
 
 
@@ -200,6 +203,34 @@ def test_refusals_and_nothing_are_unparseable_and_only_japanese_mixes_in_english
         assert read == Entities() and read.unparseable and read.worst_percent is None
     assert stenoses("LCX #11 shows 75% stenosis", "ja") == [("LCX", 11, 75)]
     assert read_entities("左回旋枝に高度狭窄", "en").unparseable
+
+
+@pytest.mark.parametrize("text, language", [
+    ("There is a 75% stenosis.", "en"),  # where?
+    ("LAD #7に狭窄を認める。", "ja"),  # how much?
+    ("LAD #11 75%.", "en"), ("RCA #16 99%.", "en"), ("LAD #7 150%.", "en"),
+    ("#6, #7: 75%, 90%, 50%.", "en"),  # which of them?
+    ("SVG-RCA 90%.", "en"),  # a graft is no segment
+    ("Stenosis of the LMT cannot be excluded.", "en"), ("LCX #11は評価困難。", "ja"),
+    ("Severe triple vessel disease.", "en"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_told_and_never_guessed(text, language):
+    assert len(read_entities(f"{text} PCI.", language).unread) == 1
+    assert (
+        read_entities(f"RCA #2 90%. {text}", language).unread
+        == read_entities(text, language).unread
+    )
+    assert not read_entities("LAD #7 90%. No other stenosis. PCI is recommended.", language).unread
+
+
+def test_vessels_that_share_a_number_are_told_apart_and_a_side_that_is_not_named_is_not_wrong():
+    two = read_entities("#4PD 75%, #4AV 90%. OM1 50%、OM2 99%.", "ja").stenoses
+    assert [(s.segment, s.branch, s.percent) for s in two] == [
+        (4, "PD", 75), (4, "AV", 90), (12, "OM1", 50), (12, "OM2", 99),
+    ]  # fmt: skip
+    assert stenoses("RCA #4 75%. RCA #4PD 75%.", "en") == [("RCA", 4, 75)]  # said twice
+    sides = [read_entities(text, "en").sides for text in ("75% stenosis.", "LAD.", "LAD, RCA.")]
+    assert sides == [frozenset(), frozenset({"LCA"}), frozenset({"LCA", "RCA"})]
 
 
 def test_grades_cover_the_values_up_to_their_own_and_what_cannot_be_read_is_refused():

@@ -119,6 +119,9 @@ def test_tokens_are_counted_up_to_the_end_and_sizes_and_prompts_are_checked():
     ("I’m unable to interpret angiograms.", "refusal"),
     ("申し訳ございませんが、医療診断は行えません。", "refusal"),
     ("この画像については診断できません。", "refusal"),
+    ("I can't see any significant stenosis in the RCA; continue medical therapy.", "ok"),
+    ("確定診断できませんが、左冠動脈に有意狭窄は認めません", "ok"),
+    ("I'm sorry, this is a left coronary angiogram.", "ok"),
     ("", "empty"),
     (" \n.\t", "empty"),
     ("LCX #11 shows 75% stenosis.", "ok"),
@@ -196,11 +199,13 @@ def server(monkeypatch):
         status, message = told.script.pop(0) if told.script else (200, {"content": "fine"})
         if status != 200:
             return httpx.Response(status, json={"error": {"message": "told to fail"}})
-        end = message.pop("finish_reason", "stop")
+        end, hidden = message.pop("finish_reason", "stop"), message.pop("hidden", 0)
         choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"} | message}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
         body |= {"choices": [choice] if message else []}
-        body |= {"usage": {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}}
+        usage = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
+        usage |= {"completion_tokens_details": {"reasoning_tokens": hidden}} if hidden else {}
+        body |= {"usage": usage}
         return httpx.Response(200, json=body)
 
     http = httpx.Client(transport=httpx.MockTransport(answer))
@@ -243,6 +248,18 @@ def test_a_hiccup_is_retried_and_refusals_and_empty_answers_are_kept(server, fra
     table = generation_table(examples_of(world).head(4), ["?"] * 4, answers, "o4-mini", "en")
     assert table["status"].tolist() == ["refusal", "empty", "refusal", "refusal"]
     assert table["output"][0] == "I can't help with that." and len(server.requests) == 5
+
+
+def test_an_answer_at_the_token_limit_is_cut_and_hidden_tokens_are_no_text(server, frame, world):
+    told = [{"content": "LCX #11 shows", "finish_reason": "length"},
+            {"content": "", "finish_reason": "length", "hidden": 7},
+            {"content": "RCA #2 90%.", "hidden": 3}]  # fmt: skip
+    server.script = [(200, message) for message in told]
+    answers = ask(server.endpoint, [str(frame)] * 3, ["?"] * 3)
+    table = generation_table(examples_of(world).head(3), ["?"] * 3, answers, "o4-mini", "en")
+    assert table["status"].tolist() == ["cut", "cut", "ok"]
+    assert table["n_tokens"].tolist() == [7, 0, 4] and table["output"][0] == "LCX #11 shows"
+    assert generate.status_counts(table).loc[0, ["ok", "cut", "cases"]].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("script", "match"), [

@@ -1,0 +1,109 @@
+"""Trials of the tower's recipe at equal core time: `python -m cag_utils.making.trials FOLDER`.
+
+Each recipe trains for as many steps as fit into the same seconds of one core, with a whole schedule
+of its own, and is scored on held-out patients after every eighth. What is done is kept in FOLDER;
+the rows of all go to `trials.csv` beside this file, from which notebook A4 draws the curves.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cag_utils.making import stills as drawn
+from cag_utils.making.tower import DenseTask, Recipe, score_tower, train_tower
+from cag_utils.making.twins import IMAGE_PX, make_tower_config
+
+TABLE = Path(__file__).with_name("trials.csv")
+PARTS = 8  # of a training, each followed by a score
+TIMED_STEPS = 6  # of a throw-away training, in both halves of the schedule, to know a step's cost
+SCORED = 400  # held-out pictures
+FEW = 2000  # stills, where not all are used
+RECIPES = {
+    "as shipped": Recipe(),
+    "guided": Recipe(guided_share=0.75),
+    "structured start": Recipe(attention="structured"),
+    "twice the augmentation": Recipe(strength=2.0),
+    "bfloat16": Recipe(bfloat16=True),
+    "fewer stills": Recipe(),
+    "convnext": Recipe("convnext"),
+}
+
+
+def run_trial(
+    name: str,
+    recipe: Recipe,
+    stills: drawn.Stills,
+    held_out: drawn.Stills,
+    core_s: float,
+    folder: Path,
+    guide: DenseTask | None = None,
+) -> tuple[DenseTask, pd.DataFrame]:
+    """Train by one recipe for about `core_s` seconds of this process' processor time.
+
+    Returns:
+        (the network; `recipe`, `step`, `core_s` so far without scoring, and the scores of
+        `score_tower`, a row a part). A finished or interrupted trial goes on where it was.
+    """
+    train = {"stills": stills, "config": make_tower_config(), "recipe": recipe, "guide": guide}
+    cost = folder / f"{name}.cost"
+    if not cost.is_file():  # kept, since the number of steps must stay the same after a kill
+        began = time.process_time()
+        train_tower(**train, steps=TIMED_STEPS)
+        folder.mkdir(parents=True, exist_ok=True)
+        cost.write_text(str((time.process_time() - began) / TIMED_STEPS), encoding="utf-8")
+    steps = PARTS * max(1, round(core_s / float(cost.read_text(encoding="utf-8")) / PARTS))
+    began = time.process_time()
+
+    def evaluate(task: DenseTask) -> dict[str, float]:
+        nonlocal began
+        used = time.process_time() - began
+        scores = score_tower(task, held_out) | {"core_s": used}
+        began = time.process_time()
+        return scores
+
+    state = folder / f"{name}.pt"
+    task, done = train_tower(**train, steps=steps, parts=PARTS, checkpoint=state, evaluate=evaluate)
+    table = pd.DataFrame(done.epochs)
+    table = table.assign(step=table["epoch"] * steps // PARTS, core_s=table["core_s"].cumsum())
+    hidden = ["epoch", "learning_rate", "seconds", "best"]
+    return task, table.drop(columns=hidden).assign(recipe=name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m cag_utils.making.trials", description=__doc__)
+    parser.add_argument("folder", type=Path, help="caches and unfinished trainings")
+    parser.add_argument("--core-s", type=float, default=900, help="seconds of a core a recipe")
+    parser.add_argument("--stills", type=int, default=10_000)
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    pictures = [
+        drawn.cached_stills(given.folder / "stills", first, count, IMAGE_PX)
+        for first, count in ((drawn.FIRST_SEED, given.stills), (drawn.FIRST_HELD_OUT_SEED, 800))
+    ]
+    held_out = pictures[1].part(np.arange(SCORED))
+    guide, tables = None, []
+    names = sorted(given.recipes, key=lambda name: RECIPES[name].network != "convnext")
+    for name in names:  # the guide first
+        stills = pictures[0].part(np.arange(FEW)) if name == "fewer stills" else pictures[0]
+        recipe = RECIPES[name]
+        told = {"guide": guide} if recipe.guided_share else {}
+        trial = name, recipe, stills, held_out, given.core_s, given.folder / "trials"
+        task, table = run_trial(*trial, **told)
+        guide = task if recipe.network == "convnext" else guide
+        tables.append(table.assign(stills=len(stills)))
+        known = [pd.read_csv(TABLE)] if TABLE.is_file() else []
+        rows = pd.concat([*(t[t["recipe"] != name] for t in known), tables[-1]])
+        columns = ["recipe", "stills", "step", "core_s", "train_loss"]
+        rest = [c for c in rows if c not in columns]
+        rows[columns + rest].round(4).to_csv(TABLE, index=False)
+
+
+if __name__ == "__main__":
+    main()
