@@ -4,12 +4,12 @@
 const WORDS = {
   en: {
     initials: "Your initials", start: "Start", task: "Task", keys: "Keys", language: "日本語",
-    done: "marked", whole: "whole cases", missing: "answers missing in cases begun", saved: "saved",
+    done: "marked", whole: "whole cases", missing: "missing in cases begun", saved: "saved",
     saving: "saving …", unsaved: "NOT SAVED: the server does not answer. Do not go on; load this page again.",
     first: "frame", key: "key frame", loading: "loading cine", still: "still only", hidden: "show",
     save: "Save and next", undo: "Undo", back: "Previous", next: "Next", open: "Next open case",
     all: "Everything is marked. Thank you.", marked: "marked before", again: "Reload the page",
-    left: "answers of this case still open", zoom: "zoom", window: "window", reset: "reset view",
+    zoom: "zoom", window: "window", reset: "reset view",
     play: "play or stop", step: "one frame back, on", home: "key frame", pan: "pan", width: "contrast",
     centre: "brightness", leave: "leave the text", choose: "Choose first: ",
   },
@@ -20,7 +20,7 @@ const WORDS = {
     first: "フレーム", key: "キーフレーム", loading: "シネ読込中", still: "静止画のみ", hidden: "表示",
     save: "保存して次へ", undo: "取り消し", back: "前へ", next: "次へ", open: "次の未記入へ",
     all: "すべて記入済みです。ありがとうございました。", marked: "記入済み", again: "再読み込み",
-    left: "件、この症例で未記入", zoom: "拡大", window: "階調", reset: "表示を戻す",
+    zoom: "拡大", window: "階調", reset: "表示を戻す",
     play: "再生・停止", step: "1フレーム戻る・進む", home: "キーフレーム", pan: "移動", width: "コントラスト",
     centre: "明るさ", leave: "入力を終える", choose: "未選択：",
   },
@@ -404,7 +404,9 @@ class DeskPage {
     const word = this.words;
     const rows = this.fields.flatMap((field) => [
       ...(field.key ? [[field.key, this.say(field.label)]] : []),
-      ...field.options.map(([, key, label]) => [key, this.say(label)]),
+      ...(field.options.length > 7 // a score
+        ? [[`${field.options[0][1]} … ${field.options.at(-1)[1]}`.toUpperCase(), this.say(field.label)]]
+        : field.options.map(([, key, label]) => [key, this.say(label)])),
     ]);
     if (!this.fields.some((field) => field.saves)) rows.push(["Enter", word.save]);
     rows.push(["Space", word.play], ["← →", word.step], ["Home", word.home], ["+ −", word.zoom],
@@ -422,7 +424,6 @@ class DeskPage {
     this.progress.value = done.filter(Boolean).length;
     const counts = [`${this.case.position + 1} / ${done.length}`, `${this.progress.value} ${word.done}`];
     if (this.case.of > 1) counts.push(`${this.state.whole} / ${this.state.cases} ${word.whole}`);
-    if (this.case.of > 1 && this.case.left) counts.push(`${this.case.left} ${word.left}`);
     if (this.state.missing) counts.push(`${this.state.missing} ${word.missing}`);
     this.counts.textContent = counts.join("  ·  ");
     this.texts.replaceChildren(...this.case.texts.map(([title, body, hidden]) => {
