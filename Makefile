@@ -13,11 +13,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study cnn test test-unit test-notebooks test-appendices test-slurm lab lint format reference twins lock clean
+.PHONY: help setup study cnn test test-unit test-notebooks test-appendices test-slurm test-desks label validate review label-studio lab lint format reference twins lock clean
 
 help:  ## list the targets
 	@echo "make <target> [PROFILE=smoke|phantom|paper] [OUT_ROOT=folder] [CORES=n] [PYTHON=python3.12] [CONFIG=key=value]"
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 setup: .venv/installed  ## make .venv and install the locked packages
 
@@ -39,7 +39,7 @@ test: .venv/installed  ## run the tests, notebooks included; all lanes, also whe
 	$(MAKE) --keep-going --jobs=1 lint test-unit test-notebooks
 
 test-unit: .venv/installed  ## run the tests that execute no notebook
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm and not browser"
 
 test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "notebook and not appendix"
@@ -49,6 +49,19 @@ test-appendices: .venv/installed  ## run the appendices under the smoke profile
 
 test-slurm: .venv/installed  ## run the smoke study on a Slurm of one node (apt install munge slurmctld slurmd slurm-client; as root)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -m slurm
+
+test-desks: .venv/installed  ## drive the readers' desks in Chromium (apt-get install chromium)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m browser
+
+label-studio: .label_studio/installed  ## Label Studio's own validator, beside: one test asks it
+
+.label_studio/installed:
+	"$(PYTHON)" -m venv .label_studio
+	.label_studio/bin/python -m pip install --quiet --disable-pip-version-check label-studio-sdk==2.1.2
+	@touch $@
+
+label validate review: .venv/installed  ## a reader's desk in the browser: label frames, validate findings, review reports
+	$(PY) -m cag_utils.desk $@ -p profile "$${PROFILE:-phantom}" -p out_root "$${OUT_ROOT:-outputs}" $(DESK)  # DESK="-p language en --port 8900"
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab --ContentsManager.pre_save_hook=cag_utils.workflow.forget_kernel \

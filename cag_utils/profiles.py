@@ -83,6 +83,7 @@ class Corpus(ProfileSection):
 
     frames_per_video: int = Field(ge=1)
     min_confidence: float = Field(ge=0, le=1)
+    only_validated: bool
     val_share: float = Share
     test_share: float = Share
 

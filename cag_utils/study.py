@@ -41,10 +41,11 @@ RUN_NAMES = {
     "06_vlscore": "{language}",
     "07_physician_scores": "{language}",
     "A6_ablations": "{backbone}_{language}",
+    "A11_review_reports": "{language}",
     "A8_power": "{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
-NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images"}
+NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images", "sheets"}
 
 
 def root() -> Path:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.appendix
 @pytest.fixture(scope="session")
 def cases(once):
     """As much of a study as the appendices read; each writes into a folder of its own."""
-    last = "smoke/05_generate_reports/en/generations.csv"
+    last = "smoke/07_physician_scores/en/metrics.json"
     return once("cases", lambda out: run_study(out, f"{out}/{last}"))
 
 
@@ -69,3 +69,17 @@ def test_the_power_page_runs_over_the_studys_scores(cases):
     fewer = table.groupby("world")["exams for 80%"].agg(["first", "last"])
     assert (fewer["last"] <= fewer["first"]).all()  # five readers need no more exams than one
     assert metrics["readers_always_agree.1.exams_80"] == metrics["readers_always_agree.5.exams_80"]
+
+
+def test_the_desks_open_on_the_studys_frames_findings_and_answers_with_nobody_simulated(
+    cases, tmp_path
+):
+    sheets = {"sheets": str(tmp_path / "none")}
+    labels = execute("A9_label_frames", cases, **sheets)
+    assert labels["frames"] > 0 and labels["readers"] == labels["labels"] == 0
+    drafts = execute("A10_validate_findings", cases, **sheets)
+    assert drafts["drafts"] > 0 and drafts["read"] == 0
+    answers = execute("A11_review_reports", cases, language="en", **sheets)
+    assert answers["answers"] == answers["complete"] == 0 and answers["icc_overall"] is None
+    sheet = pd.read_csv(cases / "smoke" / "A11_review_reports" / "en" / "sheet.csv")
+    assert sheet.empty and {"case_id", "model", "reader", "overall"} <= set(sheet)

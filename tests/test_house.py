@@ -12,7 +12,7 @@ from cag_utils.reference import ROOMS, TOP, draw_rooms, read_imports, room_of, r
 from cag_utils.workflow import PACKAGE, notebook_sources
 from tests.conftest import ROOT
 
-STUDY = {TOP, "cines", "keyframes", "corpus", "vlm", "scores", "paper"}
+STUDY = {TOP, "cines", "keyframes", "corpus", "vlm", "scores", "paper", "desk"}
 BESIDE = {"making", "audits"}  # how the shipped weights were made, and the appendices' questions
 BELOW_THE_PHANTOM = {"segments.py", "params.py"}
 

@@ -33,7 +33,9 @@ def test_is_valid_and_committed_without_outputs(notebook):
 
 def test_opens_with_a_question_and_its_facts_and_closes_with_what_was_found(path, notebook):
     head = notebook.cells[0]
-    assert head.cell_type == "markdown" and head.source.startswith(f"# {path.stem[:2]} · ")
+    assert head.cell_type == "markdown" and head.source.startswith(
+        f"# {path.stem.split('_')[0]} · "
+    )
     assert "?" in head.source.splitlines()[0]
     for fact in ("Question", "Reads", "Writes", "Cost", "Run"):
         assert f"**{fact}**" in head.source

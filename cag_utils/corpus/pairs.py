@@ -45,7 +45,7 @@ FINDINGS = pa.DataFrameSchema(
         "frame": pa.Column("Int64", pa.Check.ge(0), required=False, nullable=True),
         "findings_ja": pa.Column(str, _TEXT),
         "findings_en": pa.Column(str, required=False),
-        "validated_by": pa.Column(str, _TEXT),
+        "validated_by": pa.Column(str),
     },
     unique=["video", "frame"],
 )
@@ -55,7 +55,7 @@ RULES = {
     "frame": "must be a frame number from 0, or empty for the whole cine",
     "report_ja": "must hold the report's text",
     "findings_ja": "must hold the findings' text",
-    "validated_by": "must say who validated the findings",
+    "validated_by": "must say who validated the findings, or be empty: a draft",
 }
 TWICE = {
     "exam": "this exam has a report already; keep one row",
@@ -148,7 +148,11 @@ def choose_key_frames(
 
 
 def pair(
-    key_frames: pd.DataFrame, reports: pd.DataFrame, findings: pd.DataFrame, sampled: pd.DataFrame
+    key_frames: pd.DataFrame,
+    reports: pd.DataFrame,
+    findings: pd.DataFrame,
+    sampled: pd.DataFrame,
+    only_validated: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pair key frames with their exam's report and their own findings, else their cine's.
 
@@ -157,11 +161,14 @@ def pair(
         reports: From `read_reports`.
         findings: From `read_findings`.
         sampled: All frames the key frames were chosen from: `exam_id`, `video_id`.
+        only_validated: Whether findings with an empty `validated_by`, drafts, stay outside.
 
     Returns:
         The pairs (`PAIR_COLUMNS`; `case_id` counts in order of patient, exam, video, frame), and
         what found no partner: columns `what`, `id`, `why`.
     """
+    is_draft = (findings["validated_by"] == "") & only_validated
+    drafts, findings = findings.loc[is_draft, "video_id"], findings[~is_draft]
     frames = key_frames.astype({"frame": "Int64"})
     frames = frames.merge(reports, on="exam_id", how="left", validate="m:1")
     texts, is_whole = ["findings_ja", "findings_en", "validated_by"], findings["frame"].isna()
@@ -174,7 +181,11 @@ def pair(
     pairs = frames[complete].sort_values(["patient_id", "exam_id", "video_id", "frame"])
     pairs.insert(0, "case_id", [f"case-{i:04d}" for i in range(1, len(pairs) + 1)])
     pairs = pairs.astype({"frame": int}).reset_index(drop=True)
-    return pairs[PAIR_COLUMNS], _without_partner(frames, reports, findings, sampled)
+    lost = _without_partner(frames, reports, findings, sampled)
+    lost = lost[~lost["id"].isin(drafts)]  # what they lack is a reader
+    unread = [("video", name, "findings that nobody has validated") for name in sorted(set(drafts))]
+    unread = pd.DataFrame(unread, columns=lost.columns)
+    return pairs[PAIR_COLUMNS], pd.concat([lost, unread], ignore_index=True)
 
 
 def _without_partner(

@@ -124,6 +124,18 @@ def test_findings_count_whole_for_no_other_frame_and_else_are_listed(tables):
     assert pairs.set_index("frame")["findings_en"].to_dict() == {10: "whole", 30: ""}
 
 
+def test_drafts_stay_outside_and_are_counted_unless_the_profile_lets_them_in(tables):
+    reports, findings = tables
+    drafts = findings.assign(validated_by=["", *findings["validated_by"].iloc[1:]])
+    chosen = choose_key_frames(predicted(), 2, 0.5)
+    pairs, unpaired = pair(chosen, reports, drafts, predicted())
+    why = unpaired.set_index("id")["why"]
+    assert why[drafts["video_id"][0]] == "findings that nobody has validated"
+    assert (pairs["validated_by"] != "").all() and unpaired["id"].is_unique
+    with_drafts, _ = pair(chosen, reports, drafts, predicted(), only_validated=False)
+    assert len(with_drafts) > len(pairs) and (with_drafts["validated_by"] == "").any()
+
+
 LESIONS = [{"segment": n, "percent": p, "artery": a} for n, p, a in
            ((6, 50, "LAD"), (11, 75, "LCX"), (2, 90, "RCA"))]  # fmt: skip
 
@@ -184,7 +196,7 @@ def test_the_dataset_holds_pictures_and_texts(tables, tmp_path):
         (read_reports, f"exam,report_ja\n8.0,あ\n{EXAMS[0]},い\n", "row 3: this exam has a report"),
         (read_reports, f"exam,report_ja\n{VIDEOS[0]},あ\n", "must be a StudyInstanceUID"),
         (read_findings, HEAD + "9.0,first,あ,,me", "row 2: frame must be a frame number"),
-        (read_findings, HEAD + "9.0,1,あ,,", "row 2: validated_by must say who"),
+        (read_findings, HEAD + "9.0,1,,,me", "row 2: findings_ja must hold the findings'"),
         (read_findings, HEAD + "9.0,1,あ,,me\n9.0,1,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + "9.0,5,あ,,me\n9.0,05,い,,me", "row 3: this frame has findings"),
         (read_findings, HEAD + f"9.0,,あ,,me\n{VIDEOS[0]},,い,,me", "row 3: this frame has"),
