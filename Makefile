@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study cnn test test-unit test-notebooks test-appendices test-slurm test-desks label validate review label-studio lab lint format reference twins lock clean
+.PHONY: help setup study cnn test test-fuzz test-unit test-notebooks test-appendices test-slurm test-desks label validate review label-studio lab lint format reference twins lock clean
 
 help:  ## list the targets
 	@echo "make <target> [PROFILE=smoke|phantom|paper] [OUT_ROOT=folder] [CORES=n] [PYTHON=python3.12] [CONFIG=key=value]"
@@ -39,13 +39,16 @@ test: .venv/installed  ## run the tests, notebooks included; all lanes, also whe
 	$(MAKE) --keep-going --jobs=1 lint test-unit test-notebooks
 
 test-unit: .venv/installed  ## run the tests that execute no notebook
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm and not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm and not browser and not fuzz"
 
 test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "notebook and not appendix"
 
 test-appendices: .venv/installed  ## run the appendices under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m appendix
+
+test-fuzz: .venv/installed  ## a minute of mutated files, fixed seed
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m fuzz
 
 test-slurm: .venv/installed  ## run the smoke study on a Slurm of one node (apt install munge slurmctld slurmd slurm-client; as root)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -m slurm
