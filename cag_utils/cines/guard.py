@@ -194,7 +194,7 @@ def _serve(pipe: Connection) -> None:
     pipe.send(READY)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            work, job = pickle.loads(pipe.recv_bytes())
+            work, job = cloudpickle.loads(pipe.recv_bytes())
             try:
                 for message in work(job):
                     pipe.send(("", message))

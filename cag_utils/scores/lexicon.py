@@ -220,7 +220,8 @@ ABSENCE = _either(
 _SIGNS = (
     r"|steno\w+[ ]?\([ ]?(?:-|neg\w*)[ ]?\)|<=?[ ]?(?:[1-6]?\d|7[0-5])[ ]?%"
     r"|(?:lmt|lad|lcx|rca|lca|#\d{1,2}|:)[ ]?\(-\)|(?:lmt|lad|lcx|rca|lca|#\d{1,2})[ ]?:?[ ]?-$"
-    r"|:[ ]?(?:none|no|nil|なし|無し)[ ]?(?:$|\))"
+    r"|(?:lmt?|lad|lcx|cx|rca|lca|artery|main|circumflex|#\d{1,2}|steno\w+|lesions?|disease|findings?"
+    r"|狭窄|病変|閉塞|所見|冠動脈|枝|主幹部?|石灰化)[ ]?:[ ]?(?:none|no|nil|なし|無し)[ ]?(?:$|\))"
 )
 ABSENCE = {language: re.compile(pattern.pattern + _SIGNS) for language, pattern in ABSENCE.items()}
 # The same, if the text gives no percentage.
