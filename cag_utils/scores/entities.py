@@ -165,7 +165,8 @@ def _read_sentence(text: str, language: str, owner: str | None) -> _Sentence:
         if clause.kind in ("", *SAYING) and clause.kind != "unseen":
             said.places += clause.places
         if clause.kind == "absent" and not clause.elsewhere:
-            everywhere = set() if findings else {"all"}  # "#6 75%, no stenosis": elsewhere
+            # "#6 75%, no stenosis": elsewhere
+            everywhere = set() if findings or lexicon.OTHER_FIELD.search(text) else {"all"}
             said.cleared |= {_scope(p) for p in _specific(clause.places)} or everywhere
         said.unread |= clause.kind == "graft" or (clause.kind == "unjudged" and clause.stenosis)
     marked = [c for c in findings if c.places or c.grades]

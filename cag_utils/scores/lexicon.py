@@ -387,6 +387,11 @@ HYPOTHETICAL = re.compile(
 )
 IF = re.compile(r"\bif\b|場合")
 # The whole answer to "which lesions?".
+# A field of a patient's history: "allergies: none" clears no vessel.
+OTHER_FIELD = re.compile(
+    r"(?:risks?|factors?|allerg\w*|medications?|history|bleeding|symptoms?|family|smoking"
+    r"|アレルギー|既往歴?|内服薬?|リスク|家族歴|喫煙歴?|出血歴?|症状|合併症)[ ]?:"
+)
 NONE_AT_ALL = re.compile(r"^\s*(?:none|nothing|nil|なし|無し|特になし|異常なし)\s*$")
 ADVICE = re.compile(
     r"recommend|consider|should|advis|suggest|indicat|need|require|discuss|measure|evaluate|plan"
