@@ -358,7 +358,7 @@ def sample_public(stills: pd.DataFrame, folder: Path, out: Path, key: bytes) -> 
     lost = lost.assign(reason=lost["problem"])
     return Sampled(
         frames=used[FRAME_COLUMNS].reset_index(drop=True),
-        videos=videos.reindex(columns=VIDEO_COLUMNS).reset_index(drop=True),
+        videos=videos.assign(notes="").reindex(columns=VIDEO_COLUMNS).reset_index(drop=True),
         statistics=used.reindex(columns=STATISTICS_COLUMNS).reset_index(drop=True),
         rejected=lost.reindex(columns=REJECTED_COLUMNS).reset_index(drop=True),
         links=pd.concat([videos, lost], ignore_index=True).reindex(columns=LINK_COLUMNS),

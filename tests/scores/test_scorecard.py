@@ -277,7 +277,7 @@ def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path)
     fill(sheet, "reader 1", 4.0).to_csv(tmp_path / "filled.csv", index=False)
     metrics = execute("07_physician_scores", tmp_path, scores=str(tmp_path / "filled.csv"))
     assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
-    [own] = set(rubrics.parent.glob("ja_*filled_csv"))  # the study's own run is left alone
+    [own] = set(rubrics.parent.glob("ja_*filled_csv*"))  # the study's own run is left alone
     text = (own / "table4_scores.md").read_text(encoding="utf-8")
     assert "scored by reader 1" in text and "rubric" not in text
 
