@@ -45,7 +45,9 @@ RUN_NAMES = {
     "A8_power": "{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
-NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images", "sheets"}
+NEUTRAL = {
+    "profile", "out_root", "n_workers", "workers", "scheduler", "ship", "send_own_images", "sheets",
+}  # fmt: skip
 
 
 def root() -> Path:
