@@ -42,6 +42,7 @@ RUN_NAMES = {
     "07_physician_scores": "{language}",
     "A6_ablations": "{backbone}_{language}",
     "A11_review_reports": "{language}",
+    "A12_exam_reports": "{backbone}_{language}",
     "A8_power": "{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
