@@ -426,9 +426,9 @@ def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes
 
 
 def _concat(tables: Iterator[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """Stack many small tables, some hundred at a time: each weighs far more than its rows."""
+    """Stack many small tables, a hundred at a time: each weighs far more than its rows."""
     filled = (table for table in tables if len(table))
     parts = []
-    while some := list(islice(filled, 500)):
+    while some := list(islice(filled, 100)):
         parts.append(pd.concat(some, ignore_index=True))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from cag_utils.corpus.examples import encode_prompts, open_picture
 from cag_utils.corpus.pairs import prompt
 from cag_utils.making.twins import make_processor
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
@@ -60,6 +61,27 @@ def test_batches_answer_as_one_by_one(twins, asked, name):
     assert one["n_tokens"].tolist() == sixteen["n_tokens"].tolist()
     assert one["output"].nunique() > 6  # a model that always says the same would prove nothing
     assert len(one) == 11 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
+
+
+def test_several_pictures_stand_in_one_prompt_where_the_backbone_takes_them(twins, asked, tmp_path):
+    images, prompts = asked
+    groups = [(images[0], images[1], images[2]), (images[3],), (images[2], images[1], images[0])]
+    model, processor = load_backbone("gemma3", "tiny", device="cpu")
+    pictures = [[open_picture(path, processor) for path in own] for own in groups]
+    batch = encode_prompts(processor, pictures, prompts[:3])
+    is_image = batch["input_ids"] == model.config.image_token_id
+    each = model.config.mm_tokens_per_image
+    assert is_image.sum(1).tolist() == [3 * each, each, 3 * each]
+    plain = generate_answers(model, processor, groups, prompts[:3], 2, 12)
+    cached = generate_answers(model, processor, groups, prompts[:3], 1, 12, features=tmp_path)
+    assert plain["output"].tolist() == cached["output"].tolist()
+    single = generate_answers(model, processor, [images[3]], prompts[1:2], 1, 12)
+    assert single["output"][0] == plain["output"][1]
+    states = [model(**encode_prompts(processor, [p], ["?"])).logits[0, -1] for p in pictures[::2]]
+    assert not torch.allclose(*states, atol=1e-4)  # their order counts
+    paligemma = load_backbone("paligemma2", "tiny", device="cpu")
+    with pytest.raises(ValueError, match="one picture a prompt"):
+        generate_answers(*paligemma, groups, prompts[:3], 2, 12)
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20))
