@@ -262,8 +262,6 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
 
     Args:
         name: One of `APPENDICES`.
-        outputs: `outputs/<profile>/`.
-        folder: `outputs/reference/`.
 
     Raises:
         subprocess.CalledProcessError: The notebook failed.

@@ -50,7 +50,6 @@ def cluster_bootstrap(
             confusion matrix for an F1.
         statistic: Sums (...) to one or m figures; all resamples at once, (r, ...) to (r[, m]).
         n_resamples: Bootstrap samples, 1 or more.
-        seed: Of the resampling.
         level: Confidence level, between 0 and 1.
 
     Returns:

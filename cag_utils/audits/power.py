@@ -119,10 +119,7 @@ def simulate_power(
         marks: As in `measure_pairs`; of several readers their means are drawn.
         design: Gap and spreads.
         exams: In each study, 2 or more.
-        readers: In each study.
         rng: Of exams, signs and readers' errors.
-        n_trials: Number of studies.
-        alpha: Two-sided.
     """
     gaps = (marks["first"] - marks["second"]).astype(float)
     by_exam = gaps.groupby(marks["patient_id"]).mean().to_numpy()

@@ -88,9 +88,7 @@ def validation_task(
 
     Args:
         drafts: Of `find_frames`: `item`, ids, frame, `png` below `outputs`, texts, `laterality`.
-        outputs: `outputs/<profile>/`.
         folder: Of the readers' sheets.
-        seed: Of the readers' orders.
         repeat_share: Drafts that come back, 0 to 1/3.
     """
     rows = drafts.set_index("item")
@@ -159,7 +157,6 @@ def validated_findings(
 
     Args:
         drafts: Of `find_frames`.
-        marks: All validators' marks.
 
     Returns:
         video, frame (empty for the whole cine), findings_ja, findings_en, validated_by and
@@ -203,9 +200,7 @@ def review_task(
             output and the columns to fill in.
         pairs: Rows of 03's `pairs.csv`: case_id, png, video_id, frame, and of `frames.csv` n_frames
             and frame_time_ms.
-        outputs: `outputs/<profile>/`.
         folder: Of the readers' sheets.
-        seed: Of the readers' orders.
         options: `n_cases`, the sheet's first so many (0: all), the same for all readers;
             `repeat_share`; `show_truth`, whether the truth may be opened beside the answer.
     """
@@ -264,7 +259,6 @@ def repeats(marks: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
     """Return both marks of what readers were shown twice, as if two readers had given them.
 
     Args:
-        marks: All readers' marks.
         measures: Columns of numbers.
 
     Returns:
@@ -306,7 +300,6 @@ def shares_read(marks: pd.DataFrame, order_of: Callable[[str], list]) -> dict[st
     """Return each reader's share of his own order (repeats among it) that is marked, 0 to 1.
 
     Args:
-        marks: All readers' marks.
         order_of: Reader to his `reading_order`.
     """
     places = zip(marks["reader"], marks["item"], marks["repeat"].astype(int), strict=True)

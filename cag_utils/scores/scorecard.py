@@ -128,8 +128,6 @@ def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFra
 
     Args:
         scores: By case, model and reader.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         model, reader, cases, sd, the error counts (missing where no truth was known; of several
@@ -170,8 +168,6 @@ def skills(
 
     Args:
         scores: By case, model and reader.
-        stats: Resamples, level and the primary measure.
-        seed: Of the resampling.
         program: The rubric's marks of all answers. Lesions are read by the program whoever scores,
             so that the primary measure keeps floors that are not on a reader's sheet.
 
@@ -221,8 +217,6 @@ def choose_bases(marks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
 
     Args:
         marks: Of validation cases: models `<name>_base` (few-shot) and `<name>_base@zero`.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         base, model (how it was asked), cases, overall, lesion_f1, chosen.
@@ -245,8 +239,6 @@ def against_base(
 
     Args:
         scores: By case, model and reader.
-        stats: Resamples and level.
-        seed: Of the resampling.
         chosen: The bases as they are best asked, of `choose_bases`; else few-shot.
 
     Returns:
@@ -360,9 +352,6 @@ def rubric_against_readers(
 
     Args:
         sheet: Readers' marks by case, model (or its code) and reader, with patient_id.
-        marks: The rubric's of the same texts.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         reader, measure, texts, value, low, high (kappa with quadratic weights), and `marked` and

@@ -114,8 +114,6 @@ def correlate(
             ranks are taken for `within`.
         metrics: Columns; an answer that lacks one is left out of its row.
         scores: Of the same answers: case_id, model, patient_id, reader and overall.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Returns:
         scorer, metric, answers, rho, low, high, within, within_low, within_high: a row a metric
