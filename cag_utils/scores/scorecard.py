@@ -202,7 +202,7 @@ def looks_at_picture(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFr
 
     Returns:
         `LOOKS`, in the primary measure on the same cases: true picture minus the other, readers
-        averaged. A model looks if every `low` of its rows is above 0.
+        averaged.
     """
     rows, marks, models = [], by_case(scores), set(scores["model"])
     for model in in_order(models):
@@ -212,6 +212,19 @@ def looks_at_picture(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFr
                 [found] = estimate(marks, pair, [stats.primary], np.subtract, stats, seed)
                 rows.append((model, asked, *found))
     return pd.DataFrame(rows, columns=list(LOOKS))
+
+
+def looks_verdicts(looks: pd.DataFrame) -> dict[str, str]:
+    """Return each model of `looks_at_picture` with what its intervals say.
+
+    It "looks" if all of them lie above 0; it "does not look" if one does not reach above 0, since
+    that picture served as well as the true one; else it is "unclear".
+    """
+    ends = looks.groupby("model", sort=False).agg({"low": "min", "high": "min"})
+    return {
+        model: "looks" if low > 0 else "does not look" if high <= 0 else "unclear"
+        for model, low, high in ends.itertuples()
+    }
 
 
 def choose_bases(marks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
@@ -283,9 +296,7 @@ def table4(summary: pd.DataFrame, skill_of: pd.DataFrame, looks: pd.DataFrame) -
     overall = skill_of[skill_of["measure"] == "overall"].set_index("model")
     shown["skill"] = [_cell(overall, m, ("skill", "low", "high")) for m in summary["model"]]
     shown["unparseable_rate"] = summary["unparseable_rate"]
-    sees = looks.groupby("model")["low"].min() > 0
-    words = sees.map({True: "yes", False: "does not look at the picture"})
-    shown["looks"] = summary["model"].map(words).fillna("–")
+    shown["looks"] = summary["model"].map(looks_verdicts(looks)).fillna("–")
     return _named(shown)
 
 
@@ -341,8 +352,7 @@ def flat_metrics(
         values = zip(ENDS, (row["skill"], row["low"], row["high"]), strict=True)
         figures |= {f"{row['model']}.{name}{end}": value for end, value in values}
         figures[f"{row['model']}.{name}_floor"] = row["best_floor"]
-    for model, part in looks.groupby("model", sort=False):
-        figures[f"{model}.looks"] = int((part["low"] > 0).all())
+    figures |= {f"{model}.looks": verdict for model, verdict in looks_verdicts(looks).items()}
     for row in looks.to_dict("records"):
         values = zip(ENDS, (row["difference"], row["low"], row["high"]), strict=True)
         figures |= {f"{row['model']}.{row['asked']}_drop{end}": value for end, value in values}
