@@ -37,7 +37,10 @@ from cag_utils.tables import read_table
 
 ENDS = ("", "_low", "_high")
 MEAN = "mean"  # stands in the column `reader` for all of them together
-COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
+COMPARED = (
+    "model", "base", "measure", "cases", "tuned", "untuned", "floor", "difference", "low", "high",
+    "beats_base",
+)  # fmt: skip
 SKILLS = ("model", "measure", "score", "best_floor", "floor", "ceiling", "skill", "low", "high")
 LOOKS = ("model", "asked", "difference", "low", "high")
 WHOSE = {
@@ -264,7 +267,7 @@ def against_base(
 
     Returns:
         `COMPARED`, one row a tuned model whose base was run and a measure; `difference` is tuned -
-        base, and it `beats_base` if `low` is above 0.
+        untuned, and it `beats_base` if `low` is above 0; `floor` is the tuned model's best one.
     """
     models, rows, marks = set(scores["model"]), [], by_case(scores)
     zero = {name.partition(AT)[0] for name in chosen if name.endswith(AT + ZERO_SHOT)}
@@ -274,11 +277,17 @@ def against_base(
         base = next((name for name in asked if name in models), None)
         if not base:
             continue
-        found = estimate(marks, [tuned, base], list(measures()), np.subtract, stats, seed)
-        both = set(marks[tuned].index) & set(marks[base].index)
-        for name, gain in zip(measures(), found, strict=True):
-            if not np.isnan(gain.value):
-                rows.append((tuned, base, name, len(both), *gain, gain.low > 0))
+        names, both = list(measures()), set(marks[tuned].index) & set(marks[base].index)
+        beside = lambda own, other: np.concatenate([own, other, own - other], -1)  # noqa: E731
+        found = estimate(marks, [tuned, base], names, beside, stats, seed)
+        under = [tuned, *floors_of(tuned, marks)]  # some cases may lack one: not paired with these
+        best = lambda own, *floors: np.fmax.reduce([np.nan * own, *floors])  # noqa: E731
+        floors = estimate(marks, under, names, best, stats, seed)
+        table = zip(names, *np.reshape(found, (3, -1, 3)), floors, strict=True)
+        for name, own, other, gain, floor in table:
+            if not np.isnan(gain[0]):
+                shown = own[0], other[0], floor.value, *gain, gain[1] > 0
+                rows.append((tuned, base, name, len(both), *shown))
     return pd.DataFrame(rows, columns=list(COMPARED))
 
 
