@@ -6,6 +6,7 @@ how wide it is and how much of it a lesion takes, and then to spread that over a
 word is read.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cag_utils.keyframes.network import build_model, pick_device, prepare
 from cag_utils.keyframes.training import Fitted, fit
 from cag_utils.making.stills import N_SEGMENTS, Stills, patch_labels
 from cag_utils.segments import AHA_SEGMENTS, GRADES, is_significant
+from cag_utils.shipped import WEIGHTS, seal_weights, write_card
 
 N_GRADES = len(GRADES) + 1  # no narrowing, then the six grades
 TOKENS_ASKED = 16  # tokens a step that must know the whole picture's lesions
@@ -322,7 +324,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon_and_adamw(
-    hidden: nn.Module | None, model: nn.Module, rate: float
+    hidden: nn.Module | None, model: nn.Module, rate: float, matrix_rate: float = MATRIX_RATE
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for a network's hidden matrices and AdamW for all else that learns.
 
@@ -330,17 +332,17 @@ def muon_and_adamw(
     What requires no gradient is left out.
 
     Args:
-        hidden: The part of `model` whose matrices are Muon's, at `MATRIX_RATE`; None for AdamW
-            alone.
+        hidden: The part of `model` whose matrices are Muon's; None for AdamW alone.
         model: All.
         rate: Peak of AdamW's learning rate.
+        matrix_rate: Peak of Muon's.
     """
     inner = hidden.parameters() if hidden else ()
     matrices = [p for p in inner if p.requires_grad and p.ndim == 2]
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     adamw = torch.optim.AdamW(rest, lr=rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    return [Muon(matrices, lr=MATRIX_RATE), adamw] if matrices else [adamw]
+    return [Muon(matrices, lr=matrix_rate), adamw] if matrices else [adamw]
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
@@ -359,10 +361,6 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     return x.T if tall else x
 
 
-DENSE_SHARE = 0.3  # of the steps, before tokens are asked about the whole picture
-# Two patches in three hold no vessel. Over the first steps the tower reads a part of the patches,
-# at half the cost; over the last ones it reads all, as it will have to. Choice.
-SPARSE_SHARE = 0.7
 # How pictures are moved: choice, as far as the study's own pictures differ in framing.
 ZOOM, TURN_DEG, SHIFT = 0.10, 4.0, 0.05  # log spread, degrees, share of the side
 
@@ -378,11 +376,16 @@ class Recipe:
     """How a network learns from stills; what `trials` varies."""
 
     network: str = "siglip"  # the twins' tower, or a plain convnext
-    attention: str = "mimetic"  # how attention starts: mimetic or structured
+    start: str = "mimetic"  # how attention starts, mimetic or structured; or the shipped tower
+    dense_share: float = 0.3  # of the steps, before tokens are asked about the whole picture
+    # Two patches in three hold no vessel. Over this share of the steps the tower reads a part of
+    # the patches, at half the cost; over the last ones it reads all, as it will have to. Choice.
+    sparse_share: float = 0.7
     guided_share: float = 0.0  # of the steps, over which tokens imitate those of a guide
     strength: float = 1.0  # of what is done to pictures
     bfloat16: bool = False  # compute in 16 bit on a CPU, too; a GPU always does
     learning_rate: float = 1.5e-3  # peak of AdamW's
+    matrix_rate: float = MATRIX_RATE  # peak of Muon's
 
 
 def start_task(recipe: Recipe, config: SiglipVisionConfig, images: np.ndarray, seed: int):
@@ -391,9 +394,13 @@ def start_task(recipe: Recipe, config: SiglipVisionConfig, images: np.ndarray, s
     if recipe.network == "convnext":
         return ConvTask()
     task = TowerTask(config)
+    if recipe.start == "shipped":
+        shipped = SiglipVisionModel.from_pretrained(WEIGHTS / "siglip_tower", dtype=torch.float32)
+        task.tower.load_state_dict(shipped.state_dict())
+        return task
     start_from_statistics(task.tower, images)
     start_attention(task.tower, torch.Generator().manual_seed(seed))
-    if recipe.attention == "structured":
+    if recipe.start == "structured":
         start_structured(task.tower, np.random.default_rng(seed))
     return task
 
@@ -448,10 +455,10 @@ def train_tower(
             index = np.sort(order[at : at + batch_size])
             images, moves = move(rng, stills.images[index], recipe.strength)
             truth = patch_labels(stills, index, side, moves) | {"grades": stills.grades[index]}
-            sparse = task.reads_parts and share < SPARSE_SHARE
+            sparse = task.reads_parts and share < recipe.sparse_share
             imitated = guide if share < recipe.guided_share else None
             pictures = to_pixels(jitter(rng, images, recipe.strength))
-            yield 1, (pictures, truth, share >= DENSE_SHARE, sparse, imitated)
+            yield 1, (pictures, truth, share >= recipe.dense_share, sparse, imitated)
 
     def loss(pixels: torch.Tensor, truth: dict, *how) -> dict:
         truth = {k: torch.from_numpy(v).to(device) for k, v in truth.items()}
@@ -460,12 +467,28 @@ def train_tower(
         with torch.autocast(device.type, torch.bfloat16, enabled=in_16_bit):
             return task.losses(pixels.to(device), truth, *how)
 
-    optimisers = muon_and_adamw(task.hidden, task, recipe.learning_rate)
+    optimisers = muon_and_adamw(task.hidden, task, recipe.learning_rate, recipe.matrix_rate)
     done = fit(
         task, batches, loss, optimisers, each, parts, evaluate=evaluate, best_by="significant_f1",
         checkpoint=checkpoint, key=f"{recipe} {seed} {len(stills)} {batch_size}", name="tower",
     )  # fmt: skip
     return task.cpu().eval(), done
+
+
+def save_tower(task: TowerTask, folder: Path, scores: Mapping[str, float], made_by: str) -> None:
+    """Write a trained tower, in 16 bit, with its card; the network is left as it is.
+
+    Args:
+        task: Trained.
+        folder: Made if missing; in `weights/` it becomes the shipped one, with its checksum.
+        scores: Held-out, from `score_tower`.
+        made_by: The command, its settings and the commit.
+    """
+    copy.deepcopy(task.tower).half().save_pretrained(folder)
+    size = sum(w.numel() for w in task.tower.parameters())
+    write_card(folder, "`SiglipVisionModel`, the image tower of both twins.", made_by, size, scores)
+    if folder.parent == WEIGHTS:
+        seal_weights(folder.name)
 
 
 def move(

@@ -8,6 +8,7 @@ the rows of all go to `trials.csv` beside this file, from which notebook A4 draw
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,28 @@ import pandas as pd
 import torch
 
 from cag_utils.making import stills as drawn
-from cag_utils.making.tower import DenseTask, Recipe, score_tower, train_tower
+from cag_utils.making.tower import DenseTask, Recipe, save_tower, score_tower, train_tower
 from cag_utils.making.twins import IMAGE_PX, make_tower_config
+from cag_utils.shipped import WEIGHTS
+from cag_utils.study import provenance
 
 TABLE = Path(__file__).with_name("trials.csv")
 PARTS = 8  # of a training, each followed by a score
 TIMED_STEPS = 6  # of a throw-away training, in both halves of the schedule, to know a step's cost
 SCORED = 400  # held-out pictures
 FEW = 2000  # stills, where not all are used
+# From the shipped tower, which knows most already: what is new is asked at once, more gently.
+CONTINUED = Recipe(start="shipped", dense_share=0, learning_rate=1e-3, matrix_rate=3e-3)
 RECIPES = {
-    "as shipped": Recipe(),
+    "plain": Recipe(),
     "guided": Recipe(guided_share=0.75),
-    "structured start": Recipe(attention="structured"),
+    "structured start": Recipe(start="structured"),
     "twice the augmentation": Recipe(strength=2.0),
     "bfloat16": Recipe(bfloat16=True),
     "fewer stills": Recipe(),
     "convnext": Recipe("convnext"),
+    "continued": CONTINUED,
+    "continued, guided": replace(CONTINUED, guided_share=0.75),
 }
 
 
@@ -77,24 +84,32 @@ def run_trial(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m cag_utils.making.trials", description=__doc__)
-    parser.add_argument("folder", type=Path, help="caches and unfinished trainings")
+    parser.add_argument(
+        "folder", type=Path, help="cached stills (A4: data/pretraining), unfinished trainings"
+    )
     parser.add_argument("--core-s", type=float, default=900, help="seconds of a core a recipe")
     parser.add_argument("--stills", type=int, default=10_000)
+    parser.add_argument("--crowded", type=int, default=2000)
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument(
+        "--ship", action="store_true", help="put the last recipe's tower in weights/"
+    )
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    pictures = [
-        drawn.cached_stills(given.folder / "stills", first, count, IMAGE_PX)
-        for first, count in ((drawn.FIRST_SEED, given.stills), (drawn.FIRST_HELD_OUT_SEED, 800))
-    ]
-    held_out = pictures[1].part(np.arange(SCORED))
+    commit = provenance()["commit"]  # of what runs, not of what the checkout holds hours later
+    kinds = (drawn.FIRST_SEED, given.stills), (drawn.FIRST_CROWDED_SEED, given.crowded)
+    whole, crowded, held_out = (
+        drawn.cached_stills(given.folder, first, count, IMAGE_PX)
+        for first, count in (*kinds, (drawn.FIRST_HELD_OUT_SEED, 800))
+    )
+    pictures, some = drawn.join([whole, crowded]), held_out.part(np.arange(SCORED))
     guide, tables = None, []
     names = sorted(given.recipes, key=lambda name: RECIPES[name].network != "convnext")
     for name in names:  # the guide first
-        stills = pictures[0].part(np.arange(FEW)) if name == "fewer stills" else pictures[0]
+        stills = pictures.part(np.arange(FEW)) if name == "fewer stills" else pictures
         recipe = RECIPES[name]
         told = {"guide": guide} if recipe.guided_share else {}
-        trial = name, recipe, stills, held_out, given.core_s, given.folder / "trials"
+        trial = name, recipe, stills, some, given.core_s, given.folder / "trials"
         task, table = run_trial(*trial, **told)
         guide = task if recipe.network == "convnext" else guide
         tables.append(table.assign(stills=len(stills)))
@@ -103,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         columns = ["recipe", "stills", "step", "core_s", "train_loss"]
         rest = [c for c in rows if c not in columns]
         rows[columns + rest].round(4).to_csv(TABLE, index=False)
+    if given.ship:
+        made_by = f"recipe `{name}` of `making.trials`: {table['step'].iloc[-1]} steps of 32, "
+        made_by += f"{len(stills)} stills, commit {commit}"
+        save_tower(task, WEIGHTS / "siglip_tower", score_tower(task, held_out), made_by)
 
 
 if __name__ == "__main__":

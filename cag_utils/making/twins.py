@@ -152,8 +152,9 @@ def build_twin(
     seed: int = 0,
     pretrained_tower: str | Path | None = None,
     vocabulary: dict | None = None,
+    start: str | Path | None = None,
 ) -> tuple[hf.Gemma3ForConditionalGeneration | hf.PaliGemmaForConditionalGeneration, object]:
-    """Make a twin with a random language model and write it as a Hugging Face folder.
+    """Make a twin, its language model random, and write it as a Hugging Face folder.
 
     Args:
         kind: gemma3 or paligemma2.
@@ -161,6 +162,7 @@ def build_twin(
         seed: Of the random weights; torch's generator is put back afterwards.
         pretrained_tower: Folder of a SiglipVisionModel of `make_tower_config()`; random if None.
         vocabulary: From `train_vocabulary`; the shipped one if None.
+        start: Folder of a twin of this vocabulary to go on from; none if None.
 
     Returns:
         (model, processor), float32, on the CPU.
@@ -182,6 +184,9 @@ def build_twin(
         # Words of length 1, as long as learnt ones: one that captions hardly write can be written.
         words = model.get_input_embeddings().weight
         torch.nn.init.normal_(words, std=words.shape[1] ** -0.5)
+    if start is not None:
+        known = type(model).from_pretrained(start, dtype=torch.float32)
+        model.load_state_dict(known.state_dict())
     if pretrained_tower is not None:
         tower = hf.SiglipVisionModel.from_pretrained(pretrained_tower, dtype=torch.float32)
         model.model.vision_tower.load_state_dict(tower.state_dict())

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import SiglipVisionConfig
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from cag_utils.making import tower as learning
-from cag_utils.making.twins import IMAGE_PX, PATCH_PX
+from cag_utils.making.twins import IMAGE_PX, PATCH_PX, make_tower_config
+from cag_utils.shipped import WEIGHTS
 from tests.making.world import toy_stills
 
 
@@ -61,11 +62,27 @@ def test_a_convnet_has_the_same_heads_and_guides_a_tower():
     assert guide.read(pixels).shape == (2, 196, learning.CONV_WIDTH)
     kept = torch.tensor([[0, 5], [7, 3]])
     assert torch.equal(guide.read(pixels, kept)[1, 1], guide.read(pixels)[1, 3])
-    guided = learning.Recipe(guided_share=0.5, attention="structured", strength=2, bfloat16=True)
+    guided = learning.Recipe(guided_share=0.5, start="structured", strength=2, bfloat16=True)
     with pytest.raises(ValueError, match="needs a trained guide"):
         learning.train_tower(stills, small_tower(), 4, batch_size=8, recipe=guided)
     _, done = learning.train_tower(stills, small_tower(), 4, 0, 8, guided, guide)
     assert ["guide" in row for row in done.steps] == [True, True, False, False]
+
+
+def test_a_tower_goes_on_from_the_shipped_one_and_is_kept(tmp_path):
+    shipped = SiglipVisionModel.from_pretrained(WEIGHTS / "siglip_tower", dtype=torch.float32)
+    recipe = learning.Recipe(start="shipped", dense_share=0, sparse_share=0)
+    task = learning.start_task(recipe, make_tower_config(), toy_stills().images, 0)
+    pixels = learning.to_pixels(toy_stills().images[:2])
+    with torch.no_grad():
+        assert torch.allclose(task.read(pixels), shipped(pixels).last_hidden_state, atol=1e-5)
+    _, done = learning.train_tower(toy_stills(), make_tower_config(), 1, 0, 8, recipe)
+    assert "summary" in done.steps[0]
+    learning.save_tower(task, tmp_path / "tower", {"place_accuracy": 0.25}, "a test")
+    kept = SiglipVisionModel.from_pretrained(tmp_path / "tower", dtype=torch.float32)
+    assert torch.equal(kept.post_layernorm.bias, shipped.post_layernorm.bias)
+    card = (tmp_path / "tower" / "README.md").read_text(encoding="utf-8")
+    assert "| place_accuracy | 0.250 |" in card and "1,313,408" in card
 
 
 def test_significant_lesions_are_scored_by_segment_and_by_grade():

@@ -112,6 +112,19 @@ def test_seed_and_tower(tmp_path):
     assert all(torch.equal(copied[name], value) for name, value in tower.state_dict().items())
 
 
+def test_a_twin_goes_on_from_another_with_a_new_tower(tmp_path):
+    tower = SiglipVisionModel(twins.make_tower_config())
+    tower.save_pretrained(tmp_path / "tower")
+    start = twins.WEIGHTS / "gemma3"
+    made = twins.build_twin("gemma3", tmp_path / "new", 0, tmp_path / "tower", None, start)[0]
+    known = type(made).from_pretrained(start, dtype=torch.float32)
+    names = dict(made.named_parameters())
+    same = {k for k, v in known.named_parameters() if torch.equal(v, names[k])}
+    assert {k for k in names if "vision_tower" not in k} <= same
+    patches = made.model.vision_tower.embeddings.patch_embedding.weight
+    assert torch.equal(patches, tower.embeddings.patch_embedding.weight)
+
+
 def test_saving_in_half_precision_leaves_the_model_alone(twin, tmp_path):
     _, folder, model, processor = twin
     twins.save_twin(model, processor, tmp_path, torch.float16)
