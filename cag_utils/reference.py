@@ -224,10 +224,10 @@ def score_figures(scores: Mapping[str, object], language: str) -> dict[str, floa
         measure = name.removesuffix("_low").removesuffix("_high")
         if value is None:
             continue
-        if measure in SCORE_FIGURES and head and not is_bound(head):
+        if head.startswith("floor."):
+            figures |= {f"{head}.{language}.{name}": value} if measure in FLOOR_FIGURES else {}
+        elif measure in SCORE_FIGURES and head and not is_bound(head):
             figures[f"scores.{head}.{language}.{name}"] = value
-        elif head.startswith("floor.") and name in FLOOR_FIGURES:
-            figures[f"{head}.{language}.{name}"] = value
         elif head == f"parser.gold.{language}":
             figures[key] = value
     return figures
