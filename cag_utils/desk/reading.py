@@ -267,10 +267,9 @@ def repeats(marks: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
     both = marks[marks.duplicated(["reader", "item"], keep=False)].astype(
         dict.fromkeys(measures, float)
     )
-    places = both["item"].str.partition("|")
-    again = both["repeat"].map({"0": "", "1": " again"})
-    both = both.assign(case_id=places[0], model=places[2], whose=both["reader"])
-    both["reader"] += again
+    cases, codes = ([item.partition("|")[i] for item in both["item"]] for i in (0, 2))
+    again = both["reader"] + both["repeat"].map({"0": "", "1": " again"})
+    both = both.assign(case_id=cases, model=codes, whose=both["reader"], reader=again)
     return both[["case_id", "model", "whose", "reader", *measures]].reset_index(drop=True)
 
 

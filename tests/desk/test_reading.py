@@ -105,6 +105,7 @@ def test_the_sheet_holds_whole_cases_alone_and_says_what_is_missing():
     assert part.to_numpy().tolist() == [["AB", "case-1", 1], ["CD", "case-2", 1]]
     empty, nothing = reading.reader_sheet(MARKED[:0], GROUPS)
     assert empty.empty and nothing.empty and list(empty) == list(sheet)
+    assert reading.repeats(MARKED[:0], ["overall"]).empty
     twice = reading.repeats(MARKED, ["overall"])
     assert twice.to_numpy().tolist() == [
         ["case-0", "A-0a0a0a", "AB", "AB", 5], ["case-0", "A-0a0a0a", "AB", "AB again", 9],
