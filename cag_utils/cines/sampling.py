@@ -28,6 +28,7 @@ from cag_utils.cines.dicom import (
 )
 from cag_utils.cines.guard import SECONDS, Guard
 from cag_utils.cines.reasons import NotACine, Rejected
+from cag_utils.cines.text import NO_TEXT, Extremes, TextRules, blacken, refuse_text
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
 
@@ -151,7 +152,13 @@ class Sampled(NamedTuple):
 
 
 def sample_folder(
-    folder: Path, out: Path, key: bytes, min_gap: int = 5, n_workers: int = 1, rule: str = "extrema"
+    folder: Path,
+    out: Path,
+    key: bytes,
+    min_gap: int = 5,
+    n_workers: int = 1,
+    rule: str = "extrema",
+    text: TextRules = NO_TEXT,
 ) -> Sampled:
     """Sample every cine below a folder; a broken one is rejected and the rest goes on.
 
@@ -163,6 +170,7 @@ def sample_folder(
         min_gap: Least distance between picks, in frames.
         n_workers: Processes, see `Guard`; the result does not depend on it.
         rule: A name in `SAMPLING_RULES`.
+        text: Cines with text in their pixels are rejected, but for what these rules say.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -175,7 +183,7 @@ def sample_folder(
         found, failures = scan(folder, guard)
         shutil.rmtree(out / "frames", ignore_errors=True)
         rejected = {failure.path: failure for failure in failures}
-        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap)
+        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap, text=text)
         waiting = found
         while waiting:  # a broken file must not hide a whole copy of it: next time, that one
             results = tqdm(
@@ -233,26 +241,32 @@ def _next_copy(cine: Cine) -> list[Cine]:
     return []
 
 
-def sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iterator[Outcome]:
+def sample_cine(
+    cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int, text: TextRules = NO_TEXT
+) -> Iterator[Outcome]:
     """Measure a cine, pick frames and write them; one answer, as `Guard` takes it.
 
     Raises:
-        NotACine: Fewer than two frames decode, or nothing is seen on them.
+        NotACine: Fewer than two frames decode, nothing is seen on them, or text.
         OSError: A picture cannot be written.
     """
     facts = _facts(cine, key)
     with open_film(cine.path) as film:
         good: list[int] = []
         broken: list[Rejected] = []
-        mean, variance = frame_statistics(_good_frames(film, good, broken))
+        masked = (blacken(grey, text.masks) for grey in _good_frames(film, good, broken))
+        extremes = Extremes()
+        mean, variance = frame_statistics(extremes.of(masked))
         if len(good) < 2:
             raise NotACine(broken[0].reason, broken[0].note, broken[0].detail)
+        refuse_text(film.header, extremes, facts["video_id"], text)
         picks = pick(mean, variance, min_gap)
         at = picks["frame"].to_numpy()
         picks["frame"] = wanted = np.array(good)[at]
         folder = out / "frames" / facts["video_id"]
         folder.mkdir(parents=True, exist_ok=True)
         for frame, picture in film.frames(wanted.tolist()):
+            picture = blacken(picture, text.masks)
             done, data = cv2.imencode(".png", picture, PNG_SETTINGS)
             if not done:
                 raise OSError(f"OpenCV cannot encode a frame of shape {picture.shape} as PNG")
