@@ -182,6 +182,8 @@ def sample_folder(
     with Guard(n_workers) as guard:
         found, failures = scan(folder, guard)
         shutil.rmtree(out / "frames", ignore_errors=True)
+        for old in text.pictures.glob("vi-*.png") if text.pictures else ():
+            old.unlink()
         rejected = {failure.path: failure for failure in failures}
         work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap, text=text)
         waiting = found
