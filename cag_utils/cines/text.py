@@ -58,7 +58,10 @@ class Extremes:
         around = cv2.getStructuringElement(cv2.MORPH_RECT, (side, side))
         bright = cv2.morphologyEx(self.low, cv2.MORPH_TOPHAT, around).astype(np.int16)
         dark = cv2.morphologyEx(self.high, cv2.MORPH_BLACKHAT, around)
-        return np.where(cv2.subtract(self.high, self.low) <= STILL, bright - dark, 0)
+        still = cv2.subtract(self.high, self.low) <= STILL
+        strong = CONTRAST if still.mean() < 0.8 else 3 * CONTRAST  # a still has vessels that stand
+        edges = bright - dark
+        return np.where(still & (np.abs(edges) >= strong), edges, 0)
 
 
 def blacken(frame: np.ndarray, masks: Sequence[Rectangle]) -> np.ndarray:
@@ -106,7 +109,7 @@ def find_text(seen: Extremes) -> list[Rectangle]:
     """
     edges = seen.still_edges()
     rows, columns = edges.shape
-    ink = np.uint8(np.abs(edges) >= CONTRAST)
+    ink = np.uint8(edges != 0)
     near = cv2.dilate(ink, np.ones((2 * REACH + 1,) * 2, np.uint8))
     _, part, boxes, _ = cv2.connectedComponentsWithStats(near)
     n_ink = np.bincount(part.ravel(), ink.ravel())
@@ -116,13 +119,13 @@ def find_text(seen: Extremes) -> list[Rectangle]:
             continue
         at = np.s_[y : y + h, x : x + w]
         own = np.where(part[at] == number, edges[at], 0)
-        for left, top, right, bottom in _texts(own):
+        for left, top, right, bottom in _texts(own, rows / 16):
             box = np.divide((x + left, y + top, x + right, y + bottom), (columns, rows) * 2)
             found.append(tuple(np.clip(box, 0, 1).round(3).tolist()))
     return found
 
 
-def _texts(edges: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
+def _texts(edges: np.ndarray, tallest: float) -> Iterator[tuple[float, float, float, float]]:
     """Boxes of text on a piece of still edges, left, top, right and bottom in its pixels."""
     shown = np.pad(np.uint8(np.clip(128 + 2 * edges, 0, 255)), 16, constant_values=128)
     scale = min(ENLARGED, LONGEST / max(shown.shape))
@@ -133,13 +136,13 @@ def _texts(edges: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
     probability = network.forward()[0, 0]
     _, part, boxes, _ = cv2.connectedComponentsWithStats(np.uint8(probability > ROUGH))
     ratio = np.divide(shown.shape[::-1], size)
-    ink = np.abs(edges) >= CONTRAST
+    ink = edges != 0
     for number, (x, y, w, h, _) in enumerate(boxes.tolist()):
         (left, top), (width, height) = (x, y) * ratio - 16, (w, h) * ratio
         inside = ink[max(0, int(top)) : int(top + height) + 1, max(0, int(left)) :]
         n_ink = int(inside[:, : int(width) + 1].sum())
-        if not number or n_ink < INK or min(width, height) < HEIGHT or width < height / 3:
-            continue
+        if not number or n_ink < INK or not HEIGHT <= height <= min(tallest, width / 1.5):
+            continue  # an edge, a vessel, one letter
         if probability[part == number].mean() >= SURE:
             more = GROWN * width * height / (2 * (width + height))
             yield left - more, top - more, left + width + more, top + height + more
