@@ -279,3 +279,20 @@ rule ablations:
         **code("A6_ablations"),
     shell:
         RUN
+
+
+# Nor this: tuned models asked otherwise, and one that was trained on reports alone.
+rule image_reliance:
+    input:
+        f"{OUT}/03_build_corpus/all/pairs.csv",
+        expand(f"{OUT}/05_generate_reports/{{language}}/generations.csv", language=LANGUAGES),
+        weights=weights(*get_backbone("gemma3").twins),
+    output:
+        f"{OUT}/A7_image_reliance/all/metrics.json",
+    log:
+        f"{OUT}/A7_image_reliance/all/A7_image_reliance.ipynb",
+    threads: workflow.cores
+    params:
+        **code("A7_image_reliance"),
+    shell:
+        RUN

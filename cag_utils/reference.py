@@ -57,7 +57,9 @@ TOP = "top"  # files beside the rooms
 # What stands in the README between two markers: the results, and the picture of the rooms.
 RESULTS = "<!-- results: make reference -->\n", "<!-- end of results -->"
 ROOMS = "<!-- rooms: make format -->\n", "<!-- end of rooms -->"
-BESIDE_THE_STUDY = ("benchmark.", "realism.", "transfer.", "leakage.", "ablation.", "power.")
+BESIDE_THE_STUDY = (
+    "benchmark.", "realism.", "transfer.", "leakage.", "ablation.", "reliance.", "power.",
+)  # fmt: skip
 
 
 class Appendix(NamedTuple):
@@ -83,6 +85,12 @@ APPENDICES = {
         "conceptclip_gemma3_en",
         ("table_variants", "table_seen_or_said", "figure_losses", "figure_by_grade"),
         ("projector_first.", "longer.", "told.", "right.", "named_"), "ablation.",
+    ),
+    "A7_image_reliance": Appendix(
+        "all",
+        ("table_answers", "table_reliance", "table_looks", "table_tests", "figure_asked")
+        + ("figure_reliance",),
+        ("lesion_f1_drop.", "distinct.", "same.", "looks.", "val_loss."), "reliance.",
     ),
     "A8_power": Appendix(
         "ja", ("table_exams", "figure_power"), ("as_measured_here.", "marks_uncorrelated.", "rho"),
@@ -216,10 +224,10 @@ def score_figures(scores: Mapping[str, object], language: str) -> dict[str, floa
         measure = name.removesuffix("_low").removesuffix("_high")
         if value is None:
             continue
-        if measure in SCORE_FIGURES and head and not is_bound(head):
+        if head.startswith("floor."):
+            figures |= {f"{head}.{language}.{name}": value} if measure in FLOOR_FIGURES else {}
+        elif measure in SCORE_FIGURES and head and not is_bound(head):
             figures[f"scores.{head}.{language}.{name}"] = value
-        elif head.startswith("floor.") and name in FLOOR_FIGURES:
-            figures[f"{head}.{language}.{name}"] = value
         elif head == f"parser.gold.{language}":
             figures[key] = value
     return figures

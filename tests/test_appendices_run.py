@@ -1,7 +1,9 @@
 """The appendices under the smoke profile: a lane of its own, `make test-appendices`."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cag_utils.study import read_json
 from tests.running import execute, run_study
@@ -46,6 +48,40 @@ def test_the_ablations_run_over_the_studys_cases(cases):
     added = [a.removeprefix(b) for a, b in zip(told["report_en"], plain["report_en"], strict=True)]
     assert all(line.startswith("\n") and not any(c.isdigit() for c in line) for line in added)
     assert (told["findings_en"] == plain["findings_en"]).all()
+
+
+def test_models_are_asked_before_other_pictures_and_reports_and_one_is_trained_on_reports(cases):
+    smoke = cases / "smoke"
+    run_study(cases, f"{smoke}/05_generate_reports/ja/metrics.json")
+    metrics = execute("A7_image_reliance", cases)
+    folder = smoke / "A7_image_reliance" / "all"
+    pairs = pd.read_csv(smoke / "03_build_corpus" / "all" / "pairs.csv")
+    for case, png in pairs.loc[pairs["split"] == "test", ["case_id", "png"]].to_numpy():
+        paths = smoke / png, folder / "noise" / f"{case}.png", folder / "mirrored" / f"{case}.png"
+        true, noise, mirrored = (np.asarray(Image.open(path)) for path in paths)
+        assert np.array_equal(np.sort(noise, None), np.sort(true, None))
+        assert np.array_equal(np.fliplr(mirrored), true) and not np.array_equal(noise, true)
+    said = pd.read_csv(folder / "generations.csv", keep_default_na=False)
+    # reports alone: the study's own job but for the pictures
+    study, alone = (
+        read_json(path / "job.json")
+        for path in (smoke / "04_finetune" / "gemma3_en", folder / "text_only")
+    )
+    changed = {"pairs", "pairs_hash", "folder", "features"}
+    assert {name for name in study if study[name] != alone[name]} == changed
+    assert set(pd.read_csv(alone["pairs"])["png"]) == {"A7_image_reliance/all/blank.png"}
+    assert metrics["val_loss.reports_alone"] != metrics["val_loss.with_pictures"]
+    # notebook 07's marks and verdict, and as many answers as there are
+    marks = pd.read_csv(smoke / "07_physician_scores" / "en" / "scores.csv")
+    mean = marks.groupby("model")["overall"].mean()
+    drop = mean["gemma3_lora"] - mean["gemma3_lora@blank"]
+    assert metrics["overall_drop.gemma3_lora.en.blank"] == pytest.approx(drop)
+    verdict = read_json(smoke / "07_physician_scores" / "en" / "metrics.json")["gemma3_lora.looks"]
+    assert metrics["looks.gemma3_lora.en"] == verdict
+    texts = said.query("language == 'en' and model == 'gemma3_lora@text_only'")["output"]
+    assert metrics["distinct.gemma3_lora.en.text_only"] == texts.nunique()
+    table = pd.read_csv(folder / "table_reliance.csv")
+    assert set(table.query("model == 'paligemma2_lora'")["language"]) == {"en", "ja"}
 
 
 def test_the_leakage_audit_runs_over_the_studys_frames(cases):

@@ -91,7 +91,7 @@ def test_metrics_are_flat_and_plain(demo):
     assert saved == {"f1": 0.5, "n": 3, "note": None} == study.read_json(run.dir / "metrics.json")
     facts = study.read_json(run.dir / "provenance.json")
     assert facts["seed"] == 3 and facts["profile"] == "smoke" and facts["torch"]
-    assert facts["seconds"] >= 0 and facts["peak_gb"] > 0
+    assert facts["seconds"] < 60 and facts["peak_gb"] > 0.05
     with pytest.raises(ValueError, match="flat"):
         run.save_metrics({"nested": {"a": 1}})
 

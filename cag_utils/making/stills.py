@@ -17,6 +17,7 @@ N_SEGMENTS = len(AHA_SEGMENTS)
 # Stills and cohorts draw from separate random streams: no study patient is a pretraining patient.
 # Held-out stills have a range of seeds of their own.
 PART = 2000  # stills a cache file
+SHOWN_TIMES = 8  # stills of one patient, each from elsewhere and with lesions of its own
 LESION_SHARE = 0.65  # of the stills, asked for one lesion; the others are natural patients
 MOVING_SHARE = 0.5  # of the stills, taken at any phase of the beat and any time while full
 WAIT_S = (0.0, 0.9)
@@ -142,7 +143,7 @@ def patch_labels(
 
 
 def make_stills(seeds: Sequence[int], size_px: int, workers: int = 1) -> Stills:
-    """Draw one still a seed of `phantom.stills.still`, each of another patient, in their order.
+    """Draw one still a seed of `phantom.stills.still`, in their order.
 
     The number of workers, processes, does not change the result.
     """
@@ -184,7 +185,10 @@ def _write(stills: Stills, path: Path) -> None:
 
 
 def _one(seed: int, size_px: int) -> Stills:
-    found = still(seed, size_px, lesion=_wanted_lesion(seed), **_moment(seed))
+    # Held-out patients are shown once, others a few times: growing a tree costs most of a picture.
+    shared = None if FIRST_HELD_OUT_SEED <= seed < FIRST_CROWDED_SEED else seed - seed % SHOWN_TIMES
+    moment = _moment(seed) | {"patient": shared}
+    found = still(seed, size_px, lesion=_wanted_lesion(seed), **moment)
     grades, ideal = _by_segment(found.shown), _by_segment(found.ideal)
     hidden = {x["segment"] for x in found.lesions} - {x["segment"] for x in found.shown}
     found.narrowed[np.isin(found.segments, list(hidden))] = 0

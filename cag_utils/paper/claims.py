@@ -27,7 +27,7 @@ SKILL = re.compile(r"(scores\.(\w+_lora)\.(\w+))\.skill")
 SHOWN = {"skill": "skill", "lesion_f1": "lesion F1", "healthy_right": "healthy right"}
 BY_LANGUAGE = {
     "lesion F1 of floors and ceilings": r"floor\.(\w+)\.{}\.lesion_f1",
-    "parser, sentences of known content": r"parser\.gold\.{}\.(precision|recall|n)",
+    "parser, on the sentences it was mended with": r"parser\.gold\.{}\.(precision|recall)",
 }
 HOLDS, FAILS, UNCLEAR = "seen here too", "not seen here", "unclear"
 # Claim of a tuned model, what the paper says of it, 07's metric that is above 0 if so, its unit.

@@ -94,6 +94,7 @@ def still(
     lesion: dict | Sequence[dict] | None = None,
     phase: float = DIASTASIS,
     wait_s: float = 0.45,
+    patient: int | None = None,
 ) -> Still:
     """Draw one opacified key frame of a patient nobody else shares, with its truth.
 
@@ -105,14 +106,15 @@ def still(
             None draws 0 to 2.
         phase: Share of the heartbeat that is over; the default is diastasis, when it stands still.
         wait_s: Seconds after the last vessel has begun to fill.
+        patient: Seed of the patient, where several pictures may share one; `seed` if None.
 
     Raises:
-        ValueError: `seed` is negative, the laterality is unknown, or a lesion is malformed or lies
+        ValueError: A seed is negative, the laterality is unknown, or a lesion is malformed or lies
             on the other side.
     """
-    streams = _streams(STREAM, seed)
-    side, subject = _subject(streams("subject"), laterality, lesion)
-    tree, lesions = diseased_tree(streams("tree"), subject, side)
+    streams, own = _streams(STREAM, seed), _streams(STREAM, seed if patient is None else patient)
+    side, subject = _subject(own("subject"), laterality, lesion)
+    tree, lesions = diseased_tree(own("tree"), subject, side)
     shot = draw_shot(streams("shot"), subject, tree, n_frames=1, size_px=size_px)
     shot, full_at = _full(tree, shot, phase, wait_s)
     pose = replace(pose_tree(tree, shot), clock_s=np.array([full_at]))

@@ -1,5 +1,6 @@
 """One phantom patient: body, circulation and lesions."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,15 +60,19 @@ def draw_subject(rng: np.random.Generator, lesion_shares: tuple[float, ...]) -> 
     )
 
 
+@functools.lru_cache(maxsize=4)
+def _grown(key: tuple[int, ...], *settings) -> Tree:
+    """A healthy tree: most of a picture's cost, where a patient is shown several times."""
+    return grow_tree(Streams(key)("tree"), *settings)
+
+
 def diseased_tree(
     rng: np.random.Generator, subject: Subject, laterality: str
 ) -> tuple[Tree, tuple[Lesion, ...]]:
     """Grow one side of a patient's circulation, LCA or RCA; return the tree and its lesions."""
     scale = FEMALE_SCALE if subject.sex == "F" else 1.0
-    streams = Streams(rng)
-    tree = grow_tree(
-        streams("tree"), laterality, subject.dominance, subject.tortuosity, subject.fineness, scale
-    )
+    streams, looks = Streams(rng), (subject.tortuosity, subject.fineness, scale)
+    tree = _grown(streams.key, laterality, subject.dominance, *looks)
     tree = tree.placed(subject.heart_size, subject.heart_turn_deg)
     healthy = tree
     for lesion in subject.lesions:

@@ -153,8 +153,44 @@ def ask_blank(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
     return cases.assign(image=str(path))
 
 
+def ask_noise(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
+    """Scatter the pixels of every picture: its grey levels, and nothing to see."""
+    rng = np.random.default_rng(0)
+    return _redraw(cases, folder / "noise", lambda x: rng.permutation(x.ravel()).reshape(x.shape))
+
+
+def ask_mirrored(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
+    """Mirror every picture, left to right: vessels and lesions are there, where none ever is."""
+    return _redraw(cases, folder / "mirrored", np.fliplr)
+
+
+def _redraw(cases: pd.DataFrame, folder: Path, change: Callable) -> pd.DataFrame:
+    folder.mkdir(exist_ok=True)
+    images = [str(folder / f"{case}.png") for case in cases["case_id"]]
+    for source, path in zip(cases["image"], images, strict=True):
+        with Image.open(source) as found:
+            Image.fromarray(np.ascontiguousarray(change(np.asarray(found.convert("L"))))).save(path)
+    return cases.assign(image=images)
+
+
 def ask_other(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
-    """Give each case the picture of another patient's case of the same side.
+    """Give each case the picture of another patient's case of the same side."""
+    return _exchange(cases, "image")
+
+
+def ask_other_report(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
+    """Put the report of another patient, whose case is of the same side, into the prompt."""
+    cases = _exchange(cases, "report")
+    return _with_report(cases, cases["report"], language)
+
+
+def ask_without_report(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
+    """Leave the report out of the prompt."""
+    return _with_report(cases, [""] * len(cases), language)
+
+
+def _exchange(cases: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Move a column on to another patient's cases of the same side.
 
     Cases are sorted by patient and shifted by the most that one patient has, so that none keeps its
     own; where one patient has more than half of a side's cases, that side is left out.
@@ -163,22 +199,23 @@ def ask_other(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
     for _, side in cases.sort_values(["patient_id", "case_id"]).groupby("laterality"):
         most = side["patient_id"].value_counts().max()
         if 2 * most <= len(side):
-            parts.append(side.assign(image=np.roll(side["image"], most)))
+            parts.append(side.assign(**{column: np.roll(side[column], most)}))
     return pd.concat(parts) if parts else cases.head(0)
 
 
-def ask_without_report(cases: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
-    """Leave the report out of the prompt."""
-    return cases.assign(prompt=[prompt(s, "", language).strip() for s in cases["laterality"]])
+def _with_report(cases: pd.DataFrame, reports: Iterable[str], language: str) -> pd.DataFrame:
+    asked = zip(cases["laterality"], reports, strict=True)
+    return cases.assign(prompt=[prompt(side, text, language).strip() for side, text in asked])
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A floor or a ceiling; it has a writer of texts, or a way in which tuned models are asked."""
+    """A floor or a ceiling: a writer of texts, or a way in which tuned models are asked or made."""
 
     title: str  # in tables and figures; of a model asked otherwise, behind the model's name
     ceiling: bool = False
     blind: bool = True  # whether the picture is hidden: what a skill starts from
+    study: bool = True  # whether notebook 05 has it; else appendix A7 alone
     write: Writer | None = None
     ask: Asker | None = None
 
@@ -190,6 +227,10 @@ BOUNDS: dict[str, Bound] = {
     "blank": Bound("blank picture", ask=ask_blank),
     "other": Bound("another patient's picture", ask=ask_other),
     "no_report": Bound("no report", blind=False, ask=ask_without_report),
+    "noise": Bound("scattered pixels", study=False, ask=ask_noise),
+    "mirrored": Bound("mirrored picture", blind=False, study=False, ask=ask_mirrored),
+    "other_report": Bound("another report", blind=False, study=False, ask=ask_other_report),
+    "text_only": Bound("trained on reports alone", study=False),  # another model's adapter
     "ideal": Bound("Ideal reader", ceiling=True, write=write_ideal),
     "truth": Bound(
         "Truth", ceiling=True, write=lambda _, cases, language: cases[f"findings_{language}"]
@@ -244,5 +285,6 @@ def floors_of(model: str, models: Iterable[str]) -> list[str]:
 
     Itself without the report sees the picture: what it lacks is the report's worth, no floor.
     """
-    found = [m for m in models if is_floor(m) and BOUNDS[m.partition(AT)[2] or m].blind]
+    floors = {m: BOUNDS[m.partition(AT)[2] or m] for m in models if is_floor(m)}
+    found = [m for m, bound in floors.items() if bound.blind and bound.study]
     return [m for m in found if AT not in m or (m != model and m.partition(AT)[0] == model)]

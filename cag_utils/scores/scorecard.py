@@ -37,7 +37,10 @@ from cag_utils.tables import read_table
 
 ENDS = ("", "_low", "_high")
 MEAN = "mean"  # stands in the column `reader` for all of them together
-COMPARED = ("model", "base", "measure", "cases", "difference", "low", "high", "beats_base")
+COMPARED = (
+    "model", "base", "measure", "cases", "tuned", "untuned", "floor", "difference", "low", "high",
+    "beats_base",
+)  # fmt: skip
 SKILLS = ("model", "measure", "score", "best_floor", "floor", "ceiling", "skill", "low", "high")
 LOOKS = ("model", "asked", "difference", "low", "high")
 WHOSE = {
@@ -202,7 +205,7 @@ def looks_at_picture(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFr
 
     Returns:
         `LOOKS`, in the primary measure on the same cases: true picture minus the other, readers
-        averaged. A model looks if every `low` of its rows is above 0.
+        averaged.
     """
     rows, marks, models = [], by_case(scores), set(scores["model"])
     for model in in_order(models):
@@ -212,6 +215,19 @@ def looks_at_picture(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFr
                 [found] = estimate(marks, pair, [stats.primary], np.subtract, stats, seed)
                 rows.append((model, asked, *found))
     return pd.DataFrame(rows, columns=list(LOOKS))
+
+
+def looks_verdicts(looks: pd.DataFrame) -> dict[str, str]:
+    """Return each model of `looks_at_picture` with what its intervals say.
+
+    It "looks" if all of them lie above 0; it "does not look" if one does not reach above 0, since
+    that picture served as well as the true one; else it is "unclear".
+    """
+    ends = looks.groupby("model", sort=False).agg({"low": "min", "high": "min"})
+    return {
+        model: "looks" if low > 0 else "does not look" if high <= 0 else "unclear"
+        for model, low, high in ends.itertuples()
+    }
 
 
 def choose_bases(marks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
@@ -251,7 +267,7 @@ def against_base(
 
     Returns:
         `COMPARED`, one row a tuned model whose base was run and a measure; `difference` is tuned -
-        base, and it `beats_base` if `low` is above 0.
+        untuned, and it `beats_base` if `low` is above 0; `floor` is the tuned model's best one.
     """
     models, rows, marks = set(scores["model"]), [], by_case(scores)
     zero = {name.partition(AT)[0] for name in chosen if name.endswith(AT + ZERO_SHOT)}
@@ -261,11 +277,17 @@ def against_base(
         base = next((name for name in asked if name in models), None)
         if not base:
             continue
-        found = estimate(marks, [tuned, base], list(measures()), np.subtract, stats, seed)
-        both = set(marks[tuned].index) & set(marks[base].index)
-        for name, gain in zip(measures(), found, strict=True):
-            if not np.isnan(gain.value):
-                rows.append((tuned, base, name, len(both), *gain, gain.low > 0))
+        names, both = list(measures()), set(marks[tuned].index) & set(marks[base].index)
+        beside = lambda own, other: np.concatenate([own, other, own - other], -1)  # noqa: E731
+        found = estimate(marks, [tuned, base], names, beside, stats, seed)
+        under = [tuned, *floors_of(tuned, marks)]  # some cases may lack one: not paired with these
+        best = lambda own, *floors: np.fmax.reduce([np.nan * own, *floors])  # noqa: E731
+        floors = estimate(marks, under, names, best, stats, seed)
+        table = zip(names, *np.reshape(found, (3, -1, 3)), floors, strict=True)
+        for name, own, other, gain, floor in table:
+            if not np.isnan(gain[0]):
+                shown = own[0], other[0], floor.value, *gain, gain[1] > 0
+                rows.append((tuned, base, name, len(both), *shown))
     return pd.DataFrame(rows, columns=list(COMPARED))
 
 
@@ -283,9 +305,7 @@ def table4(summary: pd.DataFrame, skill_of: pd.DataFrame, looks: pd.DataFrame) -
     overall = skill_of[skill_of["measure"] == "overall"].set_index("model")
     shown["skill"] = [_cell(overall, m, ("skill", "low", "high")) for m in summary["model"]]
     shown["unparseable_rate"] = summary["unparseable_rate"]
-    sees = looks.groupby("model")["low"].min() > 0
-    words = sees.map({True: "yes", False: "does not look at the picture"})
-    shown["looks"] = summary["model"].map(words).fillna("–")
+    shown["looks"] = summary["model"].map(looks_verdicts(looks)).fillna("–")
     return _named(shown)
 
 
@@ -341,8 +361,7 @@ def flat_metrics(
         values = zip(ENDS, (row["skill"], row["low"], row["high"]), strict=True)
         figures |= {f"{row['model']}.{name}{end}": value for end, value in values}
         figures[f"{row['model']}.{name}_floor"] = row["best_floor"]
-    for model, part in looks.groupby("model", sort=False):
-        figures[f"{model}.looks"] = int((part["low"] > 0).all())
+    figures |= {f"{model}.looks": verdict for model, verdict in looks_verdicts(looks).items()}
     for row in looks.to_dict("records"):
         values = zip(ENDS, (row["difference"], row["low"], row["high"]), strict=True)
         figures |= {f"{row['model']}.{row['asked']}_drop{end}": value for end, value in values}

@@ -106,7 +106,7 @@ def test_calibration_by_hand():
     found = replace(made_up(2), labels=labels)
     got = cnn.calibrate(Constant(0.0, 5.0, 0.0, 0.0, 5.0, 0.0), found, seed=0)
     assert got["rca_logit_offset"] == pytest.approx(math.log(3), abs=0.02)
-    assert got["temperature"] > 0
+    assert got["temperature"] < 1  # never wrong about the quality: surer than the scores say
     assert cnn.IS_RCA.tolist() == [False] * 3 + [True] * 3
     # before: a tie counts as left, so one frame of four is right: F1 0.4 and 0
     assert got["held_out_randomised_laterality_f1"] == pytest.approx(0.2, abs=1e-4)

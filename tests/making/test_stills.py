@@ -12,7 +12,7 @@ from cag_utils.making.cnn import STREAM as SCENES
 from cag_utils.making.tower import move
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX
 from cag_utils.phantom.cohort import STREAMS
-from cag_utils.phantom.stills import STREAM
+from cag_utils.phantom.stills import STREAM, still
 from cag_utils.segments import segments_of
 from tests.making.world import no_points, toy_stills
 
@@ -27,6 +27,21 @@ def three_by_three():
         width_px=np.array([3, 5, 4, 2, 1, 9, 9, 6], np.float32),
         narrowed=np.array([0, 0.2, 0.7, 0, 0.5, 1, 1, 0], np.float32),
     )  # fmt: skip
+
+
+def test_a_patient_is_shown_several_times_and_held_out_ones_once():
+    alone, again, other = (still(n, 64, patient=m) for n, m in ((8, None), (8, 8), (9, 8)))
+    assert np.array_equal(alone.image, again.image) and not np.array_equal(other.image, alone.image)
+    first, second = drawn.make_stills([8, 9], 64), still(9, 64, **asked(9), patient=8)
+    assert np.array_equal(first.images[1], second.image)
+    seed = drawn.FIRST_HELD_OUT_SEED + 1
+    assert np.array_equal(
+        drawn.make_stills([seed], 64).images[0], still(seed, 64, **asked(seed)).image
+    )
+
+
+def asked(seed):
+    return {"lesion": drawn._wanted_lesion(seed)} | drawn._moment(seed)
 
 
 def test_patch_labels_by_hand():

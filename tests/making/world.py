@@ -14,7 +14,7 @@ from cag_utils.making.twins import IMAGE_PX, build_twin
 from cag_utils.segments import check_lesion
 
 
-def toy_still(seed, size_px, lesion=None, phase=0.0, wait_s=0.0):
+def toy_still(seed, size_px, lesion=None, phase=0.0, wait_s=0.0, patient=None):
     """A bright square and a bar on a picture, dark for the left side, grey for the right."""
     side = ("LCA", "RCA")[seed % 2]
     lesions = [check_lesion({"segment": 7 if side == "LCA" else 2, "percent": 90})]

@@ -108,7 +108,7 @@ def test_the_readmes_results_stand_beside_their_floors_and_what_is_missing_is_sa
         "| Gemma3 w/LoRA, ja | skill 0.12, lesion F1 0.50, healthy right – "
         "| 7.20 of 10, one cardiologist |",
         "| lesion F1 of floors and ceilings | en constant 0.20, truth 1.00 | – |",
-        "| parser, sentences of known content | ja n 210, precision 0.98 | – |",
+        "| parser, on the sentences it was mended with | ja precision 0.98 | – |",
         "| whole study, two cores | 11.2 min, 2.5 GB | – |",
     ]
     more = {"n_stills": 30.0, "laterality_macro_f1": 0.8, "n_right": 24}

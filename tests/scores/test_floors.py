@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cag_utils.corpus.pairs import prompt
 from cag_utils.phantom.clinic.findings import decide_plan, write_findings
@@ -118,7 +119,8 @@ def test_a_model_is_asked_blind_before_anothers_picture_and_without_the_report(t
     )
     cases["prompt"] = [prompt(side, "84M.", "en") for side in cases["laterality"]]
     blank = floors.ask_blank(cases, "en", tmp_path)
-    assert len(set(blank["image"])) == 1 and (tmp_path / "blank.png").stat().st_size > 0
+    [path] = set(blank["image"])
+    assert Image.open(path).getcolors() == [(512**2, 128)]
     other = floors.ask_other(cases, "en", tmp_path)
     asked = other.merge(cases, on="image", suffixes=("", "_of"))
     assert sorted(other["image"]) == sorted(cases["image"]) and len(asked) == 10
@@ -127,6 +129,28 @@ def test_a_model_is_asked_blind_before_anothers_picture_and_without_the_report(t
     assert floors.ask_other(cases.head(3), "en", tmp_path).empty  # one patient has most of them
     told = floors.ask_without_report(cases, "en", tmp_path)["prompt"]
     assert not told.str.contains("84M").any() and told[0].endswith("future management.")
+    cases["report"] = [f"{60 + i // 2}M." for i in range(10)]  # one a patient
+    other = floors.ask_other_report(cases, "en", tmp_path)
+    asked = [prompt(row.laterality, row.report, "en") for row in other.itertuples()]
+    assert other["prompt"].tolist() == asked
+    assert other["image"].sort_index().equals(cases["image"])
+    assert (other["report"].sort_index() != cases["report"]).all()
+    assert sorted(other["report"]) == sorted(cases["report"])
+
+
+def test_scattered_and_mirrored_pictures_keep_the_grey_levels_and_their_cases(tmp_path):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    cases = pd.DataFrame({"case_id": ["a", "b"], "image": str(tmp_path / "true.png")})
+    Image.fromarray(grey).save(cases["image"][0])
+    mirrored = floors.ask_mirrored(cases, "en", tmp_path)
+    assert np.array_equal(np.asarray(Image.open(mirrored["image"][0])), grey[:, ::-1])
+    first, second = (
+        [np.asarray(Image.open(path)) for path in floors.ask_noise(cases, "en", tmp_path)["image"]]
+        for _ in range(2)
+    )
+    assert all(sorted(x.ravel()) == list(range(12)) for x in first)
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], grey)
+    assert np.array_equal(first, second)  # a rerun asks the same
 
 
 def test_skill_by_hand_and_the_better_floor_counts_case_by_case():
@@ -170,10 +194,25 @@ def test_a_model_that_does_not_look_is_called_so():
     summary = summarise_marks(marks, STATS, 0)
     nothing = pd.DataFrame(columns=scorecard.SKILLS)
     table = scorecard.table4(summary, nothing, looks).set_index("model")["looks"]
-    assert (table["a_lora"], table["b_lora"]) == ("yes", "does not look at the picture")
+    assert (table["a_lora"], table["b_lora"]) == ("looks", "does not look")
+    assert set(table.drop(["a_lora", "b_lora"])) == {"–"}
     figures = scorecard.flat_metrics(summary, nothing, looks, pd.DataFrame())
-    assert (figures["a_lora.looks"], figures["b_lora.looks"]) == (1, 0)
+    assert (figures["a_lora.looks"], figures["b_lora.looks"]) == ("looks", "does not look")
     assert figures["floor.b_lora@other.lesion_f1"] == figures["a_lora.blank_drop"] == 1
+
+
+@pytest.mark.parametrize("blank, other, verdict", [
+    ((0.1, 0.3), (0.01, 0.2), "looks"),
+    ((0.1, 0.3), (-0.01, 0.2), "unclear"),
+    ((0.0, 0.3), (0.1, 0.2), "unclear"),  # an interval that touches 0 shows nothing
+    ((-0.2, 0.0), (0.1, 0.2), "does not look"),
+    ((-0.2, 0.1), (-0.3, -0.1), "does not look"),
+    ((float("nan"),) * 2, (float("nan"),) * 2, "unclear"),  # no lesion to go by
+])  # fmt: skip
+def test_verdicts_of_looking_follow_from_both_intervals(blank, other, verdict):
+    rows = [("m_lora", "blank", 0.0, *blank), ("m_lora", "other", 0.0, *other)]
+    looks = pd.DataFrame(rows, columns=scorecard.LOOKS)
+    assert scorecard.looks_verdicts(looks) == {"m_lora": verdict}
 
 
 def test_figures_of_models_are_taken_on_the_cases_they_share():
@@ -191,21 +230,21 @@ def test_a_floor_is_added_by_one_entry(monkeypatch):
     """A made-up one, through the calls of notebooks 05 and 07: names, order, skill and tables."""
     shrug = Bound("A shrug", write=lambda _, cases, __: pd.Series("No plan.", cases.index))
     monkeypatch.setitem(BOUNDS, "shrug", shrug)
-    monkeypatch.setitem(BOUNDS, "noise", Bound("a noisy picture", ask=floors.ask_blank))
+    monkeypatch.setitem(BOUNDS, "dark", Bound("a dark picture", ask=floors.ask_blank))
     pairs = draw_pairs(10, 5)
     texts = written(pairs, pairs) | {"gemma3_lora": pairs["findings_en"]}
-    texts |= {f"gemma3_lora{AT}noise": "Sorry.", "gemma3_base@zero": "Sorry."}
+    texts |= {f"gemma3_lora{AT}dark": "Sorry.", "gemma3_base@zero": "Sorry."}
     marks = scored(pairs, texts)
     order = floors.in_order(marks["model"])
     assert order[:2] == ["gemma3_base@zero", "gemma3_lora"] and order[-1] == "truth"
-    assert set(floors.floors_of("gemma3_lora", order)) >= {"shrug", "gemma3_lora@noise"}
-    assert "gemma3_lora@noise" not in floors.floors_of("gemma3_base@zero", order)
-    assert name_of("gemma3_lora@noise") == "Gemma3 w/LoRA, a noisy picture"
+    assert set(floors.floors_of("gemma3_lora", order)) >= {"shrug", "gemma3_lora@dark"}
+    assert "gemma3_lora@dark" not in floors.floors_of("gemma3_base@zero", order)
+    assert name_of("gemma3_lora@dark") == "Gemma3 w/LoRA, a dark picture"
     assert name_of("gemma3_base@zero") == "Gemma3 (unfine-tuned), zero-shot"
-    assert floors.colour_of("gemma3_lora@noise") == floors.colour_of("gemma3_lora") != "0.5"
+    assert floors.colour_of("gemma3_lora@dark") == floors.colour_of("gemma3_lora") != "0.5"
     summary, found = summarise_marks(marks, STATS, 0), skills(marks, STATS, 0)
     table = scorecard.lesion_table(summary, found, "lesion_f1").set_index("model")
-    assert table.loc["A shrug", "kind"] == table.loc["Gemma3 w/LoRA, a noisy picture", "kind"]
+    assert table.loc["A shrug", "kind"] == table.loc["Gemma3 w/LoRA, a dark picture", "kind"]
     assert table.loc["A shrug", "kind"] == "floor" and table.loc["Truth", "kind"] == "ceiling"
     figures = scorecard.flat_metrics(
         summary, found, pd.DataFrame(columns=scorecard.LOOKS), found[:0]

@@ -159,6 +159,15 @@ def test_a_tuned_model_beats_its_base_only_when_the_interval_is_clear_of_zero():
     wanted["base"] = "gemma3_base"
     assert {name: figures[f"gemma3_lora.{name}"] for name in wanted} == wanted
     assert figures["gemma3_base.logical_error_rate"] == 1 and figures["gemma3_base.n"] == 8
+    # beside a floor that calls all clean: two of eight pictures; a blank lifts the model's own
+    none = {"constant": lambda row: f"No significant stenosis in the {row['truth_laterality']}."}
+    floored = against_base(marks(**none), STATS, 0).set_index("measure")
+    assert compared["floor"].isna().all() and floored.loc["healthy_right", "floor"] == 1
+    assert floored.loc["segment_accuracy", ["tuned", "untuned", "floor"]].tolist() == [1, 0, 0.25]
+    blind = marks(**none, **{"gemma3_lora@blank": perfect})
+    blind = blind[(blind["model"] != "gemma3_lora@blank") | (blind["case_id"] < "case-0002")]
+    found = against_base(blind, STATS, 0).set_index("measure").loc["segment_accuracy"]
+    assert (found["floor"], found["cases"], found["difference"]) == (1, 8, 1)
     same = against_base(marks(perfect, perfect), STATS, 0)
     assert (same["difference"] == 0).all() and not same["beats_base"].any()
     worse = against_base(marks(perfect, sorry), STATS, 0)
