@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cag_utils.params import check_choice
-from cag_utils.study import root
+from cag_utils.study import replacing, root
 
 PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi", "reader": "rd"}
 # What a note should not hold. A date is told from a grade or a ratio by its year.
@@ -93,11 +93,11 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
         links: Pseudonyms and what they stand for.
     """
     path = private_folder() / f"{name}.csv"
-    part = path.with_name(f".{name}.{os.getpid()}.part")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        links.to_csv(file, index=False)
-    return part.replace(path)
+    with replacing(path) as part:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            links.to_csv(file, index=False)
+    return path
 
 
 def find_identifying(texts: pd.Series) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from cag_utils.cines.reasons import NotACine, Rejected
 from cag_utils.cines.text import NO_TEXT, Extremes, TextRules, blacken, refuse_text
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
+from cag_utils.study import replacing
 
 FRAME_COLUMNS = [
     "patient_id", "exam_id", "video_id", "frame", "n_frames", "frame_time_ms", "mean", "variance",
@@ -272,8 +273,8 @@ def sample_cine(
             done, data = cv2.imencode(".png", picture, PNG_SETTINGS)
             if not done:
                 raise OSError(f"OpenCV cannot encode a frame of shape {picture.shape} as PNG")
-            # OpenCV would keep silent about a full disk
-            (folder / f"{frame:04d}.png").write_bytes(data.tobytes())
+            with replacing(folder / f"{frame:04d}.png") as part:  # OpenCV is silent on a full disk
+                part.write_bytes(data.tobytes())
         facts["primary_angle_deg"], facts["secondary_angle_deg"] = (
             angles_deg(film.header, kind, film.n_frames)[wanted]
             for kind in ("Primary", "Secondary")

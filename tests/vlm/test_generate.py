@@ -231,7 +231,7 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
     [request] = server.requests
     body = json.loads(request.content)
     assert request.url.path == "/v1/chat/completions"
-    assert request.headers["Authorization"] == "Bearer k"
+    assert request.headers["Authorization"] == "Bearer sk-secret"
     assert body["model"] == "o4-mini" and "temperature" not in body
     picture, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is seen?"}
