@@ -121,6 +121,7 @@ def follow_readme(root: Path) -> None:
     hospital = root / "data" / "hospital"
     fill_archive(hospital)
     first, second = blocks("sh")
+    second = f"{first.splitlines()[0]}\n{second}"  # the same shell
     run(first, root)
     sheet = pd.read_csv(hospital / "cnn" / "frame_labels.csv", dtype=str)
     links = pd.read_csv(root / "data" / "private" / "hospital_small_cnn_links.csv", dtype=str)

@@ -28,7 +28,7 @@ from cag_utils.cines.dicom import (
 )
 from cag_utils.cines.guard import SECONDS, Guard
 from cag_utils.cines.reasons import NotACine, Rejected
-from cag_utils.cines.text import NO_TEXT, Extremes, TextRules, blacken, refuse_text
+from cag_utils.cines.text import NO_TEXT, Extremes, TextRules, blacken, detector_file, refuse_text
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
 from cag_utils.study import replacing
@@ -175,10 +175,12 @@ def sample_folder(
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
+        FileNotFoundError: The text detector is not installed.
         OSError: A picture cannot be written.
         ValueError: The rule is unknown.
     """
     pick = SAMPLING_RULES[check_choice("sampling rule", rule, SAMPLING_RULES)]
+    detector_file()  # before anything is removed
     done: list[Outcome] = []
     with Guard(n_workers) as guard:
         found, failures = scan(folder, guard)

@@ -148,10 +148,25 @@ def _texts(edges: np.ndarray, tallest: float) -> Iterator[tuple[float, float, fl
             yield left - more, top - more, left + width + more, top + height + more
 
 
+def detector_file() -> Path:
+    """Return where the detector's weights are.
+
+    Raises:
+        FileNotFoundError: They are not installed; without them no archive is sampled.
+    """
+    package = find_spec("rapidocr")
+    path = Path(*package.submodule_search_locations, DETECTOR) if package else Path(DETECTOR)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the text detector's weights, {path}, are missing, and burnt-in names would not be "
+            "seen: pip install -r requirements.lock"
+        )
+    return path
+
+
 @cache
 def _detector() -> cv2.dnn.Net:
-    folder = find_spec("rapidocr").submodule_search_locations[0]
-    return cv2.dnn.readNetFromONNX(str(Path(folder) / DETECTOR))
+    return cv2.dnn.readNetFromONNX(str(detector_file()))
 
 
 def _outlined(grey: np.ndarray, found: Sequence[Rectangle]) -> np.ndarray:
