@@ -168,10 +168,19 @@ rule vlscore:
         RUN + " -p language {wildcards.language}"
 
 
+def of_readers(language):
+    """What 07 reads where people filled a sheet: that, and VLScores to hold against it."""
+    if not SHEETS[language]:
+        return []
+    legible = language == "en" or "siglip2" in PROFILE.vlscore.embedders  # others read no Japanese
+    vlscores = [f"{OUT}/06_vlscore/{language}/scores.csv"] if legible else []
+    return [under_root(SHEETS[language]), *vlscores]
+
+
 rule physician_scores:
     input:
         f"{OUT}/05_generate_reports/{{language}}/generations.csv",
-        lambda wildcards: [under_root(path) for path in [SHEETS[wildcards.language]] if path],
+        lambda wildcards: of_readers(wildcards.language),
     output:
         f"{OUT}/07_physician_scores/{{language}}/scores.csv",
         f"{OUT}/07_physician_scores/{{language}}/metrics.json",

@@ -46,7 +46,6 @@ def ensure_phantom(profile: Profile, n_workers: int = 2, cohorts: Sequence[str] 
 
     Args:
         profile: A profile whose data source is the phantom.
-        n_workers: Processes.
         cohorts: Which ones; two notebooks that need one each can then run side by side.
 
     Raises:

@@ -76,7 +76,6 @@ def override(checkpoint: Checkpoint, source: str) -> Checkpoint:
     """Point a registry entry at other weights.
 
     Args:
-        checkpoint: The entry.
         source: A folder (from the repository's root) or `owner/name[@revision]`; empty: the entry.
 
     Raises:
@@ -104,7 +103,6 @@ def check_access(checkpoint: Checkpoint, endpoint: str | None = None) -> None:
     and says nothing of the revision.
 
     Args:
-        checkpoint: Which one.
         endpoint: The hub's address; huggingface.co, or HF_ENDPOINT, if None.
 
     Raises:

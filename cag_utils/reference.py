@@ -248,7 +248,9 @@ def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:
     figures = {}
     for path in sorted(folder.glob(f"{wanted}.py")):
         figures[f"{path.stem}.yardstick"] = measure_yardstick()["seconds"]
-        done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True)
+        env = os.environ | {"PYTHONPATH": str(root())}  # one drives what a test has built
+        command = [sys.executable, path]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         figures |= json.loads(done.stdout.strip().splitlines()[-1])
     return {f"benchmark.{name}": value for name, value in figures.items()}
 
@@ -268,8 +270,6 @@ def run_appendix(name: str, outputs: Path, folder: Path) -> dict[str, float]:
 
     Args:
         name: One of `APPENDICES`.
-        outputs: `outputs/<profile>/`.
-        folder: `outputs/reference/`.
 
     Raises:
         subprocess.CalledProcessError: The notebook failed.

@@ -134,11 +134,7 @@ def write_page(
     """Write the report as one HTML file that needs nothing beside it; return its path.
 
     Args:
-        path: Of the page.
-        title: Its heading.
         notice: Shown first, in a box: what these data are, and what they are not.
-        facts: Shown last: commit, versions, profile.
-        sections: In reading order.
 
     Raises:
         FileNotFoundError: A figure is missing.

@@ -50,7 +50,6 @@ def cluster_bootstrap(
             confusion matrix for an F1.
         statistic: Sums (...) to one or m figures; all resamples at once, (r, ...) to (r[, m]).
         n_resamples: Bootstrap samples, 1 or more.
-        seed: Of the resampling.
         level: Confidence level, between 0 and 1.
 
     Returns:
@@ -272,20 +271,23 @@ def agreement(
     Returns:
         measure, statistic, readers, texts, value, low, high: for each pair of readers Cohen's kappa
         with quadratic weights (for 0 and 1: plain kappa), and over all of them ICC(2,1), of the
-        texts that these readers marked. Empty with one reader.
+        texts that these readers marked, and Krippendorff's alpha (squared distances), of those that
+        two or more did. Empty with one reader.
 
     Source:
         Fleiss and Cohen, Educational and Psychological Measurement 33, 1973; Shrout and Fleiss,
-        Psychological Bulletin 86, 1979, ICC(2,1).
+        Psychological Bulletin 86, 1979, ICC(2,1); Krippendorff, Computing Krippendorff's
+        Alpha-Reliability, 2011.
     """
     rows = []
     for measure in measures:
         wide = data.pivot_table(measure, [groups, "case_id", "model"], "reader")
-        pairs = list(combinations(wide.columns, 2))
-        wanted = [("kappa, quadratic weights", pair, _kappa) for pair in pairs]
-        wanted += [("ICC(2,1)", tuple(wide.columns), _icc)] if pairs else []
-        for name, readers, statistic in wanted:
-            both = wide[list(readers)].dropna()
+        pairs, all_ = list(combinations(wide.columns, 2)), tuple(wide.columns)
+        wanted = [("kappa, quadratic weights", pair, 2, _kappa) for pair in pairs]
+        wanted += [("ICC(2,1)", all_, len(all_), _icc)] if pairs else []
+        wanted += [("Krippendorff's alpha", all_, 2, _alpha)] if pairs else []
+        for name, readers, needed, statistic in wanted:
+            both = wide[list(readers)].dropna(thresh=needed)
             found = UNDEFINED
             if len(both) > 1:
                 values = _moments(both.to_numpy(float))
@@ -297,14 +299,20 @@ def agreement(
 
 
 def _moments(marks: np.ndarray) -> np.ndarray:
-    """Return what adds up of (n, k) marks: 1, each reader's, squared sum, sum of squares."""
-    total, squares = marks.sum(1), (marks**2).sum(1)
-    return np.column_stack([np.ones(len(marks)), marks, total**2, squares])
+    """Return what adds up of (n, k) marks, NaN where there is none.
+
+    That is 1, each reader's, squared sum, sum of squares, number of marks, and their mean square
+    apart times that number.
+    """
+    m, total, squares = (~np.isnan(marks)).sum(1), np.nansum(marks, 1), np.nansum(marks**2, 1)
+    apart = 2 * (m * squares - total**2) / (m - 1)
+    each = np.nan_to_num(marks)
+    return np.column_stack([np.ones(len(marks)), each, total**2, squares, m, apart])
 
 
 def _kappa(sums: np.ndarray) -> np.ndarray:
     """Cohen's kappa with quadratic weights of two readers: 1 - mean square apart / by chance."""
-    n, first, second, total2, squares = np.moveaxis(sums, -1, 0)
+    n, first, second, total2, squares, *_ = np.moveaxis(sums, -1, 0)
     # (a - b)^2 = 2 (a^2 + b^2) - (a + b)^2; of any a with any b: a^2 + b^2 - 2 mean a mean b
     apart = (2 * squares - total2) / n
     return 1 - apart / (squares / n - 2 * first * second / n**2)
@@ -312,13 +320,20 @@ def _kappa(sums: np.ndarray) -> np.ndarray:
 
 def _icc(sums: np.ndarray) -> np.ndarray:
     """Shrout and Fleiss' ICC(2,1) from the mean squares of texts, readers and the rest."""
-    n, readers, total2, squares = sums[..., 0], sums[..., 1:-2], sums[..., -2], sums[..., -1]
+    n, readers, total2, squares = sums[..., 0], sums[..., 1:-4], sums[..., -4], sums[..., -3]
     k = readers.shape[-1]
     centre = readers.sum(-1) ** 2 / (n * k)
     of_texts, of_readers = total2 / k - centre, (readers**2).sum(-1) / n - centre
     rest = (squares - centre - of_texts - of_readers) / ((n - 1) * (k - 1))
     texts, judges = of_texts / (n - 1), of_readers / (k - 1)
     return (texts - rest) / (texts + (k - 1) * rest + k * (judges - rest) / n)
+
+
+def _alpha(sums: np.ndarray) -> np.ndarray:
+    """Krippendorff's alpha: 1 - mean square apart inside texts / between any two marks."""
+    total, squares = sums[..., 1:-4].sum(-1), sums[..., -3]
+    m, apart = sums[..., -2], sums[..., -1]
+    return 1 - apart / m / (2 * (m * squares - total**2) / (m * (m - 1)))
 
 
 def _percentiles(value: float, samples: np.ndarray, level: float) -> Estimate:

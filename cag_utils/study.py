@@ -181,7 +181,7 @@ class Run:
         return plain
 
 
-def open_run(params: Params, notebook: str) -> Run:
+def open_run(params: Params, notebook: str, shared: bool = False) -> Run:
     """Start a notebook: check the profile, make the run's folder, seed, set the theme, say so.
 
     The study's own run carries a plain name (`RUN_NAMES`). A run by hand adds the parameters that
@@ -190,6 +190,10 @@ def open_run(params: Params, notebook: str) -> Run:
     Args:
         params: The notebook's checked parameters; needs `profile`, `out_root` and `seed`.
         notebook: The notebook's stem.
+        shared: Whether other processes may have this run open, too: a desk, one page a reader.
+
+    Raises:
+        RuntimeError: Another process writes there, and it is not `shared`.
     """
     import seaborn as sns
 
@@ -203,7 +207,8 @@ def open_run(params: Params, notebook: str) -> Run:
             name += "_by_hand"
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder)
+    if not shared:
+        _claim(folder)
     seed_everything(params.seed)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     facts = provenance()

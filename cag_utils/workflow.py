@@ -224,7 +224,6 @@ def launch(
     Args:
         module: Calls `follow_parent` before it does anything slow.
         argument: What it works on.
-        count: Processes.
         log: Gets what they print, while they run; None shows it here.
         config: Accelerate's YAML; plain data parallelism if empty.
 

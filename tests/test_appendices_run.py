@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cag_utils.desk.viewer import cine_paths
+from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
 from tests.running import execute, run_study
 
@@ -111,6 +113,10 @@ def test_the_desks_open_on_the_studys_frames_findings_and_answers_with_nobody_si
     cases, tmp_path
 ):
     sheets = {"sheets": str(tmp_path / "none")}
+    profile = load_profile("smoke")
+    for cohort in ("cnn", "corpus"):
+        cines = cine_paths(profile, cohort)
+        assert cines and all(path.is_file() for path in cines.values())
     labels = execute("A9_label_frames", cases, **sheets)
     assert labels["frames"] > 0 and labels["readers"] == labels["labels"] == 0
     drafts = execute("A10_validate_findings", cases, **sheets)

@@ -157,10 +157,10 @@ JUDGES = [(9, 2, 5, 8), (6, 1, 3, 2), (8, 4, 6, 8), (7, 1, 2, 6), (10, 5, 6, 9),
 def test_readers_agree_as_in_the_book_and_as_sklearn_says():
     rows = long(JUDGES, list("pqrs")).rename(columns={"model": "reader", "x": "score"})
     found = agreement(rows.assign(model="m"), "exam", ["score"], 200, 0)
-    last = found.iloc[-1]
-    assert (last.statistic, last.readers) == ("ICC(2,1)", "p and q and r and s")
-    assert last.value == pytest.approx(0.29, abs=0.005) and last.low < last.value < last.high
-    kappas, marks = found[:-1].set_index("readers"), np.array(JUDGES)
+    icc = found.iloc[-2]
+    assert (icc.statistic, icc.readers) == ("ICC(2,1)", "p and q and r and s")
+    assert icc.value == pytest.approx(0.29, abs=0.005) and icc.low < icc.value < icc.high
+    kappas, marks = found[:-2].set_index("readers"), np.array(JUDGES)
     assert len(kappas) == 6
     for pair, (i, j) in {"p and q": (0, 1), "r and s": (2, 3)}.items():
         wanted = cohen_kappa_score(*marks[:, [i, j]].T, labels=range(11), weights="quadratic")
@@ -169,6 +169,18 @@ def test_readers_agree_as_in_the_book_and_as_sklearn_says():
     flags = long([(0, 0), (0, 1), (1, 0), (1, 1)], ["r", "s"]).rename(columns={"model": "reader"})
     assert agreement(flags.assign(model="m"), "exam", ["x"], 50, 0).value[0] == 0
     assert agreement(rows[rows["reader"] == "p"].assign(model="m"), "exam", ["score"], 9, 0).empty
+
+
+def test_alpha_is_that_of_krippendorffs_own_example_where_marks_are_missing():
+    # Krippendorff 2011, section C: four observers, twelve units, squared distances: .849
+    marks = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    table = [(u, r, float(x)) for r, row in enumerate(marks) for u, x in enumerate(row) if x != "."]
+    data = pd.DataFrame(table, columns=["case_id", "reader", "x"]).assign(model="m")
+    found = agreement(data.assign(exam=data["case_id"]), "exam", ["x"], 100, 0).iloc[-1]
+    assert found["statistic"] == "Krippendorff's alpha" and found["texts"] == 11
+    assert found["value"] == pytest.approx(0.849, abs=5e-4) and found["low"] < found["value"]
+    alike = data[data["reader"] < 2].assign(exam="e", x=1.0)
+    assert np.isnan(agreement(alike, "exam", ["x"], 10, 0)["value"].iloc[-1])
 
 
 def test_ranks_are_correlated_over_all_rows_or_inside_each_model():

@@ -30,9 +30,7 @@ def answer_states(
 
     Args:
         model: With or without an adapter.
-        processor: Its processor.
         images: Paths, one a prompt.
-        prompts: Texts.
 
     Returns:
         (prompts, width) float32: the last layer's output at the last position of each prompt.
@@ -71,7 +69,6 @@ def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:
         pairs: Notebook 03's `pairs.csv` with the phantom's truth.
         language: en or ja.
         told: The copy, which is returned; its folder exists.
-        seed: Of the wording.
 
     Raises:
         ValueError: Unknown language, or a lesion that its side does not show.

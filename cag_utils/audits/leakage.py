@@ -53,7 +53,6 @@ def least_shared_cases(cases: Mapping[str, int], n_exams: int) -> dict[str, int]
 
     Args:
         cases: Split name to number of exams, with the key "train".
-        n_exams: Exams in all.
 
     Raises:
         ValueError: A split has more exams than there are.
@@ -70,7 +69,6 @@ def tabulate_cases(
     """Put the exams that cross our splits beside those that must cross the paper's.
 
     Args:
-        frames: One row a frame.
         splits: What was kept together (patient, video, frame) to its split.
         paper: Cases of the paper's train, val and test.
         n_exams: Exams the paper had in all.
@@ -315,7 +313,6 @@ def plan_crossover(
     patients. Patients with a single video have nothing to lend: they only ever train.
 
     Args:
-        frames: One row a frame.
         n_folds: Pairs of groups, 2 or more.
         val_share: Share of the patients set apart for validation.
         seed: Of the deal; `repeat` is added.
@@ -470,7 +467,6 @@ def run_trainings(
         plan: Of `plan_splits`, or of `plan_crossover`, one deal or more.
         frames: The table of the plan.
         data: Its pictures and classes, in the same order.
-        cnn: Settings.
         folder: A folder a training is made in it.
         seed: Initial weights, order, augmentation; the number of the deal is added.
         epochs: Passes over the training frames.
@@ -525,10 +521,7 @@ def estimate_f1(
     comparison, and two test sets that share some patients keep what they share.
 
     Args:
-        answers: One row a frame.
         name: One of `MERGES`.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
         less: Answers like the first, whose F1 is taken off; None for nothing.
 
     Returns:
@@ -628,7 +621,6 @@ def draw_pairs(twins: pd.DataFrame, frames: pd.DataFrame, folder: Path, title: s
         twins: Of `find_twins`, searched within patients.
         frames: patient_id, video_id, frame, label, png (relative to `folder`).
         folder: Run folder of notebook 00.
-        title: Of the figure; says what the pictures are.
     """
     sides = [frames.iloc[twins[k]][[*IDS, "png"]].reset_index(drop=True) for k in ("row", "twin")]
     pairs = sides[0].join(sides[1], lsuffix="_test", rsuffix="_train")

@@ -6,6 +6,7 @@ more readers shrink the second, more exams both. A lasting taste for one model i
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,27 +22,55 @@ class Design:
 
     gap: float  # mean difference of the two models, points
     case_sd: float  # of one reader's difference on a case, points
-    agreement: float  # share of its variance that readers share, above 0 to 1
+    agreement: float  # share of its variance that readers share, 0 to 1
     cases: float  # cases an exam
     exam_share: (
         float  # variance of exam means of the shared part, as a share of its cases' variance
     )
 
 
-def measure_pairs(marks: pd.DataFrame) -> tuple[float, float]:
-    """Return how two models' marks of a case correlate, and the `exam_share` of their difference.
+class Measured(NamedTuple):
+    """What marks at hand say of the spread of two models' difference."""
+
+    rho: float  # correlation of the two models' marks of a case, by one reader
+    case_sd: float  # of one reader's difference on a case, points
+    agreement: float  # share of its variance that readers share, 0 to 1; NaN of one reader
+    exam_share: float  # as `Design.exam_share`
+
+
+def measure_pairs(marks: pd.DataFrame) -> Measured:
+    """Return the parts of the variance of two models' difference, of the cases all readers marked.
+
+    A case's part and a reader's own are those of ICC(3,1), consistency: a reader's mean difference,
+    his lasting taste, is in neither. Of one reader all of the spread passes as the case's.
 
     Args:
-        marks: One row a case: patient_id, first and second, the two models' marks.
+        marks: One row a case and reader: patient_id, case_id, reader, first and second (the two
+            models' marks).
 
     Raises:
         ValueError: A model's marks do not vary, or the two never differ.
+
+    Source:
+        Shrout and Fleiss, Psychological Bulletin 86, 1979.
     """
-    gaps = (marks["first"] - marks["second"]).astype(float)
-    if not gaps.std() > 0 or not marks[["first", "second"]].std().min() > 0:
+    gaps = marks.assign(gap=marks["first"] - marks["second"])
+    gaps = gaps.pivot_table("gap", ["patient_id", "case_id"], "reader").dropna()
+    n, readers = gaps.shape
+    centred = gaps - gaps.mean()
+    case_sd = float(((centred**2).sum() / (n - 1)).mean() ** 0.5)
+    if not case_sd > 0 or not marks[["first", "second"]].std().min() > 0:
         raise ValueError("the two models' marks do not vary: name two whose do (first, second)")
-    by_exam = gaps.groupby(marks["patient_id"]).mean()
-    return float(marks["first"].corr(marks["second"])), float(min(by_exam.var() / gaps.var(), 1))
+    shared, own, cases = case_sd**2, 0.0, centred.mean(axis=1)
+    if readers > 1:
+        own = (centred.sub(cases, axis=0) ** 2).to_numpy().sum() / ((n - 1) * (readers - 1))
+        shared = max(case_sd**2 - own, 0.0)
+    exams = cases.groupby("patient_id").agg(["mean", "size"])
+    noise = own / readers * (1 / exams["size"]).mean()
+    share = np.clip((exams["mean"].var() - noise) / shared, 0, 1) if shared else 0.0
+    rho = np.mean([x["first"].corr(x["second"]) for _, x in marks.groupby("reader")])
+    agreement = shared / case_sd**2 if readers > 1 else float("nan")
+    return Measured(float(rho), case_sd, agreement, float(share))
 
 
 def difference_sd(first: float, second: float, rho: float) -> float:
@@ -87,13 +116,10 @@ def simulate_power(
     adds an error of their own to each case; the gap is added to all.
 
     Args:
-        marks: As in `measure_pairs`.
+        marks: As in `measure_pairs`; of several readers their means are drawn.
         design: Gap and spreads.
         exams: In each study, 2 or more.
-        readers: In each study.
         rng: Of exams, signs and readers' errors.
-        n_trials: Number of studies.
-        alpha: Two-sided.
     """
     gaps = (marks["first"] - marks["second"]).astype(float)
     by_exam = gaps.groupby(marks["patient_id"]).mean().to_numpy()

@@ -128,7 +128,6 @@ def compare_measures(real: pd.DataFrame, phantom: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         real: One row a picture (or cine), one column a measure.
-        phantom: Likewise.
 
     Returns:
         Columns measure, real, real_low, real_high (median and quartiles), n_real, the same of the

@@ -174,6 +174,12 @@ def path_within(path: Path, folder: Path) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+def path_from(folder: Path, text: str) -> Path:
+    """Return the path that `path_within` has written down."""
+    byte = lambda x: bytes.fromhex(x[1].decode()) if x[1] else b"\\"  # noqa: E731
+    return folder / os.fsdecode(re.sub(rb"\\(?:x(..)|\\)", byte, text.encode()))
+
+
 def _look(path: Path) -> Iterator[Cine]:
     yield read_header(path)
 

@@ -249,7 +249,6 @@ def add_truth(pairs: pd.DataFrame, folder: Path, key: bytes) -> pd.DataFrame:
     Args:
         pairs: From `pair`.
         folder: The phantom's, with `truth_videos.csv` and `truth_frames.csv`.
-        key: Secret of the pseudonyms.
 
     Raises:
         ValueError: A pair's frame is not in the truth tables.
@@ -279,7 +278,6 @@ def lesions_shown(pairs: pd.DataFrame, folder: Path, key: bytes) -> pd.DataFrame
     Args:
         pairs: From `add_truth`, with any further column of the exam, such as `split`.
         folder: The phantom's, with `truth_exams.csv`, `truth_videos.csv` and `truth_lesions.csv`.
-        key: Secret of the pseudonyms.
 
     Returns:
         `exam_id`, `segment`, `percent`, `shown` (key frames that show it, 0 or more) and
@@ -310,7 +308,6 @@ def save_dataset(pairs: pd.DataFrame, outputs: Path, folder: Path) -> dict[str, 
 
     Args:
         pairs: With `split`; `png` is relative to `outputs`.
-        outputs: `outputs/<profile>/`.
         folder: Gets pictures, prompts and answers; load it with `datasets.load_from_disk`.
     """
     import datasets

@@ -59,7 +59,9 @@ def _serve(prepared: Path, given: argparse.Namespace) -> None:
         threading.Timer(3, webbrowser.open, [link]).start()  # when it answers
     settings = {"ip": "127.0.0.1", "port": given.port, "base_url": given.base_url, "token": token}
     settings |= {"open_browser": False, "log_level": "ERROR"}
-    settings["tornado_settings"] = {"headers": {"Content-Security-Policy": POLICY}}
+    # the ping's default timeout is above its interval, which tornado complains about at each start
+    pages = {"headers": {"Content-Security-Policy": POLICY}, "ws_ping_timeout": 30_000}
+    settings["tornado_settings"] = pages
     page = {"show_tracebacks": True, "file_allowlist": []}
     kernel = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
     config = Config({"Voila": settings, "VoilaConfiguration": page, "KernelManager": kernel})

@@ -49,7 +49,6 @@ def label_tasks(
         frames: Rows of notebook 00's `frames.csv`; a frame's item is `video_id/frame`.
         pictures: The folder that `png` is relative to.
         folder: Of the sheets; those who adjudicate have theirs in `<folder>_adjudicated`.
-        seed: Of the readers' orders.
         repeat_share: Frames that come back, 0 to 1/3.
     """
     rows = {frame_item(row): row for row in frames.itertuples()}
@@ -95,7 +94,6 @@ def final_labels(marks: pd.DataFrame, decided: pd.DataFrame) -> pd.DataFrame:
     """Return one label a frame, for `data/<cohort>/frame_labels.csv`, and how it came about.
 
     Args:
-        marks: All readers' marks.
         decided: Those of whoever adjudicated; of two, the later one's counts.
 
     Returns:
@@ -144,8 +142,6 @@ def agreement_table(
         first: (n,) classes, or `UNSURE`: such frames count as such in the last row alone.
         second: (n,) likewise.
         groups: (n,) each frame's exam.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         measure, value, low, high, frames: `agreement` (share), `kappa`, `kappa_weighted` by
@@ -182,10 +178,7 @@ def all_agreements(
     """Return `agreement_table` of each pair of readers, and of each reader with himself.
 
     Args:
-        marks: All readers' marks.
         exam_of: Item to its exam.
-        stats: Resamples and level.
-        seed: Of the resampling.
     """
     once, again = first_marks(marks), marks[marks["repeat"] == "1"]
     of = lambda table, reader: table[table["reader"] == reader].set_index("item")["label"]  # noqa: E731
@@ -209,7 +202,6 @@ def to_label_studio(marks: pd.DataFrame, png_of: Mapping[str, str]) -> list[dict
     """Return all first marks as Label Studio's tasks, for a project with `LABEL_STUDIO_CONFIG`.
 
     Args:
-        marks: All readers' marks.
         png_of: Item to its picture's path, as Label Studio's local storage shall find it.
     """
     tasks = []

@@ -84,7 +84,6 @@ class MarkLog:
         """Add a row and wait until it is on the disk.
 
         Args:
-            item: What was marked.
             repeat: 0 the first time, 1 when it is shown again.
             action: `mark`, in the place of an earlier one, or `undo`, which opens the case again.
             seconds: How long the case was looked at.

@@ -11,7 +11,6 @@ from cag_utils.desk.viewer import Case, Field, Task, Words
 from cag_utils.scores.entities import read_entities
 from cag_utils.scores.rubric import contradictions
 from cag_utils.segments import AHA_SEGMENTS, GRADES, laterality_of
-from cag_utils.stats import agreement
 
 DRAFTS = {"findings_ja": "ja", "findings_en": "en"}
 REPORT = {"en": "Pre-procedure report", "ja": "術前レポート"}
@@ -35,7 +34,6 @@ VALIDATION = [
 # The paper's criteria (section 4.4) by the columns of the sheet, with the keys of a left hand.
 ERRORS = {
     "laterality_error": ("a", {"en": "Laterality error", "ja": "左右の誤り"}),
-    "vessel_error": ("s", {"en": "Vessel numbering error", "ja": "血管番号の誤り"}),
     "numbering_error": ("s", {"en": "Vessel numbering error", "ja": "血管番号の誤り"}),
     "treatment_error": ("d", {"en": "Treatment plan error", "ja": "治療方針の誤り"}),
     "logical_error": ("f", {"en": "Logical consistency error", "ja": "論理的整合性の誤り"}),
@@ -90,9 +88,7 @@ def validation_task(
 
     Args:
         drafts: Of `find_frames`: `item`, ids, frame, `png` below `outputs`, texts, `laterality`.
-        outputs: `outputs/<profile>/`.
         folder: Of the readers' sheets.
-        seed: Of the readers' orders.
         repeat_share: Drafts that come back, 0 to 1/3.
     """
     rows = drafts.set_index("item")
@@ -161,7 +157,6 @@ def validated_findings(
 
     Args:
         drafts: Of `find_frames`.
-        marks: All validators' marks.
 
     Returns:
         video, frame (empty for the whole cine), findings_ja, findings_en, validated_by and
@@ -205,9 +200,7 @@ def review_task(
             output and the columns to fill in.
         pairs: Rows of 03's `pairs.csv`: case_id, png, video_id, frame, and of `frames.csv` n_frames
             and frame_time_ms.
-        outputs: `outputs/<profile>/`.
         folder: Of the readers' sheets.
-        seed: Of the readers' orders.
         options: `n_cases`, the sheet's first so many (0: all), the same for all readers;
             `repeat_share`; `show_truth`, whether the truth may be opened beside the answer.
     """
@@ -263,75 +256,21 @@ def reader_sheet(
 
 
 def repeats(marks: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
-    """Return what readers gave the same answer twice: reader, item, and each measure's two marks.
+    """Return both marks of what readers were shown twice, as if two readers had given them.
 
     Args:
-        marks: All readers' marks.
         measures: Columns of numbers.
-    """
-    keys = ["reader", "item"]
-    once, again = (marks[marks["repeat"] == x].set_index(keys)[measures] for x in "01")
-    both = once.join(again, how="inner", lsuffix="_first", rsuffix="_again")
-    return both.astype(float).reset_index()
-
-
-def krippendorff_alpha(ratings: np.ndarray, level: str = "interval") -> float:
-    """Return Krippendorff's alpha: 1 less the disagreement seen over that expected by chance.
-
-    Args:
-        ratings: (units, readers) numbers, NaN where a reader did not mark; units with fewer than
-            two marks say nothing and are left out.
-        level: interval (squared distances) or nominal (the same or not).
 
     Returns:
-        1 for no disagreement, 0 for chance; NaN if all marks are alike or none can be compared.
-
-    Raises:
-        ValueError: Another level.
-
-    Source:
-        Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011 (the general, pairwise form).
+        case_id, model (the code), whose (the reader), reader (he, or `<he> again`), measures.
     """
-    if level not in ("interval", "nominal"):
-        raise ValueError(f"level must be interval or nominal, got {level!r}")
-    apart = (lambda d: d**2) if level == "interval" else (lambda d: (d != 0).astype(float))
-    units = [unit[~np.isnan(unit)] for unit in np.asarray(ratings, float)]
-    units = [unit for unit in units if len(unit) > 1]
-    if not units:
-        return float("nan")
-    every = np.concatenate(units)
-    seen = sum(apart(u[:, None] - u).sum() / (len(u) - 1) for u in units) / len(every)
-    chance = apart(every[:, None] - every).sum() / (len(every) * (len(every) - 1))
-    return float(1 - seen / chance) if chance else float("nan")
-
-
-def rubric_against_readers(
-    filled: pd.DataFrame, rubric: pd.DataFrame, measures: list[str], draws: tuple
-) -> pd.DataFrame:
-    """Return how far the rubric and the readers agree, a row a measure; no model is named.
-
-    Args:
-        filled: Of `reader_sheet`, with patient_id; an error counts where most readers tick it.
-        rubric: The rubric's marks by case_id and model (the code), with the measures.
-        measures: `overall` and errors, of both.
-        draws: Resamples, seed and level.
-
-    Returns:
-        measure, texts, value, low, high (kappa with quadratic weights), rubric and readers (the
-        mean of each; of an error, how often it is ticked).
-    """
-    where = ["patient_id", "case_id", "model"]
-    people = filled.groupby(where, as_index=False)[measures].mean()
-    errors = [name for name in measures if name != "overall"]
-    people[errors] = (people[errors] > 0.5).astype(float)
-    program = people[where].merge(rubric[["case_id", "model", *measures]], on=where[1:])
-    both = pd.concat([people.assign(reader="readers"), program.assign(reader="rubric")])
-    found = agreement(both, "patient_id", measures, *draws)
-    found = found[found["statistic"] != "ICC(2,1)"].drop(columns=["statistic", "readers"])
-    means = {
-        name: table[measures].mean() for name, table in (("rubric", program), ("readers", people))
-    }
-    return found.assign(**{name: found["measure"].map(mean) for name, mean in means.items()})
+    both = marks[marks.duplicated(["reader", "item"], keep=False)].astype(
+        dict.fromkeys(measures, float)
+    )
+    cases, codes = ([item.partition("|")[i] for item in both["item"]] for i in (0, 2))
+    again = both["reader"] + both["repeat"].map({"0": "", "1": " again"})
+    both = both.assign(case_id=cases, model=codes, whose=both["reader"], reader=again)
+    return both[["case_id", "model", "whose", "reader", *measures]].reset_index(drop=True)
 
 
 def break_code(
@@ -360,7 +299,6 @@ def shares_read(marks: pd.DataFrame, order_of: Callable[[str], list]) -> dict[st
     """Return each reader's share of his own order (repeats among it) that is marked, 0 to 1.
 
     Args:
-        marks: All readers' marks.
         order_of: Reader to his `reading_order`.
     """
     places = zip(marks["reader"], marks["item"], marks["repeat"].astype(int), strict=True)

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from cag_utils.cines.dicom import NotACine, iter_frames
+from cag_utils.cines.dicom import NotACine, iter_frames, path_from
 from cag_utils.cines.stills import Unreadable
 from cag_utils.desk.marks import MarkLog, read_marks, reading_order
 from cag_utils.profiles import Profile
-from cag_utils.study import root, under_root
+from cag_utils.study import root
 
 HERE = Path(__file__).parent
 QUALITY = 92  # of the cine's JPEGs; choice: no block shows at fourfold zoom. The key frame is a PNG
@@ -93,7 +93,8 @@ def cine_paths(profile: Profile, cohort: str) -> dict[str, Path]:
         return {}
     known = pd.read_csv(links, dtype=str, keep_default_na=False)
     known = known[(known["reason"] == "") & (known["video_id"] != "")]
-    return {row.video_id: under_root(row.folder) / row.path for row in known.itertuples()}
+    start = Path(root().anchor)
+    return {x.video_id: path_from(path_from(start, x.folder), x.path) for x in known.itertuples()}
 
 
 def encode_frames(path: Path, frames: Sequence[int]) -> list[bytes]:

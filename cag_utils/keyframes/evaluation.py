@@ -41,7 +41,6 @@ def gather_answers(predictions: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFr
 
     Args:
         predictions: Notebook 01's `predictions_test.csv`.
-        frames: Notebook 00's `frames.csv`.
 
     Returns:
         The rows of `predictions`, in order, with the columns of `frames` and: the decided class for
@@ -72,8 +71,6 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
     Args:
         answers: patient_id, label (one of the six) and the column `name`, the decided class.
         name: One of `MERGES`.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Returns:
         One row a class and a last one "weighted": class, precision, recall, f1, low, high, n (true
@@ -100,8 +97,6 @@ def score_sides(predictions: pd.DataFrame, stats: Stats, seed: int) -> dict[str,
 
     Args:
         predictions: patient_id, label and the six `p_<class>`, one row a frame.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Returns:
         `laterality_macro_f1`, the plain mean of both sides' F1, and `laterality_auc`, of the summed
@@ -191,8 +186,6 @@ def score_groups(
     Args:
         answers: As there, with the columns; a missing value belongs to no group.
         columns: Columns to group by; categories keep their order.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Returns:
         One row a group and F1: by, group, f1_name, f1, low, high, frames, patients.
@@ -289,8 +282,6 @@ def reliability(
         confidence: (n,) probability of the answer given, 0 to 1.
         right: (n,) whether it was right.
         patients: (n,) whose frame; patients are resampled, not frames.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
         n_bins: Bins of equal width.
 
     Raises:
@@ -439,8 +430,6 @@ def summarise_picks(picks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFram
 
     Args:
         picks: Of `pick_firsts`.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Returns:
         One row a share: name, share, low, high, cines (it is a share of; NaN of none), chance: the

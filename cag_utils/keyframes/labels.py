@@ -88,7 +88,6 @@ def label_frames(frames: pd.DataFrame, labels: pd.DataFrame, key: bytes) -> pd.D
     """Join sampled frames with their labels, through the study's pseudonyms.
 
     Args:
-        frames: Notebook 00's `frames.csv`.
         labels: Of `settle_readers`; `video` is a SOPInstanceUID, or already a video_id.
         key: The study's pseudonym key, which turns the first into the second.
 

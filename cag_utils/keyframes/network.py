@@ -202,10 +202,8 @@ def probabilities(
 
     Args:
         model: On `device`, in evaluation mode.
-        name: Its registry name.
         pictures: (n, 1, px, px) uint8.
         batch_size: Pictures at a time; on a CPU at most `CPU_BATCH`.
-        device: Where the model is.
         facts: Content of `model.json`, for its optional keys; None for their `DEFAULTS`.
 
     Yields:
@@ -248,7 +246,6 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, dict]:
 
     Args:
         folder: Holds `best.safetensors` (float32 or float16) and `model.json`, of notebook 01.
-        device: Where to put it.
 
     Returns:
         The model, in float32, and the content of `model.json`.

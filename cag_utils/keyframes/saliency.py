@@ -25,7 +25,6 @@ def grad_cam(
 
     Args:
         model: In evaluation mode, a timm ConvNeXt (it has `stages`).
-        name: Its registry name.
         pictures: (n, 1, px, px) uint8, on the model's device.
         classes: (n,) which of the six classes to explain, picture by picture.
         upsample: Enlarge to the picture's size; else the stage's own cells.
@@ -104,7 +103,6 @@ def explain(
 
     Args:
         model_dir: Folder of a trained network.
-        paths: The stills.
         answers: (n,) the class to explain, still by still.
         seed: Of `compare_random`.
 

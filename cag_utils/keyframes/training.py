@@ -72,9 +72,7 @@ def train_cnn(
 
     Args:
         data: The sets `train` and `val`.
-        cnn: Settings of the profile.
         folder: Gets `best.safetensors`, `model.json` and `history.csv`, at the end.
-        seed: Initial weights, order, augmentation.
         epochs: Passes over the data; 0 takes the profile's. Where that is 0 too, nothing is learnt:
             the shipped network is kept as it is, and the history has one row, epoch 0.
         device: GPU if None and there is one.
@@ -343,7 +341,6 @@ def fit(
         checkpoint: File that holds, after every epoch, all that decides the rest. It stays:
             whoever trains removes it once the results are safe. None keeps none.
         key: Of all that decides the result; a file with another one is not resumed.
-        name: Of the progress bar.
         accelerator: From `join_processes`; alone on the model's device if None.
 
     Raises:

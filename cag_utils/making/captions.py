@@ -74,7 +74,6 @@ def write_caption(
 
     Args:
         rng: Picks the kind and the wording.
-        facts: Of the picture.
         language: en or ja.
         kind: A key of `KINDS`; drawn by its share if None.
 

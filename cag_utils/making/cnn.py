@@ -257,12 +257,6 @@ def pretrain(scenes: Scenes, epochs: int, seed: int, checkpoint: Path | None = N
 
     Besides, it draws where the tree lies, with a head that is thrown away. A third of the frames
     are randomised.
-
-    Args:
-        scenes: Training frames.
-        epochs: Passes over them.
-        seed: Initial weights, order, randomisation.
-        checkpoint: See `fit`.
     """
     torch.manual_seed(seed)
     model = build_model(NETWORK, pretrained=False)
@@ -326,11 +320,7 @@ def teach_classes(
 
     Args:
         trunk: From `pretrain`, or a network that has learnt classes before; not changed.
-        scenes: Training frames.
-        epochs: Passes over them.
-        seed: Head, order, randomisation.
         rate: Peak learning rate.
-        checkpoint: See `fit`.
     """
     torch.manual_seed(seed)
     model, count = copy.deepcopy(trunk), len(SIX_CLASSES)
@@ -424,7 +414,6 @@ def save_predictor(model: nn.Module, folder: Path, facts: Mapping[str, object]) 
 
     Args:
         model: From `teach_classes`.
-        folder: Made if missing.
         facts: JSON-ready; at least `image_px`, `temperature`, `rca_logit_offset`.
     """
     folder.mkdir(parents=True, exist_ok=True)

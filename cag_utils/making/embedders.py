@@ -41,7 +41,6 @@ def write_text(
     Args:
         rng: Draws language, kind, wording and a patient's history, hence the advice.
         stills: Pictures with their lesions.
-        index: Which one.
         languages: Drawn from with equal chances.
     """
     language = str(rng.choice(list(languages)))
@@ -104,10 +103,7 @@ def train_embedder(
 
     Args:
         embedder: A tiny one.
-        stills: Training pictures.
-        steps: Optimiser steps, a multiple of `parts`.
         seed: Order, wording and jitter.
-        batch_size: Pictures a step.
         trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of the rate.
         parts: Of the training; after each, `checkpoint` is written, from which the same call goes
             on after a kill with the same result.
@@ -171,8 +167,6 @@ def retrieval(embedder: Embedder, pictures: Sequence, texts: Sequence[str]) -> d
     """Measure how often a picture finds its text among all texts.
 
     Args:
-        embedder: Any.
-        pictures: Held out.
         texts: Of each picture; equal ones are equally right.
 
     Returns:

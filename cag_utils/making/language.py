@@ -42,7 +42,6 @@ def caption_loss(model, batch: dict[str, torch.Tensor], features: torch.Tensor) 
     """Return the weighted next-token loss of a batch, from cached tower features.
 
     Args:
-        model: A twin.
         batch: From `collate`.
         features: (B, P, width) the tower's tokens.
     """
@@ -87,10 +86,7 @@ def train_captions(
 
     Args:
         model: A twin whose tower made `features`.
-        processor: Its processor.
-        stills: Training pictures.
         features: From `encode_stills`.
-        steps: Optimiser steps, a multiple of `parts`.
         seed: Order of pictures, patients and wording.
         batch_size: Captions a step.
         kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the

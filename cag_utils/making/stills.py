@@ -112,7 +112,6 @@ def patch_labels(
     """Label every patch of some pictures.
 
     Args:
-        stills: The pictures.
         index: (B,) which.
         side: Patches along each side of the picture; P is its square.
         moves: (B, 2, 3) affine map that each picture has undergone, column and row; None if none.

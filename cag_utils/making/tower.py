@@ -333,7 +333,6 @@ def muon_and_adamw(
 
     Args:
         hidden: The part of `model` whose matrices are Muon's; None for AdamW alone.
-        model: All.
         rate: Peak of AdamW's learning rate.
         matrix_rate: Peak of Muon's.
     """
@@ -420,11 +419,8 @@ def train_tower(
     """Train on a part of the patches first and without the whole picture's lesions.
 
     Args:
-        stills: Training pictures with dense labels.
         config: From `twins.make_tower_config`.
-        steps: Optimiser steps, a multiple of `parts`.
         seed: Order of the pictures, jitter and initial weights.
-        batch_size: Pictures a step.
         recipe: How; the default if None.
         guide: Trained; needed where the recipe is guided.
         parts: Of the training. After each, `evaluate` is asked and `checkpoint` written, from which
@@ -479,7 +475,6 @@ def save_tower(task: TowerTask, folder: Path, scores: Mapping[str, float], made_
     """Write a trained tower, in 16 bit, with its card; the network is left as it is.
 
     Args:
-        task: Trained.
         folder: Made if missing; in `weights/` it becomes the shipped one, with its checksum.
         scores: Held-out, from `score_tower`.
         made_by: The command, its settings and the commit.

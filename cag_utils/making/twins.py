@@ -200,9 +200,6 @@ def save_twin(model, processor, folder: str | Path, dtype: torch.dtype = torch.f
     """Write a model and its processor as one Hugging Face folder; both are left as they are.
 
     Args:
-        model: A twin.
-        processor: Its processor.
-        folder: Made if missing.
         dtype: How the weights are stored; float16 halves the size of what is shipped.
     """
     copy.deepcopy(model).to(dtype).save_pretrained(folder)

@@ -64,8 +64,6 @@ def compare_claims(
             `CRITERIA`; several readers' are averaged.
         figures: Language to metrics of notebook 07: skills, and gains over the better base.
         backbones: Fine-tuned backbones.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
 
     Source:
         Nakamura et al., CAG-VLM, sections 4.2 to 5.1, Tables 3 and 4.

@@ -63,8 +63,6 @@ def xa_dataset(
 
     Args:
         frames: (T, H, W) uint8.
-        identity: Patient, study and cine.
-        arm: Angles and distances.
         frame_rate: Frames a second.
         pulse_s: X-ray pulse, seconds.
 

@@ -79,8 +79,6 @@ def estimate(
         models: The m models.
         names: The k measures.
         figure: From m arrays (..., k), one a model, to one (..., f), e.g. `np.subtract`.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         The f estimates, undefined where no case is shared or there is nothing to divide by.

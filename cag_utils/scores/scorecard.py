@@ -32,7 +32,7 @@ from cag_utils.scores.floors import (
 )
 from cag_utils.scores.measures import by_case, estimate, measures, skill
 from cag_utils.scores.rubric import CONTRADICTIONS, CRITERIA, score, truth_of
-from cag_utils.stats import Estimate
+from cag_utils.stats import Estimate, agreement
 from cag_utils.tables import read_table
 
 ENDS = ("", "_low", "_high")
@@ -131,8 +131,6 @@ def summarise_marks(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFra
 
     Args:
         scores: By case, model and reader.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         model, reader, cases, sd, the error counts (missing where no truth was known; of several
@@ -173,8 +171,6 @@ def skills(
 
     Args:
         scores: By case, model and reader.
-        stats: Resamples, level and the primary measure.
-        seed: Of the resampling.
         program: The rubric's marks of all answers. Lesions are read by the program whoever scores,
             so that the primary measure keeps floors that are not on a reader's sheet.
 
@@ -237,8 +233,6 @@ def choose_bases(marks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:
 
     Args:
         marks: Of validation cases: models `<name>_base` (few-shot) and `<name>_base@zero`.
-        stats: Resamples and level.
-        seed: Of the resampling.
 
     Returns:
         base, model (how it was asked), cases, overall, lesion_f1, chosen.
@@ -261,8 +255,6 @@ def against_base(
 
     Args:
         scores: By case, model and reader.
-        stats: Resamples and level.
-        seed: Of the resampling.
         chosen: The bases as they are best asked, of `choose_bases`; else few-shot.
 
     Returns:
@@ -370,6 +362,36 @@ def flat_metrics(
         figures |= {stem: row["difference"], f"{stem}_low": row["low"], f"{stem}_high": row["high"]}
         figures |= {f"{stem}_clear": int(row["beats_base"]), f"{row['model']}.base": row["base"]}
     return {name: None if pd.isna(value) else value for name, value in figures.items()}
+
+
+def rubric_against_readers(
+    sheet: pd.DataFrame, marks: pd.DataFrame, stats: Stats, seed: int
+) -> pd.DataFrame:
+    """Say how far the rubric can stand for readers: how they agree on the score and each error.
+
+    Args:
+        sheet: Readers' marks by case, model (or its code) and reader, with patient_id.
+
+    Returns:
+        reader, measure, texts, value, low, high (kappa with quadratic weights), and `marked` and
+        `by_rubric`, the means of both; of an error, how often it is ticked. Of several readers
+        `MEAN` stands last: their mean score, and the errors that most of them tick.
+    """
+    names, where = ["overall", *on_sheet()], ["patient_id", "case_id", "model"]
+    parts = dict(list(sheet.groupby("reader")))
+    if len(parts) > 1:
+        pooled = sheet.groupby(where, as_index=False)[names].mean()
+        parts[MEAN] = pooled.assign(**{name: (pooled[name] > 0.5) * 1.0 for name in on_sheet()})
+    rows = []
+    for reader, own in parts.items():
+        program = own[where].merge(marks[["case_id", "model", *names]], on=where[1:])
+        both = pd.concat([own.assign(reader="marked"), program.assign(reader="by_rubric")])
+        found = agreement(both, "patient_id", names, stats.n_resamples, seed, stats.level)
+        found = found[found["statistic"].str.startswith("kappa")]
+        means = both.groupby("reader")[names].mean().T
+        rows.append(found.merge(means, left_on="measure", right_index=True).assign(reader=reader))
+    columns = ["reader", "measure", "texts", *Estimate._fields, "marked", "by_rubric"]
+    return pd.concat(rows or [pd.DataFrame(columns=columns)], ignore_index=True)[columns]
 
 
 def rule_rates(scores: pd.DataFrame) -> pd.DataFrame:

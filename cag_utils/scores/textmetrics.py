@@ -4,6 +4,7 @@ Kept because the literature reports them, and to ask what they are worth: notebo
 they rank reports beside the rubric. "No stenosis in the LAD" and "stenosis in the LAD" look alike.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pandas as pd
@@ -12,7 +13,8 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from cag_utils.params import check_choice
 from cag_utils.profiles import Stats
-from cag_utils.stats import rank_correlation
+from cag_utils.scores.rubric import truth_of
+from cag_utils.stats import Estimate, rank_correlation
 
 
 class Characters:
@@ -77,6 +79,31 @@ def text_metrics(outputs: Sequence[str], truths: Sequence[str], language: str) -
     return pd.DataFrame([found[pair] for pair in pairs], columns=list(scorers), dtype=float)
 
 
+def measure_answers(
+    generations: pd.DataFrame, pairs: pd.DataFrame, language: str, vlscores: pd.DataFrame | None
+) -> pd.DataFrame:
+    """Put beside each answer its text metrics, its VLScores and its kind.
+
+    Args:
+        generations: 05's table, of one language.
+        pairs: 03's table.
+        language: en or ja.
+        vlscores: 06's scores in this language: case_id, model, embedder, vlscore; None has none.
+
+    Returns:
+        The rows with `METRICS`, a column an embedder, and `kind`: the model, and whether the truth
+        has a stenosis; who only tells kinds apart knows nothing of lesions.
+    """
+    rows = generations.reset_index(drop=True)
+    rows = rows.join(text_metrics(rows["output"].fillna(""), rows["ground_truth"], language))
+    if vlscores is not None:
+        wide = vlscores.pivot_table("vlscore", ["case_id", "model"], "embedder")
+        rows = rows.merge(wide.reset_index(), how="left", on=["case_id", "model"])
+    truths = pairs.drop_duplicates("case_id").set_index("case_id").loc[rows["case_id"].unique()]
+    sick = {case: bool(truth_of(row, language).stenoses) for case, row in truths.iterrows()}
+    return rows.assign(kind=rows["model"] + rows["case_id"].map(sick).astype(str))
+
+
 def correlate(
     answers: pd.DataFrame, metrics: Sequence[str], scores: pd.DataFrame, stats: Stats, seed: int
 ) -> pd.DataFrame:
@@ -86,18 +113,21 @@ def correlate(
         answers: One row an answer: case_id, model, the metrics and `kind`, inside whose values
             ranks are taken for `within`.
         metrics: Columns; an answer that lacks one is left out of its row.
-        scores: Of the same answers: case_id, model, patient_id and overall.
-        stats: Number of resamples and level.
-        seed: Of the resampling.
+        scores: Of the same answers: case_id, model, patient_id, reader and overall.
 
     Returns:
-        metric, answers, rho, low, high, within, within_low, within_high: a row a metric.
+        scorer, metric, answers, rho, low, high, within, within_low, within_high: a row a metric
+        and reader; of several readers `mean` stands last, their mean score.
     """
-    kept = scores[["case_id", "model", "patient_id", "overall"]]
-    rows, both = [], answers.merge(kept, on=["case_id", "model"])
-    for metric in metrics:
+    kept = scores[["case_id", "model", "patient_id", "reader", "overall"]]
+    if len(set(kept["reader"])) > 1:
+        mean = kept.groupby(["case_id", "model", "patient_id"], as_index=False)["overall"].mean()
+        kept = pd.concat([kept, mean.assign(reader="mean")])
+    rows, joined = [], answers.merge(kept, on=["case_id", "model"])
+    for (scorer, both), metric in itertools.product(joined.groupby("reader", sort=False), metrics):
         asked = (both, "patient_id", metric, "overall", stats.n_resamples, seed, stats.level)
-        n = int(both[metric].notna().sum())
-        rows.append((metric, n, *rank_correlation(*asked), *rank_correlation(*asked, "kind")))
-    columns = ["metric", "answers", "rho", "low", "high", "within", "within_low", "within_high"]
-    return pd.DataFrame(rows, columns=columns)
+        n, within = int(both[metric].notna().sum()), rank_correlation(*asked, "kind")
+        rows.append((scorer, metric, n, *rank_correlation(*asked), *within))
+    columns = ["scorer", "metric", "answers", *Estimate._fields]
+    columns += [f"within{end}" for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"value": "rho"})

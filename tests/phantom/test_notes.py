@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_utils.corpus.pairs import prompt, read_reports
-from cag_utils.phantom.clinic import notes, phrases
+from cag_utils.phantom.clinic import notes
 from cag_utils.phantom.clinic.notes import type_note, write_report, write_sentences
 from cag_utils.phantom.clinic.patients import Record, draw_record, estimated_gfr
 from cag_utils.scores.entities import read_entities
@@ -147,14 +147,15 @@ def test_where_the_lesions_are_changes_no_letter(lesions, seed, data):
     assert texts[0] == texts[1]
 
 
+SAID = notes.phrases()
 OPENINGS = {
-    *phrases.OPENINGS, *phrases.OPENINGS_WITHOUT_RISKS, *phrases.OPENINGS_WITH_COMPLAINT
+    *SAID.openings, *SAID.openings_without_risks, *SAID.openings_with_complaint
 }  # fmt: skip
 PATTERNS = [
-    *OPENINGS, *phrases.RISKS_APART, *phrases.NO_RISKS_APART, *phrases.NO_HISTORY,
-    *phrases.MEDICATIONS, *phrases.NO_MEDICATIONS, *phrases.REQUESTS, *phrases.FILLERS,
+    *OPENINGS, *SAID.risks_apart, *SAID.no_risks_apart, *SAID.no_history,
+    *SAID.medications, *SAID.no_medications, *SAID.requests, *SAID.fillers,
 ]  # fmt: skip
-for table in (phrases.INDICATIONS, phrases.HISTORIES, phrases.TESTS):
+for table in (SAID.indications, SAID.histories, SAID.tests):
     PATTERNS += [pair for variants in table.values() for pair in variants]
 
 
@@ -167,7 +168,7 @@ def skeleton(text):
 
 def test_notes_vary_have_their_order_and_at_least_forty_patterns_a_language():
     """Counted from the text itself: a template must match the whole sentence it is said to be."""
-    seen, texts, counts, requests, asked = set(), set(), [], set(phrases.REQUESTS), 0
+    seen, texts, counts, requests, asked = set(), set(), [], set(SAID.requests), 0
     for rng, record in patients(400, seed=3):
         sentences = write_sentences(rng, record)
         for sentence in sentences:

@@ -3,6 +3,7 @@ import math
 import shutil
 from operator import itemgetter
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from cag_utils.profiles import Stats
 from cag_utils.scores import scorecard
 from cag_utils.scores.rubric import CRITERIA, Criterion, truth_of
 from cag_utils.scores.scorecard import against_base, read_sheet, score_generations, summarise_marks
+from cag_utils.scores.textmetrics import METRICS
 from tests.paper.test_claims import GIVEN
 from tests.running import execute
 
@@ -239,6 +241,28 @@ def test_a_readers_sheet_replaces_the_rubric_but_not_the_matches():
         scorecard.score_by_sheet(foreign, scored)
 
 
+def test_the_rubric_against_each_reader_and_most_of_them_hand_worked():
+    texts = pd.DataFrame({"case_id": list("0011"), "model": list("ABAB"), "patient_id": "p"})
+    flags = dict.fromkeys(ON_SHEET, 0.0)
+    marked = lambda who, x, side: texts.assign(  # noqa: E731
+        reader=who, overall=x, **flags | {"laterality_error": side}
+    )
+    sheet = [marked("r1", [2, 4, 6, 8], [0, 1, 0, 1]), marked("r2", [4, 6, 8, 10], [0, 1, 1, 1])]
+    rubric = marked("rubric", [2, 4, 6, 8], [0, 1, 1, 1])
+    compare = scorecard.rubric_against_readers
+    found = compare(pd.concat(sheet), rubric, STATS, 0).set_index(["reader", "measure"])
+    assert found.loc[("r1", "overall"), ["value", "marked", "by_rubric"]].tolist() == [1, 5, 5]
+    # seen 3/4; by chance .5 x .25 + .5 x .75 = .5: kappa .5
+    assert found.loc[("r1", "laterality_error"), "value"] == pytest.approx(0.5)
+    assert found.loc[("r2", "laterality_error"), "value"] == 1
+    # half of them is not most: the third tick is r2's alone
+    pooled = found.loc[(scorecard.MEAN, "laterality_error")]
+    assert pooled["value"] == pytest.approx(0.5) and pooled["marked"] == 0.5
+    assert found.loc[(scorecard.MEAN, "overall"), "marked"] == 6
+    alone = compare(sheet[0], rubric, STATS, 0)
+    assert set(alone["reader"]) == {"r1"} and compare(sheet[0][:0], rubric, STATS, 0).empty
+
+
 def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
     """A made-up one, through the calls of notebooks 07 and 08."""
     made = {"gemma3_lora": lambda row: "LCX #11 shows 75% stenosis. Measure FFR."}
@@ -283,12 +307,24 @@ def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path)
     assert all((rubrics / f"figure6_overall_scores{s}").exists() for s in (".png", ".svg", ".csv"))
     sheet = pd.read_csv(rubrics / "blank_sheet.csv")
     assert sheet["reader"].isna().all() and not sheet["model"].str.contains("gemma").any()
-    fill(sheet, "reader 1", 4.0).to_csv(tmp_path / "filled.csv", index=False)
+    rng = np.random.default_rng(0)  # marks made up, to see that every table takes them
+    each = [fill(sheet, f"reader {i}", rng.integers(0, 11, len(sheet))) for i in (1, 2)]
+    both = pd.concat([part.assign(logical_error=rng.integers(0, 2, len(sheet))) for part in each])
+    both.to_csv(tmp_path / "filled.csv", index=False)
     metrics = execute("07_physician_scores", tmp_path, scores=str(tmp_path / "filled.csv"))
-    assert metrics["reader"] == "reader 1" and metrics["gemma3_lora.overall_mean"] == 4
+    assert metrics["reader"] == "reader 1, reader 2" and "rho.mean.rouge_l" in metrics
     [own] = set(rubrics.parent.glob("ja_*filled_csv*"))  # the study's own run is left alone
     text = (own / "table4_scores.md").read_text(encoding="utf-8")
-    assert "scored by reader 1" in text and "rubric" not in text
+    assert "scored by reader 1, reader 2" in text and "rubric" not in text
+    names = ("agreement", "rubric_against_readers", "metrics_against_readers")
+    assert all(pd.read_csv(rubrics / f"{name}.csv").empty for name in names)
+    agreed, trust, ranks = (pd.read_csv(own / f"{name}.csv") for name in names)
+    assert set(trust["reader"]) == set(ranks["scorer"]) == {"reader 1", "reader 2", "mean"}
+    assert set(ranks["metric"]) == {"rubric", *METRICS}  # no VLScore: 06 was not run in Japanese
+    found = agreed[agreed["measure"] == "logical_error"]["value"]
+    assert len(found) == 3 and found.abs().max() < 0.5  # who ticks by chance does not agree
+    figure = pd.read_csv(own / "figure6_overall_scores.csv").groupby(["model", "reader"])["share"]
+    assert figure.sum().to_numpy() == pytest.approx(1) and figure.ngroups % 3 == 0
 
 
 def texts(n_cases):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cag_utils.profiles import Stats
-from cag_utils.scores.textmetrics import METRICS, correlate, text_metrics
+from cag_utils.scores.textmetrics import METRICS, correlate, measure_answers, text_metrics
 
 
 def test_metrics_of_a_short_answer_by_hand():
@@ -36,7 +36,8 @@ def test_the_truth_has_one_silence_nothing_and_a_blind_text_little(language, tex
 
 def test_a_metric_that_only_tells_kinds_apart_knows_nothing_within_them():
     rows = pd.DataFrame({"case_id": range(4), "model": "m", "kind": list("xxyy")})
-    scores = rows.assign(patient_id=list("abcd"), overall=[1, 2, 9, 8]).drop(columns="kind")
+    scores = rows.assign(patient_id=list("abcd"), reader="r", overall=[1, 2, 9, 8])
+    scores = scores.drop(columns="kind")
     rows = rows.assign(kinds=[0, 0, 1, 1], judge=[1, 2, 9, 8], half=[1, 2, None, None])
     stats = Stats(n_resamples=20, level=0.95)
     found = correlate(rows, ["kinds", "judge", "half"], scores, stats, 0)
@@ -45,6 +46,26 @@ def test_a_metric_that_only_tells_kinds_apart_knows_nothing_within_them():
     assert table.loc["kinds", ["within", "within_low"]].isna().all()
     assert tuple(table.loc["judge", ["rho", "within"]]) == pytest.approx((1, 1))
     assert table["answers"].tolist() == [4, 4, 2]
+    two = pd.concat([scores, scores.assign(reader="s", overall=[8, 9, 2, 1])])
+    found = correlate(rows, ["judge"], two, stats, 0).set_index("scorer")["rho"]
+    # s: 1 - 6 x 16 / 60; their means 4.5, 5.5, 5.5, 4.5 rank as 1.5, 3.5, 3.5, 1.5
+    assert found.to_dict() == pytest.approx({"r": 1, "s": -0.6, "mean": 2 / 20**0.5})
+
+
+def test_answers_get_their_triangles_and_the_kind_of_their_truth():
+    pairs = pd.DataFrame(
+        {"case_id": list("ab"), "findings_en": ["No stenosis.", "RCA #2 shows 75% stenosis."]}
+    )
+    said = pd.DataFrame({"case_id": list("aab"), "model": list("mnm"), "output": ["x", None, "y"]})
+    said["ground_truth"] = said["case_id"].map(pairs.set_index("case_id")["findings_en"])
+    scores = pd.DataFrame(
+        {"case_id": list("ab"), "model": "m", "embedder": "e", "vlscore": [0.5, 0.25]}
+    )
+    found = measure_answers(said[::-1], pairs, "en", scores)
+    assert found["kind"].tolist() == ["mTrue", "nFalse", "mFalse"]
+    assert found["e"].tolist()[::2] == [0.25, 0.5] and found["e"].isna().sum() == 1
+    assert found["bleu"][1] == 0 and "e" not in measure_answers(said, pairs, "en", None)
+    assert measure_answers(said[:0], pairs, "en", scores).empty
 
 
 @pytest.mark.parametrize("case, match", [

@@ -26,7 +26,6 @@ def march_epicardium(start, direction, jitter, wander, inward, step_mm, base, ax
         step_mm: Length of one step.
         base: (3,) centre of the valve plane, mm.
         axis: (3,) unit vector from base to apex, `axis_mm` long.
-        axis_mm: Likewise.
 
     Returns:
         (steps + 1, 3) mm.

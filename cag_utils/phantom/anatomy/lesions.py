@@ -54,7 +54,6 @@ def draw_lesions(
     """Draw a patient's lesions: distinct segments that this heart has, at most two a side.
 
     Args:
-        rng: Generator.
         count_shares: Shares of patients with 0, 1, 2 ... lesions.
         dominance: right, balanced or left; decides whether there is a segment 4 or 15.
 
@@ -117,7 +116,6 @@ def narrow(
 
     Args:
         rng: Generator; draws whatever is None, site and length.
-        tree: Not changed.
         segment: AHA number.
         percent: 25, 50, 75, 90, 99 or 100.
         kind: One of `KIND_SHARES`; focal where two necks do not fit or no side branch leaves.
@@ -220,9 +218,7 @@ def draw_depth(
 
     Args:
         rng: Generator; draws lengths.
-        tree: The tree of n points.
         where: (k,) indices of the segment's points.
-        centre: The narrowest point.
         kind: focal, diffuse, tandem or bifurcation.
         percent: At the narrowest point; a tandem's lesser neck stays below 77 %.
 
@@ -251,7 +247,6 @@ def reference_mm(healthy: Tree, centre: int, depth: np.ndarray) -> np.ndarray:
 
     Args:
         healthy: The tree of n points without its lesions.
-        centre: The narrowest point.
         depth: (n,) from `draw_depth`.
 
     Returns:

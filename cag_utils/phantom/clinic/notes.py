@@ -1,15 +1,19 @@
 """Write a phantom patient's pre-procedure note: sentences from patterns, typed as on a ward."""
 
+import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from cag_utils.params import check_choice
-from cag_utils.phantom.clinic import phrases
 from cag_utils.phantom.clinic.patients import SEXES, Record
 
+Pair = tuple[str, str]  # English, Japanese
 LANGUAGES = ("en", "ja")
 WORDS_LOW, WORDS_HIGH = 25, 60  # English words of a report; choice
 WORDS_USUAL = 42  # beyond this nothing optional is added; choice, as every token costs training
@@ -19,10 +23,23 @@ MIXED_SHARE = 0.3  # of those mix them with words; choice
 SEPARATORS = {"en": (", ", "/", ", "), "ja": ("、", ",", "/", "・")}  # of abbreviated lists
 
 
+@functools.cache
+def phrases() -> SimpleNamespace:
+    """Return the sentence patterns of `phrases.yaml`, lists as tuples, a table an attribute."""
+
+    def fixed(x):
+        if isinstance(x, dict):
+            return {key: fixed(value) for key, value in x.items()}
+        return tuple(map(fixed, x)) if isinstance(x, list) else x
+
+    text = Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8")
+    return SimpleNamespace(**fixed(yaml.safe_load(text)))
+
+
 class Sentence(NamedTuple):
     """One sentence in both languages."""
 
-    pattern: phrases.Pair  # the pair of templates it was filled from
+    pattern: Pair  # the pair of templates it was filled from
     en: str  # english
     ja: str  # japanese
 
@@ -57,14 +74,14 @@ def write_sentences(rng: np.random.Generator, record: Record) -> list[Sentence]:
     values = {language: _values(record, i) for i, language in enumerate(LANGUAGES)}
     needed = _introduction(rng, record)
     if record.history:
-        needed += [_pick(rng, phrases.HISTORIES[key]) for key in record.history]
+        needed += [_pick(rng, phrases().histories[key]) for key in record.history]
     else:
-        needed.append(_pick(rng, phrases.NO_HISTORY))
-    tests = [_pick(rng, phrases.TESTS[key]) for key in record.tests]
-    drugs = phrases.MEDICATIONS if record.drugs else phrases.NO_MEDICATIONS
-    extras = [_pick(rng, phrases.REQUESTS), _pick(rng, drugs), *tests[1:]]
+        needed.append(_pick(rng, phrases().no_history))
+    tests = [_pick(rng, phrases().tests[key]) for key in record.tests]
+    drugs = phrases().medications if record.drugs else phrases().no_medications
+    extras = [_pick(rng, phrases().requests), _pick(rng, drugs), *tests[1:]]
     order = rng.permutation(len(extras))
-    fillers = [phrases.FILLERS[i] for i in rng.permutation(len(phrases.FILLERS))]
+    fillers = [phrases().fillers[i] for i in rng.permutation(len(phrases().fillers))]
     told = [_fill(rng, pair, values, record) for pair in needed + tests[:1]]
     wanted = int(rng.integers(WORDS_LOW, WORDS_USUAL))
     return _lengthen(
@@ -86,17 +103,17 @@ def _lengthen(
     return told + [sentence for _, sentence in chosen]
 
 
-def _introduction(rng, record: Record) -> list[phrases.Pair]:
+def _introduction(rng, record: Record) -> list[Pair]:
     """Who comes and why, in one of two orders."""
     has_risks = bool(record.risk_factors)
-    if record.indication in phrases.COMPLAINTS and rng.random() < COMPLAINT_SHARE:
-        apart = phrases.RISKS_APART if has_risks else phrases.NO_RISKS_APART
-        return [_pick(rng, phrases.OPENINGS_WITH_COMPLAINT), _pick(rng, apart)]
-    openings = phrases.OPENINGS if has_risks else phrases.OPENINGS_WITHOUT_RISKS
-    return [_pick(rng, openings), _pick(rng, phrases.INDICATIONS[record.indication])]
+    if record.indication in phrases().complaints and rng.random() < COMPLAINT_SHARE:
+        apart = phrases().risks_apart if has_risks else phrases().no_risks_apart
+        return [_pick(rng, phrases().openings_with_complaint), _pick(rng, apart)]
+    openings = phrases().openings if has_risks else phrases().openings_without_risks
+    return [_pick(rng, openings), _pick(rng, phrases().indications[record.indication])]
 
 
-def _fill(rng, pair: phrases.Pair, values: Mapping[str, Mapping], record: Record) -> Sentence:
+def _fill(rng, pair: Pair, values: Mapping[str, Mapping], record: Record) -> Sentence:
     """Fill a pattern in both languages; each may abbreviate a list in its own way."""
     filled = []
     for i, (language, text) in enumerate(zip(LANGUAGES, pair, strict=True)):
@@ -122,17 +139,17 @@ def _values(record: Record, i: int) -> dict[str, object]:
     values = {
         **details, "age": record.age, "an": "an" if str(record.age).startswith("8") else "a",
         "sex": SEXES[record.sex][i], "letter": record.sex, "ef": record.ef,
-        "drugs": _listed([phrases.DRUGS[key][i] for key in record.drugs], i),
+        "drugs": _listed([phrases().drugs[key][i] for key in record.drugs], i),
     }  # fmt: skip
     for event in record.history:
         if f"{event}_months" in details:
             values[f"{event}_ago"] = _span(details[f"{event}_months"], i)
     if "stress_kind" in details:
-        values["stress"] = phrases.STRESS_TESTS[details["stress_kind"]][i]
+        values["stress"] = phrases().stress_tests[details["stress_kind"]][i]
     if "surgery" in details:
-        values["surgery"] = phrases.SURGERIES[details["surgery"]][i]
-    if details and record.indication in phrases.COMPLAINTS:
-        values["complaint"] = phrases.COMPLAINTS[record.indication][i].format(**values)
+        values["surgery"] = phrases().surgeries[details["surgery"]][i]
+    if details and record.indication in phrases().complaints:
+        values["complaint"] = phrases().complaints[record.indication][i].format(**values)
     return values
 
 
@@ -142,7 +159,7 @@ def _risk_list(rng, record: Record, i: int, brief: bool) -> str:
     names = []
     for key in record.risk_factors:
         short = brief and not (mixed and rng.random() < 0.5)
-        spellings = phrases.RISK_FACTORS[key][short][i]
+        spellings = phrases().risk_factors[key][short][i]
         names.append(spellings[int(rng.integers(len(spellings)))])
     if not brief:
         return _listed(names, i)
@@ -170,7 +187,7 @@ def _words(sentence: Sentence) -> int:
     return len(sentence.en.split())
 
 
-def _pick(rng, options: tuple) -> phrases.Pair:
+def _pick(rng, options: tuple) -> Pair:
     return options[int(rng.integers(len(options)))]
 
 
@@ -197,7 +214,6 @@ def type_note(rng: np.random.Generator, sentences: list[str], language: str) -> 
     """Type sentences into one note as hospital notes look: some clean, most a little careless.
 
     Args:
-        rng: Generator.
         sentences: Each with its full stop; not empty.
         language: en or ja.
 

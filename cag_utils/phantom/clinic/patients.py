@@ -29,12 +29,12 @@ class Record:
 
     age: int  # years, 38 to 92
     sex: str  # M or F
-    risk_factors: tuple[str, ...]  # keys of phrases.RISK_FACTORS
-    indication: str  # key of phrases.INDICATIONS
+    risk_factors: tuple[str, ...]  # keys of risk_factors in phrases.yaml
+    indication: str  # key of indications in phrases.yaml
     history: tuple[str, ...]  # any of cabg, pci, mi
-    tests: tuple[str, ...]  # keys of phrases.TESTS, most important first
+    tests: tuple[str, ...]  # keys of tests in phrases.yaml, most important first
     ef: int  # left ventricular ejection fraction, percent
-    drugs: tuple[str, ...] = ()  # keys of phrases.DRUGS
+    drugs: tuple[str, ...] = ()  # keys of drugs in phrases.yaml
     details: dict[str, int | float | str] = field(default_factory=dict)  # what sentences quote
 
     @property
@@ -57,7 +57,6 @@ def draw_record(rng: np.random.Generator, lesions: Iterable[Mapping], sex: str) 
     ejection fraction are likelier, never certain, with worse disease.
 
     Args:
-        rng: Generator.
         lesions: All lesions of the patient, `{segment, percent}`; may be empty.
         sex: M or F.
 
@@ -159,13 +158,12 @@ def draw_details(
     """Draw the numbers and words that a patient's sentences quote.
 
     Args:
-        rng: Generator.
         age: Years.
         sex: M or F.
         worst: Highest grade of any lesion, percent; 0 if there is none.
-        risks: Keys of `phrases.RISK_FACTORS`.
+        risks: Keys of `risk_factors` in phrases.yaml.
         history: Any of cabg, pci, mi.
-        indication: Key of `phrases.INDICATIONS`.
+        indication: Key of `indications` in phrases.yaml.
 
     Returns:
         hours, months (of symptoms); ccs, nyha (classes); ck (U/L), ldl (mg/dL), hba1c (percent),
@@ -201,7 +199,7 @@ def draw_details(
 def draw_drugs(
     rng: np.random.Generator, risks: tuple[str, ...], history: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Draw the drugs that go with a history: at most 4 keys of `phrases.DRUGS`, maybe none.
+    """Draw the drugs that go with a history: at most 4 keys of `drugs` in phrases.yaml, maybe none.
 
     Most, not all, patients take what is usual.
     """

@@ -119,7 +119,6 @@ def draw_carm(
     """Draw a standard view with the scatter of real laboratories, or an odd one.
 
     Args:
-        rng: Generator.
         laterality: LCA or RCA.
         size_px: Rows and columns.
         view: A name of `VIEWS`, or None to draw one.
@@ -183,7 +182,6 @@ def crop(arm: CArm, points: np.ndarray, share: float, towards: int) -> CArm:
     """Shift the table until only a share of an artery is left in the picture.
 
     Args:
-        arm: Aimed.
         points: (n, 3) centreline, mm.
         share: Of the points that stay in the picture, 0 to 1.
         towards: 0 off the right edge, 1 off the lower, 2 off the left, 3 off the upper one.

@@ -56,10 +56,7 @@ def draw_backdrop(
 
     Args:
         rng: Generator; draws what differs between cines (outlines, markings).
-        arm: Where source and detector are.
-        body: The patient's chest.
         margin_px: Extra border for shifts with breathing and panning.
-        hardware: What the patient carries.
 
     Returns:
         (size + 2 margin, same) float32 optical depth.

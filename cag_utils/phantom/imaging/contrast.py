@@ -128,8 +128,6 @@ def concentration(clock_s: np.ndarray, tree: Tree, injection: Injection) -> np.n
 
     Args:
         clock_s: (t,) from `Injection.clock`.
-        tree: The tree of n points.
-        injection: The injection.
 
     Returns:
         (t, n) share of undiluted contrast, 0 to `strength`.

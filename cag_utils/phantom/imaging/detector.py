@@ -58,7 +58,6 @@ def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: i
     Args:
         rng: Generator of the noise picture.
         depth: (H + 2m, W + 2m) float32 optical depth.
-        look: The laboratory's look.
         margin_px: m.
 
     Raises:

@@ -50,7 +50,6 @@ def draw_hardware(
     """Draw what a patient carries; frequencies: choice.
 
     Args:
-        rng: Generator.
         surgery: Whether the breast bone was ever opened; None draws it (6 %).
         stented: Whether there is an old stent; None draws it (15 %).
     """
@@ -236,7 +235,6 @@ def reflux_discs(
     """Draw a puff of contrast that spills back into the aortic root.
 
     Args:
-        rng: Generator.
         u: (n,) catheter columns of this frame, the tip first.
         v: (n,) rows.
         scale: Pixels per mm.

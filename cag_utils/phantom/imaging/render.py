@@ -40,7 +40,6 @@ def film(
         rng: Generator of the chest, the noise and the reflux.
         subject: Supplies the chest and the access.
         tree: The injected tree, with its lesions.
-        shot: The cine's settings.
         pose: From `pose_tree`, if it is already there.
     """
     pose, streams = pose or pose_tree(tree, shot), Streams(rng)

@@ -86,8 +86,6 @@ def draw_shot(
     """Draw the settings of one cine.
 
     Args:
-        rng: Generator.
-        subject: Supplies heart rate.
         tree: The side that is injected; the arm is aimed at it.
         kind: One of `KINDS`.
         n_frames: At least 1.

@@ -15,9 +15,6 @@ def lesion_sights(
     """Measure how t frames show the tree's lesions, one `LesionSight` each, in their order.
 
     Args:
-        tree: The tree of n points.
-        shot: The cine's settings.
-        pose: Where the tree is.
         contrast: (t, n) subject contrast of the points, log exposure.
         inside: (t, n) bool, the points in the open field.
         noise: (H, W) standard deviation of a pixel's noise, log exposure.
