@@ -241,6 +241,8 @@ class Film:
         self.n_told = max(self.n_frames, layout.n_announced or 0)
         if self.n_frames != (layout.n_announced or 1):
             self.notes.add("the header's number of frames is wrong")
+        if any(0x6000 <= tag.group < 0x6020 for tag in header.keys()):
+            self.notes.add("overlays left out")
         n_bytes = self.n_frames * int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
         self._keeps = n_bytes <= 8 * KEEP_BYTES
         self._kept: dict[int, np.ndarray | NotACine] = {}

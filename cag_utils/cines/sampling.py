@@ -32,8 +32,10 @@ from cag_utils.cines.dicom import (
 )
 from cag_utils.cines.guard import SECONDS, Cluster, Guard
 from cag_utils.cines.reasons import NotACine, Rejected
+from cag_utils.cines.text import NO_TEXT, Extremes, TextRules, blacken, detector_file, refuse_text
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
+from cag_utils.study import replacing
 
 FRAME_COLUMNS = [
     "patient_id", "exam_id", "video_id", "frame", "n_frames", "frame_time_ms", "mean", "variance",
@@ -162,6 +164,7 @@ def sample_folder(
     min_gap: int = 5,
     n_workers: int = 1,
     rule: str = "extrema",
+    text: TextRules = NO_TEXT,
     scheduler: str = "",
 ) -> Sampled:
     """Sample every cine below a folder; a broken one is rejected and the rest goes on.
@@ -176,19 +179,24 @@ def sample_folder(
         min_gap: Least distance between picks, in frames.
         n_workers: Processes, see `Guard`; the result does not depend on it.
         rule: A name in `SAMPLING_RULES`.
+        text: Cines with text in their pixels are rejected, but for what these rules say.
         scheduler: Of a Dask cluster, e.g. `tcp://host:8786`, in the place of processes here.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
+        FileNotFoundError: The text detector is not installed.
         OSError: A picture cannot be written, or the scheduler does not answer.
         ValueError: The rule is unknown.
     """
     pick = SAMPLING_RULES[check_choice("sampling rule", rule, SAMPLING_RULES)]
+    detector_file()  # before anything is removed
     pool = Cluster(scheduler) if scheduler else Guard(n_workers)
-    with pool as guard, Journal(out, key, min_gap, rule) as journal:
+    with pool as guard, Journal(out, key, min_gap, rule, text) as journal:
         found, failures = scan(folder, guard)
+        for old in text.pictures.glob("vi-*.png") if text.pictures else ():
+            old.unlink()
         rejected = {failure.path: failure for failure in failures}
-        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap)
+        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap, text=text)
         done = [one for cine in found if (one := journal.find(cine))]
         known = {one.cine.path for one in done}
         waiting = [cine for cine in found if cine.path not in known]
@@ -342,31 +350,37 @@ def _next_copy(cine: Cine) -> list[Cine]:
     return []
 
 
-def sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iterator[Outcome]:
+def sample_cine(
+    cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int, text: TextRules = NO_TEXT
+) -> Iterator[Outcome]:
     """Measure a cine, pick frames and write them; one answer, as `Guard` takes it.
 
     Raises:
-        NotACine: Fewer than two frames decode, or nothing is seen on them.
+        NotACine: Fewer than two frames decode, nothing is seen on them, or text.
         OSError: A picture cannot be written.
     """
     facts = _facts(cine, key)
     with open_film(cine.path) as film:
         good: list[int] = []
         broken: list[Rejected] = []
-        mean, variance = frame_statistics(_good_frames(film, good, broken))
+        masked = (blacken(grey, text.masks) for grey in _good_frames(film, good, broken))
+        extremes = Extremes()
+        mean, variance = frame_statistics(extremes.of(masked))
         if len(good) < 2:
             raise NotACine(broken[0].reason, broken[0].note, broken[0].detail)
+        refuse_text(film.header, extremes, facts["video_id"], text)
         picks = pick(mean, variance, min_gap)
         at = picks["frame"].to_numpy()
         picks["frame"] = wanted = np.array(good)[at]
         folder = out / "frames" / facts["video_id"]
         folder.mkdir(parents=True, exist_ok=True)
         for frame, picture in film.frames(wanted.tolist()):
+            picture = blacken(picture, text.masks)
             done, data = cv2.imencode(".png", picture, PNG_SETTINGS)
             if not done:
                 raise OSError(f"OpenCV cannot encode a frame of shape {picture.shape} as PNG")
-            # OpenCV would keep silent about a full disk
-            (folder / f"{frame:04d}.png").write_bytes(data.tobytes())
+            with replacing(folder / f"{frame:04d}.png") as part:  # OpenCV is silent on a full disk
+                part.write_bytes(data.tobytes())
         facts["primary_angle_deg"], facts["secondary_angle_deg"] = (
             angles_deg(film.header, kind, film.n_frames)[wanted]
             for kind in ("Primary", "Secondary")

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from functools import partial
 from types import SimpleNamespace
 
@@ -214,13 +215,14 @@ def test_nothing_is_dropped_from_the_table(world):
 def server(monkeypatch):
     """An OpenAI-compatible server: answers what its script says, and keeps the requests."""
     told = SimpleNamespace(requests=[], script=[])
-    told.endpoint = Endpoint("o4-mini", "http://here/v1", "k", 5, 1)
+    told.endpoint = Endpoint("o4-mini", "http://here:secret-port@host/v1", "sk-secret", 5, 1)
 
     def answer(request):
         told.requests.append(request)
         status, message = told.script.pop(0) if told.script else (200, {"content": "fine"})
         if status != 200:
-            return httpx.Response(status, json={"error": {"message": "told to fail"}})
+            echo = f"{request.url} {dict(request.headers)}"  # as some gateways do
+            return httpx.Response(status, json={"error": {"message": echo}}, headers={"x-a": echo})
         end, hidden = message.pop("finish_reason", "stop"), message.pop("hidden", 0)
         choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"} | message}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
@@ -251,7 +253,7 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
     [request] = server.requests
     body = json.loads(request.content)
     assert request.url.path == "/v1/chat/completions"
-    assert request.headers["Authorization"] == "Bearer k"
+    assert request.headers["Authorization"] == "Bearer sk-secret"
     assert body["model"] == "o4-mini" and "temperature" not in body
     picture, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is seen?"}
@@ -285,15 +287,20 @@ def test_an_answer_at_the_token_limit_is_cut_and_hidden_tokens_are_no_text(serve
 
 
 @pytest.mark.parametrize(("script", "match"), [
-    ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
-    ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
-    ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
+    ([(500, {}), (500, {})], "case 1 of 2: InternalServerError .500"),
+    ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError .401"),
+    ([(200, {})], "case 1 of 2: OpenAIError .no answer"),
 ])  # fmt: skip
-def test_an_endpoint_that_fails_says_where_and_keeps_the_key(server, frame, script, match):
+def test_an_endpoint_that_fails_says_where_and_keeps_key_url_and_headers(
+    server, frame, script, match, capfd, caplog
+):
+    caplog.set_level("INFO")
     server.script = script
     with pytest.raises(EndpointError, match=match) as caught:
         ask(server.endpoint, [str(frame)] * 2, ["?"] * 2)
-    assert "'k'" not in str(caught.value) and "api_key" not in repr(server.endpoint)
+    trace = "".join(traceback.format_exception(caught.value)) + repr(server.endpoint)
+    logged = [x.getMessage() for x in caplog.records if x.name.startswith("cag_utils")]
+    assert "secret" not in trace + "".join([*capfd.readouterr(), *logged])
 
 
 def test_an_endpoint_nobody_serves_is_an_error(frame):
