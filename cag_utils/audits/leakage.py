@@ -267,21 +267,14 @@ def find_twins(
 
 
 class Training(NamedTuple):
-    """One network of the crossover. All arrays hold row numbers of the frames table.
+    """One network of the crossover. All arrays hold row numbers of the frames table."""
 
-    Attributes:
-        name: Folder name, e.g. `repeat0_fold1_a_video`.
-        repeat: Which deal of the patients, from 0.
-        train: Frames it learns from.
-        val: Frames of patients who are in no other part, which pick the checkpoint.
-        test: Test frames by arm. "patient": nothing of the patient is in `train`; "video": other
-            videos of the patient are; "frame": other frames of the same videos are.
-    """
-
-    name: str
-    repeat: int
-    train: np.ndarray
-    val: np.ndarray
+    name: str  # folder name, e.g. `repeat0_fold1_a_video`
+    repeat: int  # which deal of the patients, from 0
+    train: np.ndarray  # frames it learns from
+    val: np.ndarray  # frames of patients who are in no other part, which pick the checkpoint
+    # test frames by arm. "patient": nothing of the patient is in `train`; "video": other videos of
+    # the patient are; "frame": other frames of the same videos are
     test: dict[str, np.ndarray]
 
 

@@ -37,24 +37,16 @@ LOOKING = ("describe", "side", "worst", "list", "grade", "vessels", "copy")
 class PictureFacts:
     """What is known of one picture.
 
-    Attributes:
-        laterality: LCA or RCA.
-        lesions: `{segment, percent}` on this side, any order.
-        view: Projection in plain words, e.g. `LAO cranial`; empty if unknown.
-        report: `{"ja": ..., "en": ...}` the patient's pre-procedure report.
-        plan: A key of `clinic.PLANS`.
-        seen: AHA segments that can be seen, rising.
-
     Raises:
         ValueError: The side or the plan is unknown, or a lesion lies on the other side.
     """
 
-    laterality: str
-    lesions: tuple[Mapping, ...]
-    view: str
-    report: Mapping[str, str]
-    plan: str
-    seen: tuple[int, ...] = ()
+    laterality: str  # LCA or RCA
+    lesions: tuple[Mapping, ...]  # `{segment, percent}` on this side, any order
+    view: str  # projection in plain words, e.g. `LAO cranial`; empty if unknown
+    report: Mapping[str, str]  # `{"ja": ..., "en": ...}` the patient's pre-procedure report
+    plan: str  # a key of `clinic.PLANS`
+    seen: tuple[int, ...] = ()  # AHA segments that can be seen, rising
 
     def __post_init__(self):
         if self.laterality not in aha.LATERALITIES or self.plan not in PLANS:

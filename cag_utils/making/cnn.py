@@ -68,23 +68,16 @@ MAP_WEIGHT = 8.0  # of the drawn tree in the loss; choice
 
 @dataclass(frozen=True)
 class Scenes:
-    """Frames with what the phantom knows of them.
+    """Frames with what the phantom knows of them."""
 
-    Attributes:
-        pictures: (n, 1, px, px) uint8.
-        targets: (n, 9) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided
-            by 45 degrees, then what the label rule reads and the contrast (see `phantom.labels`),
-            blur at most 1.5.
-        labels: (n,) int64, index into SIX_CLASSES by the phantom's written rule.
-        patients: (n,) int64, number of the patient, rising.
-        maps: (n, 2, 28, 28) float16, where the tree lies, seen and unseen: see `map_tree`.
-    """
-
-    pictures: Tensor
+    pictures: Tensor  # (n, 1, px, px) uint8
+    # (n, 9) float32, columns `TARGETS`: side (0 LCA, 1 RCA), positioner angles divided by 45
+    # degrees, then what the label rule reads and the contrast (see `phantom.labels`), blur at most
+    # 1.5
     targets: Tensor
-    labels: Tensor
-    patients: Tensor
-    maps: Tensor
+    labels: Tensor  # (n,) int64, index into SIX_CLASSES by the phantom's written rule
+    patients: Tensor  # (n,) int64, number of the patient, rising
+    maps: Tensor  # (n, 2, 28, 28) float16, where the tree lies, seen and unseen: see `map_tree`
 
 
 def shoot_scenes(number: int) -> dict[str, np.ndarray]:

@@ -33,32 +33,22 @@ ALONG = ("points", "segments", "width_px", "narrowed")  # one row a centreline p
 
 @dataclass(frozen=True)
 class Stills:
-    """N pictures, and the M centreline points that they show.
+    """N pictures, and the M centreline points that they show."""
 
-    Attributes:
-        images: (N, S, S) uint8.
-        grades: (N, 15) uint8; 1 + index into `GRADES` per AHA segment, 0 for no lesion that the
-            picture shows, by the rule of `phantom.labels`.
-        ideal: (N, 15) uint8; the same as an ideal reader of the picture grades it.
-        lca: (N,) bool; True for the left coronary artery.
-        angles: (N, 2) float32 positioner angles, LAO and cranial positive, degrees.
-        counts: (N,) int64; points of each picture, which follow each other in the arrays below.
-        points: (M, 2) float32 column and row, pixels.
-        segments: (M,) uint8 AHA number, 1 to 15.
-        width_px: (M,) float32 lumen.
-        narrowed: (M,) float32 share of the diameter that a lesion takes, 0 to 1; 0 in segments
-            whose lesion is not shown.
-    """
-
-    images: np.ndarray
+    images: np.ndarray  # (N, S, S) uint8
+    # (N, 15) uint8; 1 + index into `GRADES` per AHA segment, 0 for no lesion that the picture
+    # shows, by the rule of `phantom.labels`
     grades: np.ndarray
-    ideal: np.ndarray
-    lca: np.ndarray
-    angles: np.ndarray
+    ideal: np.ndarray  # (N, 15) uint8; the same as an ideal reader of the picture grades it
+    lca: np.ndarray  # (N,) bool; True for the left coronary artery
+    angles: np.ndarray  # (N, 2) float32 positioner angles, LAO and cranial positive, degrees
+    # (N,) int64; points of each picture, which follow each other in the arrays below
     counts: np.ndarray
-    points: np.ndarray
-    segments: np.ndarray
-    width_px: np.ndarray
+    points: np.ndarray  # (M, 2) float32 column and row, pixels
+    segments: np.ndarray  # (M,) uint8 AHA number, 1 to 15
+    width_px: np.ndarray  # (M,) float32 lumen
+    # (M,) float32 share of the diameter that a lesion takes, 0 to 1; 0 in segments whose lesion is
+    # not shown
     narrowed: np.ndarray
 
     def __len__(self) -> int:

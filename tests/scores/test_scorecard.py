@@ -299,7 +299,7 @@ def test_an_error_criterion_is_added_by_one_row(monkeypatch, tmp_path):
 @pytest.mark.notebook
 def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path):
     shutil.copytree(study / "smoke", tmp_path / "smoke")
-    rubrics = tmp_path / "smoke" / "07_physician_scores" / "ja"
+    rubrics = tmp_path / "smoke" / "07_physician_scores" / "en"
     text = (rubrics / "table4_scores.md").read_text(encoding="utf-8")
     assert "rubric (a program, no physician)" in text and "cardiologist" not in text
     columns = ["case_id", "model", "reader", "overall", *CRITERIA, "segment_match"]
@@ -311,16 +311,18 @@ def test_the_notebook_with_a_readers_sheet_in_the_rubrics_place(study, tmp_path)
     each = [fill(sheet, f"reader {i}", rng.integers(0, 11, len(sheet))) for i in (1, 2)]
     both = pd.concat([part.assign(logical_error=rng.integers(0, 2, len(sheet))) for part in each])
     both.to_csv(tmp_path / "filled.csv", index=False)
-    metrics = execute("07_physician_scores", tmp_path, scores=str(tmp_path / "filled.csv"))
+    metrics = execute(
+        "07_physician_scores", tmp_path, language="en", scores=str(tmp_path / "filled.csv")
+    )
     assert metrics["reader"] == "reader 1, reader 2" and "rho.mean.rouge_l" in metrics
-    [own] = set(rubrics.parent.glob("ja_*filled_csv*"))  # the study's own run is left alone
+    [own] = set(rubrics.parent.glob("en_*filled_csv*"))  # the study's own run is left alone
     text = (own / "table4_scores.md").read_text(encoding="utf-8")
     assert "scored by reader 1, reader 2" in text and "rubric" not in text
     names = ("agreement", "rubric_against_readers", "metrics_against_readers")
     assert all(pd.read_csv(rubrics / f"{name}.csv").empty for name in names)
     agreed, trust, ranks = (pd.read_csv(own / f"{name}.csv") for name in names)
     assert set(trust["reader"]) == set(ranks["scorer"]) == {"reader 1", "reader 2", "mean"}
-    assert set(ranks["metric"]) == {"rubric", *METRICS}  # no VLScore: 06 was not run in Japanese
+    assert set(ranks["metric"]) == {"rubric", "siglip2", "medclip", "conceptclip", *METRICS}
     found = agreed[agreed["measure"] == "logical_error"]["value"]
     assert len(found) == 3 and found.abs().max() < 0.5  # who ticks by chance does not agree
     figure = pd.read_csv(own / "figure6_overall_scores.csv").groupby(["model", "reader"])["share"]
