@@ -1,13 +1,17 @@
+import ast
 import base64
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.display import Markdown
 from PIL import Image
 
 from cag_utils import report
 from cag_utils.report import Section, write_page
+from tests.conftest import ROOT
 
 
 def test_a_figure_and_its_rows_have_the_same_bytes_twice(tmp_path):
@@ -67,3 +71,32 @@ def test_the_page_holds_text_tables_and_pictures_in_one_file_and_misses_none(tmp
     section = Section("Part", "", [], [("Figure 9.", tmp_path / "lost.png")])
     with pytest.raises(FileNotFoundError, match="lost.png"):
         write_page(tmp_path / "r.html", "T", "n", {}, [section])
+
+
+ATTACK = "<img src=x onerror=alert(1)> costs $5 to $9"
+
+
+@pytest.mark.parametrize("stem, mark, kind", [
+    ("06_vlscore", "both.style", "text/html"),
+    ("07_physician_scores", "**Truth:**", "text/markdown"),
+])  # fmt: skip
+def test_html_in_a_note_stays_text_where_a_notebook_shows_it(stem, mark, kind, tmp_path):
+    """The very cell that shows answers, run on one that holds HTML and dollars."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", 4)
+    [source] = [c.source for c in notebook.cells if c.cell_type == "code" and mark in c.source]
+    told = {"case_id": "case-1", "ground_truth": ATTACK, "output": ATTACK, "vlscore": 0.5}
+    cases = pd.DataFrame([told | {"model": "gemma3_lora"}])
+    names = {"pd": pd, "Markdown": Markdown, "generations": cases, "AT": "@", "name_of": str}
+    names |= {
+        "models": ["gemma3_lora"],
+        "cases": cases[["case_id", "model", "ground_truth", "output"]],
+    }
+    names["picked"] = cases[["case_id", "model", "vlscore"]]
+    *before, last = ast.parse(source[source.index("both =") :] if stem[1] == "6" else source).body
+    names["columns"] = ["case_id", "vlscore", "ground_truth", "output"]
+    exec(compile(ast.Module(before, []), stem, "exec"), names)
+    shown = eval(compile(ast.Expression(last.value), stem, "eval"), names)
+    text = shown._repr_html_() if kind == "text/html" else shown._repr_markdown_()
+    assert "onerror" in text and "<img" not in text
+    report.save_table(cases, tmp_path / "a", "One case.")
+    assert "<img" not in (tmp_path / "a.md").read_text(encoding="utf-8")
