@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study cnn test test-fuzz test-unit test-notebooks test-appendices test-slurm test-desks label validate review label-studio lab lint format reference twins lock clean
+.PHONY: help setup study cnn test test-fuzz test-unit test-notebooks test-appendices test-slurm gpu test-desks label validate review label-studio lab lint format reference twins lock clean
 
 help:  ## list the targets
 	@echo "make <target> [PROFILE=smoke|phantom|paper] [OUT_ROOT=folder] [CORES=n] [PYTHON=python3.12] [CONFIG=key=value]"
@@ -52,6 +52,9 @@ test-fuzz: .venv/installed  ## a minute of mutated files, fixed seed
 
 test-slurm: .venv/installed  ## run the smoke study on a Slurm of one node (apt install munge slurmctld slurmd slurm-client; as root)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -m slurm
+
+gpu: .venv/installed  ## every check that needs a GPU, in under 25 minutes on one card, into outputs/reference/gpu.md
+	$(PY) tests/benchmarks/gpu.py
 
 test-desks: .venv/installed  ## drive the readers' desks in Chromium (apt-get install chromium)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m browser

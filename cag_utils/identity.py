@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cag_utils.params import check_choice
-from cag_utils.study import root
+from cag_utils.study import replacing, root
 
 PREFIXES = {"patient": "pt", "exam": "ex", "video": "vi", "file": "fi", "reader": "rd"}
 # What a note should not hold. A date is told from a grade or a ratio by its year.
@@ -76,6 +76,15 @@ def study_id(kind: str, value: str, key: bytes) -> str:
     return value if is_ours else pseudonym(kind, value, key)
 
 
+def private_folder(name: str = "") -> Path:
+    """Return `data/private/` or a folder in it, mode 700: what links ids to people stays there."""
+    folder = root() / "data" / "private"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)  # it may have been made with the user's own mask
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name
+
+
 def save_links(name: str, links: pd.DataFrame) -> Path:
     """Write the way back from pseudonyms to files, mode 600, to `data/private/<name>.csv`.
 
@@ -83,15 +92,12 @@ def save_links(name: str, links: pd.DataFrame) -> Path:
         name: File name without suffix; one per cohort and profile.
         links: Pseudonyms and what they stand for.
     """
-    folder = root() / "data" / "private"  # what links ids to people stays there
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)  # it may have been made with the user's own mask
-    path = folder / f"{name}.csv"
-    part = path.with_name(f".{name}.{os.getpid()}.part")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        links.to_csv(file, index=False)
-    return part.replace(path)
+    path = private_folder() / f"{name}.csv"
+    with replacing(path) as part:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            links.to_csv(file, index=False)
+    return path
 
 
 def find_identifying(texts: pd.Series) -> pd.DataFrame:

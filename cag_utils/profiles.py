@@ -54,6 +54,18 @@ class Sampling(ProfileSection):
 
     rule: str  # a name in sampling.SAMPLING_RULES
     min_gap: int = Field(ge=1)  # frames between two picks
+    # burnt-in text: rectangles blackened in each frame (left, top, right, bottom as shares of width
+    # and height), and cines (vi-...) whose text somebody has looked at and found to name nobody
+    masks: list[list[float]] = []
+    reviewed: list[str] = []
+
+    @model_validator(mode="after")
+    def _masks_hide(self):
+        for mask in self.masks:
+            left, top, right, bottom = mask if len(mask) == 4 else (1, 1, 0, 0)
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+                raise ValueError("a mask is [left, top, right, bottom], shares of width and height")
+        return self
 
 
 class Cnn(ProfileSection):

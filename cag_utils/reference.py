@@ -58,7 +58,7 @@ TOP = "top"  # files beside the rooms
 RESULTS = "<!-- results: make reference -->\n", "<!-- end of results -->"
 ROOMS = "<!-- rooms: make format -->\n", "<!-- end of rooms -->"
 BESIDE_THE_STUDY = (
-    "benchmark.", "realism.", "transfer.", "leakage.", "ablation.", "reliance.", "power.",
+    "benchmark.", "realism.", "transfer.", "leakage.", "ablation.", "reliance.", "power.", "exam.",
 )  # fmt: skip
 
 
@@ -95,6 +95,10 @@ APPENDICES = {
     "A8_power": Appendix(
         "ja", ("table_exams", "figure_power"), ("as_measured_here.", "marks_uncorrelated.", "rho"),
         "power.",
+    ),
+    "A12_exam_reports": Appendix(
+        "gemma3_en", ("table_exams", "figure_exams"),
+        ("one_prompt", "merged", "constant.", "commonest.", "shown."), "exam.",
     ),
 }  # fmt: skip
 KEPT_NAMES = ("gpu.md", *APPENDICES)

@@ -57,7 +57,8 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".csv", ".md", ".tex")]
     no_formulas(table).to_csv(paths[0], index=False)
     shown = rounded(table, digits)
-    paths[1].write_text(f"{caption}\n\n{shown.to_markdown(index=False)}\n", encoding="utf-8")
+    plain = shown.to_markdown(index=False).replace("<", "&lt;")  # a note's HTML stays text
+    paths[1].write_text(f"{caption}\n\n{plain}\n", encoding="utf-8")
     style = shown.style.hide(axis="index").format(escape="latex")
     tex = style.to_latex(caption=caption, hrules=True, position_float="centering")
     paths[2].write_text(tex, encoding="utf-8")

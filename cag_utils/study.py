@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -42,10 +44,13 @@ RUN_NAMES = {
     "07_physician_scores": "{language}",
     "A6_ablations": "{backbone}_{language}",
     "A11_review_reports": "{language}",
+    "A12_exam_reports": "{backbone}_{language}",
     "A8_power": "{language}",
 }
 # Parameters that change no result: where, how fast, and what else is done with it.
-NEUTRAL = {"profile", "out_root", "n_workers", "workers", "ship", "send_own_images", "sheets"}
+NEUTRAL = {
+    "profile", "out_root", "n_workers", "workers", "scheduler", "ship", "send_own_images", "sheets",
+}  # fmt: skip
 
 
 def root() -> Path:
@@ -98,7 +103,12 @@ def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
+            try:
+                file.write(secrets.token_bytes(KEY_BYTES))
+                file.flush()
+            except OSError:  # a full disk: half a key would be refused for ever
+                path.unlink()
+                raise
     except FileExistsError:
         deadline = time.monotonic() + 5  # another notebook may be writing it at this moment
         while path.stat().st_size < KEY_BYTES and time.monotonic() < deadline:
@@ -246,9 +256,27 @@ def provenance() -> dict[str, str | float]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write JSON with sorted keys, UTF-8, one trailing newline."""
+    """Write JSON with sorted keys, UTF-8, one trailing newline; on an error the old file stays."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which takes the place of `path` when all is written.
+
+    On a full disk the old file stays, and no half of a new one; the error names the file.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:

@@ -109,6 +109,18 @@ def test_the_power_page_runs_over_the_studys_scores(cases):
     assert metrics["readers_always_agree.1.exams_80"] == metrics["readers_always_agree.5.exams_80"]
 
 
+def test_exams_are_reported_in_one_prompt_and_frame_by_frame(cases):
+    metrics = execute("A12_exam_reports", cases)
+    folder = cases / "smoke" / "A12_exam_reports" / "gemma3_en"
+    table = pd.read_csv(folder / "table_exams.csv").set_index("way")
+    assert {"one_prompt", "merged", "merged_blank", "constant", "commonest"} < set(table.index)
+    assert metrics["n_frames"] >= metrics["n_exams"] == table["exams"].iloc[0] > 0
+    assert metrics["truth.lesion_f1"] == 1 and metrics["shown.lesion_precision"] == 1
+    said = pd.read_csv(folder / "generations.csv", keep_default_na=False)
+    pairs = pd.read_csv(cases / "smoke" / "03_build_corpus" / "all" / "pairs.csv")
+    assert set(said["exam_id"]) == set(pairs.loc[pairs["split"] == "test", "exam_id"])
+
+
 def test_the_desks_open_on_the_studys_frames_findings_and_answers_with_nobody_simulated(
     cases, tmp_path
 ):

@@ -2,6 +2,8 @@ import hashlib
 import hmac
 import re
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from cag_utils.profiles import load_profile
 from cag_utils.study import pseudonym_key
 from tests.cines.test_dicom import name_the_samples, write_cine
 from tests.cines.test_sampling import pulsing
+from tests.conftest import ROOT
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "00_frame_sampling.ipynb"
 
@@ -74,6 +77,43 @@ def test_a_key_that_is_being_written_is_waited_for_and_half_a_key_refused(privat
     path.write_bytes(b"short")
     with pytest.raises(ValueError, match="holds 5 of 32 bytes"):
         pseudonym_key(load_profile("paper"))
+
+
+FULL = """
+import resource, signal
+import pandas as pd
+from cag_utils.cines.sampling import sample_folder
+from cag_utils.identity import save_links
+from cag_utils.profiles import load_profile
+from cag_utils.study import pseudonym_key, root, write_json
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+for write in (
+    lambda: write_json(root() / "metrics.json", {"new": "x" * 99}),
+    lambda: save_links("demo", pd.DataFrame({"new": ["x" * 99]})),
+    lambda: sample_folder(root() / "in", root() / "out", b"key"),
+    lambda: print(len(pseudonym_key(load_profile("paper")))),
+):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_on_a_full_disk_each_write_says_so_and_nothing_is_lost(private, tmp_path):
+    (tmp_path / "metrics.json").write_text("old", encoding="utf-8")
+    save_links("demo", pd.DataFrame({"old": [1]}))
+    (tmp_path / "in").mkdir()
+    write_cine(tmp_path / "in" / "a.dcm", pulsing())
+    command = [sys.executable, "-c", FULL]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    told = done.stdout.splitlines()
+    assert len(told) == 4 and all("File too large" in line for line in told[:3]), done
+    assert ".png" in told[2]
+    assert (tmp_path / "metrics.json").read_text(encoding="utf-8") == "old"
+    assert (private / "demo.csv").read_text(encoding="utf-8") == "old\n1\n"
+    assert not [p for p in tmp_path.rglob("*") if ".part" in p.name or p.name.endswith(".key")]
+    assert len(pseudonym_key(load_profile("paper"))) == 32
 
 
 IDENTITIES = {

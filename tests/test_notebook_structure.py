@@ -6,6 +6,8 @@ from types import ModuleType
 import nbformat
 import pytest
 
+from cag_utils.profiles import profile_names
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 FORBIDDEN = ("!pip", "%pip", "%cd", "sys.path", "tqdm.notebook", "except:", "/home/", "os.chdir")
 
@@ -61,6 +63,8 @@ def test_parameters_are_annotated_literals_and_nothing_is_derived(notebook):
     # a run is named after what differs from these, also when somebody edits the cell
     assert declared == {x.target.id: (x.annotation.id, ast.literal_eval(x.value)) for x in fields}
     assert all("#" in line for line in tagged[0].source.splitlines() if ":" in line)
+    told = next(x for x in tagged[0].source.splitlines() if x.startswith("profile:"))
+    assert all(name in told for name in profile_names())
     assert ".read(globals())" in code[2].source and "open_run(" in code[2].source
 
 

@@ -23,7 +23,7 @@ from pydicom.pixels import get_decoder
 from tqdm import tqdm
 
 from cag_utils.cines.grey import GreyScale, find, numbers
-from cag_utils.cines.guard import Guard
+from cag_utils.cines.guard import Cluster, Guard
 from cag_utils.cines.pixels import (
     decode_frame,
     ends_short,
@@ -77,7 +77,7 @@ class Cine:
     copies: tuple[Path, ...] = ()  # further files of the same SOP instance, if this one is broken
 
 
-def scan(folder: Path, guard: Guard | None = None) -> tuple[list[Cine], list[Rejected]]:
+def scan(folder: Path, guard: Guard | Cluster | None = None) -> tuple[list[Cine], list[Rejected]]:
     """Sort everything below a folder into cines and rejected files, each in path order.
 
     Hidden files count; links to folders, which could lead round in circles, are rejected. Files in
@@ -241,6 +241,8 @@ class Film:
         self.n_told = max(self.n_frames, layout.n_announced or 0)
         if self.n_frames != (layout.n_announced or 1):
             self.notes.add("the header's number of frames is wrong")
+        if any(0x6000 <= tag.group < 0x6020 for tag in header.keys()):
+            self.notes.add("overlays left out")
         n_bytes = self.n_frames * int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
         self._keeps = n_bytes <= 8 * KEEP_BYTES
         self._kept: dict[int, np.ndarray | NotACine] = {}

@@ -1,10 +1,14 @@
-"""Run work on files in processes that may die, hang or swell: each costs its own file."""
+"""Run work on files in processes that may die, hang or swell, here or on a Dask cluster.
+
+Each costs its own file.
+"""
 
 import multiprocessing as mp
 import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -12,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 
 import cloudpickle
@@ -22,6 +27,7 @@ from cag_utils.cines.reasons import NotACine
 MEMORY = 600 * 2**20  # bytes a worker may take beyond what its imports do (about 250 MB); choice
 SECONDS = 60.0  # without a message from a worker; choice: the slowest frame takes one
 AHEAD, HELD = 64, 2  # jobs begun before the first is consumed; messages held of a later job
+BATCH = 8  # jobs of a Dask task; choice: a task costs the scheduler some milliseconds
 PRELOADED = "cag_utils.cines.sampling"
 READY, END = "ready", "end"
 
@@ -112,6 +118,60 @@ class Guard:
                 worker.lose(NotACine("the decoder took too long", f"more than {limit:.0f} s"))
 
 
+class Cluster:
+    """A Dask cluster in the place of a `Guard`: each thread of its workers has one of its own.
+
+    All machines have this package, and see the files under the same paths.
+    """
+
+    def __init__(self, scheduler: str):
+        """Connect to a scheduler, e.g. `tcp://host:8786`.
+
+        Raises:
+            OSError: It does not answer.
+        """
+        from distributed import Client  # takes a second, and most runs need none
+
+        self._client = Client(scheduler)
+
+    def __enter__(self) -> "Cluster":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the cluster as it was."""
+        self._client.close()
+
+    def run(
+        self,
+        work: Callable[[object], Iterable],
+        jobs: Iterable,
+        seconds: float | Callable[[object], float] = SECONDS,
+    ) -> Iterator[tuple[object, object]]:
+        """Do the jobs; see `Guard.run`. A task whose machine is lost is done again by another."""
+        rest, tasks = iter(jobs), deque()
+        try:
+            while True:
+                n_threads = sum(self._client.nthreads().values())
+                while len(tasks) < 2 * n_threads + 1 and (some := list(islice(rest, BATCH))):
+                    limits = [(job, seconds(job) if callable(seconds) else seconds) for job in some]
+                    tasks.append(self._client.submit(_do_guarded, work, limits, pure=False))
+                if not tasks:
+                    return
+                yield from tasks.popleft().result()
+        finally:
+            self._client.cancel(list(tasks))
+
+
+_own = threading.local()  # the guard of a thread of a Dask worker
+
+
+def _do_guarded(work: Callable, limits: list[tuple[object, float]]) -> list[tuple[object, object]]:
+    if not hasattr(_own, "guard"):
+        _own.guard = Guard()
+    return list(_own.guard.run(work, [job for job, _ in limits], dict(limits).__getitem__))
+
+
 class _Worker:
     """One process and the pipe to it; started when it is first needed."""
 
@@ -175,13 +235,19 @@ class _Worker:
 
 @contextmanager
 def _unseen_main() -> Iterator[None]:
-    """Hide the running program: a child would import it again, and needs nothing of it."""
-    main = sys.modules["__main__"]
+    """Hide the running program: a child would import it again, and needs nothing of it.
+
+    A Dask worker is a daemon, which may have no children; these end when the pipe to them closes.
+    """
+    main, own = sys.modules["__main__"], mp.current_process()._config
     sys.modules["__main__"] = types.ModuleType("__main__")
+    is_daemon = own.pop("daemon", None)
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if is_daemon is not None:
+            own["daemon"] = is_daemon
 
 
 def _serve(pipe: Connection) -> None:

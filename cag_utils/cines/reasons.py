@@ -10,7 +10,7 @@ REASONS = (
     "unsupported bit depth", "no pixel data", "only an icon image", "too large", "no picture",
     "pixels are not what the header says", "broken pixel data", "missing frame", "blank frame",
     "the decoder died", "the decoder took too long", "out of memory", "duplicate",
-    "not a picture", "unexpected error",
+    "not a picture", "burnt-in text", "unexpected error",
 )  # fmt: skip
 NOTES = (
     "the header's number of frames is wrong", "frames are missing or broken",
@@ -19,7 +19,7 @@ NOTES = (
     "mapped by the VOI LUT", "mapped by the full range",
     "no transfer syntax, no preamble or no file header", "one UID, several contents",
     "one patient id for several names", "one patient id for all exams",
-    "one patient id of several issuers", "one study in two patients",
+    "one patient id of several issuers", "one study in two patients", "overlays left out",
 )  # fmt: skip
 
 

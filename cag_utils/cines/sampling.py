@@ -1,10 +1,14 @@
 """From a folder of XA cines to the frames worth a look: the rules that pick them, PNG, tables."""
 
+import hashlib
+import hmac
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +30,12 @@ from cag_utils.cines.dicom import (
     read_header,
     scan,
 )
-from cag_utils.cines.guard import SECONDS, Guard
+from cag_utils.cines.guard import SECONDS, Cluster, Guard
 from cag_utils.cines.reasons import NotACine, Rejected
+from cag_utils.cines.text import NO_TEXT, Extremes, TextRules, blacken, detector_file, refuse_text
 from cag_utils.identity import pseudonym
 from cag_utils.params import check_choice
+from cag_utils.study import replacing
 
 FRAME_COLUMNS = [
     "patient_id", "exam_id", "video_id", "frame", "n_frames", "frame_time_ms", "mean", "variance",
@@ -52,6 +58,7 @@ KNOWN_SUFFIXES = {
     ".ima", ".inf", ".ini", ".jpeg", ".jpg", ".json", ".log", ".md", ".mov", ".mp4", ".pdf",
     ".png", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".zip",
 }  # fmt: skip
+JOURNAL = "sampled.jsonl"
 MEGAPIXELS_A_SECOND = 2.0  # a slow machine and the slowest codec; choice: a fifth of JPEG 2000 here
 # Of X-ray noise, on this study's frames a third of the time of level 1 alone, at the same size.
 PNG_SETTINGS = [
@@ -151,32 +158,49 @@ class Sampled(NamedTuple):
 
 
 def sample_folder(
-    folder: Path, out: Path, key: bytes, min_gap: int = 5, n_workers: int = 1, rule: str = "extrema"
+    folder: Path,
+    out: Path,
+    key: bytes,
+    min_gap: int = 5,
+    n_workers: int = 1,
+    rule: str = "extrema",
+    text: TextRules = NO_TEXT,
+    scheduler: str = "",
 ) -> Sampled:
     """Sample every cine below a folder; a broken one is rejected and the rest goes on.
+
+    A run that was killed goes on where it was, by `Journal`.
 
     Args:
         folder: XA DICOM files in any layout.
         out: The run's folder; 8-bit grey pictures land in `out/frames/<video_id>/<frame>.png`,
-            after those of an earlier run are removed.
+            after those of another run are removed.
         key: Secret of the pseudonyms.
         min_gap: Least distance between picks, in frames.
         n_workers: Processes, see `Guard`; the result does not depend on it.
         rule: A name in `SAMPLING_RULES`.
+        text: Cines with text in their pixels are rejected, but for what these rules say.
+        scheduler: Of a Dask cluster, e.g. `tcp://host:8786`, in the place of processes here.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
-        OSError: A picture cannot be written.
+        FileNotFoundError: The text detector is not installed.
+        OSError: A picture cannot be written, or the scheduler does not answer.
         ValueError: The rule is unknown.
     """
     pick = SAMPLING_RULES[check_choice("sampling rule", rule, SAMPLING_RULES)]
-    done: list[Outcome] = []
-    with Guard(n_workers) as guard:
+    detector_file()  # before anything is removed
+    pool = Cluster(scheduler) if scheduler else Guard(n_workers)
+    with pool as guard, Journal(out, key, min_gap, rule, text) as journal:
         found, failures = scan(folder, guard)
-        shutil.rmtree(out / "frames", ignore_errors=True)
+        for old in text.pictures.glob("vi-*.png") if text.pictures else ():
+            old.unlink()
         rejected = {failure.path: failure for failure in failures}
-        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap)
-        waiting = found
+        work = partial(sample_cine, out=out, key=key, pick=pick, min_gap=min_gap, text=text)
+        done = [one for cine in found if (one := journal.find(cine))]
+        known = {one.cine.path for one in done}
+        waiting = [cine for cine in found if cine.path not in known]
+        _clear(out / "frames", {pseudonym("video", one.cine.video, key) for one in done})
         while waiting:  # a broken file must not hide a whole copy of it: next time, that one
             results = tqdm(
                 guard.run(work, waiting, _seconds), total=len(waiting), desc="cines", mininterval=30
@@ -188,21 +212,114 @@ def sample_folder(
                     waiting += _next_copy(cine)
                 else:
                     rejected.pop(cine.path, None)
-                    done.append(outcome)
-    done.sort(key=lambda outcome: outcome.cine.path)
+                    done.append(journal.add(cine, outcome))
+        done.sort(key=lambda one: one.cine.path)
+        frames, statistics = (
+            _concat((journal.read(one)[name] for one in done), columns)
+            for name, columns in (("frames", FRAME_COLUMNS), ("statistics", STATISTICS_COLUMNS))
+        )
     failures = [rejected[path] for path in rejected] + [row for o in done for row in o.broken]
     failures.sort(key=lambda row: (row.path, -1 if row.frame is None else row.frame))
     videos = [
-        _facts(o.cine, key) | {"n_picks": len(o.frames), "notes": "; ".join(sorted(o.cine.notes))}
+        _facts(o.cine, key) | {"n_picks": o.n_picks, "notes": "; ".join(sorted(o.cine.notes))}
         for o in done
     ]
     return Sampled(
-        frames=_concat([o.frames for o in done], FRAME_COLUMNS),
+        frames=frames,
         videos=pd.DataFrame(videos, columns=VIDEO_COLUMNS),
-        statistics=_concat([o.statistics for o in done], STATISTICS_COLUMNS),
+        statistics=statistics,
         rejected=_rejected(failures, folder, key),
         links=_links([o.cine for o in done], failures, folder, key),
     )
+
+
+class Done(NamedTuple):
+    """A cine that is sampled, and where its tables lie in the journal."""
+
+    cine: Cine
+    place: int
+    n_picks: int
+    broken: list[Rejected]  # frames of it
+
+
+class Journal:
+    """The tables of each cine that is done, a line each, on disk: memory holds their places alone.
+
+    A run that was killed goes on with those whose file, settings and code (this room's) are what
+    they were; cines with broken frames are read again, as what a decoder said of them is not
+    written here. The lines hold what the tables do, and a keyed digest. Whoever has saved the
+    tables removes the file.
+    """
+
+    def __init__(self, out: Path, key: bytes, *settings: object):
+        """Open `out/JOURNAL`, and forget a last line that is not whole."""
+        out.mkdir(parents=True, exist_ok=True)
+        code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+        self._out, self._key = out, key
+        self._stamp = (hashlib.sha256(code).hexdigest(), *settings)
+        self._places: dict[str, int] = {}
+        self._file = (out / JOURNAL).open("a+b")
+        self._file.seek(0)
+        end = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            self._places[json.loads(line)["of"]] = end
+            end += len(line)
+        self._file.truncate(end)
+
+    def __enter__(self) -> "Journal":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file, which stays."""
+        self._file.close()
+
+    def _mark(self, cine: Cine) -> str:
+        file = next(path for path in (cine.path, *cine.path.parents) if path.exists())  # or its zip
+        facts = file.stat()
+        ids = (str(cine.path), cine.patient, cine.exam, cine.video, cine.n_frames)
+        text = repr((*ids, facts.st_size, facts.st_mtime_ns, *self._stamp))
+        return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), "sha256").hexdigest()
+
+    def add(self, cine: Cine, outcome: "Outcome") -> Done:
+        """Write a cine's tables; the file as it is now stands for them."""
+        tables = {name: getattr(outcome, name).to_dict("list") for name in ("frames", "statistics")}
+        line = {"of": "" if outcome.broken else self._mark(cine), **tables}
+        place = self._file.seek(0, 2)
+        notes = sorted(outcome.cine.notes)
+        self._file.write(json.dumps(line | {"notes": notes}).encode() + b"\n")
+        self._file.flush()
+        return Done(outcome.cine, place, len(outcome.frames), outcome.broken)
+
+    def find(self, cine: Cine) -> Done | None:
+        """Return what an earlier run has done of a cine, if its pictures are there."""
+        place = self._places.get(self._mark(cine))
+        if place is None:
+            return None
+        line = self._line(place)
+        pictures = line["frames"]["png"]
+        if not all((self._out / png).is_file() for png in pictures):
+            return None
+        cine = replace(cine, notes=frozenset(line["notes"]))
+        return Done(cine, place, len(pictures), [])
+
+    def _line(self, place: int) -> dict:
+        self._file.seek(place)
+        return json.loads(self._file.readline())
+
+    def read(self, done: Done) -> dict[str, pd.DataFrame]:
+        """Return a cine's frames and statistics."""
+        line = self._line(done.place)
+        return {name: pd.DataFrame(line[name]) for name in ("frames", "statistics")}
+
+
+def _clear(folder: Path, kept: set[str]) -> None:
+    """Remove the pictures of an earlier run but for those that are taken over."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in kept:
+            shutil.rmtree(path)
 
 
 class Outcome(NamedTuple):
@@ -233,31 +350,37 @@ def _next_copy(cine: Cine) -> list[Cine]:
     return []
 
 
-def sample_cine(cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int) -> Iterator[Outcome]:
+def sample_cine(
+    cine: Cine, out: Path, key: bytes, pick: Rule, min_gap: int, text: TextRules = NO_TEXT
+) -> Iterator[Outcome]:
     """Measure a cine, pick frames and write them; one answer, as `Guard` takes it.
 
     Raises:
-        NotACine: Fewer than two frames decode, or nothing is seen on them.
+        NotACine: Fewer than two frames decode, nothing is seen on them, or text.
         OSError: A picture cannot be written.
     """
     facts = _facts(cine, key)
     with open_film(cine.path) as film:
         good: list[int] = []
         broken: list[Rejected] = []
-        mean, variance = frame_statistics(_good_frames(film, good, broken))
+        masked = (blacken(grey, text.masks) for grey in _good_frames(film, good, broken))
+        extremes = Extremes()
+        mean, variance = frame_statistics(extremes.of(masked))
         if len(good) < 2:
             raise NotACine(broken[0].reason, broken[0].note, broken[0].detail)
+        refuse_text(film.header, extremes, facts["video_id"], text)
         picks = pick(mean, variance, min_gap)
         at = picks["frame"].to_numpy()
         picks["frame"] = wanted = np.array(good)[at]
         folder = out / "frames" / facts["video_id"]
         folder.mkdir(parents=True, exist_ok=True)
         for frame, picture in film.frames(wanted.tolist()):
+            picture = blacken(picture, text.masks)
             done, data = cv2.imencode(".png", picture, PNG_SETTINGS)
             if not done:
                 raise OSError(f"OpenCV cannot encode a frame of shape {picture.shape} as PNG")
-            # OpenCV would keep silent about a full disk
-            (folder / f"{frame:04d}.png").write_bytes(data.tobytes())
+            with replacing(folder / f"{frame:04d}.png") as part:  # OpenCV is silent on a full disk
+                part.write_bytes(data.tobytes())
         facts["primary_angle_deg"], facts["secondary_angle_deg"] = (
             angles_deg(film.header, kind, film.n_frames)[wanted]
             for kind in ("Primary", "Secondary")
@@ -316,6 +439,10 @@ def _links(cines: list[Cine], failures: list[Rejected], folder: Path, key: bytes
     return table.assign(path=[path_within(path, folder) for path in table["path"]])
 
 
-def _concat(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
+def _concat(tables: Iterator[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """Stack many small tables, a hundred at a time: each weighs far more than its rows."""
+    filled = (table for table in tables if len(table))
+    parts = []
+    while some := list(islice(filled, 100)):
+        parts.append(pd.concat(some, ignore_index=True))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

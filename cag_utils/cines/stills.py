@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cag_utils.cines.dicom import open_film
+from cag_utils.cines.dicom import angles_deg, open_film
 from cag_utils.cines.reasons import NotACine, Rejected
 
 PIECE = 32  # frames of a cine handed on in one go, a choice: bounds what is in memory
@@ -77,6 +77,7 @@ class Piece(NamedTuple):
     path: Path
     frames: list[int]  # from 0
     squares: np.ndarray  # (n, px, px) uint8, as a network takes them
+    angles_deg: np.ndarray  # (n, 2) of the positioner, primary and secondary; NaN where unknown
     problems: list[Rejected]
 
 
@@ -88,6 +89,8 @@ def cut_film(path: Path, image_px: int) -> Iterator[Piece]:
     """
     with open_film(path) as film:
         film.grey_scale()
+        kinds = ("Primary", "Secondary")
+        angles = np.column_stack([angles_deg(film.header, kind, film.n_told) for kind in kinds])
         for first in range(0, film.n_told, PIECE):
             frames, squares, problems = [], [], []
             for index, grey in film.frames(range(first, min(first + PIECE, film.n_told))):
@@ -96,7 +99,7 @@ def cut_film(path: Path, image_px: int) -> Iterator[Piece]:
                 else:
                     frames.append(index)
                     squares.append(fit_picture(grey, image_px))
-            yield Piece(path, frames, stack_squares(squares, image_px), problems)
+            yield Piece(path, frames, stack_squares(squares, image_px), angles[frames], problems)
 
 
 def stack_squares(squares: list[np.ndarray], image_px: int) -> np.ndarray:

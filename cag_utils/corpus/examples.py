@@ -95,23 +95,36 @@ def prompt_style(processor: ProcessorMixin) -> str:
 
 
 def encode_prompts(
-    processor: ProcessorMixin, pictures: Sequence[Image.Image], prompts: Sequence[str]
+    processor: ProcessorMixin,
+    pictures: Sequence[Image.Image | Sequence[Image.Image]],
+    prompts: Sequence[str],
 ) -> BatchFeature:
-    """Turn pictures, one a prompt, and prompts into a batch that is ready for `generate`.
+    """Turn pictures, one or several a prompt, and prompts into a batch, ready for `generate`.
 
     Returns:
         Padded on the left, so every prompt ends where its answer begins.
+
+    Raises:
+        ValueError: Several pictures for a backbone that was pretrained on one.
     """
+    seen = [[one] if isinstance(one, Image.Image) else list(one) for one in pictures]
     tensors = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     if prompt_style(processor) == "prefix":
+        if max(map(len, seen), default=1) > 1:
+            raise ValueError("a prefix-style backbone (PaliGemma) takes one picture a prompt")
         texts = [f"<image>{text}" for text in prompts]
-        batch = processor(images=[[p] for p in pictures], text=texts, **tensors)
+        batch = processor(images=seen, text=texts, **tensors)
         batch.pop("labels")
         return batch
     turns = [
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        for text in prompts
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image"}] * len(own) + [{"type": "text", "text": text}],
+            }
+        ]
+        for own, text in zip(seen, prompts, strict=True)
     ]
     texts = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     tensors["add_special_tokens"] = False  # the template has written <bos> already
-    return processor(images=[[p] for p in pictures], text=texts, **tensors)
+    return processor(images=seen, text=texts, **tensors)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from cag_utils.identity import study_id
+from cag_utils.identity import find_identifying, study_id
 from cag_utils.params import check_choice
 from cag_utils.segments import is_significant
 from cag_utils.tables import read_table
@@ -76,12 +76,31 @@ def read_findings(path: Path, key: bytes) -> pd.DataFrame:
     """Read `findings.csv`: validated findings of a cine, or of one of its frames.
 
     Returns:
-        video_id, frame (Int64, missing for a whole cine), findings_ja, findings_en, validated_by.
+        video_id, frame (Int64, missing for a whole cine), findings_ja, findings_en, validated_by
+        (a pseudonym, `rd-...`; empty for a draft).
 
     Raises:
         ValueError: A column is missing, a cell breaks its rule, or a frame has two findings.
     """
-    return _read_texts(path, FINDINGS, "video", ["video_id", "frame"], key)
+    table = _read_texts(path, FINDINGS, "video", ["video_id", "frame"], key)
+    by = [who and study_id("reader", who, key) for who in table["validated_by"]]
+    return table.assign(validated_by=by)
+
+
+def flag_identifying(folder: Path) -> pd.DataFrame:
+    """Say where the texts of `reports.csv` and `findings.csv` hold what may tell who is meant.
+
+    Returns:
+        One row a cell and kind: file, row (as a spreadsheet counts), column, kind; never the text.
+    """
+    flags = [pd.DataFrame(columns=["file", "row", "column", "kind"])]
+    for name, schema, kind in (("reports", REPORTS, "exam"), ("findings", FINDINGS, "video")):
+        table = read_table(folder / f"{name}.csv", schema, RULES, TWICE[kind])
+        for column in (f"{name}_ja", f"{name}_en"):
+            column = column.replace("reports", "report")
+            found = find_identifying(table[column])
+            flags.append(found.assign(file=f"{name}.csv", column=column))
+    return pd.concat(flags, ignore_index=True)
 
 
 def _read_texts(path: Path, schema, kind: str, keys: list[str], key: bytes) -> pd.DataFrame:

@@ -169,9 +169,20 @@ def _blur_matrix(n_px: int, sigma_px: float) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def pick_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(name: str = "auto") -> torch.device:
+    """Return a device by its name (cpu, cuda, cuda:1); `auto`: the GPU if there is one, else CPU.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # of a build without CUDA
+        told = f"no device {name!r} here: {str(error).splitlines()[0]}"
+        raise ValueError(f"{told}; use auto, cpu, or a GPU that is there") from error
+    return torch.device(name)
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -28,7 +28,7 @@ class Endpoint:
     """Where and whom to ask."""
 
     model: str  # the name the server knows, e.g. `o4-mini`
-    base_url: str  # ends in `/v1`
+    base_url: str = field(repr=False)  # ends in `/v1`; may hold a password
     api_key: str = field(repr=False)  # secret: a notebook prints what a cell ends on
     timeout_s: float = 120  # of one request
     retries: int = 3  # after time-outs, dropped connections and answers 408, 409, 429 and 5xx
@@ -96,8 +96,10 @@ def ask(endpoint: Endpoint, images: Sequence[str], prompts: Sequence[str]) -> pd
         try:
             rows.append(_ask_one(client, endpoint.model, image, prompt))
         except openai.OpenAIError as error:
-            place = f"{endpoint!r} failed at case {i + 1} of {len(prompts)}"
-            raise EndpointError(f"{place}: {type(error).__name__}: {error}") from error
+            # its own words may echo address, key or headers: a table keeps what is said here
+            place = f"{endpoint.model} failed at case {i + 1} of {len(prompts)}"
+            code = getattr(error, "status_code", "no answer")
+            raise EndpointError(f"{place}: {type(error).__name__} ({code})") from None
     return pd.DataFrame(rows, columns=["output", "seconds", "n_tokens", "status"])
 
 

@@ -111,7 +111,7 @@ def few_shot_prompt(prompt: str, shots: pd.DataFrame, language: str) -> str:
 def generate_answers(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[str],
+    images: Sequence[str | tuple[str, ...]],
     prompts: Sequence[str],
     batch_size: int,
     max_new_tokens: int,
@@ -123,8 +123,8 @@ def generate_answers(
     Args:
         model: Tuned or not, in evaluation mode.
         processor: Its processor.
-        images: Paths of frames.
-        prompts: One a frame.
+        images: Paths of frames; a tuple of them where one prompt has several.
+        prompts: One a frame, or a tuple of frames.
         batch_size: Most cases at a time; it changes the speed, not the answers (in float32;
             bfloat16 may break a near tie the other way).
         max_new_tokens: Longest answer.
@@ -146,8 +146,8 @@ def generate_answers(
         raise ValueError(f"one prompt a frame, got {len(images)} frames, {len(prompts)} prompts")
     store = FeatureStore(features, model, processor) if features else None
     if store:
-        store.fill(images)
-    asked = list(zip(map(str, images), prompts, strict=True))
+        store.fill([path for own in images for path in _paths(own)])
+    asked = list(zip(map(_paths, images), prompts, strict=True))
     times = Counter(asked)
     images, prompts = zip(*times, strict=True) if asked else ((), ())
     answers: dict[tuple, tuple] = {}
@@ -200,14 +200,20 @@ def status_counts(generations: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(cases=counts.sum(axis=1)).reset_index().rename_axis(columns=None)
 
 
+def _paths(images: str | Path | tuple[str, ...]) -> tuple[str, ...]:
+    return images if isinstance(images, tuple) else (str(images),)
+
+
 @torch.inference_mode()
 def _answer_batch(model, processor, images, prompts, max_new_tokens: int, store) -> tuple:
     blank = Image.new("RGB", (picture_side(processor),) * 2)  # stands in for what was seen before
-    pictures = [blank if store else open_picture(path, processor) for path in images]
+    pictures = [[blank if store else open_picture(p, processor) for p in own] for own in images]
     batch = encode_prompts(processor, pictures, prompts).to(model.device)
     if store:
         del batch["pixel_values"]
-        batch |= project(core_of(model), store.read(images).to(model.device))
+        batch |= project(
+            core_of(model), store.read([p for own in images for p in own]).to(model.device)
+        )
     made = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, do_sample=False)
     made = made[:, batch["input_ids"].shape[1] :].cpu()
     texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)

@@ -10,12 +10,6 @@ and runs the tower in every step; on a CPU it also scores the prompt's tokens.
 TRL cannot feed PaliGemma at all (its collator raises), so there the other side is TRL's trainer
 with the study's collator, without store and buckets. Its model is loaded by transformers alone,
 with the attention it chooses. Neither side evaluates or saves.
-
-With CUDA besides (written on a machine without, not run yet): Gemma3-4B's published configuration
-with random weights in bfloat16, ours alone: tokens a second, peak memory, and the share of the
-card's peak. Floating-point operations are counted as 2 x parameters of the language model a token
-forwards, as many for the gradient of activations (LoRA's own weights are half a per cent), and
-once more for gradient checkpointing.
 """
 
 import argparse
@@ -31,15 +25,8 @@ import pandas as pd
 import torch
 from datasets import Dataset, List
 from datasets import Image as Picture
-from peft import get_peft_model
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    PrinterCallback,
-)
+from transformers import AutoModelForImageTextToText, PrinterCallback
 from trl import SFTTrainer
 
 from cag_utils.corpus.examples import read_examples
@@ -50,31 +37,12 @@ from cag_utils.phantom.stills import still
 from cag_utils.profiles import load_profile
 from cag_utils.segments import AHA_SEGMENTS, laterality_of
 from cag_utils.vlm import loading, sft
-from cag_utils.vlm.data import accept_features, conversation, plain_collator
+from cag_utils.vlm.data import conversation, plain_collator
 from cag_utils.vlm.loading import load_backbone
 from cag_utils.vlm.lora import lora_config, raise_trained_to_float32
 from cag_utils.vlm.sft import Job, make_job, training_config
 
 EPOCHS, ROUNDS, N_DRAWN = 5, 3, 12
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense, data sheets
-GEMMA3_4B_TEXT = dict(  # the published config.json of google/gemma-3-4b-it
-    hidden_size=2560,
-    intermediate_size=10240,
-    num_hidden_layers=34,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=256,
-    sliding_window=1024,
-)
-GEMMA3_4B_VISION = dict(
-    hidden_size=1152,
-    intermediate_size=4304,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    image_size=896,
-    patch_size=14,
-    vision_use_head=False,
-)
 
 
 def write_corpus(outputs: Path, n_cases: int) -> Path:
@@ -183,77 +151,8 @@ def compare(pairs: Path, folder: Path, backbone: str) -> dict[str, float]:
     }
 
 
-def real_config() -> Gemma3Config:
-    """Return Gemma3-4B's published sizes."""
-    return Gemma3Config(
-        text_config=AutoConfig.for_model("gemma3_text", **GEMMA3_4B_TEXT),
-        vision_config=AutoConfig.for_model("siglip_vision_model", **GEMMA3_4B_VISION),
-        mm_tokens_per_image=256,
-    )
-
-
-def real_model(device: str) -> torch.nn.Module:
-    """Return Gemma3-4B with random weights in bfloat16 and the paper's adapter, ready to train."""
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = Gemma3ForConditionalGeneration(real_config())
-    torch.set_default_dtype(torch.float32)
-    model = get_peft_model(model, lora_config(8, 8))
-    raise_trained_to_float32(model)
-    accept_features(model)
-    model.gradient_checkpointing_enable()
-    model.enable_input_require_grads()
-    return model.train()
-
-
-def real_batch(n_cases: int, length: int = 640, n_scored: int = 100) -> dict[str, torch.Tensor]:
-    """Return random tokens of as many cases: 256 of a picture, a report, and the answer."""
-    image = real_config().image_token_index
-    ids = torch.randint(1000, 200_000, (n_cases, length), device="cuda")
-    ids[:, 4:260] = image
-    labels = ids.clone()
-    labels[:, :-n_scored] = -100
-    tokens = torch.randn(n_cases, 4096, 1152, device="cuda", dtype=torch.bfloat16)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    return batch | {"token_type_ids": (ids == image).long(), "tower_features": tokens}
-
-
-def language_parameters(model: torch.nn.Module) -> int:
-    """Count the weights that every token passes: without embeddings and tower."""
-    language = model.get_base_model().model.language_model
-    return sum(p.numel() for name, p in language.named_parameters() if "embed_tokens" not in name)
-
-
-def real_size(n_steps: int = 12, n_cases: int = 4) -> dict[str, float]:
-    """Train Gemma3-4B of random weights on random tokens; needs CUDA."""
-    model, batch = real_model("cuda"), real_batch(n_cases)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    seconds = []
-    for _ in range(n_steps):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = model(**batch, use_cache=False).loss
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    rate = batch["input_ids"].numel() / statistics.median(seconds[3:])
-    card = torch.cuda.get_device_name()
-    peak = next((v for k, v in PEAK_FLOPS.items() if k in card), None)
-    share = round(rate * 6 * language_parameters(model) / peak, 3) if peak else None
-    return {
-        "sft_real_tokens_per_second": round(rate),
-        "sft_real_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        "sft_real_share_of_peak": share,
-        "sft_real_card": card,
-    }
-
-
 def main(n_cases: int = 48) -> dict[str, float]:
-    """Measure with the shipped twins; on CUDA with Gemma3-4B too."""
+    """Measure with the shipped twins."""
     torch.set_num_threads(1)
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -261,8 +160,6 @@ def main(n_cases: int = 48) -> dict[str, float]:
         pairs = write_corpus(folder / "outputs" / "bench", n_cases)
         for backbone in ("gemma3", "paligemma2"):
             found |= compare(pairs, folder, backbone)
-    if torch.cuda.is_available():
-        found |= real_size()
     return found
 
 

@@ -1,14 +1,21 @@
+import os
+from pathlib import Path
+
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_voi_lut, apply_windowing
 
-from cag_utils.cines.grey import GreyScale
+from cag_utils.cines.dicom import iter_frames
+from cag_utils.cines.grey import GreyScale, find
 from cag_utils.cines.reasons import NOTES, NotACine
-from tests.cines.test_dicom import header
+from tests.cines.test_dicom import header, write_cine
+from tests.conftest import ROOT
 
+CASES = Path(os.environ.get("CAG_CASES", ROOT.parent / "shared" / "cases"))
 EIGHT = np.arange(256, dtype=np.uint8).reshape(16, 16)
 TWELVE = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 SIGNED = (TWELVE.astype(np.int16) - 2048).reshape(64, 64)
@@ -153,3 +160,40 @@ def test_windows_and_luts_agree_with_pydicom_and_keep_the_order(center, width, f
     table.set_original_encoding(False, True)
     got = GreyScale(table, {0: TWELVE}, lambda: [TWELVE])(TWELVE, 0)
     np.testing.assert_allclose(got, apply_voi_lut(TWELVE, table) * (255 / 65535), atol=0.5001)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_file_without_window_is_as_gdcm_shows_it(tmp_path, photometric):
+    gdcm = pytest.importorskip("gdcm")
+    stored = np.random.default_rng(0).integers(0, 4096, (4, 24, 32)).astype(np.uint16)
+    path = write_cine(tmp_path / "a", stored, bits=12, PhotometricInterpretation=photometric)
+    reader, change = gdcm.ImageReader(), gdcm.ImageChangePhotometricInterpretation()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetInput(reader.GetImage())
+    interpretation = gdcm.PhotometricInterpretation
+    change.SetPhotometricInterpretation(interpretation(interpretation.MONOCHROME2))
+    assert change.Change()
+    shown = change.GetOutput().GetBuffer().encode("utf-8", "surrogateescape")
+    theirs = np.frombuffer(shown, np.uint16).reshape(stored.shape) * (255.0 / 4095)
+    ours = np.stack(list(iter_frames(path)))
+    np.testing.assert_allclose(ours, theirs, atol=0.5)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason=f"no cases at {CASES}: set CAG_CASES")
+@pytest.mark.parametrize("name", ["voi_lut_sequence_only", "enhanced_xa_window_in_groups"])
+def test_a_hospitals_windows_and_luts_are_as_pydicom_shows_them(name):
+    path = CASES / "dicom" / f"{name}.dcm"
+    dataset = pydicom.dcmread(path)
+    for index, ours in enumerate(iter_frames(path)):
+        view = Dataset()
+        view.set_original_encoding(*dataset.original_encoding)
+        view.BitsStored, view.PixelRepresentation = dataset.BitsStored, 0
+        view.PhotometricInterpretation = "MONOCHROME2"
+        for part in ("VOILUTSequence", "WindowCenter", "WindowWidth"):
+            if (value := find(dataset, part, index)) is not None:
+                setattr(view, part, value)
+        theirs = apply_voi_lut(dataset.pixel_array[index], view).astype(float)
+        top = 2 ** view.VOILUTSequence[0].LUTDescriptor[2] - 1 if "VOILUTSequence" in view else 0
+        theirs *= 255 / (top or 2**dataset.BitsStored - 1)
+        assert np.abs(ours - theirs).max() <= 1

@@ -1,4 +1,8 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -184,6 +188,55 @@ def test_a_cine_too_long_to_be_held_gives_the_same(archive, tmp_path, monkeypatc
     monkeypatch.setattr(sampling.cv2, "imencode", lambda *_: (False, None))
     with pytest.raises(OSError, match="cannot encode"):
         list(sample_cine(cine, tmp_path / "out", **settings))
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from cag_utils.cines import sampling
+log, folder, out = map(Path, sys.argv[1:])
+def rule(mean, variance, min_gap):
+    with log.open("a", encoding="utf-8") as file:
+        file.write("one\\n")
+    time.sleep(0.05)
+    return sampling.pick_extrema(mean, variance, min_gap)
+sampling.SAMPLING_RULES["extrema"] = rule
+sampling.sample_folder(folder, out, b"secret")
+"""
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    folder, out, log = (tmp_path / name for name in ("in", "out", "log"))
+    folder.mkdir()
+    for i in range(40):
+        write_cine(folder / f"{i:02d}", np.roll(pulsing(), i, axis=0), video=f"1.{i}")
+    whole = write_cine(folder / "99", pulsing(), video="1.99").read_bytes()
+    (folder / "99").write_bytes(whole[: -48 * 3])  # three frames lost: it is read again each time
+    command = [sys.executable, "-c", SLOW, log, folder, out]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
+        while not log.exists() or log.read_text(encoding="utf-8").count("one") < 12:
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    journal = out / sampling.JOURNAL
+    n_done = journal.read_bytes().count(b"\n")
+    assert 5 < n_done < 40
+    with journal.open("ab") as file:
+        file.write(b'{"of": "a line that was not wri')
+    (out / "frames" / "stale").mkdir()
+    subprocess.run(command, stderr=subprocess.DEVNULL, check=True)  # to the end
+    n_again = log.read_text(encoding="utf-8").count("one") - 41
+    assert 0 <= n_again <= 3  # what was begun when the run was killed
+    os.utime(folder / "05", ns=(0, 0))  # a file that has changed is read again
+    got, want = (sample_folder(folder, to, KEY) for to in (out, tmp_path / "at once"))
+    assert journal.read_bytes().count(b"\n") == 41 + 2  # 05, and the broken one again
+    for a, b in zip(got, want, strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    assert {p.name for p in (out / "frames").iterdir()} == set(want.videos["video_id"])
+    assert b"1.5" not in journal.read_bytes() and b"/in/" not in journal.read_bytes()
+    next((out / "frames").iterdir()).joinpath("0002.png").unlink(missing_ok=True)
+    sample_folder(folder, out, KEY)
+    assert all((out / png).is_file() for png in want.frames["png"])
 
 
 def test_a_full_disk_is_the_error_of_the_run_not_of_a_file(archive, tmp_path):

@@ -1,9 +1,11 @@
 """The predict command: any picture of any size, one clear error, no half-written table."""
 
+import json
 import os
 import shutil
 import sys
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import cv2
@@ -213,7 +215,11 @@ def test_a_folder_of_everything(model_dir, folder, tmp_path, capsys):
     assert summary.startswith(
         f"6 pictures: {n_left} LCA, {6 - n_left} RCA; of 8 files 2 read, 0 skipped, 6 passed over"
     )
-    assert sorted(p.name for p in out.parent.iterdir()) == ["o.csv", "o_rejected.csv"]
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        "o.csv",
+        "o_cines.csv",
+        "o_rejected.csv",
+    ]
     alone = predict(folder / "cine", tmp_path / "cine.csv", "--model", model_dir)
     np.testing.assert_allclose(alone[P], table.loc[:4, P], atol=0.02)
 
@@ -232,19 +238,13 @@ def test_stills_of_any_size_are_predicted_as_the_notebooks_do(model_dir, tmp_pat
     assert none.empty and list(none.columns) == list(notebook.columns)
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_one_clear_error(model_dir, folder, tmp_path, capsys, name):
-    content, reason = BROKEN[name]
-    (folder / name).write_bytes(content)
-    (tmp_path / "o.csv").write_text("of an earlier run", encoding="utf-8")
-    text = refused(capsys, folder, "--out", tmp_path / "o.csv", "--model", model_dir)
-    assert name in text and any(part in text for part in reason.split("|")), text
-    assert "need a PNG or JPEG still" in text and "--skip-unreadable" in text
-    assert (tmp_path / "o.csv").read_text(encoding="utf-8") == "of an earlier run"
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_skip_unreadable_goes_on_and_lists_what_it_skipped(model_dir, folder, tmp_path, capsys):
+def test_a_broken_file_costs_itself_alone_and_is_listed(model_dir, folder, tmp_path, capsys):
+    whole = predict(folder, tmp_path / "whole.csv", "--model", model_dir)
+    (folder / "zz.png").write_bytes(b"not a picture")  # the last one of all
+    arguments = ["predict", folder, "--out", tmp_path / "o.csv", "--model", model_dir]
+    assert keyframes.main([*map(str, arguments)]) == 3
+    assert f"skipped: {folder}/zz.png: not a picture" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "o.csv"), whole)
     for name, (content, _) in BROKEN.items():
         (folder / name).write_bytes(content)
     write_cine(folder / "ct.dcm", SOPClassUID=CTImageStorage, Modality="CT")
@@ -253,14 +253,17 @@ def test_skip_unreadable_goes_on_and_lists_what_it_skipped(model_dir, folder, tm
     table = predict(folder, tmp_path / "o.csv", "--model", model_dir, "--skip-unreadable")
     counts = table["file"].value_counts()
     assert counts.to_dict() == {"cine": 5, "deep/still.png": 1, "short.dcm": counts["short.dcm"]}
+    assert keyframes.main([*map(str, arguments), "--quiet"]) == 3  # --skip-unreadable: no failure
     kept = table.loc[table["file"] == "short.dcm", "frame"]
     assert kept.tolist() == list(range(40))  # those before the cut
     said = capsys.readouterr()
     lines = [x for x in said.err.splitlines() if x.startswith("skipped: ")]
-    for name in (*BROKEN, "ct.dcm"):
+    for name in (*BROKEN, "ct.dcm", "zz.png"):
         assert sum(f"/{name}: " in line for line in lines) == 1, name
-    assert len(lines) == len(BROKEN) + 1 + 100 - len(kept)
-    assert f"of 15 files 3 read, {len(BROKEN) + 1} skipped, 6 passed over" in said.out
+    assert len(lines) == len(BROKEN) + 2 + 100 - len(kept)
+    assert f"of 16 files 3 read, {len(BROKEN) + 2} skipped, 6 passed over" in said.out
+    reasons = {line.split(": ")[1].rsplit("/", 1)[1]: line for line in lines}
+    assert all(reason in reasons[name] for name, (_, reason) in BROKEN.items())
     rejected = pd.read_csv(tmp_path / "o_rejected.csv")
     assert list(rejected.columns) == ["file", "frame", "reason", "words"]
     lost = rejected[rejected["file"] == "short.dcm"]
@@ -286,12 +289,73 @@ def test_no_file_model_or_table_is_an_error(model_dir, folder, tmp_path, capsys)
     (tmp_path / "file").write_bytes(b"")
     blocked = tmp_path / "file" / "o.csv"
     assert "file" in refused(capsys, folder, "--out", blocked, "--model", model_dir)
-    # an error after rows were written leaves no table
-    write_cine(folder / "a_long_one", noise(8, 8)[None].repeat(150, 0))  # before the broken one
-    (folder / "zz.png").write_bytes(b"not a picture")
-    out = tmp_path / "new" / "o.csv"
-    assert "zz.png" in refused(capsys, folder, "--out", out, "--model", model_dir)
-    assert not list((tmp_path / "new").iterdir())
+    assert "no device 'cuda:77' here" in refused(capsys, folder, *rest, "--device", "cuda:77")
+
+
+@pytest.mark.parametrize("trouble, code, words", [
+    (KeyboardInterrupt(), 130, "interrupted; the rows so far are in"),
+    (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left"),
+])  # fmt: skip
+def test_a_run_that_is_broken_off_keeps_its_rows_and_the_earlier_table(
+    model_dir, folder, tmp_path, capsys, monkeypatch, trouble, code, words
+):
+    read = reading.predict_files
+
+    def stop(*arguments, **options):
+        yield from read(*arguments, **options)
+        raise trouble
+
+    write_cine(folder / "a_long_one", noise(8, 8)[None].repeat(150, 0))
+    (tmp_path / "o.csv").write_text("of an earlier run", encoding="utf-8")
+    monkeypatch.setattr(reading, "predict_files", stop)
+    with pytest.raises(SystemExit) as error:
+        predict(folder, tmp_path / "o.csv", "--model", model_dir, "--quiet")
+    assert error.value.code == code
+    assert capsys.readouterr().err.strip().startswith(words)
+    assert (tmp_path / "o.csv").read_text(encoding="utf-8") == "of an earlier run"
+    kept = pd.read_csv(tmp_path / "o.csv.part")
+    assert kept["file"].value_counts().to_dict() == {"a_long_one": 150, "cine": 5}
+
+
+def test_each_cine_has_a_row_with_its_key_frame_and_angles(model_dir, folder, tmp_path, capsys):
+    arm = {"PositionerPrimaryAngle": "-30.5", "PositionerSecondaryAngle": "20"}
+    turns = {"PositionerPrimaryAngle": "-30.5", "PositionerPrimaryAngleIncrement": [0, 1, 2]}
+    write_cine(folder / "arm", np.stack([noise(9, 9, s) for s in range(70)]), **arm)
+    write_cine(folder / "turns", np.stack([noise(9, 9, s) for s in range(3)]), **turns)
+    table = predict(folder, tmp_path / "o.csv", "--model", model_dir, "--quiet", "--json")
+    said = capsys.readouterr()
+    cines = pd.read_csv(tmp_path / "o_cines.csv").set_index("file")
+    assert cines["frames"].to_dict() == {"arm": 70, "cine": 5, "turns": 3}  # no stills
+    for name, row in cines.iterrows():
+        own = table[table["file"] == name].set_index("frame")
+        sums = own[["p_LCA_better", "p_RCA_better"]].sum()
+        assert row["laterality"] == ("LCA" if sums.iloc[0] >= sums.iloc[1] else "RCA")
+        assert row["key_frame"] == own[f"p_{row['laterality']}_better"].idxmax()
+        assert row["confidence"] == own[f"p_{row['laterality']}_better"].max()
+    angles = cines[["primary_angle_deg", "secondary_angle_deg"]]
+    assert angles.loc["arm"].tolist() == [-30.5, 20] and angles.loc["cine"].isna().all()
+    assert angles.loc["turns"].iloc[0] == -30.5 + cines.loc["turns", "key_frame"]
+    assert np.isnan(angles.loc["turns"].iloc[1])
+    told = json.loads(said.out)
+    assert told["pictures"] == 79 and told["read"] == 4 and told["passed_over"] == 6
+    assert [row["key_frame"] for row in told["cines"]] == cines["key_frame"].tolist()
+    assert told["cines"][1]["primary_angle_deg"] is None and said.err == ""
+
+
+def test_the_cines_side_and_quality_worked_by_hand():
+    better = {"p_LCA_better": [0.4, 0.1, 0.2], "p_RCA_better": [0.3, 0.35, 0.1]}
+    rest = {"p_LCA_bad": [0.1, 0.1, 0.3], "p_RCA_bad": [0.1, 0.4, 0.2]}
+    rest |= {"p_LCA_other": 0.05, "p_RCA_other": 0.05, "confidence": 0.0}
+    rows = {name: (better | rest)[name] for name in P}
+    table = pd.DataFrame({"file": Path("a"), "frame": range(3), "laterality": "", "quality": ""})
+    table = table.assign(**rows, primary_angle_deg=np.nan, secondary_angle_deg=np.nan)
+    [row] = reading.summarise_cines(table).itertuples()  # .75 of the right against .7
+    assert (row.laterality, row.key_frame, row.quality, row.frames) == ("RCA", 1, "bad", 3)
+    assert row.confidence == 0.35
+    flipped = table.rename(columns=lambda n: n.translate(str.maketrans("LR", "RL")))
+    [row] = reading.summarise_cines(flipped[table.columns]).itertuples()
+    assert (row.laterality, row.key_frame, row.quality) == ("LCA", 1, "bad")
+    assert reading.summarise_cines(table.assign(file=Path("a.png"))).empty
 
 
 def test_the_shipped_network_is_packaged_and_ones_own_decides(model_dir, folder, tmp_path):
@@ -313,7 +377,14 @@ def test_help_explains_the_columns(capsys):
         keyframes.main(["predict", "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(word in text for word in (*COLUMNS, "--skip-unreadable", "phantom", "examples"))
+    options = ("--device", "--quiet", "--json", "--skip-unreadable", "exit codes", "130")
+    words = (*COLUMNS, *reading.CINE_COLUMNS, *options, "phantom", "examples")
+    assert all(word in text for word in words)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = EntryPoint("cag-keyframes", scripts["scripts"]["cag-keyframes"], "console_scripts")
+    with pytest.raises(SystemExit):
+        found.load()(["--version"])
+    assert capsys.readouterr().out == f"cag-keyframes {scripts['version']}\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")

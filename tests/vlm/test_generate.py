@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from cag_utils.corpus.examples import encode_prompts, open_picture
 from cag_utils.corpus.pairs import prompt
 from cag_utils.making.twins import make_processor
 from cag_utils.phantom.clinic.findings import PLANS, write_findings
@@ -60,6 +62,27 @@ def test_batches_answer_as_one_by_one(twins, asked, name):
     assert one["n_tokens"].tolist() == sixteen["n_tokens"].tolist()
     assert one["output"].nunique() > 6  # a model that always says the same would prove nothing
     assert len(one) == 11 and (one["seconds"] > 0).all() and one["n_tokens"].between(0, 12).all()
+
+
+def test_several_pictures_stand_in_one_prompt_where_the_backbone_takes_them(twins, asked, tmp_path):
+    images, prompts = asked
+    groups = [(images[0], images[1], images[2]), (images[3],), (images[2], images[1], images[0])]
+    model, processor = load_backbone("gemma3", "tiny", device="cpu")
+    pictures = [[open_picture(path, processor) for path in own] for own in groups]
+    batch = encode_prompts(processor, pictures, prompts[:3])
+    is_image = batch["input_ids"] == model.config.image_token_id
+    each = model.config.mm_tokens_per_image
+    assert is_image.sum(1).tolist() == [3 * each, each, 3 * each]
+    plain = generate_answers(model, processor, groups, prompts[:3], 2, 12)
+    cached = generate_answers(model, processor, groups, prompts[:3], 1, 12, features=tmp_path)
+    assert plain["output"].tolist() == cached["output"].tolist()
+    single = generate_answers(model, processor, [images[3]], prompts[1:2], 1, 12)
+    assert single["output"][0] == plain["output"][1]
+    states = [model(**encode_prompts(processor, [p], ["?"])).logits[0, -1] for p in pictures[::2]]
+    assert not torch.allclose(*states, atol=1e-4)  # their order counts
+    paligemma = load_backbone("paligemma2", "tiny", device="cpu")
+    with pytest.raises(ValueError, match="one picture a prompt"):
+        generate_answers(*paligemma, groups, prompts[:3], 2, 12)
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20))
@@ -192,13 +215,14 @@ def test_nothing_is_dropped_from_the_table(world):
 def server(monkeypatch):
     """An OpenAI-compatible server: answers what its script says, and keeps the requests."""
     told = SimpleNamespace(requests=[], script=[])
-    told.endpoint = Endpoint("o4-mini", "http://here/v1", "k", 5, 1)
+    told.endpoint = Endpoint("o4-mini", "http://here:secret-port@host/v1", "sk-secret", 5, 1)
 
     def answer(request):
         told.requests.append(request)
         status, message = told.script.pop(0) if told.script else (200, {"content": "fine"})
         if status != 200:
-            return httpx.Response(status, json={"error": {"message": "told to fail"}})
+            echo = f"{request.url} {dict(request.headers)}"  # as some gateways do
+            return httpx.Response(status, json={"error": {"message": echo}}, headers={"x-a": echo})
         end, hidden = message.pop("finish_reason", "stop"), message.pop("hidden", 0)
         choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant"} | message}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
@@ -229,7 +253,7 @@ def test_the_endpoint_gets_prompt_and_picture(server, frame):
     [request] = server.requests
     body = json.loads(request.content)
     assert request.url.path == "/v1/chat/completions"
-    assert request.headers["Authorization"] == "Bearer k"
+    assert request.headers["Authorization"] == "Bearer sk-secret"
     assert body["model"] == "o4-mini" and "temperature" not in body
     picture, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is seen?"}
@@ -263,15 +287,20 @@ def test_an_answer_at_the_token_limit_is_cut_and_hidden_tokens_are_no_text(serve
 
 
 @pytest.mark.parametrize(("script", "match"), [
-    ([(500, {}), (500, {})], "case 1 of 2: InternalServerError"),
-    ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError"),
-    ([(200, {})], "case 1 of 2: OpenAIError: the answer holds no choice"),
+    ([(500, {}), (500, {})], "case 1 of 2: InternalServerError .500"),
+    ([(200, {"content": "a"}), (401, {})], "case 2 of 2: AuthenticationError .401"),
+    ([(200, {})], "case 1 of 2: OpenAIError .no answer"),
 ])  # fmt: skip
-def test_an_endpoint_that_fails_says_where_and_keeps_the_key(server, frame, script, match):
+def test_an_endpoint_that_fails_says_where_and_keeps_key_url_and_headers(
+    server, frame, script, match, capfd, caplog
+):
+    caplog.set_level("INFO")
     server.script = script
     with pytest.raises(EndpointError, match=match) as caught:
         ask(server.endpoint, [str(frame)] * 2, ["?"] * 2)
-    assert "'k'" not in str(caught.value) and "api_key" not in repr(server.endpoint)
+    trace = "".join(traceback.format_exception(caught.value)) + repr(server.endpoint)
+    logged = [x.getMessage() for x in caplog.records if x.name.startswith("cag_utils")]
+    assert "secret" not in trace + "".join([*capfd.readouterr(), *logged])
 
 
 def test_an_endpoint_nobody_serves_is_an_error(frame):
