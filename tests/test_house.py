@@ -79,9 +79,9 @@ def test_every_room_says_what_it_is_for():
 def test_the_house_stays_small():
     # 18,500 and 11,000 lines when the house was built; raised only with what an issue has added
     sizes = room_sizes()
-    assert sizes["rooms.all.files"] <= 112 and sizes["rooms.all.lines"] <= 24_750
+    assert sizes["rooms.all.files"] <= 112 and sizes["rooms.all.lines"] <= 25_000
     tests = [path for path in (ROOT / "tests").rglob("*.py") if "benchmarks" not in path.parts]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tests) <= 15_000
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tests) <= 15_250
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     reached = {path for notebook in notebooks for path in notebook_sources(notebook)[1:]}
     assert [path.stem[:2] for path in notebooks] == [f"0{i}" for i in range(9)]
