@@ -11,6 +11,7 @@ import pytest
 from cag_utils.cines import public
 from cag_utils.cines.__main__ import main
 from cag_utils.corpus.pairs import read_findings, read_reports
+from cag_utils.identity import study_id
 from cag_utils.keyframes.labels import read_frame_labels
 from cag_utils.profiles import load_profile
 from cag_utils.scores.entities import Stenosis, read_entities
@@ -141,7 +142,7 @@ def test_stills_become_the_tables_and_pictures_of_a_hospital(arcade, tmp_path):
     findings = read_findings(tmp_path / "cohort" / "findings.csv", KEY)
     assert reports["exam_id"].tolist() == sampled.frames["exam_id"].tolist()
     assert findings["video_id"].tolist() == sampled.frames["video_id"].tolist()
-    assert set(findings["validated_by"]) == {"ARCADE"}
+    assert set(findings["validated_by"]) == {study_id("reader", "ARCADE", KEY)}
 
 
 def test_fetch_says_whence_checks_what_is_there_and_links_it(arcade, tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -248,7 +249,8 @@ def frame(tmp_path):
 def test_the_endpoint_gets_prompt_and_picture(server, frame):
     said = "LCX #11 shows 75% stenosis."
     server.script = [(200, {"content": f" {said} "})]
-    answers = ask(server.endpoint, [str(frame)], ["What is seen?"])
+    endpoint = replace(server.endpoint, base_url="http://host/v1")
+    answers = ask(endpoint, [str(frame)], ["What is seen?"])
     assert answers.loc[0, ["output", "n_tokens", "status"]].tolist() == [said, 7, ""]
     [request] = server.requests
     body = json.loads(request.content)
