@@ -37,6 +37,7 @@ def test_the_whole_study_leaves_every_notebooks_metrics_and_the_headline_figures
     wanted = f1_score(said["label"], likeliest, average="weighted")
     assert headline["cnn.six_class_f1"] == pytest.approx(wanted)
     assert {f"finetune.{b}.en.overall_mean" for b in finetune.backbones} <= set(headline)
+    assert headline["parser.gold.en.precision"] > 0.97 < headline["parser.gold.ja.recall"]
     assert all(isinstance(value, int | float) for value in headline.values())
 
 
