@@ -42,7 +42,7 @@ test-unit: .venv/installed  ## run the tests that execute no notebook
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm and not browser and not fuzz"
 
 test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -m "notebook and not appendix"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "notebook and not appendix"
 
 test-appendices: .venv/installed  ## run the appendices under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m appendix

@@ -20,7 +20,7 @@ from cag_utils.profiles import load_profile
 from cag_utils.study import read_json
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("own data")]  # one archive for all
+pytestmark = pytest.mark.notebook
 EXAM, VIDEO = "1.2.392.200036.9125.2.7", "1.2.392.200036.9125.4.7"
 IN_HEADERS = """PatientName PatientID OtherPatientIDs PatientAddress PatientMotherBirthName
     PatientTelephoneNumbers ReferringPhysicianName PerformingPhysicianName OperatorsName StudyID
