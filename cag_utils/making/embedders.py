@@ -103,6 +103,7 @@ def train_embedder(
 
     Args:
         embedder: A tiny one.
+        steps: Optimiser steps, a multiple of `parts`.
         seed: Order, wording and jitter.
         trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of the rate.
         parts: Of the training; after each, `checkpoint` is written, from which the same call goes

@@ -87,6 +87,7 @@ def train_captions(
     Args:
         model: A twin whose tower made `features`.
         features: From `encode_stills`.
+        steps: Optimiser steps, a multiple of `parts`.
         seed: Order of pictures, patients and wording.
         batch_size: Captions a step.
         kinds: Of captions, drawn by their share in `KINDS`. `LOOKING` leaves out long texts: the

@@ -144,16 +144,17 @@ def cached_stills(
 ) -> Stills:
     """Return `make_stills` for `count` seeds in a row, drawn once and kept as .npz in `folder`.
 
-    They are kept in parts of 2000, so that a killed run goes on where it was. A part whose first
-    picture the phantom would draw differently today is drawn anew.
+    They are kept in parts of 2000, so that a killed run goes on where it was. A part whose last
+    picture would be drawn differently today, by another phantom or of another patient, is drawn
+    anew.
     """
     parts = []
     for start in range(first_seed, first_seed + count, PART):
         seeds = range(start, min(start + PART, first_seed + count))
         path = Path(folder) / f"stills_v{VERSION}_{start}_{len(seeds)}_{size_px}.npz"
         kept = Stills(**np.load(path)) if path.exists() else None
-        today = make_stills(seeds[:1], size_px).images[0]
-        if kept is None or not np.array_equal(kept.images[0], today):
+        today = make_stills(seeds[-1:], size_px).images[-1]
+        if kept is None or not np.array_equal(kept.images[-1], today):
             kept = make_stills(seeds, size_px, workers)
             _write(kept, path)
         parts.append(kept)

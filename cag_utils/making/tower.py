@@ -420,6 +420,7 @@ def train_tower(
 
     Args:
         config: From `twins.make_tower_config`.
+        steps: Optimiser steps, a multiple of `parts`.
         seed: Order of the pictures, jitter and initial weights.
         recipe: How; the default if None.
         guide: Trained; needed where the recipe is guided.

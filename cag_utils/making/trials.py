@@ -95,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--ship", action="store_true", help="put the last recipe's tower in weights/"
     )
     given = parser.parse_args(arguments)
+    names = sorted(given.recipes, key=lambda name: RECIPES[name].network != "convnext")
+    if given.ship and RECIPES[names[-1]].network == "convnext":
+        parser.error("a convolutional network has no tower to ship")
     torch.set_num_threads(1)
     commit = provenance()["commit"]  # of what runs, not of what the checkout holds hours later
     kinds = (drawn.FIRST_SEED, given.stills), (drawn.FIRST_CROWDED_SEED, given.crowded)
@@ -104,7 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     pictures, some = drawn.join([whole, crowded]), held_out.part(np.arange(SCORED))
     guide, tables = None, []
-    names = sorted(given.recipes, key=lambda name: RECIPES[name].network != "convnext")
     for name in names:  # the guide first
         stills = pictures.part(np.arange(FEW)) if name == "fewer stills" else pictures
         recipe = RECIPES[name]
