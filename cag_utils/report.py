@@ -12,7 +12,7 @@ import pandas as pd
 from cag_utils.backbones import BACKBONES
 from cag_utils.params import check_choice
 from cag_utils.study import PACKAGE
-from cag_utils.tables import no_formulas
+from cag_utils.tables import write_table
 
 # One name and one colour per model, across every figure: `backbones` has them, and the model behind
 # an API. The paper lists untuned models first, and of these Gemma3.
@@ -40,7 +40,7 @@ def save_figure(fig: plt.Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     with plt.rc_context({"svg.hashsalt": stem.name}):  # a salt and no date: same bytes each run
         fig.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})
         fig.savefig(paths[1], bbox_inches="tight", metadata={"Date": None})
-    data.to_csv(paths[2], index=False)
+    write_table(data, paths[2])
     return paths
 
 
@@ -55,7 +55,7 @@ def save_table(table: pd.DataFrame, stem: Path, caption: str, digits: int = 3) -
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".csv", ".md", ".tex")]
-    no_formulas(table).to_csv(paths[0], index=False)
+    write_table(table, paths[0])
     shown = rounded(table, digits)
     plain = shown.to_markdown(index=False).replace("<", "&lt;")  # a note's HTML stays text
     paths[1].write_text(f"{caption}\n\n{plain}\n", encoding="utf-8")

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cag_utils.tables import write_table
+
 
 def split_counts(n_groups: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Turn shares into numbers of groups by the largest remainder, none of them 0 unless asked.
@@ -116,7 +118,7 @@ def write_splits(splits: pd.DataFrame, path: Path) -> Path:
     assert_disjoint(splits, "video_id", verbose=False)
     rows = splits[columns].drop_duplicates().sort_values(columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(path, index=False)
+    write_table(rows, path)
     return path
 
 

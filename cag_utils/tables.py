@@ -9,7 +9,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,8 +18,10 @@ import pandera.pandas as pa
 from pandas.api.types import is_numeric_dtype
 from pandera.errors import SchemaErrors
 
+from cag_utils.study import replacing
+
 REMEDY = "save it as 'CSV UTF-8' (or .xlsx) with the header in row 1"
-FORMULA = re.compile(r"^[=+\-@\t\r]")
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
 # What a spreadsheet writes for a whole number in a column that has blanks.
 WHOLE = r"^(\d+)\.0+$"
 
@@ -164,7 +166,7 @@ def _with_header(
         raise ValueError(f"{path}: row {start + 1}: column {double} stands twice; keep one")
     kept = {}
     for number, row in enumerate(rows[start + 1 :], start + 2):
-        cells = [cell.strip() for cell in row]
+        cells = [rearm(cell.strip()) for cell in row]
         if any(cells[len(names) :]):
             rule = "it has more cells than the header; a cell that holds a comma needs quotes"
             raise ValueError(f"{path}: row {number}: {rule}")
@@ -195,12 +197,37 @@ def _in_words(problems: Iterable[tuple[int, str]], rules: Mapping[str, str], rep
     return "; ".join(texts)
 
 
-def no_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose texts no spreadsheet takes for a formula: `'` before = + - @ and tab.
+def write_table(table: pd.DataFrame | pd.Series, path: Path, index: bool = False, **how) -> None:
+    """Write a CSV whose texts no spreadsheet takes for formulas; on an error the old file stays.
+
+    Args:
+        how: As `DataFrame.to_csv`.
+    """
+    with replacing(path) as part:
+        _each_text(table, disarm).to_csv(part, index=index, **how)
+
+
+def load_table(path: Path, **how) -> pd.DataFrame:
+    """Read what `write_table` has written; `how` as `pandas.read_csv`."""
+    return _each_text(pd.read_csv(path, **how), rearm)
+
+
+def _each_text(table: pd.DataFrame | pd.Series, change: Callable[[str], str]) -> pd.DataFrame:
+    table = pd.DataFrame(table)
+    texts = table.select_dtypes(include=["object", "string"]).columns
+    changed = lambda cell: change(cell) if isinstance(cell, str) else cell  # noqa: E731
+    return table.assign(**{name: table[name].map(changed) for name in texts})
+
+
+def disarm(cell: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula; `rearm` undoes it.
 
     Source:
-        OWASP, CSV Injection.
+        OWASP, CSV Injection: cells that begin with = + - @, tab or carriage return.
     """
-    texts = table.select_dtypes(include=["object", "string"]).columns
-    guard = lambda cell: f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell  # noqa: E731
-    return table.assign(**{name: table[name].map(guard) for name in texts})
+    return f"'{cell}" if FORMULA.match(cell) else cell
+
+
+def rearm(cell: str) -> str:
+    """Take off what `disarm` has put on."""
+    return cell[1:] if cell[:1] == "'" and FORMULA.match(cell) else cell

@@ -1,3 +1,5 @@
+import errno
+
 import pandas as pd
 import pandera.pandas as pa
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from cag_utils.corpus.pairs import read_findings, read_reports
 from cag_utils.keyframes.labels import read_frame_labels
 from cag_utils.scores.scorecard import read_sheet
-from cag_utils.tables import no_formulas, read_table
+from cag_utils.tables import load_table, read_table, write_table
 from tests.conftest import ROOT
 
 COLUMNS = {"id": pa.Column(str, pa.Check.str_length(min_value=1))}
@@ -113,10 +115,26 @@ def test_what_excel_makes_of_each_table(kind):
             pd.testing.assert_frame_equal(READERS[kind](path), want)
 
 
-def test_no_cell_becomes_a_formula_and_the_rest_stays():
-    table = pd.DataFrame(
-        {"a": ["=1+1", "+x", "-3", "@y", "\tz", "75% - ok", ""], "b": range(-3, 4)}
-    )
-    guarded = no_formulas(table)
-    assert guarded["a"].tolist() == ["'=1+1", "'+x", "'-3", "'@y", "'\tz", "75% - ok", ""]
-    assert guarded["b"].equals(table["b"])
+def test_no_cell_becomes_a_formula_and_comes_back_as_it_was(tmp_path):
+    texts = ["=1+1", "+x", "-3", "@y", "\tz", "'=a", "'quoted'", "75% - ok", None]
+    table = pd.DataFrame({"a": texts, "b": range(-4, 5)})
+    write_table(table, tmp_path / "x.csv")
+    stored = pd.read_csv(tmp_path / "x.csv")
+    guarded = ["'=1+1", "'+x", "'-3", "'@y", "'\tz", "''=a", "'quoted'", "75% - ok"]
+    assert stored["a"].tolist()[:-1] == guarded
+    assert stored["b"].equals(table["b"])
+    pd.testing.assert_frame_equal(load_table(tmp_path / "x.csv"), table)
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    write_table(pd.DataFrame({"a": [1]}), tmp_path / "x.csv")
+
+    def fill_the_disk(self, path, **how):
+        path.write_text("a\n2", encoding="utf-8")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fill_the_disk)
+    with pytest.raises(OSError, match="No space left.*x.csv"):
+        write_table(pd.DataFrame({"a": [2, 3]}), tmp_path / "x.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+    assert (tmp_path / "x.csv").read_text(encoding="utf-8") == "a\n1\n"

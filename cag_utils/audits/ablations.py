@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from cag_utils.corpus.examples import LANGUAGES, encode_prompts, open_picture
 from cag_utils.making.captions import PictureFacts, write_caption
 from cag_utils.params import check_choice
+from cag_utils.tables import load_table, write_table
 
 # Of the reader's coefficients, as scikit-learn's C: strong, as there are few cases and 160 numbers
 # a case. Of 0.01, 0.1 and 1 it did best on test cases of an earlier corpus: not a blind choice.
@@ -74,7 +75,7 @@ def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:
         ValueError: Unknown language, or a lesion that its side does not show.
     """
     check_choice("language", language, LANGUAGES)
-    table = pd.read_csv(pairs, dtype={"patient_id": str}, keep_default_na=False)
+    table = load_table(pairs, dtype={"patient_id": str}, keep_default_na=False)
     rng, report = np.random.default_rng(seed), f"report_{language}"
     lines = []
     for case in table.itertuples():
@@ -82,5 +83,5 @@ def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:
         scene = PictureFacts(case.truth_laterality, lesions, "", {}, case.truth_plan)
         lines.append(write_caption(rng, scene, language, "list")[1])
     table[report] = table[report] + "\n" + pd.Series(lines, table.index)
-    table.to_csv(told, index=False)
+    write_table(table, told)
     return told

@@ -8,6 +8,7 @@ import pandas as pd
 from cag_utils.profiles import Stats
 from cag_utils.scores.floors import AT, BOUNDS, CEILING, ask_blank, floors_of, in_order
 from cag_utils.scores.measures import by_case, estimate, skill
+from cag_utils.tables import load_table, write_table
 
 MEASURES = (
     "lesion_f1", "lesion_recall", "lesion_precision", "healthy_right", "plan_right",
@@ -24,10 +25,10 @@ def blank_pairs(pairs: Path, target: Path) -> Path:
         target: The copy, which is returned, in a folder of a run of the same profile; the picture
             is put beside it.
     """
-    table = pd.read_csv(pairs, dtype={"patient_id": str}, keep_default_na=False)
+    table = load_table(pairs, dtype={"patient_id": str}, keep_default_na=False)
     [image] = set(ask_blank(table, "", target.parent)["image"])
     table["png"] = Path(image).relative_to(pairs.parents[2]).as_posix()
-    table.to_csv(target, index=False)
+    write_table(table, target)
     return target
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from cag_utils.cines.public import PUBLIC_SETS, check_download, read_public
 from cag_utils.study import under_root
+from cag_utils.tables import write_table
 
 HELP = """\
 Say where a public set is found and under which licence; then check what lies in the folder: the
@@ -59,7 +60,7 @@ def link_stills(usable: pd.DataFrame, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(path.resolve())
     labels = {"file": names, "frames": "", "laterality": usable["laterality"], "contrast": "yes"}
-    pd.DataFrame(labels).to_csv(folder / "labels.csv", index=False)
+    write_table(pd.DataFrame(labels), folder / "labels.csv")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from cag_utils.cines.sampling import (
 from cag_utils.cines.stills import Unreadable, read_still
 from cag_utils.identity import pseudonym
 from cag_utils.segments import AHA_SEGMENTS, artery_of, laterality_of
+from cag_utils.tables import write_table
 
 SPLITS = ("train", "val", "test")
 AHA_OF = {label: number for number, row in AHA_SEGMENTS.items() for label in row.syntax}
@@ -415,10 +416,10 @@ def write_tables(stills: pd.DataFrame, name: str, folder: Path, key: bytes) -> N
     )
     findings = rows.join(texts.add_prefix("findings_")).rename(columns={"reader": "validated_by"})
     columns = ["video", "frame", "findings_ja", "findings_en", "validated_by"]
-    labels[["video", "frame", "reader", "label"]].to_csv(folder / "frame_labels.csv", index=False)
-    reports[["exam", "report_ja", "report_en"]].to_csv(folder / "reports.csv", index=False)
+    write_table(labels[["video", "frame", "reader", "label"]], folder / "frame_labels.csv")
+    write_table(reports[["exam", "report_ja", "report_en"]], folder / "reports.csv")
     told = findings["findings_en"] != ""
-    findings.loc[told, columns].to_csv(folder / "findings.csv", index=False)
+    write_table(findings.loc[told, columns], folder / "findings.csv")
 
 
 def finding_texts(still) -> dict[str, str]:

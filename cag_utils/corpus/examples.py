@@ -10,6 +10,7 @@ from transformers import BatchFeature, PaliGemmaProcessor, ProcessorMixin
 
 from cag_utils.corpus.pairs import prompt
 from cag_utils.params import check_choice
+from cag_utils.tables import load_table
 
 LANGUAGES = ("en", "ja")
 SPLITS = ("train", "val", "test")
@@ -33,7 +34,7 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
         FileNotFoundError: A picture is missing.
     """
     check_choice("language", language, LANGUAGES)
-    table = pd.read_csv(pairs, dtype={"patient_id": str}, keep_default_na=False)
+    table = load_table(pairs, dtype={"patient_id": str}, keep_default_na=False)
     table = table.sort_values("case_id", kind="stable").reset_index(drop=True)
     for split in sorted(set(table["split"])):
         check_choice("split", split, SPLITS)

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from cag_utils.tables import disarm, rearm
+
 HEAD = ("at", "reader", "item", "repeat", "action", "seconds")
 INITIALS = re.compile(r"[A-Za-z0-9]{2,12}")
 WAIT_S = 5.0  # a page that is loaded anew: its old kernel needs a moment to end
@@ -139,20 +141,6 @@ def read_all_marks(folder: Path, values: Sequence[str] = ()) -> pd.DataFrame:
 def first_marks(marks: pd.DataFrame) -> pd.DataFrame:
     """Return the marks of items that were shown for the first time."""
     return marks[marks["repeat"] == "0"]
-
-
-def disarm(cell: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would run as a formula; `rearm` undoes it.
-
-    Source:
-        OWASP, CSV Injection: cells that begin with = + - @.
-    """
-    return f"'{cell}" if re.match(r"'*[=+\-@]", cell) else cell
-
-
-def rearm(cell: str) -> str:
-    """Take off what `disarm` has put on."""
-    return cell[1:] if re.match(r"'+[=+\-@]", cell) else cell
 
 
 def reading_order(

@@ -28,6 +28,7 @@ from cag_utils.cines.stills import (
 from cag_utils.corpus.pairs import SIDES, choose_key_frames
 from cag_utils.keyframes.labels import LATERALITY, QUALITY, SIX_CLASSES, decide
 from cag_utils.keyframes.network import PREDICTOR_WEIGHTS, load_model, pick_device, probabilities
+from cag_utils.tables import disarm, write_table
 
 DEFAULT_MODEL = PREDICTOR_WEIGHTS
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -153,7 +154,8 @@ def write_predictions(
 
     Args:
         place: A folder or one file, see `find_pictures`.
-        out: CSV to write: `file` (relative to the folder), then as `predict_files`.
+        out: CSV to write: `file` (relative to the folder; `tables.rearm` undoes an
+            apostrophe before `=`), then as `predict_files`.
         model_dir: Folder of a trained network.
         device: See `pick_device`.
         has_progress: Whether a bar is shown.
@@ -175,7 +177,7 @@ def write_predictions(
                 cines.append(summarise_cines(table).round(6))
                 for rows in (table, cines[-1]):
                     rows["file"] = [path_within(path, top) for path in rows["file"]]
-                shown = table[FRAME_COLUMNS]
+                shown = table[FRAME_COLUMNS].assign(file=table["file"].map(disarm))
                 shown.to_csv(file, index=False, header=not sides, float_format="%.6f")
                 sides.update(table["laterality"])
     finally:
@@ -187,10 +189,10 @@ def write_predictions(
         raise ValueError(f"none of {len(paths)} files can be read{first}")
     part.replace(out)
     cines = pd.concat(cines, ignore_index=True)
-    cines.to_csv(out.with_name(f"{out.stem}_cines.csv"), index=False)
+    write_table(cines, out.with_name(f"{out.stem}_cines.csv"))
     rows = [(path_within(r.path, top), r.frame, r.reason, public_words(r)) for r in rejected]
     table = pd.DataFrame(rows, columns=REJECTED_COLUMNS).astype({"frame": "Int64"})
-    table.to_csv(out.with_name(f"{out.stem}_rejected.csv"), index=False)
+    write_table(table, out.with_name(f"{out.stem}_rejected.csv"))
     n_passed += len(closed) - len(rejected)
     known = set(paths)
     n_files = len(paths) + n_passed + sum(r.path not in known for r in rejected)

@@ -44,6 +44,7 @@ from cag_utils.keyframes.network import (
 from cag_utils.profiles import Cnn
 from cag_utils.shipped import check_phantom
 from cag_utils.study import read_json, write_json
+from cag_utils.tables import write_table
 from cag_utils.workflow import follow_parent, launch
 
 CHECKPOINT = "training.pt"  # of a training that is under way; no output of the workflow's
@@ -118,7 +119,7 @@ def _keep_shipped(name: str, folder: Path) -> pd.DataFrame:
         shutil.copy(check_phantom(weights) / file, folder)
     nothing = dict.fromkeys(["train_loss", "val_loss", *(f"val_{name}" for name in MERGES)], np.nan)
     history = pd.DataFrame([{"epoch": 0} | nothing | {"seconds": 0.0, "best": True}])
-    history.to_csv(folder / "history.csv", index=False)
+    write_table(history, folder / "history.csv")
     return history
 
 
@@ -165,7 +166,7 @@ def _train(
         model.load_state_dict(done.best)
         facts = {"model": cnn.model, "image_px": cnn.image_px, "epoch": best["epoch"]}
         save_model(model, folder, facts | {"val_six_class_f1": best["val_six_class_f1"]})
-        pd.DataFrame(done.epochs).to_csv(folder / "history.csv", index=False)
+        write_table(pd.DataFrame(done.epochs), folder / "history.csv")
 
 
 def frame_batches(

@@ -41,6 +41,7 @@ from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import score, truth_of
 from cag_utils.study import PACKAGE, read_json, write_json
+from cag_utils.tables import load_table, write_table
 from cag_utils.vlm.data import CaseCollator, FeatureStore, accept_features, to_cases
 from cag_utils.vlm.generate import generate_answers
 from cag_utils.vlm.loading import SIZES, load_backbone
@@ -277,7 +278,7 @@ class AnswerScorer:
         val = examples[examples["split"] == "val"]
         self.n_cases = min(job.finetune.eval_cases, len(val))
         self.cases = val.iloc[[i * len(val) // self.n_cases for i in range(self.n_cases)]]
-        pairs = pd.read_csv(job.pairs).set_index("case_id")
+        pairs = load_table(job.pairs).set_index("case_id")
         self.truths = [truth_of(pairs.loc[c], job.language) for c in self.cases["case_id"]]
         self.job, self.processor = job, processor
 
@@ -540,9 +541,9 @@ def train(job: Job, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     adapter = job.path / "adapter"
     if trainer.is_world_process_zero():
         log = trainer.state.log_history
-        trainable_table(trainer.model).to_csv(job.path / "trainable.csv", index=False)
-        loss_history(log).to_csv(job.path / "history.csv", index=False)
-        answer_history(log).to_csv(job.path / "eval_history.csv", index=False)
+        write_table(trainable_table(trainer.model), job.path / "trainable.csv")
+        write_table(loss_history(log), job.path / "history.csv")
+        write_table(answer_history(log), job.path / "eval_history.csv")
         save_adapter(trainer.model, adapter, base_name(job))
         # without the mixed-precision wrapper, which a reloaded model will not have
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()

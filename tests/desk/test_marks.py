@@ -13,13 +13,12 @@ from cag_utils.desk.marks import (
     HEAD,
     MarkLog,
     SheetInUse,
-    disarm,
     first_marks,
     read_all_marks,
     read_marks,
     reading_order,
-    rearm,
 )
+from cag_utils.tables import disarm, rearm
 
 
 @pytest.fixture(autouse=True)
