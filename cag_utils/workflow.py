@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -99,6 +100,7 @@ def run_study(arguments: list[str]) -> None:
     Raises:
         SystemExit: Always; with one line that names the process if another study runs here.
     """
+    _do_without_home(Path(tempfile.gettempdir()))
     from snakemake.cli import main as snakemake
     from snakemake.cli import parse_args
 
@@ -141,6 +143,22 @@ def _refuse(folder: Path, process: int | str) -> None:
         f"A study is already running in {folder} (process {process}): wait for it, or end it with "
         f"`kill {process}` and give the command again."
     )
+
+
+def _do_without_home(instead: Path) -> None:
+    """Let libraries keep their files elsewhere where the home cannot be written, as on many nodes.
+
+    Models that somebody has put into such a home are still found there.
+    """
+    home = Path.home()
+    if os.access(home, os.W_OK):
+        return
+    place = instead / f"cag_home_{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    sys.stderr.write(f"{home} cannot be written: caches go to {place}\n")
+    os.environ.setdefault("HF_HOME", str(home / ".cache" / "huggingface"))
+    for name in ("XDG_CACHE_HOME", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR"):
+        os.environ.setdefault(name, str(place))
 
 
 def _plain_snakemake(folder: Path) -> int | None:

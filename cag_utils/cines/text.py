@@ -19,6 +19,7 @@ DETECTOR = "models/PP-OCRv6_det_small.onnx"
 STILL, CONTRAST, STROKE = 16, 24, 9
 INK, REACH = 20, 8  # fewest still pixels of a text, and how far apart its letters may stand, pixels
 SURE, ROUGH, HEIGHT = 0.9, 0.3, 4  # mean and least probability of a text, its least height, pixels
+THIN = 0.1  # share of its box that a line covers at most; letters that touch cover three times that
 ENLARGED, LONGEST = 1.5, 736  # what the detector is shown: how large, and pixels at most
 GROWN = 1.8  # it finds the middle of a line; by this much of area / half perimeter it is grown
 
@@ -61,7 +62,21 @@ class Extremes:
         still = cv2.subtract(self.high, self.low) <= STILL
         strong = CONTRAST if still.mean() < 0.8 else 3 * CONTRAST  # a still has vessels that stand
         edges = bright - dark
-        return np.where(still & (np.abs(edges) >= strong), edges, 0)
+        return _without_lines(np.where(still & (np.abs(edges) >= strong), edges, 0))
+
+
+def _without_lines(edges: np.ndarray) -> np.ndarray:
+    """Return edges without what is too long for a letter and too thin for a line of them.
+
+    Borders of shutters, cables and wires: most clean cines then need no detector at all.
+    """
+    _, part, boxes, _ = cv2.connectedComponentsWithStats(np.uint8(edges != 0), connectivity=8)
+    width, height, ink = (boxes[:, i] for i in (2, 3, 4))
+    long, short = np.maximum(width, height), np.minimum(width, height)
+    thin = (short < HEIGHT) | (ink < THIN * width * height)
+    line = (long > len(edges) / 16) & thin
+    line[0] = False  # the ground
+    return np.where(line[part], 0, edges)
 
 
 def blacken(frame: np.ndarray, masks: Sequence[Rectangle]) -> np.ndarray:

@@ -26,14 +26,14 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from cag_utils.cines.stills import fit_picture
-from cag_utils.keyframes.labels import LATERALITY, SIX_CLASSES, f1_scores
+from cag_utils.keyframes.labels import LATERALITY, QUALITY, SIX_CLASSES, f1_scores
 from cag_utils.keyframes.network import autocast, build_model, pick_device, prepare, save_model
 from cag_utils.keyframes.training import fit
 from cag_utils.phantom.anatomy.tree import Tree
 from cag_utils.phantom.cohort import LESION_SHARES
 from cag_utils.phantom.imaging.pose import Pose, pose_tree
 from cag_utils.phantom.imaging.render import film
-from cag_utils.phantom.imaging.shot import draw_kind, draw_shot
+from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.labels import OTHER_OPACIFIED
 from cag_utils.phantom.streams import VERSION
 from cag_utils.phantom.subject import diseased_tree, draw_subject
@@ -43,7 +43,13 @@ STREAM = 5  # cohorts draw from streams 1 and 2, stills from 3: no study patient
 RENDER_PX, IMAGE_PX = 512, 224  # the study's own matrix, and what its network sees of it
 CINES_A_SIDE = 3  # three views a side
 N_FRAMES, FRAME_RATES = 5, (1.0, 1.7)  # sparse cines: before, during and after the bolus, for less
-EARLY_SHARE = 0.35  # of the first frames, which show no contrast yet, that are kept
+EARLY_SHARE = 0.7  # of the first frames, which show no contrast yet, that are kept
+# More of what is `other` for other reasons than time: catheters and wires alone, ventriculograms,
+# empty fields. Real archives are full of them, the study's cohorts are not. Choice.
+CINE_SHARES = {
+    "normal": 0.40, "weak": 0.07, "slow": 0.04, "short": 0.06, "noninjected": 0.13, "cropped": 0.07,
+    "panned": 0.03, "blurred": 0.02, "oddview": 0.04, "empty": 0.04, "ventriculogram": 0.10,
+}  # fmt: skip
 TARGETS = (
     "is_rca", "primary_angle", "secondary_angle", "standard_view", "opacified", "contrast",
     "blur_mm", "foreshortening", "overlap",
@@ -60,6 +66,7 @@ AVERAGE = 0.998  # decay of the moving average of the weights, which is what is 
 COARSE_SHARE, COARSE_PX = 0.5, 112  # of the epochs, on smaller pictures: a quarter of the time
 BATCH = 64  # pictures a step
 IS_RCA = torch.tensor([LATERALITY[name] == "RCA" for name in SIX_CLASSES])
+IS_VESSEL = torch.tensor([QUALITY[name] != "other" for name in SIX_CLASSES])
 ALWAYS = [TARGETS.index(name) for name in TARGETS[1:6]]  # angles, view, opacified, contrast
 WITH_CONTRAST = [TARGETS.index(name) for name in ("blur_mm", "foreshortening", "overlap")]
 RANDOMISED = 0.33  # share of the frames that are randomised; choice
@@ -96,7 +103,8 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
     for is_rca, side in enumerate(LATERALITIES):
         tree, _ = diseased_tree(rng, subject, side)
         for _ in range(CINES_A_SIDE):
-            kind, rate = draw_kind(rng, "cnn"), rng.uniform(*FRAME_RATES)
+            kind = str(rng.choice(list(CINE_SHARES), p=list(CINE_SHARES.values())))
+            rate = rng.uniform(*FRAME_RATES)
             shot = draw_shot(rng, subject, tree, kind, N_FRAMES, rate, RENDER_PX)
             pose = pose_tree(tree, shot)
             frames, truth = film(rng, subject, tree, shot, pose)
@@ -113,14 +121,14 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
     return {name: np.array(values, kind) for (name, kind), values in columns}
 
 
-def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2) -> Scenes:
-    """Film patients 0 to n - 1, about 25 frames each, or read them from the folder `cache`.
+def collect_scenes(n_patients: int, cache: Path, n_workers: int = 2, first: int = 0) -> Scenes:
+    """Film n patients from number `first` on, about 27 frames each, or read them from `cache`.
 
-    It gets one .npz a number of patients, version of the phantom and size.
+    That folder gets one .npz a number of patients, version of the phantom and size.
     """
-    path = cache / f"scenes_v{VERSION}_{n_patients}_{IMAGE_PX}.npz"
+    path = cache / f"scenes_v{VERSION}_{first}_{n_patients}_{IMAGE_PX}.npz"
     if not path.is_file():
-        jobs = (delayed(shoot_scenes)(number) for number in range(n_patients))
+        jobs = (delayed(shoot_scenes)(first + number) for number in range(n_patients))
         done = Parallel(n_jobs=n_workers, return_as="generator")(jobs)
         done = list(tqdm(done, total=n_patients, desc="patients", mininterval=30))
         parts = {name: np.concatenate([one[name] for one in done]) for name in done[0]}
@@ -228,9 +236,11 @@ def scene_loss(outputs: Tensor, targets: Tensor, plain: Tensor) -> Tensor:
 
 
 def class_loss(outputs: Tensor, labels: Tensor, plain: Tensor, smoothing: float = 0.05) -> Tensor:
-    """Return cross-entropy of the six classes, and of the side alone where randomised.
+    """Return cross-entropy of the six classes, and of less of them where randomised.
 
-    Cropped, a key frame is none any more; a network told otherwise calls half a tree better.
+    Cropped, a key frame is none any more; a network told otherwise calls half a tree better. So a
+    randomised frame with vessels counts with its side, and as any of that side's classes but other;
+    one without stays other, however it is cut.
 
     Args:
         outputs: (n, 6) logits.
@@ -240,9 +250,11 @@ def class_loss(outputs: Tensor, labels: Tensor, plain: Tensor, smoothing: float 
     """
     six = {"label_smoothing": smoothing, "reduction": "none"}
     whole = functional.cross_entropy(outputs, labels, **six)
-    sides = outputs.log_softmax(1).view(-1, 2, 3).logsumexp(2)
-    side = functional.nll_loss(sides, labels // 3, reduction="none")
-    return torch.where(plain, whole, side).mean()
+    chances = outputs.log_softmax(1)
+    vessels = chances[:, IS_VESSEL].view(-1, 2, 2).logsumexp(2)
+    vessels = functional.nll_loss(vessels, labels // 3, reduction="none")
+    other = functional.nll_loss(chances, labels, reduction="none")
+    return torch.where(plain, whole, torch.where(IS_VESSEL[labels], vessels, other)).mean()
 
 
 def pretrain(scenes: Scenes, epochs: int, seed: int, checkpoint: Path | None = None) -> nn.Module:

@@ -68,9 +68,11 @@ def test_loss_worked_by_hand():
     mean = (2 * math.log(2) + math.log(1 + math.exp(-1)) - math.log(2)) / 2
     plain = torch.tensor([False, True])
     assert scene_loss(*both, plain).item() == pytest.approx(mean)
-    # six classes: 1/2 for each of two of the left; labelled the third of the left
+    # six classes: 1/2 for each of two of the left; randomised, better and bad are one, other is not
     logits = torch.tensor([[0.0, 0.0, -99.0, -99.0, -99.0, -99.0]])
-    for label, plain, loss in ((2, False, 0), (2, True, 99 + math.log(2)), (0, True, math.log(2))):
+    nowhere = 99 + math.log(2)
+    randomised = ((0, False, 0), (1, False, 0), (2, False, nowhere), (3, False, 99))
+    for label, plain, loss in (*randomised, (2, True, nowhere), (0, True, math.log(2))):
         got = class_loss(logits, torch.tensor([label]), torch.tensor([plain]), 0.0)
         assert got.item() == pytest.approx(loss, rel=1e-6, abs=1e-6)
 
