@@ -219,7 +219,21 @@ rule twins:
         f"{OUT}/A5_pretrain_embedders/all/metrics.json",
 
 
+rule pretrain_tower:
+    output:
+        f"{OUT}/A13_pretrain_tower/all/metrics.json",
+    log:
+        f"{OUT}/A13_pretrain_tower/all/A13_pretrain_tower.ipynb",
+    threads: workflow.cores
+    params:
+        **code("A13_pretrain_tower"),
+    shell:
+        RUN + " -p ship True"
+
+
 rule pretrain_twins:
+    input:
+        f"{OUT}/A13_pretrain_tower/all/metrics.json",
     output:
         f"{OUT}/A4_pretrain_twins/all/metrics.json",
     log:

@@ -27,6 +27,7 @@ def cases(once):
     ("A2_pretrain_cnn", {"size_mb": (2.3, 2.5)}),
     # of 1800 tokens, guessing costs 7.5 nats: a few steps already beat it
     ("A4_pretrain_twins", {"gemma3.final_loss": (2, 6.5), "paligemma2.final_loss": (2, 6.5)}),
+    ("A13_pretrain_tower", {"ceiling.ideal_f1": (0.8, 1), "tower.laterality_accuracy": (0.3, 1)}),
     ("A5_pretrain_embedders", {"siglip2.loss_last": (20, 42), "medclip.chance_top1": (0.06, 0.07)}),
 ])  # fmt: skip
 def test_the_appendices_run_and_measure_what_they_say(stem, facts, tmp_path):

@@ -508,16 +508,16 @@ def move(
 
 
 @torch.no_grad()
-def look(task: DenseTask, stills: Stills) -> dict[str, np.ndarray]:
-    """Let a trained network read stills.
+def look(task: DenseTask, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Let a trained network read pictures, (N, S, S) uint8.
 
     Returns:
         Of each picture: `segment` (N, P) of each patch, `octaves` (N, P) of the lumen, `place` (N,)
         the most suspect patch, P for none, and `chance` (N, 15, 7) of each segment's grades.
     """
     rows, device = [], next(task.parameters()).device
-    for start in range(0, len(stills), 64):
-        tokens = task.read(to_pixels(stills.images[start : start + 64]).to(device))
+    for start in range(0, len(images), 64):
+        tokens = task.read(to_pixels(images[start : start + 64]).to(device))
         suspect = task.narrowing(tokens)[..., 0]
         suspect = torch.cat([suspect, task.nowhere.expand(len(suspect), 1)], 1).argmax(1)
         octaves, chance = task.lumen(tokens)[..., 0], task.chances(tokens)
@@ -538,7 +538,7 @@ def score_tower(task: DenseTask, stills: Stills) -> dict[str, float]:
         narrowed), `significant_f1` (likewise of significant ones) and `healthy_accuracy` (pictures
         without a lesion called so). Shares, 0 to 1.
     """
-    seen = look(task, stills)
+    seen = look(task, stills.images)
     patch = seen["segment"]
     truth = patch_labels(stills, np.arange(len(stills)), math.isqrt(patch.shape[1]))
     vessel, narrowed = truth["segment"] > 0, truth["narrowed"] >= NARROWED

@@ -2,7 +2,7 @@
 
 Each recipe trains for as many steps as fit into the same seconds of one core, with a whole schedule
 of its own, and is scored on held-out patients after every eighth. What is done is kept in FOLDER;
-the rows of all go to `trials.csv` beside this file, from which notebook A4 draws the curves.
+the rows of all go to `trials.csv` beside this file, from which notebook A13 draws the curves.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m cag_utils.making.trials", description=__doc__)
     parser.add_argument(
-        "folder", type=Path, help="cached stills (A4: data/pretraining), unfinished trainings"
+        "folder", type=Path, help="cached stills (A13: data/pretraining), unfinished trainings"
     )
     parser.add_argument("--core-s", type=float, default=900, help="seconds of a core a recipe")
     parser.add_argument("--stills", type=int, default=10_000)
