@@ -41,8 +41,8 @@ test: .venv/installed  ## run the tests, notebooks included; all lanes, also whe
 test-unit: .venv/installed  ## run the tests that execute no notebook
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "not notebook and not appendix and not slurm and not browser and not fuzz"
 
-test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope -m "notebook and not appendix"
+test-notebooks: .venv/installed  ## run the study's notebooks under the smoke profile, and the readers' desks in Chromium
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -n 2 --dist loadscope -m "notebook and not appendix or browser"
 
 test-appendices: .venv/installed  ## run the appendices under the smoke profile
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m appendix
