@@ -262,14 +262,15 @@ def test_ten_frames_are_labelled_with_keys_and_a_killed_server_loses_none(world,
     assert len(pd.read_csv(out / "frame_labels.csv")) == 10
 
 
-def test_the_desk_fits_a_laptop_and_a_tablet_in_light_and_dark(world, browser):
-    server = Server(world, "label")
+@pytest.mark.parametrize("desk", ["label", "validate", "review"])
+def test_the_desk_fits_a_laptop_and_a_tablet_in_light_and_dark(world, browser, desk):
+    server = Server(world, desk)
     page = Page(browser, server, "looks")
     page.wait("d.loaded === d.frames")
     for scheme, width, height in product(("light", "dark"), (1280, 1024, 820), (720,)):
         page.page.emulate_media(color_scheme=scheme)
         page.page.set_viewport_size({"width": width, "height": height})
-        page.shoot(f"label_{scheme}_{width}")
+        page.shoot(f"{desk}_{scheme}_{width}")
         assert page.page.evaluate("document.documentElement.scrollWidth") <= width
     page.page.close()
     server.stop()
