@@ -392,9 +392,8 @@ def test_a_file_name_that_is_not_utf8_or_is_a_formula_is_written_readably(model_
     picture = cv2.imencode(".png", noise(9, 9))[1].tobytes()
     for name in (b"/caf\xe9.png", b"/=1+1.png"):
         Path(os.fsdecode(bytes(tmp_path) + name)).write_bytes(picture)
-    tables = predict(tmp_path, tmp_path / "o.csv", "--model", model_dir), tmp_path / "o_cines.csv"
-    for table in (tables[0], pd.read_csv(tables[1])):
-        assert sorted(table["file"]) == ["'=1+1.png", "caf\\xe9.png"]
+    table = predict(tmp_path, tmp_path / "o.csv", "--model", model_dir)
+    assert sorted(table["file"]) == ["'=1+1.png", "caf\\xe9.png"]
 
 
 @pytest.mark.realdata
