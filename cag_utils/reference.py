@@ -27,6 +27,7 @@ from cag_utils.paper.claims import headline_table
 from cag_utils.profiles import load_profile
 from cag_utils.report import MODEL_NAMES
 from cag_utils.scores.floors import is_bound
+from cag_utils.shipped import WEIGHTS, read_card
 from cag_utils.study import (
     BY_WORKFLOW,
     data_dir,
@@ -101,6 +102,7 @@ APPENDICES = {
         ("one_prompt", "merged", "constant.", "commonest.", "shown."), "exam.",
     ),
 }  # fmt: skip
+CARD_NAMES = {"segment_accuracy": "segment_named", "healthy_accuracy": "healthy_right"}
 KEPT_NAMES = ("gpu.md", *APPENDICES)
 
 
@@ -114,7 +116,7 @@ def main(study_only: bool = False) -> None:
     command = [sys.executable, "-m", "cag_utils.workflow", "study", "--cores", str(CORES)]
     metrics = measured_run([*command, "--config", f"profile={PROFILE}"])
     metrics |= headline_figures(outputs, profile.finetune.backbones)
-    metrics |= room_sizes(root() / "cag_utils")
+    metrics |= room_sizes(root() / "cag_utils") | shipped_figures()
     earlier = read_json(folder / "metrics.json")
     metrics |= {k: v for k, v in earlier.items() if k.startswith(BESIDE_THE_STUDY)}
     copy_study(outputs, folder)
@@ -234,6 +236,30 @@ def score_figures(scores: Mapping[str, object], language: str) -> dict[str, floa
             figures[f"scores.{head}.{language}.{name}"] = value
         elif head == f"parser.gold.{language}":
             figures[key] = value
+    return figures
+
+
+def shipped_figures(folder: Path = WEIGHTS) -> dict[str, float]:
+    """Return what the cards of the shipped networks say of held-out pictures.
+
+    Returns:
+        `twins.<network>.<measure>` (the tower's name is `tower`), `twins.told_named`, the mean over
+        language models and languages, and `ceiling.<reader>_lesion_f1`, with `ceiling.lesion_f1`
+        that of the ideal reader: see notebook A13.
+    """
+    figures, told = {}, []
+    for path in sorted(folder.glob("*/README.md")):
+        name = path.parent.name.removeprefix("siglip_")
+        for measure, value in read_card(path.parent).items():
+            if measure.startswith("ceiling, "):
+                figures[f"ceiling.{measure.removeprefix('ceiling, ')}_lesion_f1"] = value
+                continue
+            figures[f"twins.{name}.{CARD_NAMES.get(measure, measure).replace(', ', '.')}"] = value
+            told += [value] if measure.startswith("told, ") else []
+    if told:
+        figures["twins.told_named"] = round(sum(told) / len(told), 3)
+    if "ceiling.ideal_lesion_f1" in figures:
+        figures["ceiling.lesion_f1"] = figures["ceiling.ideal_lesion_f1"]
     return figures
 
 

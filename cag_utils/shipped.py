@@ -7,6 +7,7 @@ versions it holds for, each with the reason; loading a network under any other o
 
 import argparse
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,6 +39,9 @@ patients are not those of the study (other streams of random numbers).
 **Not for:** any picture of a patient. It stands for a published model's mechanics, not for what
 that model knows of medicine. Research use only, not a medical device.
 """
+
+
+MEASURE = r"^\| (.+) \| (-?[\d.]+) \|$"
 
 
 def check_phantom(folder: str | Path) -> Path:
@@ -114,6 +118,12 @@ def write_card(
     path = folder / "README.md"
     path.write_text(CARD.format(name=folder.name, **facts), encoding="utf-8")
     return path
+
+
+def read_card(folder: Path) -> dict[str, float]:
+    """Return the held-out measures of a network's card."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    return {name: float(value) for name, value in re.findall(MEASURE, text, re.MULTILINE)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

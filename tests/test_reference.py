@@ -7,6 +7,7 @@ import pytest
 
 from cag_utils import reference
 from cag_utils.reference import update_readme
+from cag_utils.shipped import write_card
 from cag_utils.study import read_json, write_json
 
 FIGURES = {f"cnn.{name}": 0.9 for name in ("laterality_f1", "three_class_f1", "six_class_f1")}
@@ -46,6 +47,22 @@ def test_skill_lesions_floors_and_the_parser_are_kept_by_language():
         "floor.gemma3_lora@blank.ja.lesion_f1": 0.2,
         "parser.gold.ja.n": 200,
     }
+
+
+def test_the_cards_of_shipped_networks_are_read(tmp_path):
+    cards = {
+        "siglip_tower": {"segment_accuracy": 0.56, "ceiling, ideal": 0.99, "ceiling, blind": 0.1},
+        "gemma3": {"told, en": 0.5, "told, ja": 0.8},
+    }
+    for name, measures in cards.items():
+        (tmp_path / name).mkdir()
+        write_card(tmp_path / name, "A twin.", "a test", 1, measures)
+    assert reference.shipped_figures(tmp_path) == {
+        "twins.gemma3.told.en": 0.5, "twins.gemma3.told.ja": 0.8, "twins.told_named": 0.65,
+        "twins.tower.segment_named": 0.56, "ceiling.ideal_lesion_f1": 0.99,
+        "ceiling.blind_lesion_f1": 0.1, "ceiling.lesion_f1": 0.99,
+    }  # fmt: skip
+    assert reference.shipped_figures()["twins.tower.segment_named"] > 0.4
 
 
 def test_a_run_of_the_study_alone_keeps_what_stands_beside_it(at):

@@ -52,5 +52,6 @@ def test_a_card_by_hand(tmp_path):
     shipped.write_card(tmp_path, "A twin.", "notebook A4", 1234567, {"side": 0.98765})
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "1,234,567" in text and "| side | 0.988 |" in text
+    assert shipped.read_card(tmp_path) == {"side": 0.988}
     with pytest.raises(ValueError, match="at least one held-out measure"):
         shipped.write_card(tmp_path, "A twin.", "notebook A4", 1, {})
