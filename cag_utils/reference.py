@@ -247,20 +247,17 @@ def shipped_figures(folder: Path = WEIGHTS) -> dict[str, float]:
         language models and languages, and `ceiling.<reader>_lesion_f1`, with `ceiling.lesion_f1`
         that of the ideal reader: see notebook A13.
     """
-    figures, told = {}, []
+    figures = {}
     for path in sorted(folder.glob("*/README.md")):
         name = path.parent.name.removeprefix("siglip_")
         for measure, value in read_card(path.parent).items():
-            if measure.startswith("ceiling, "):
-                figures[f"ceiling.{measure.removeprefix('ceiling, ')}_lesion_f1"] = value
-                continue
-            figures[f"twins.{name}.{CARD_NAMES.get(measure, measure).replace(', ', '.')}"] = value
-            told += [value] if measure.startswith("told, ") else []
-    if told:
-        figures["twins.told_named"] = round(sum(told) / len(told), 3)
-    if "ceiling.ideal_lesion_f1" in figures:
-        figures["ceiling.lesion_f1"] = figures["ceiling.ideal_lesion_f1"]
-    return figures
+            first, _, last = CARD_NAMES.get(measure, measure).partition(", ")
+            own = f"twins.{name}.{first}{'.' if last else ''}{last}"
+            figures[f"ceiling.{last}_lesion_f1" if first == "ceiling" else own] = value
+    told = [value for key, value in figures.items() if ".told." in key]
+    figures |= {"twins.told_named": round(sum(told) / len(told), 3)} if told else {}
+    ideal = figures.get("ceiling.ideal_lesion_f1")
+    return figures | ({"ceiling.lesion_f1": ideal} if ideal else {})
 
 
 def benchmarks(folder: Path, wanted: str = "bench_*") -> dict[str, float]:

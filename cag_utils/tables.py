@@ -198,11 +198,7 @@ def _in_words(problems: Iterable[tuple[int, str]], rules: Mapping[str, str], rep
 
 
 def write_table(table: pd.DataFrame | pd.Series, path: Path, index: bool = False, **how) -> None:
-    """Write a CSV whose texts no spreadsheet takes for formulas; on an error the old file stays.
-
-    Args:
-        how: As `DataFrame.to_csv`.
-    """
+    """Write a CSV that holds no spreadsheet's formula; on an error the old file stays whole."""
     with replacing(path) as part:
         _each_text(table, disarm).to_csv(part, index=index, **how)
 
@@ -214,9 +210,9 @@ def load_table(path: Path, **how) -> pd.DataFrame:
 
 def _each_text(table: pd.DataFrame | pd.Series, change: Callable[[str], str]) -> pd.DataFrame:
     table = pd.DataFrame(table)
-    texts = table.select_dtypes(include=["object", "string"]).columns
-    changed = lambda cell: change(cell) if isinstance(cell, str) else cell  # noqa: E731
-    return table.assign(**{name: table[name].map(changed) for name in texts})
+    texts = table.select_dtypes(include=["object", "string"])
+    changed = texts.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
+    return table.assign(**changed)
 
 
 def disarm(cell: str) -> str:
