@@ -103,7 +103,7 @@ APPENDICES = {
     ),
 }  # fmt: skip
 CARD_NAMES = {"segment_accuracy": "segment_named", "healthy_accuracy": "healthy_right"}
-KEPT_NAMES = ("gpu.md", *APPENDICES)
+KEPT_NAMES = ("gpu.md", "A13_pretrain_tower", *APPENDICES)
 
 
 def main(study_only: bool = False) -> None:
