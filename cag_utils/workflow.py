@@ -100,7 +100,7 @@ def run_study(arguments: list[str]) -> None:
     Raises:
         SystemExit: Always; with one line that names the process if another study runs here.
     """
-    _do_without_home(Path(tempfile.gettempdir()))
+    _do_without_home()
     from snakemake.cli import main as snakemake
     from snakemake.cli import parse_args
 
@@ -145,7 +145,7 @@ def _refuse(folder: Path, process: int | str) -> None:
     )
 
 
-def _do_without_home(instead: Path) -> None:
+def _do_without_home() -> None:
     """Let libraries keep their files elsewhere where the home cannot be written, as on many nodes.
 
     Models that somebody has put into such a home are still found there.
@@ -153,12 +153,11 @@ def _do_without_home(instead: Path) -> None:
     home = Path.home()
     if os.access(home, os.W_OK):
         return
-    place = instead / f"cag_home_{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
+    place = tempfile.mkdtemp(prefix="cag_home_")  # nobody else's: IPython runs what lies there
     sys.stderr.write(f"{home} cannot be written: caches go to {place}\n")
     os.environ.setdefault("HF_HOME", str(home / ".cache" / "huggingface"))
     for name in ("XDG_CACHE_HOME", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR"):
-        os.environ.setdefault(name, str(place))
+        os.environ.setdefault(name, place)
 
 
 def _plain_snakemake(folder: Path) -> int | None:

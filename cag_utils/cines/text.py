@@ -19,7 +19,7 @@ DETECTOR = "models/PP-OCRv6_det_small.onnx"
 STILL, CONTRAST, STROKE = 16, 24, 9
 INK, REACH = 20, 8  # fewest still pixels of a text, and how far apart its letters may stand, pixels
 SURE, ROUGH, HEIGHT = 0.9, 0.3, 4  # mean and least probability of a text, its least height, pixels
-THIN = 0.1  # share of its box that a line covers at most; letters that touch cover three times that
+THIN = 0.1  # share of its box that a line covers at most; letters that touch cover more
 ENLARGED, LONGEST = 1.5, 736  # what the detector is shown: how large, and pixels at most
 GROWN = 1.8  # it finds the middle of a line; by this much of area / half perimeter it is grown
 

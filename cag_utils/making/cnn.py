@@ -46,7 +46,7 @@ N_FRAMES, FRAME_RATES = 5, (1.0, 1.7)  # sparse cines: before, during and after 
 EARLY_SHARE = 0.7  # of the first frames, which show no contrast yet, that are kept
 # More of what is `other` for other reasons than time: catheters and wires alone, ventriculograms,
 # empty fields. Real archives are full of them, the study's cohorts are not. Choice.
-CINE_SHARES = {
+KIND_SHARES = {
     "normal": 0.40, "weak": 0.07, "slow": 0.04, "short": 0.06, "noninjected": 0.13, "cropped": 0.07,
     "panned": 0.03, "blurred": 0.02, "oddview": 0.04, "empty": 0.04, "ventriculogram": 0.10,
 }  # fmt: skip
@@ -103,7 +103,7 @@ def shoot_scenes(number: int) -> dict[str, np.ndarray]:
     for is_rca, side in enumerate(LATERALITIES):
         tree, _ = diseased_tree(rng, subject, side)
         for _ in range(CINES_A_SIDE):
-            kind = str(rng.choice(list(CINE_SHARES), p=list(CINE_SHARES.values())))
+            kind = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
             rate = rng.uniform(*FRAME_RATES)
             shot = draw_shot(rng, subject, tree, kind, N_FRAMES, rate, RENDER_PX)
             pose = pose_tree(tree, shot)
