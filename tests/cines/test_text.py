@@ -48,6 +48,15 @@ def test_text_is_found_where_it_stands_and_none_where_there_is_none(grey, at, si
     assert top * 320 <= at[1] - high + 2 and at[1] - 2 <= bottom * 320 <= at[1] + 1.5 * high
 
 
+def test_long_thin_edges_are_no_letters():
+    field = np.full((320, 400), 120, np.uint8)
+    written = cv2.putText(field.copy(), "NAME", (150, 200), 0, 0.5, 255, 1)
+    seen = Extremes()
+    list(seen.of([cv2.line(written.copy(), (0, 20), (399, 90), 255, 1)]))
+    edges = seen.still_edges()
+    assert not edges[:100].any() and (edges[100:] > 0).sum() > 20  # the line, and the letters
+
+
 def test_a_cine_with_text_is_rejected_until_it_is_masked_or_looked_at(tmp_path):
     archive, out, review = (tmp_path / name for name in ("in", "out", "review"))
     archive.mkdir()
