@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -33,10 +34,11 @@ NARROWED = 0.2  # share of the diameter from which a patch counts as narrowed
 PLAIN = 0.35  # from here on the tower is asked where it is; milder ones hardly show at this size
 WIDTH_WEIGHT, NARROWED_WEIGHT, GUIDE_WEIGHT = 2.0, 8.0, 4.0
 CONVNET, CONV_WIDTH = "convnext_twin", 128
+HEADS = "heads.safetensors"  # beside a kept tower's own file
 
 
 class DenseTask(nn.Module):
-    """Linear heads on the tokens of whatever reads a picture; they are thrown away afterwards."""
+    """Linear heads on the tokens of whatever reads a picture."""
 
     reads_parts = False  # whether reading a part of the patches costs less
     hidden: nn.Module | None = None  # whose matrices are Muon's
@@ -130,8 +132,12 @@ class TowerTask(DenseTask):
     def __init__(self, config: SiglipVisionConfig):
         super().__init__(config.hidden_size)
         self.tower = SiglipVisionModel._from_config(config, attn_implementation="sdpa")
-        self.hidden = self.tower.encoder
         self.imitate = nn.Linear(config.hidden_size, CONV_WIDTH)  # what a guide would say
+
+    @property
+    def hidden(self):
+        """See `DenseTask`."""
+        return self.tower.encoder
 
     def read(self, pixels, kept=None):
         """See `DenseTask`."""
@@ -380,6 +386,7 @@ class Recipe:
     # Two patches in three hold no vessel. Over this share of the steps the tower reads a part of
     # the patches, at half the cost; over the last ones it reads all, as it will have to. Choice.
     sparse_share: float = 0.7
+    crowded_share: float = 1.0  # of the steps, over which crowded pictures are among them
     guided_share: float = 0.0  # of the steps, over which tokens imitate those of a guide
     strength: float = 1.0  # of what is done to pictures
     bfloat16: bool = False  # compute in 16 bit on a CPU, too; a GPU always does
@@ -394,8 +401,10 @@ def start_task(recipe: Recipe, config: SiglipVisionConfig, images: np.ndarray, s
         return ConvTask()
     task = TowerTask(config)
     if recipe.start == "shipped":
-        shipped = SiglipVisionModel.from_pretrained(WEIGHTS / "siglip_tower", dtype=torch.float32)
+        folder = WEIGHTS / "siglip_tower"
+        shipped = SiglipVisionModel.from_pretrained(folder, dtype=torch.float32)
         task.tower.load_state_dict(shipped.state_dict())
+        task.load_state_dict(load_file(folder / HEADS), strict=False)
         return task
     start_from_statistics(task.tower, images)
     start_attention(task.tower, torch.Generator().manual_seed(seed))
@@ -415,10 +424,12 @@ def train_tower(
     parts: int = 1,
     checkpoint: Path | None = None,
     evaluate: Callable[[DenseTask], Mapping[str, float]] | None = None,
+    crowded: int = 0,
 ) -> tuple[DenseTask, Fitted]:
     """Train on a part of the patches first and without the whole picture's lesions.
 
     Args:
+        stills: The `crowded` last ones are shown over the recipe's `crowded_share` alone.
         config: From `twins.make_tower_config`.
         steps: Optimiser steps, a multiple of `parts`.
         seed: Order of the pictures, jitter and initial weights.
@@ -435,8 +446,8 @@ def train_tower(
     Raises:
         ValueError: Fewer pictures than one batch, or no guide for a guided recipe.
     """
-    stills.check_batch(batch_size)
     recipe = recipe or Recipe()
+    stills.check_batch(batch_size + crowded * (recipe.crowded_share < 1))
     if recipe.guided_share and guide is None:
         raise ValueError("a guided recipe needs a trained guide")
     task, device = start_task(recipe, config, stills.images[:1000], seed), pick_device()
@@ -445,11 +456,13 @@ def train_tower(
     side, each = config.image_size // config.patch_size, steps // parts
 
     def batches(part: int):
-        rng, order = np.random.default_rng([seed, part]), np.empty(0)
+        rng, order, known = np.random.default_rng([seed, part]), np.empty(0), 0
         for i in range(each):
-            at, share = i % (len(stills) // batch_size) * batch_size, (part * each + i) / steps
-            order = order if at else rng.permutation(len(stills))
-            index = np.sort(order[at : at + batch_size])
+            share = (part * each + i) / steps
+            count = len(stills) - crowded * (share >= recipe.crowded_share)
+            if len(order) < batch_size or count != known:
+                order, known = rng.permutation(count), count
+            index, order = np.sort(order[:batch_size]), order[batch_size:]
             images, moves = move(rng, stills.images[index], recipe.strength)
             truth = patch_labels(stills, index, side, moves) | {"grades": stills.grades[index]}
             sparse = task.reads_parts and share < recipe.sparse_share
@@ -473,7 +486,7 @@ def train_tower(
 
 
 def save_tower(task: TowerTask, folder: Path, scores: Mapping[str, float], made_by: str) -> None:
-    """Write a trained tower, in 16 bit, with its card; the network is left as it is.
+    """Write a trained tower and its heads, in 16 bit, with its card; the network stays as it is.
 
     Args:
         folder: Made if missing; in `weights/` it becomes the shipped one, with its checksum.
@@ -481,6 +494,9 @@ def save_tower(task: TowerTask, folder: Path, scores: Mapping[str, float], made_
         made_by: The command, its settings and the commit.
     """
     copy.deepcopy(task.tower).half().save_pretrained(folder)
+    thrown_away = ("tower.", "imitate.")
+    heads = {k: v.half() for k, v in task.state_dict().items() if not k.startswith(thrown_away)}
+    save_file(heads, folder / HEADS)
     size = sum(w.numel() for w in task.tower.parameters())
     write_card(folder, "`SiglipVisionModel`, the image tower of both twins.", made_by, size, scores)
     if folder.parent == WEIGHTS:

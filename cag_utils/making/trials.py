@@ -27,7 +27,10 @@ TIMED_STEPS = 6  # of a throw-away training, in both halves of the schedule, to 
 SCORED = 400  # held-out pictures
 FEW = 2000  # stills, where not all are used
 # From the shipped tower, which knows most already: what is new is asked at once, more gently.
-CONTINUED = Recipe(start="shipped", dense_share=0, learning_rate=1e-3, matrix_rate=3e-3)
+CONTINUED = Recipe(
+    start="shipped", dense_share=0, sparse_share=0.6, crowded_share=0.75, learning_rate=1e-3,
+    matrix_rate=3e-3,
+)  # fmt: skip
 RECIPES = {
     "plain": Recipe(),
     "guided": Recipe(guided_share=0.75),
@@ -49,14 +52,18 @@ def run_trial(
     core_s: float,
     folder: Path,
     guide: DenseTask | None = None,
+    crowded: int = 0,
 ) -> tuple[DenseTask, pd.DataFrame]:
     """Train by one recipe for about `core_s` seconds of this process' processor time.
+
+    The `crowded` last stills are shown as the recipe says.
 
     Returns:
         (the network; `recipe`, `step`, `core_s` so far without scoring, and the scores of
         `score_tower`, a row a part). A finished or interrupted trial goes on where it was.
     """
     train = {"stills": stills, "config": make_tower_config(), "recipe": recipe, "guide": guide}
+    train["crowded"] = crowded
     cost = folder / f"{name}.cost"
     if not cost.is_file():  # kept, since the number of steps must stay the same after a kill
         began = time.process_time()
@@ -90,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--core-s", type=float, default=900, help="seconds of a core a recipe")
     parser.add_argument("--stills", type=int, default=10_000)
     parser.add_argument("--crowded", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=1, help="of a training")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument(
         "--ship", action="store_true", help="put the last recipe's tower in weights/"
@@ -98,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = sorted(given.recipes, key=lambda name: RECIPES[name].network != "convnext")
     if given.ship and RECIPES[names[-1]].network == "convnext":
         parser.error("a convolutional network has no tower to ship")
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     commit = provenance()["commit"]  # of what runs, not of what the checkout holds hours later
     kinds = (drawn.FIRST_SEED, given.stills), (drawn.FIRST_CROWDED_SEED, given.crowded)
     whole, crowded, held_out = (
@@ -108,9 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures, some = drawn.join([whole, crowded]), held_out.part(np.arange(SCORED))
     guide, tables = None, []
     for name in names:  # the guide first
-        stills = pictures.part(np.arange(FEW)) if name == "fewer stills" else pictures
-        recipe = RECIPES[name]
-        told = {"guide": guide} if recipe.guided_share else {}
+        few, recipe = name == "fewer stills", RECIPES[name]
+        stills = pictures.part(np.arange(FEW)) if few else pictures
+        told = {"guide": guide if recipe.guided_share else None}
+        told["crowded"] = 0 if few else given.crowded
         trial = name, recipe, stills, some, given.core_s, given.folder / "trials"
         task, table = run_trial(*trial, **told)
         guide = task if recipe.network == "convnext" else guide
