@@ -25,12 +25,13 @@ from cag_utils.study import PACKAGE
 LANGUAGES = ("en", "ja")
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
-    "describe": 0.16, "side": 0.03, "worst": 0.12, "list": 0.16, "grade": 0.08, "vessels": 0.05,
-    "referral": 0.14, "told": 0.10, "examples": 0.05, "glossary": 0.04, "copy": 0.07,
+    "describe": 0.14, "side": 0.03, "worst": 0.10, "list": 0.14, "grade": 0.07, "vessels": 0.04,
+    "referral": 0.13, "told": 0.20, "examples": 0.05, "glossary": 0.04, "copy": 0.06,
 }  # fmt: skip
-# Short questions about the picture alone, and the study's words: embeddings are tied, so a word
-# that is not written again and again stays random, and LoRA can then not make the model say it.
-LOOKING = ("describe", "side", "worst", "list", "grade", "vessels", "copy")
+# Short questions about the picture alone, lesions told in words, which take long to be learnt, and
+# the study's words: embeddings are tied, so a word that is not written again and again stays
+# random, and LoRA can then not make the model say it.
+LOOKING = ("describe", "side", "worst", "list", "grade", "vessels", "told", "copy")
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def _referral(rng: np.random.Generator, facts: PictureFacts, language: str) -> t
 
 
 def _told(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
-    """List what is said in words, 0 to 3 lesions in another wording, after a report or alone."""
+    """List what is said in words, 0 to 3 lesions in another wording, alone or after a report."""
     said = replace(facts, lesions=tuple(_draw_lesions(rng, facts.laterality, int(rng.integers(4)))))
     writer = _pick(rng, (_describe, _list, _referral))
     parts = [
@@ -288,7 +289,7 @@ def _told(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple
         facts.report[language],
         writer(rng, said, language)[1],
     ]
-    if rng.random() < 0.3:
+    if rng.random() < 0.7:
         del parts[1]
     return "\n\n".join(parts), _list(rng, said, language)[1]
 
