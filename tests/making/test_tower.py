@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -81,8 +82,27 @@ def test_a_tower_goes_on_from_the_shipped_one_and_is_kept(tmp_path):
     learning.save_tower(task, tmp_path / "tower", {"place_accuracy": 0.25}, "a test")
     kept = SiglipVisionModel.from_pretrained(tmp_path / "tower", dtype=torch.float32)
     assert torch.equal(kept.post_layernorm.bias, shipped.post_layernorm.bias)
+    places = tmp_path / "tower", WEIGHTS / "siglip_tower"
+    heads, known = (load_file(folder / learning.HEADS) for folder in places)
+    assert {"segment.weight", "summary.bias", "nowhere"} < set(heads) == set(known)
+    assert all(torch.equal(heads[name], known[name]) for name in heads)
     card = (tmp_path / "tower" / "README.md").read_text(encoding="utf-8")
     assert "| place_accuracy | 0.250 |" in card and "1,313,408" in card
+
+
+def test_crowded_pictures_are_shown_over_their_share_of_the_steps(monkeypatch):
+    stills, shown = toy_stills(), []
+    some = learning.patch_labels
+    monkeypatch.setattr(
+        learning, "patch_labels", lambda a, index, *b: shown.append(index) or some(a, index, *b)
+    )
+    recipe = learning.Recipe(crowded_share=0.5)
+    learning.train_tower(stills, small_tower(), 8, 0, 4, recipe, crowded=4)
+    early, late = np.concatenate(shown[:4]), np.concatenate(shown[4:])
+    assert sorted(early) == sorted(2 * list(range(8)))  # twice each, the 4 crowded ones among them
+    assert sorted(late) == sorted(4 * list(range(4)))  # the others, in every batch
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        learning.train_tower(stills, small_tower(), 8, 0, 5, recipe, crowded=4)
 
 
 def test_significant_lesions_are_scored_by_segment_and_by_grade():
