@@ -169,6 +169,10 @@ class Stats(ProfileSection):
     n_resamples: int = Field(ge=10)
     level: float = Share
 
+    def draws(self, seed: int) -> tuple[int, int, float]:
+        """Return the last arguments of the bootstraps in `stats`."""
+        return self.n_resamples, seed, self.level
+
 
 class Profile(ProfileSection):
     """A whole profile, as read from `cag_utils/profiles/<name>.yaml`."""

@@ -80,12 +80,10 @@ def cluster_bootstrap(
     return [_percentiles(*pair, level) for pair in zip(figures, samples.T, strict=True)]
 
 
-def mean_interval(
-    data: pd.DataFrame, groups: str, column: str, n_resamples: int, seed: int, level: float = 0.95
-) -> Estimate:
+def mean_interval(data: pd.DataFrame, groups: str, column: str, *draws: float) -> Estimate:
     """Estimate the mean over rows of `column`, `groups` naming the patient or exam of each row.
 
-    The other arguments are those of `cluster_bootstrap`.
+    `draws` are the last arguments of `cluster_bootstrap`: resamples, seed and level.
 
     Raises:
         ValueError: As `cluster_bootstrap`, or a number is missing.
@@ -95,17 +93,11 @@ def mean_interval(
         raise ValueError(f"{np.isnan(x).sum()} rows have no {column}: a mean would hide them")
     pairs = np.column_stack([x, np.ones_like(x)])
     mean = lambda sums: sums[..., 0] / sums[..., 1]  # noqa: E731
-    return cluster_bootstrap(data[groups], pairs, mean, n_resamples, seed, level)[0]
+    return cluster_bootstrap(data[groups], pairs, mean, *draws)[0]
 
 
 def paired_difference(
-    data: pd.DataFrame,
-    groups: str,
-    first: str,
-    second: str,
-    n_resamples: int,
-    seed: int,
-    level: float = 0.95,
+    data: pd.DataFrame, groups: str, first: str, second: str, *draws: float
 ) -> Estimate:
     """Estimate the mean over rows (cases) of `first - second`, two models' figures of the case.
 
@@ -116,18 +108,11 @@ def paired_difference(
     """
     name = f"{first} - {second}"
     paired = data.assign(**{name: data[first].astype(float) - data[second].astype(float)})
-    return mean_interval(paired, groups, name, n_resamples, seed, level)
+    return mean_interval(paired, groups, name, *draws)
 
 
 def rank_correlation(
-    data: pd.DataFrame,
-    groups: str,
-    first: str,
-    second: str,
-    n_resamples: int,
-    seed: int,
-    level: float = 0.95,
-    within: str | None = None,
+    data: pd.DataFrame, groups: str, first: str, second: str, *draws: float, within: str = ""
 ) -> Estimate:
     """Estimate Spearman's correlation of two columns over rows, -1 to 1, with a clustered interval.
 
@@ -150,7 +135,7 @@ def rank_correlation(
         return np.where(spread > 1e-9, (n * sxy - sx * sy) / spread, np.nan)
 
     values = np.column_stack([np.ones(len(known)), x, y, x * x, y * y, x * y])
-    return cluster_bootstrap(known[groups], values, correlation, n_resamples, seed, level)[0]
+    return cluster_bootstrap(known[groups], values, correlation, *draws)[0]
 
 
 def compare_models(
@@ -165,7 +150,6 @@ def compare_models(
         data: Rows by `groups` and `model`, any number a pair, with the column `measure`.
         groups: Column of the exam.
         measure: A number or, with `flags`, an error of 0 or 1.
-        models: To compare.
         flags: An exam counts as wrong if half of its rows or more are.
 
     Returns:
@@ -257,12 +241,7 @@ def holm(tests: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def agreement(
-    data: pd.DataFrame,
-    groups: str,
-    measures: Iterable[str],
-    n_resamples: int,
-    seed: int,
-    level: float = 0.95,
+    data: pd.DataFrame, groups: str, measures: Iterable[str], *draws: float
 ) -> pd.DataFrame:
     """Say how well readers agree who marked the same texts: rows by case_id, model and reader.
 
@@ -291,7 +270,7 @@ def agreement(
             found = UNDEFINED
             if len(both) > 1:
                 values = _moments(both.to_numpy(float))
-                exams, draws = both.index.get_level_values(groups), (n_resamples, seed, level)
+                exams = both.index.get_level_values(groups)
                 [found] = cluster_bootstrap(exams, values, statistic, *draws)
             rows.append((measure, name, " and ".join(map(str, readers)), len(both), *found))
     columns = ["measure", "statistic", "readers", "texts", "value", "low", "high"]

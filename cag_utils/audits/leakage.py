@@ -28,7 +28,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from cag_utils.keyframes import network
-from cag_utils.keyframes.evaluation import class_f1s
+from cag_utils.keyframes.evaluation import class_f1s, confusions
 from cag_utils.keyframes.labels import LATERALITY, MERGES, SIX_CLASSES, decide
 from cag_utils.keyframes.network import FrameSet, pick_device
 from cag_utils.keyframes.training import train_cnn
@@ -240,9 +240,6 @@ def find_twins(
     """Find the nearest training frame of each test frame.
 
     Args:
-        features: (n, d).
-        split: (n,).
-        limit: Below it a frame is near.
         within: (n,) group of each frame, such as the patient, to search no training frames but
             those of the same group; test frames of a group without any are left out.
 
@@ -309,7 +306,6 @@ def plan_crossover(
         n_folds: Pairs of groups, 2 or more.
         val_share: Share of the patients set apart for validation.
         seed: Of the deal; `repeat` is added.
-        repeat: Number of this deal.
 
     Returns:
         4 * `n_folds` trainings.
@@ -458,11 +454,9 @@ def run_trainings(
 
     Args:
         plan: Of `plan_splits`, or of `plan_crossover`, one deal or more.
-        frames: The table of the plan.
         data: Its pictures and classes, in the same order.
         folder: A folder a training is made in it.
         seed: Initial weights, order, augmentation; the number of the deal is added.
-        epochs: Passes over the training frames.
 
     Returns:
         One row an arm, deal and test frame: patient_id, video_id, frame, label, row (number in
@@ -521,19 +515,15 @@ def estimate_f1(
         The F1 or the gain; the interval covers the choice of patients, not chance in a training.
     """
     sides = [answers] if less is None else [answers, less]
-    number = {label: i for i, label in enumerate(dict.fromkeys(MERGES[name].values()))}
     rows = pd.concat(sides)
-    side = np.repeat(range(len(sides)), [len(own) for own in sides])
-    true, said = rows["label"].map(MERGES[name]).map(number), rows[name].map(number)
-    cells = np.zeros((len(rows), len(sides), len(number), len(number)))
-    cells[np.arange(len(rows)), side, true.to_numpy(int), said.to_numpy(int)] = 1
+    is_of = np.repeat(np.eye(len(sides)), [len(own) for own in sides], axis=0)
+    cells = is_of[:, :, None, None] * confusions(rows, name)[1][:, None]
 
     def gain(sums: np.ndarray) -> np.ndarray:
         f1s = class_f1s(sums)[..., -1]
         return f1s[..., 0] - f1s[..., 1:].sum(-1)
 
-    patients, n = rows["patient_id"], stats.n_resamples
-    return cluster_bootstrap(patients, cells, gain, n, seed, stats.level)[0]
+    return cluster_bootstrap(rows["patient_id"], cells, gain, *stats.draws(seed))[0]
 
 
 def tabulate_f1(answers: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFrame:

@@ -16,13 +16,7 @@ from cag_utils.cines.dicom import name_view
 from cag_utils.cines.stills import fit_picture, flat_patches, open_field, read_still
 from cag_utils.corpus.pairs import choose_key_frames
 from cag_utils.identity import study_id
-from cag_utils.keyframes.labels import (
-    LATERALITY,
-    MERGES,
-    SIX_CLASSES,
-    decide,
-    merge_probabilities,
-)
+from cag_utils.keyframes.labels import LATERALITY, MERGES, SIX_CLASSES, decide, merge_probabilities
 from cag_utils.profiles import Stats
 from cag_utils.stats import UNDEFINED, Estimate, cluster_bootstrap, mean_interval
 
@@ -79,9 +73,8 @@ def score_classes(answers: pd.DataFrame, name: str, stats: Stats, seed: int) -> 
     Raises:
         ValueError: As `stats.cluster_bootstrap`, or a label or an answer is unknown.
     """
-    classes, cells = _confusions(answers, name)
-    draws = (stats.n_resamples, seed, stats.level)
-    rows = cluster_bootstrap(answers["patient_id"], cells, class_f1s, *draws)
+    classes, cells = confusions(answers, name)
+    rows = cluster_bootstrap(answers["patient_id"], cells, class_f1s, *stats.draws(seed))
     table, total = pd.DataFrame(rows).set_axis(["f1", "low", "high"], axis=1), cells.sum(0)
     hit, n_true, n_said = np.diag(total), total.sum(1), total.sum(0)
     seen = np.where(n_true > 0, 1.0, np.nan)
@@ -122,10 +115,9 @@ def score_sides(predictions: pd.DataFrame, stats: Stats, seed: int) -> dict[str,
         "laterality_macro_f1": (cells, lambda sums: class_f1s(sums)[..., :2].mean(-1)),
         "laterality_auc": (first, lambda sums: np.apply_along_axis(auc, -1, sums)),
     }
-    draws = (stats.n_resamples, seed, stats.level)
     return {
-        name: cluster_bootstrap(predictions["patient_id"], values, statistic, *draws)[0]
-        for name, (values, statistic) in figures.items()
+        name: cluster_bootstrap(predictions["patient_id"], *asked, *stats.draws(seed))[0]
+        for name, asked in figures.items()
     }
 
 
@@ -136,7 +128,7 @@ def f1_difference(
 
     The other arguments, and the errors, are those of `score_classes`.
     """
-    one, other = (_confusions(answers, name)[1] for name in (first, second))
+    one, other = (confusions(answers, name)[1] for name in (first, second))
     cells = np.concatenate([x.reshape(len(answers), -1) for x in (one, other)], 1)
     n = one[0].size
 
@@ -145,11 +137,10 @@ def f1_difference(
         f1s = [class_f1s(x.reshape(*x.shape[:-1], *shape))[..., -1] for x, shape in parts]
         return f1s[0] - f1s[1]
 
-    draws = (stats.n_resamples, seed, stats.level)
-    return cluster_bootstrap(answers["patient_id"], cells, difference, *draws)[0]
+    return cluster_bootstrap(answers["patient_id"], cells, difference, *stats.draws(seed))[0]
 
 
-def _confusions(answers: pd.DataFrame, name: str) -> tuple[list[str], np.ndarray]:
+def confusions(answers: pd.DataFrame, name: str) -> tuple[list[str], np.ndarray]:
     """Return the k classes of one of `MERGES` and each frame's own (k, k) confusion."""
     classes = list(dict.fromkeys(MERGES[name].values()))
     number = {label: i for i, label in enumerate(classes)}
@@ -282,7 +273,6 @@ def reliability(
         confidence: (n,) probability of the answer given, 0 to 1.
         right: (n,) whether it was right.
         patients: (n,) whose frame; patients are resampled, not frames.
-        n_bins: Bins of equal width.
 
     Raises:
         ValueError: There are no frames, lengths differ, or a confidence lies outside 0 to 1.
@@ -298,8 +288,7 @@ def reliability(
     where = np.clip(np.ceil(p * n_bins).astype(int) - 1, 0, n_bins - 1)
     values = np.zeros((len(p), 3, n_bins))
     values[np.arange(len(p)), :, where] = np.column_stack([np.ones_like(p), p, hit])
-    draws = (stats.n_resamples, seed, stats.level)
-    gaps, *means = cluster_bootstrap(patients, values, _ece_and_means, *draws)
+    gaps, *means = cluster_bootstrap(patients, values, _ece_and_means, *stats.draws(seed))
     sure, shares = means[:n_bins], means[n_bins:]
     n = values[:, 0].sum(0).astype(int)
     rows = [
@@ -452,9 +441,8 @@ def summarise_picks(picks: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFram
     }
     rows = []
     for name, (of, column) in shares.items():
-        own, draws = table[of], (stats.n_resamples, seed, stats.level)
-        known = len(own) > 0
-        estimate = mean_interval(own, "patient_id", column, *draws) if known else UNDEFINED
+        own, asked = table[of], ("patient_id", column, *stats.draws(seed))
+        estimate = mean_interval(own, *asked) if len(own) else UNDEFINED
         chance = own["chance"].mean() if column == "is_better" else float("nan")
         rows.append((name, *estimate, len(own), chance))
     return pd.DataFrame(rows, columns=["name", "share", "low", "high", "cines", "chance"])

@@ -63,13 +63,11 @@ def compare_claims(
         marks: Language to notebook 07's scores by case: patient_id, case_id, model, overall and
             `CRITERIA`; several readers' are averaged.
         figures: Language to metrics of notebook 07: skills, and gains over the better base.
-        backbones: Fine-tuned backbones.
 
     Source:
         Nakamura et al., CAG-VLM, sections 4.2 to 5.1, Tables 3 and 4.
     """
-    draws = (stats.n_resamples, seed, stats.level)
-    tuned = [f"{backbone}_lora" for backbone in backbones]
+    draws, tuned = stats.draws(seed), [f"{backbone}_lora" for backbone in backbones]
     rows = [_laterality_is_easier(cnn)]
     for language, found in figures.items():
         for model in tuned:

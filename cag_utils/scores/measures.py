@@ -95,8 +95,7 @@ def estimate(
         return [UNDEFINED] * statistic(np.ones((len(models), len(names), 2))).size
     values = [[known[name].sums(part) for name in names] for part in each]
     sums = np.moveaxis(np.asarray(values), 2, 0)  # cases, models, measures, upper and lower
-    draws = (stats.n_resamples, seed, stats.level)
-    return cluster_bootstrap(each[0]["patient_id"], sums, statistic, *draws)
+    return cluster_bootstrap(each[0]["patient_id"], sums, statistic, *stats.draws(seed))
 
 
 def skill(model: np.ndarray, ceiling: np.ndarray, *floors: np.ndarray) -> np.ndarray:

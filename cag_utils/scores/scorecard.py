@@ -77,7 +77,6 @@ def score_generations(
         generations: 05's table: case_id, model, output, status. A row that is neither `ok`
             nor `cut` (empty, refusal) is marked as an empty text: wrong, not left out.
         pairs: 03's table: case_id, patient_id, and what `truth_of` reads.
-        language: en or ja.
 
     Returns:
         One row a generation: case_id, model, reader ("rubric"), patient_id and what `rubric.score`
@@ -386,7 +385,7 @@ def rubric_against_readers(
     for reader, own in parts.items():
         program = own[where].merge(marks[["case_id", "model", *names]], on=where[1:])
         both = pd.concat([own.assign(reader="marked"), program.assign(reader="by_rubric")])
-        found = agreement(both, "patient_id", names, stats.n_resamples, seed, stats.level)
+        found = agreement(both, "patient_id", names, *stats.draws(seed))
         found = found[found["statistic"].str.startswith("kappa")]
         means = both.groupby("reader")[names].mean().T
         rows.append(found.merge(means, left_on="measure", right_index=True).assign(reader=reader))
@@ -416,7 +415,6 @@ def blank_sheet(generations: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.
 
     Args:
         generations: 05's table: case_id, model, output, and what else of `SHOWN` it has.
-        seed: Order of cases and letters.
 
     Returns:
         The sheet (case_id, model as a code such as `B-3f09c1`, the item, empty columns for reader,

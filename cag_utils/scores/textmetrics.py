@@ -87,7 +87,6 @@ def measure_answers(
     Args:
         generations: 05's table, of one language.
         pairs: 03's table.
-        language: en or ja.
         vlscores: 06's scores in this language: case_id, model, embedder, vlscore; None has none.
 
     Returns:
@@ -125,8 +124,8 @@ def correlate(
         kept = pd.concat([kept, mean.assign(reader="mean")])
     rows, joined = [], answers.merge(kept, on=["case_id", "model"])
     for (scorer, both), metric in itertools.product(joined.groupby("reader", sort=False), metrics):
-        asked = (both, "patient_id", metric, "overall", stats.n_resamples, seed, stats.level)
-        n, within = int(both[metric].notna().sum()), rank_correlation(*asked, "kind")
+        asked = (both, "patient_id", metric, "overall", *stats.draws(seed))
+        n, within = int(both[metric].notna().sum()), rank_correlation(*asked, within="kind")
         rows.append((scorer, metric, n, *rank_correlation(*asked), *within))
     columns = ["scorer", "metric", "answers", *Estimate._fields]
     columns += [f"within{end}" for end in ("", "_low", "_high")]

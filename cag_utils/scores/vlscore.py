@@ -177,7 +177,6 @@ def score_models(cases: pd.DataFrame, space: Space, name: str, settings: Vlscore
         cases: From `join_cases`.
         space: From `embed`.
         name: The embedder's key.
-        settings: Normalisation and C.
 
     Returns:
         case_id, patient_id, model, embedder, area (NaN for an empty output), vlscore (0 for one),
@@ -254,7 +253,7 @@ def summarise_vlscores(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.Data
     """
     rows = []
     for (model, embedder), part in scores.groupby(["model", "embedder"], sort=False):
-        mean = mean_interval(part, "patient_id", "vlscore", stats.n_resamples, seed, stats.level)
+        mean = mean_interval(part, "patient_id", "vlscore", *stats.draws(seed))
         rows.append(
             {"model": model, "embedder": embedder, "cases": len(part)}
             | {"mean": mean.value, "low": mean.low, "high": mean.high}
