@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 import timeit
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -358,16 +360,14 @@ def room_sizes(package: Path = PACKAGE) -> dict[str, int]:
         `rooms.<room>.lines` and `rooms.<room>.files`; `all` is the package, `tests` the tests. An
         empty `__init__` is no file to read.
     """
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for folder in (package, package.parent / "tests"):
         for path in sorted(folder.rglob("*.py")):
             if not (lines := len(path.read_text(encoding="utf-8").splitlines())):
                 continue
             for room in {room_of(path, package), "all"} if folder == package else {"tests"}:
-                for unit, more in (("lines", lines), ("files", 1)):
-                    key = f"rooms.{room}.{unit}"
-                    sizes[key] = sizes.get(key, 0) + more
-    return sizes
+                sizes.update({f"rooms.{room}.lines": lines, f"rooms.{room}.files": 1})
+    return dict(sizes)
 
 
 def draw_rooms(package: Path = PACKAGE) -> str:
@@ -385,11 +385,10 @@ def draw_rooms(package: Path = PACKAGE) -> str:
 def _tree_bytes(process: psutil.Process) -> int:
     total = 0
     for member in (process, *process.children(recursive=True)):
-        try:
+        # it may end between listing and asking
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             memory = member.memory_full_info()
             total += getattr(memory, "pss", memory.rss)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it ended between listing and asking
     return total
 
 

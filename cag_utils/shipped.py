@@ -88,11 +88,12 @@ def confirm(reason: str, folder: Path = WEIGHTS) -> dict[str, dict]:
     return held
 
 
-def checksums(folder: Path = WEIGHTS) -> dict[str, str]:
-    """Return the SHA-256 of every weight file below a folder, by relative path, sorted."""
+def checksums(folder: Path = WEIGHTS, pattern: str = "*.safetensors") -> dict[str, str]:
+    """Return the SHA-256 of every file of this pattern below a folder, by relative path, sorted."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.safetensors"))
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
     }
 
 
@@ -105,7 +106,6 @@ def write_card(
         folder: Existing folder of one network; its name is the card's title.
         what: One or two sentences: the class, and what it stands for.
         made_by: The notebook and its settings.
-        parameters: Count.
         scores: Held-out measures by name; rounded to three decimals.
 
     Raises:

@@ -10,6 +10,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -82,13 +83,10 @@ def read_table(
 
 def _existing(path: Path) -> Path:
     """The file itself, or the workbook that stands in for a missing CSV."""
-    path = Path(path)
-    workbook = path.with_suffix(".xlsx")
-    if path.is_file() or not workbook.is_file():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; README, 'Your own data', shows an example")
-        return path
-    return workbook
+    for found in (Path(path), Path(path).with_suffix(".xlsx")):
+        if found.is_file():
+            return found
+    raise FileNotFoundError(f"{path} is missing; README, 'Your own data', shows an example")
 
 
 def _cells(path: Path) -> list[list[str]]:
@@ -104,24 +102,15 @@ def _cells(path: Path) -> list[list[str]]:
     text = _decoded(path, data)
     first = next(line for line in text.splitlines() if line.strip())
     delimiter = max(",;\t", key=first.count)
+    rows = []
     try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error:
         # strict: lenient readers join rows over an open quote, or keep half of a cell
-        row = _rows_before_error(text, delimiter) + 1
-        rule = "a quotation mark inside a cell must be doubled, and each opened one closed"
-        raise ValueError(f"{path}: row {row}: {rule}; {REMEDY}") from None
-
-
-def _rows_before_error(text: str, delimiter: str) -> int:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    n = 0
-    try:
-        for _ in rows:
-            n += 1
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            rows.append(row)
     except csv.Error:
-        return n
-    return n
+        rule = "a quotation mark inside a cell must be doubled, and each opened one closed"
+        raise ValueError(f"{path}: row {len(rows) + 1}: {rule}; {REMEDY}") from None
+    return rows
 
 
 def _decoded(path: Path, data: bytes) -> str:
@@ -130,14 +119,11 @@ def _decoded(path: Path, data: bytes) -> str:
         return data.decode("utf-16")
     if b"\0" in data[:2]:
         return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
-    try:
+    with suppress(UnicodeDecodeError):
         return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    try:
+    text = ""
+    with suppress(UnicodeDecodeError):
         text = data.decode("cp932")
-    except UnicodeDecodeError:
-        text = ""
     # Western text read as CP932 turns each accent and its neighbour into one lone character
     foreign = re.findall(r"[^\x00-\x7f]+", text)
     if 2 * sum(len(run) for run in foreign if len(run) > 1) <= len("".join(foreign)):

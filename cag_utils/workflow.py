@@ -163,12 +163,11 @@ def _do_without_home() -> None:
 def _plain_snakemake(folder: Path) -> int | None:
     """Process number of a snakemake in this folder that was not started here."""
     for process in psutil.process_iter():
-        try:
+        # it may end between listing and asking, or be somebody else's
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             words = [Path(word).name for word in process.cmdline()[:3]]
             if "snakemake" in words and Path(process.cwd()) == folder:
                 return process.pid
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it ended between listing and asking, or is somebody else's
     return None
 
 
@@ -209,10 +208,9 @@ def end_processes(is_meant: Callable[[str], bool]) -> None:
 
 
 def _tag(process: psutil.Process) -> str:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # gone, or not ours
         return process.environ().get(TAG, "")
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return ""  # gone, or not ours
+    return ""
 
 
 def run_notebook(arguments: list[str]) -> None:
@@ -240,7 +238,6 @@ def launch(
 
     Args:
         module: Calls `follow_parent` before it does anything slow.
-        argument: What it works on.
         log: Gets what they print, while they run; None shows it here.
         config: Accelerate's YAML; plain data parallelism if empty.
 
@@ -251,15 +248,10 @@ def launch(
     how = ["--config_file", str(config)] if config else PLAIN
     command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes"]
     command += [str(count), "--main_process_port", "0", "--module", module, str(argument)]
-    out = log.open("wb") if log else None
-    try:
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=os.environ | {FOLLOW: "1"}
-        ) as process:
+    with log.open("wb") if log else contextlib.nullcontext() as out:
+        pipes = {"stdout": out, "stderr": out, "env": os.environ | {FOLLOW: "1"}}
+        with subprocess.Popen(command, stdin=subprocess.PIPE, **pipes) as process:
             code = process.wait()  # the pipe stays open for as long as this process lives
-    finally:
-        if out:
-            out.close()
     if code:
         words = f":\n{_last_words(log)}" if log else "; see the output above"
         raise RuntimeError(f"training on {count} processes failed{words}")

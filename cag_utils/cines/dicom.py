@@ -24,12 +24,7 @@ from tqdm import tqdm
 
 from cag_utils.cines.grey import GreyScale, find, numbers
 from cag_utils.cines.guard import Cluster, Guard
-from cag_utils.cines.pixels import (
-    decode_frame,
-    ends_short,
-    lay_out,
-    read_bytes,
-)
+from cag_utils.cines.pixels import decode_frame, ends_short, lay_out, read_bytes
 from cag_utils.cines.reasons import NotACine, Rejected
 
 XA_CLASSES = (uid.XRayAngiographicImageStorage, uid.EnhancedXAImageStorage)
@@ -214,7 +209,6 @@ def iter_frames(path: Path, frames: Sequence[int] | None = None) -> Iterator[np.
     """Decode a cine in this process; see `Film.frames`, which also goes on after a broken frame.
 
     Args:
-        path: The file.
         frames: Indices from 0; all if None.
 
     Yields:
@@ -625,10 +619,9 @@ def spacing_at_isocentre_mm(header: pydicom.Dataset) -> float:
 
 def _number(header: pydicom.Dataset, name: str) -> float:
     """A numeric attribute, its first value if there are several; NaN when it has none."""
-    try:
+    with suppress(Exception):  # pydicom raises nearly anything on text where a number belongs
         return next(iter(numbers(find(header, name))), math.nan)
-    except Exception:  # pydicom raises nearly anything on text where a number belongs
-        return math.nan
+    return math.nan
 
 
 def name_view(primary_deg: float, secondary_deg: float) -> str:

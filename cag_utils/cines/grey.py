@@ -71,7 +71,6 @@ class GreyScale:
         """Choose the way.
 
         Args:
-            header: Of the file.
             sample: Some frames of the cine as decoded, (H, W) integers of 8 or 16 bits each.
             every: Gives all of them, again at each call; asked only for the cine's own range.
 
@@ -98,8 +97,8 @@ class GreyScale:
             if not is_flat(greys, FEW_OF_FULL if is_wide else FEW_LEVELS):
                 self.notes |= {f"mapped by {name}"} if asked > 1 else set()
                 return
-        self._own_ends = self._own_range(every())
-        self._way, self._tables = self._own, {}
+        self._ends = self._own_range(every())
+        self._way, self._tables = self._full, {}
         self.notes.add("mapped by the cine's own range")
 
     def __call__(self, stored: np.ndarray, frame: int) -> np.ndarray | None:
@@ -194,11 +193,6 @@ class GreyScale:
         except Exception:  # pydicom raises nearly anything on a broken LUT
             self.notes.add("VOI LUT ignored")
             return None
-
-    def _own(self, values: np.ndarray, frame: int) -> np.ndarray:
-        slope, intercept = self._rescale(frame)
-        low, high = sorted(end * slope + intercept for end in self._own_ends)
-        return (values - low) * 255.0 / (high - low)
 
     def _own_range(self, frames: Iterable[np.ndarray]) -> tuple[float, float]:
         """The stored values between which all but a thousandth at either end lie."""

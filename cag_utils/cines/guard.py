@@ -14,7 +14,7 @@ import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -30,6 +30,8 @@ AHEAD, HELD = 64, 2  # jobs begun before the first is consumed; messages held of
 BATCH = 8  # jobs of a Dask task; choice: a task costs the scheduler some milliseconds
 PRELOADED = "cag_utils.cines.sampling"
 READY, END = "ready", "end"
+Work = Callable[[object], Iterable]  # of a job
+Limit = float | Callable[[object], float]  # seconds, or a function of the job
 
 
 @dataclass(eq=False)
@@ -40,7 +42,7 @@ class _Task:
     since: float = field(default_factory=time.monotonic)  # it was begun, or last heard of
 
 
-class Guard:
+class Guard(AbstractContextManager):
     """Worker processes, replaced when they are lost; a context manager.
 
     They start from a clean process, not from this one: nothing of the program is imported again,
@@ -51,20 +53,13 @@ class Guard:
         """Start nothing yet."""
         self._workers = [_Worker() for _ in range(n_workers)]
 
-    def __enter__(self) -> "Guard":
-        """Return itself."""
-        return self
-
     def __exit__(self, *_: object) -> None:
         """End the processes."""
         for worker in self._workers:
             worker.stop()
 
     def run(
-        self,
-        work: Callable[[object], Iterable],
-        jobs: Iterable,
-        seconds: float | Callable[[object], float] = SECONDS,
+        self, work: Work, jobs: Iterable, seconds: Limit = SECONDS
     ) -> Iterator[tuple[object, object]]:
         """Do the jobs; what `work` yields of each comes back in the order of the jobs.
 
@@ -103,7 +98,7 @@ class Guard:
                 if worker.task:
                     worker.stop()
 
-    def _hear(self, first: _Task, seconds: float | Callable[[object], float]) -> None:
+    def _hear(self, first: _Task, seconds: Limit) -> None:
         """Wait for a message; give up who has been silent for too long."""
         busy = [
             w for w in self._workers if w.task and (w.task is first or len(w.task.messages) < HELD)
@@ -118,7 +113,7 @@ class Guard:
                 worker.lose(NotACine("the decoder took too long", f"more than {limit:.0f} s"))
 
 
-class Cluster:
+class Cluster(AbstractContextManager):
     """A Dask cluster in the place of a `Guard`: each thread of its workers has one of its own.
 
     All machines have this package, and see the files under the same paths.
@@ -134,19 +129,12 @@ class Cluster:
 
         self._client = Client(scheduler)
 
-    def __enter__(self) -> "Cluster":
-        """Return itself."""
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Leave the cluster as it was."""
         self._client.close()
 
     def run(
-        self,
-        work: Callable[[object], Iterable],
-        jobs: Iterable,
-        seconds: float | Callable[[object], float] = SECONDS,
+        self, work: Work, jobs: Iterable, seconds: Limit = SECONDS
     ) -> Iterator[tuple[object, object]]:
         """Do the jobs; see `Guard.run`. A task whose machine is lost is done again by another."""
         rest, tasks = iter(jobs), deque()
@@ -166,7 +154,7 @@ class Cluster:
 _own = threading.local()  # the guard of a thread of a Dask worker
 
 
-def _do_guarded(work: Callable, limits: list[tuple[object, float]]) -> list[tuple[object, object]]:
+def _do_guarded(work: Work, limits: list[tuple[object, float]]) -> list[tuple[object, object]]:
     if not hasattr(_own, "guard"):
         _own.guard = Guard()
     return list(_own.guard.run(work, [job for job, _ in limits], dict(limits).__getitem__))
@@ -178,7 +166,7 @@ class _Worker:
     def __init__(self):
         self.process, self.pipe, self.task = None, None, None
 
-    def begin(self, work: Callable, job: object) -> _Task:
+    def begin(self, work: Work, job: object) -> _Task:
         content = cloudpickle.dumps((work, job))
         if self.process is None or not self.process.is_alive():
             self._start()

@@ -5,7 +5,7 @@ import hmac
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -175,7 +175,6 @@ def sample_folder(
         folder: XA DICOM files in any layout.
         out: The run's folder; 8-bit grey pictures land in `out/frames/<video_id>/<frame>.png`,
             after those of another run are removed.
-        key: Secret of the pseudonyms.
         min_gap: Least distance between picks, in frames.
         n_workers: Processes, see `Guard`; the result does not depend on it.
         rule: A name in `SAMPLING_RULES`.
@@ -242,7 +241,7 @@ class Done(NamedTuple):
     broken: list[Rejected]  # frames of it
 
 
-class Journal:
+class Journal(AbstractContextManager):
     """The tables of each cine that is done, a line each, on disk: memory holds their places alone.
 
     A run that was killed goes on with those whose file, settings and code (this room's) are what
@@ -267,10 +266,6 @@ class Journal:
             self._places[json.loads(line)["of"]] = end
             end += len(line)
         self._file.truncate(end)
-
-    def __enter__(self) -> "Journal":
-        """Return itself."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close the file, which stays."""
@@ -339,14 +334,8 @@ def _seconds(cine: Cine) -> float:
 def _next_copy(cine: Cine) -> list[Cine]:
     for i, path in enumerate(cine.copies):
         with suppress(NotACine):
-            return [
-                replace(
-                    read_header(path),
-                    video=cine.video,
-                    patient=cine.patient,
-                    copies=cine.copies[i + 1 :],
-                )
-            ]
+            kept = {"video": cine.video, "patient": cine.patient, "copies": cine.copies[i + 1 :]}
+            return [replace(read_header(path), **kept)]
     return []
 
 

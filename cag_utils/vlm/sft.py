@@ -40,6 +40,7 @@ from cag_utils.params import check_choice
 from cag_utils.profiles import Finetune, Lora
 from cag_utils.scores.entities import Entities, read_entities
 from cag_utils.scores.rubric import score, truth_of
+from cag_utils.shipped import checksums
 from cag_utils.study import PACKAGE, read_json, write_json
 from cag_utils.tables import load_table, write_table
 from cag_utils.vlm.data import CaseCollator, FeatureStore, accept_features, to_cases
@@ -74,11 +75,7 @@ class Job:
     settings: dict = field(repr=False)  # the profile's `finetune` section
 
     def __post_init__(self):
-        """Check the names and the settings before anything heavy starts.
-
-        Raises:
-            ValueError: Unknown backbone, or settings that are no `finetune` section.
-        """
+        """Raise ValueError for an unknown backbone, or settings that are no `finetune` section."""
         get_backbone(self.backbone)
         Finetune.model_validate(self.settings)
 
@@ -124,11 +121,7 @@ def make_job(
 
     Args:
         settings: `profile.finetune`.
-        backbone: A key of `backbones.BACKBONES`.
-        language: en or ja.
         pairs: `outputs/<profile>/03_build_corpus/all/pairs.csv`.
-        folder: As `Job`.
-        seed: As `Job`.
         size: tiny or real; the profile's if empty.
         epochs: The profile's if 0.
         features: Folder of tower features; `outputs/<profile>/04_finetune/tower_features` if empty.
@@ -168,7 +161,7 @@ def start_folder(job: Job) -> None:
             shutil.rmtree(folder)
     if last_checkpoint(job) is None:
         shutil.rmtree(job.path / "tensorboard", ignore_errors=True)
-    _write_at_once(path, asdict(job))
+    write_json(path, asdict(job))
 
 
 def last_checkpoint(job: Job) -> str | None:
@@ -178,7 +171,7 @@ def last_checkpoint(job: Job) -> str | None:
 
 def seal(folder: Path) -> None:
     """Write what a checkpoint holds, as its last file and at once: from now on it counts."""
-    _write_at_once(folder / SEAL, _digests(folder))
+    write_json(folder / SEAL, _digests(folder))
 
 
 def is_whole(folder: Path) -> bool:
@@ -193,17 +186,8 @@ def _checkpoints(job: Job) -> list[Path]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(SEAL))
-    names = [path.relative_to(folder).as_posix() for path in files]
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return dict(zip(names, hashes, strict=True))
-
-
-def _write_at_once(path: Path, content: dict) -> None:
-    """A reader finds the old file or the whole new one, also after a kill."""
-    half_made = path.with_name(f"{path.name}.{os.getpid()}")
-    write_json(half_made, content)
-    half_made.replace(path)
+    found = checksums(folder, "*").items()
+    return {name: digest for name, digest in found if Path(name).name != SEAL}
 
 
 def base_name(job: Job) -> str:
@@ -626,7 +610,6 @@ def run_job(job: Job, processes: int = 1, accelerate_config: str | Path = "") ->
     settings of `cag_utils/templates/fsdp.yaml`, which also says how to start it by hand.
 
     Args:
-        job: The run.
         processes: One a GPU. More than one starts `accelerate launch`, because TRL refuses to drive
             several GPUs from a notebook's single process. Run so far with twins on two CPU
             processes, not on GPUs.
