@@ -141,20 +141,14 @@ def write_page(
     """
     loader = jinja2.FileSystemLoader(PACKAGE / "templates")
     engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    engine.filters |= {"picture": _picture, "table": _table, "paragraphs": _paragraphs}
+    engine.filters |= {
+        "picture": lambda png: (
+            "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+        ),
+        "table": lambda table: rounded(table).to_html(index=False, border=0, escape=True),
+        "paragraphs": lambda text: [" ".join(x.split()) for x in text.split("\n\n") if x.strip()],
+    }
     page = engine.get_template("report.html.j2")
     html = page.render(title=title, notice=notice, facts=facts, sections=sections)
     path.write_text(html, encoding="utf-8")
     return path
-
-
-def _picture(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _table(table: pd.DataFrame) -> str:
-    return rounded(table).to_html(index=False, border=0, escape=True)
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]

@@ -24,9 +24,7 @@ class Design:
     case_sd: float  # of one reader's difference on a case, points
     agreement: float  # share of its variance that readers share, 0 to 1
     cases: float  # cases an exam
-    exam_share: (
-        float  # variance of exam means of the shared part, as a share of its cases' variance
-    )
+    exam_share: float  # variance of the shared part's exam means, share of its cases' variance
 
 
 class Measured(NamedTuple):
@@ -117,7 +115,6 @@ def simulate_power(
 
     Args:
         marks: As in `measure_pairs`; of several readers their means are drawn.
-        design: Gap and spreads.
         exams: In each study, 2 or more.
         rng: Of exams, signs and readers' errors.
     """

@@ -21,8 +21,6 @@ def read_examples(pairs: str | Path, language: str, outputs: str | Path) -> pd.D
     """Read notebook 03's pairs as prompts and answers in one language.
 
     Args:
-        pairs: Path of `pairs.csv`.
-        language: en or ja.
         outputs: The folder its `png` paths are relative to, `outputs/<profile>/`.
 
     Returns:
@@ -117,15 +115,10 @@ def encode_prompts(
         batch = processor(images=seen, text=texts, **tensors)
         batch.pop("labels")
         return batch
-    turns = [
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image"}] * len(own) + [{"type": "text", "text": text}],
-            }
-        ]
-        for own, text in zip(seen, prompts, strict=True)
-    ]
+    turns = []
+    for own, text in zip(seen, prompts, strict=True):
+        content = [{"type": "image"}] * len(own) + [{"type": "text", "text": text}]
+        turns.append([{"role": "user", "content": content}])
     texts = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     tensors["add_special_tokens"] = False  # the template has written <bos> already
     return processor(images=seen, text=texts, **tensors)

@@ -156,19 +156,17 @@ def agreement_table(
         pick = np.zeros((2, 6))
         pick[0, i], pick[1] = 1, np.arange(6) != i
         measures[f"kappa_{name}"] = lambda x, pick=pick: kappa(pick @ x @ pick.T, 1 - np.eye(2))
-    draws = (stats.n_resamples, seed, stats.level)
-    rows = []
+    draws, rows = stats.draws(seed), []
     if len(sure):
         one, two = (sure[x].map(SIX_CLASSES.index).to_numpy() for x in "ab")
         cells = np.eye(6)[one][:, :, None] * np.eye(6)[two][:, None, :]
         for name, measure in measures.items():
-            rows.append(
-                (name, *cluster_bootstrap(sure["group"], cells, measure, *draws)[0], len(sure))
-            )
+            [found] = cluster_bootstrap(sure["group"], cells, measure, *draws)
+            rows.append((name, *found, len(sure)))
     if len(given):
         both = np.stack([given.index.isin(sure.index), np.ones(len(given))], axis=1)
-        found = cluster_bootstrap(given["group"], both, lambda x: x[..., 0] / x[..., 1], *draws)
-        rows.append(("sure", *found[0], len(given)))
+        [found] = cluster_bootstrap(given["group"], both, lambda x: x[..., 0] / x[..., 1], *draws)
+        rows.append(("sure", *found, len(given)))
     return pd.DataFrame(rows, columns=["measure", *Estimate._fields, "frames"])
 
 
@@ -204,24 +202,13 @@ def to_label_studio(marks: pd.DataFrame, png_of: Mapping[str, str]) -> list[dict
     Args:
         png_of: Item to its picture's path, as Label Studio's local storage shall find it.
     """
-    tasks = []
+    tasks, where = [], {"from_name": "label", "to_name": "image", "type": "choices"}
     for item, part in first_marks(marks).groupby("item"):
-        annotations = [
-            {
-                "completed_by": {"email": f"{row.reader}@desk.invalid"},
-                "lead_time": float(row.seconds),
-                "result": [
-                    {
-                        "id": f"{row.reader}-{item}",
-                        "from_name": "label",
-                        "to_name": "image",
-                        "type": "choices",
-                        "value": {"choices": [row.label]},
-                    }
-                ],
-            }
-            for row in part.itertuples()
-        ]
+        annotations = []
+        for row in part.itertuples():
+            by = {"completed_by": {"email": f"{row.reader}@desk.invalid"}}
+            said = {"id": f"{row.reader}-{item}", **where, "value": {"choices": [row.label]}}
+            annotations.append(by | {"lead_time": float(row.seconds), "result": [said]})
         tasks.append({"data": {"image": png_of[item], "item": item}, "annotations": annotations})
     return tasks
 
@@ -238,7 +225,7 @@ def from_label_studio(tasks: Sequence[Mapping]) -> pd.DataFrame:
     Raises:
         ValueError: A task names no item, or an annotation chose none or several of the classes.
     """
-    rows = []
+    rows, known = [], (*SIX_CLASSES, UNSURE)
     for number, task in enumerate(tasks):
         video, slash, frame = str(task.get("data", {}).get("item", "")).rpartition("/")
         if not slash or not frame.isdigit():
@@ -246,15 +233,10 @@ def from_label_studio(tasks: Sequence[Mapping]) -> pd.DataFrame:
         for annotation in task.get("annotations", []):
             if annotation.get("was_cancelled"):
                 continue
-            chosen = [
-                x["value"]["choices"] for x in annotation["result"] if x["from_name"] == "label"
-            ]
-            if (
-                len(chosen) != 1
-                or len(chosen[0]) != 1
-                or chosen[0][0] not in (*SIX_CLASSES, UNSURE)
-            ):
-                raise ValueError(f"task {number}: {chosen} is not one of {(*SIX_CLASSES, UNSURE)}")
+            results = [x for x in annotation["result"] if x["from_name"] == "label"]
+            chosen = [x["value"]["choices"] for x in results]
+            if chosen not in [[[name]] for name in known]:
+                raise ValueError(f"task {number}: {chosen} is not one of {known}")
             by = annotation.get("completed_by")
             reader = str(by.get("email", by.get("id")) if isinstance(by, Mapping) else by)
             if chosen[0][0] != UNSURE:

@@ -153,9 +153,7 @@ def reading_order(
     the session lies between: too long for remembering an answer.
 
     Args:
-        groups: Items by group.
         reader: Initials; another reader, another order.
-        seed: Of the study.
         repeat_share: Items that come back, 0 to 1/3 of all.
 
     Returns:

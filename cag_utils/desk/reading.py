@@ -51,8 +51,6 @@ def hints(text: str, language: str, laterality: str) -> list[Words]:
     """Say what in a text may be a slip, for whoever is typing it; nothing is ever blocked by it.
 
     Args:
-        text: Findings.
-        language: en or ja, of the text.
         laterality: Side of the picture, LCA or RCA; empty where it is not known.
 
     Returns:
@@ -65,12 +63,12 @@ def hints(text: str, language: str, laterality: str) -> list[Words]:
         if number is not None and number not in AHA_SEGMENTS:
             told.append((f"#{number} is no AHA segment", f"#{number} はAHA分類にありません"))
         elif number and laterality and laterality_of(number) != laterality:
-            here = (f"#{number} is not {laterality}", f"#{number} は{laterality}ではありません")
-            told.append(here)
-        if percent not in (None, 0, *GRADES):
             told.append(
-                (f"{percent} % is no AHA grade", f"{percent}％ はAHAの狭窄度ではありません")
+                (f"#{number} is not {laterality}", f"#{number} は{laterality}ではありません")
             )
+        if percent not in (None, 0, *GRADES):
+            words = (f"{percent} % is no AHA grade", f"{percent}％ はAHAの狭窄度ではありません")
+            told.append(words)
     clashes = sorted(contradictions(read)) if read.stenoses or read.cleared else []
     told += [(f"contradiction: {clash}", f"矛盾：{clash}") for clash in clashes]
     return [{"en": en, "ja": ja} for en, ja in told]
@@ -88,7 +86,6 @@ def validation_task(
 
     Args:
         drafts: Of `find_frames`: `item`, ids, frame, `png` below `outputs`, texts, `laterality`.
-        folder: Of the readers' sheets.
         repeat_share: Drafts that come back, 0 to 1/3.
     """
     rows = drafts.set_index("item")
@@ -200,7 +197,6 @@ def review_task(
             output and the columns to fill in.
         pairs: Rows of 03's `pairs.csv`: case_id, png, video_id, frame, and of `frames.csv` n_frames
             and frame_time_ms.
-        folder: Of the readers' sheets.
         options: `n_cases`, the sheet's first so many (0: all), the same for all readers;
             `repeat_share`; `show_truth`, whether the truth may be opened beside the answer.
     """
@@ -258,15 +254,11 @@ def reader_sheet(
 def repeats(marks: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
     """Return both marks of what readers were shown twice, as if two readers had given them.
 
-    Args:
-        measures: Columns of numbers.
-
     Returns:
         case_id, model (the code), whose (the reader), reader (he, or `<he> again`), measures.
     """
-    both = marks[marks.duplicated(["reader", "item"], keep=False)].astype(
-        dict.fromkeys(measures, float)
-    )
+    both = marks[marks.duplicated(["reader", "item"], keep=False)]
+    both = both.astype(dict.fromkeys(measures, float))
     cases, codes = ([item.partition("|")[i] for item in both["item"]] for i in (0, 2))
     again = both["reader"] + both["repeat"].map({"0": "", "1": " again"})
     both = both.assign(case_id=cases, model=codes, whose=both["reader"], reader=again)

@@ -23,9 +23,8 @@ from cag_utils.study import root
 HERE = Path(__file__).parent
 QUALITY = 92  # of the cine's JPEGs; choice: no block shows at fourfold zoom. The key frame is a PNG
 CHUNK = 12  # frames an answer may hold, so that no mark waits long behind them
-LEASE_S = (
-    90.0  # a window not heard of for so long has lost its sheet; hidden tabs call once a minute
-)
+# A window not heard of for so long has lost its sheet; hidden tabs call once a minute.
+LEASE_S = 90.0
 
 Words = dict[str, str]  # en and ja
 
@@ -242,10 +241,9 @@ class Desk(anywidget.AnyWidget):
 
     def _hint(self, message: dict) -> None:
         item, _ = self._order[message["position"]]
-        found = (
-            self._task.hints(item, message["field"], message["text"]) if self._task.hints else []
-        )
-        self.send({"type": "hints", "field": message["field"], "hints": found})
+        field, hints = message["field"], self._task.hints
+        found = hints(item, field, message["text"]) if hints else []
+        self.send({"type": "hints", "field": field, "hints": found})
 
     def _stay(self, message: dict) -> None:
         """The window is still open: nothing to do but to keep the sheet for it."""

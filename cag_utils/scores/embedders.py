@@ -30,12 +30,11 @@ from cag_utils.hub import (
 from cag_utils.params import check_choice
 from cag_utils.scores import two_towers
 from cag_utils.scores.two_towers import ConceptClip, MedClip, load_published
-from cag_utils.shipped import check_phantom
-from cag_utils.study import PACKAGE, read_json, under_root
+from cag_utils.shipped import WEIGHTS, check_phantom
+from cag_utils.study import read_json, under_root
 
 Picture = Image.Image | np.ndarray
 SIZES = ("tiny", "real")
-WEIGHTS = PACKAGE / "weights"
 SIGLIP2 = Checkpoint(
     "timm/ViT-SO400M-14-SigLIP2-378", "main",
     "https://huggingface.co/timm/ViT-SO400M-14-SigLIP2-378", "siglip2",

@@ -582,13 +582,10 @@ def _plans(sentence: str, language: str) -> Iterator[str]:
             part = none.sub(" ", part)
         if lexicon.HISTORY.search(part):
             pieces = re.split(r"[,、]", part) if lexicon.ADVICE.search(part) else []
-            part = ",".join(p for p in pieces if not _only_history(p))
+            told = (p for p in pieces if lexicon.ADVICE.search(p) or not lexicon.HISTORY.search(p))
+            part = ",".join(told)
         plans = (plan for plan, words in lexicon.PLANS.items() if words[language].search(part))
         yield from itertools.islice(plans, 1)
-
-
-def _only_history(part: str) -> bool:
-    return bool(lexicon.HISTORY.search(part)) and not lexicon.ADVICE.search(part)
 
 
 def _distinct(stenoses: list[Stenosis]) -> tuple[Stenosis, ...]:

@@ -56,7 +56,6 @@ def best_constants(train: pd.DataFrame, language: str, measure: str) -> dict[str
 
     Args:
         train: Training rows of pairs.csv: laterality, findings_<language> and the truth.
-        language: en or ja.
         measure: A key of `measures()`.
 
     Raises:

@@ -124,9 +124,8 @@ SPAN = re.compile(r"(\d+)番?[ ]*(?:-|~|から|to|through)[ ]*#?(?=(\d+))")
 COURSES = ((1, 2, 3, 4), (5,), (6, 7, 8), (11, 13))
 # "LCX 11" and "LCX11": a bare number right behind an artery, unless it counts something else.
 BARE_NUMBER = re.compile(
-    r"[ の-]?\(?(1[0-5]|[1-9])"
-    r"(?!\d|\.\d|[ ]*(?:%|percent|mm|cm|year|month|day|lesion|stent|st\b|nd\b|rd\b|th\b|か月|年"
-    r"|枝|本|日|-vessel))"
+    r"[ の-]?\(?(1[0-5]|[1-9])(?!\d|\.\d|[ ]*(?:%|percent|mm|cm|year|month|day|lesion|stent|st\b"
+    r"|nd\b|rd\b|th\b|か月|年|枝|本|日|-vessel))"
 )
 GAP_BEFORE_NUMBER = re.compile(r"[ (\[:,の-]*(?:at |in |の)?[ (]*$")
 GAP_AFTER_NUMBER = re.compile(r"^[ ]*[(\[]?[ ]*(?:of |in )?[ ]*(?:the )?(?:の)?$")
@@ -190,9 +189,8 @@ _SEEN = (
 )
 # Between "no" and what is denied: no "for", no treatment, or something else is denied.
 _KIND = (
-    r"(?:(?!(?:for|to|in|at|on|with|need|change|progress\w*|doubt|pci|cabg|stents?|stenting"
-    r"|action|further"
-    r" treat\w*|(?:treat|therap|interven|revasc|procedur)\w*)[ .,:])[^\s.;,]+ ){0,7}?"
+    r"(?:(?!(?:for|to|in|at|on|with|need|change|progress\w*|doubt|pci|cabg|stents?|stenting|action"
+    r"|further treat\w*|(?:treat|therap|interven|revasc|procedur)\w*)[ .,:])[^\s.;,]+ ){0,7}?"
 )
 _NOT_JA = r"(?:ない|ません|ず|なかった|なく)"
 _STATE = r"(?:normal(?! (?:flow|lv|sinus|size|origin|function))|unremarkable|patent|intact|clean)"
@@ -238,16 +236,12 @@ EXCEPT = _either(r"apart from|except(?: for)?|other than|aside from|besides", r"
 # The place is not in the picture.
 UNSEEN = _either(
     r"not(?: be)?(?: \w+ly| well)? (?:shown|visuali[sz]ed|imaged|included|seen|visible|opacified"
-    r"|in view"
-    r"|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled"
-    r"|obtained|taken)"
-    r"|(?:un|non-?)(?:engaged|injected)|(?:injection|engagement) was not possible"
-    r"|(?:angio\w*|imaging|study"
-    r"|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
+    r"|in view|engaged|injected|cannulated|catheteri[sz]ed|performed|done|studied|examined|filled"
+    r"|obtained|taken)|(?:un|non-?)(?:engaged|injected)|(?:injection|engagement) was not possible"
+    r"|(?:angio\w*|imaging|study|injection)[^.;,]{0,30}? (?:planned|scheduled|tomorrow|pending)"
     r"|(?:failed to|unable to|could not|cannot|can't|did not) (?:engage|cannulate|visuali[sz]e"
-    r"|opacify|see|find|image|inject|be (?:found|located|identified))"
-    r"|next (?:time|session)|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged"
-    r"|examined|evaluated)",
+    r"|opacify|see|find|image|inject|be (?:found|located|identified))|next (?:time|session)"
+    r"|to follow|another day|later|will be (?:\w+ )?(?:studied|imaged|examined|evaluated)",
     r"(?:描出|造影|撮影|評価)され(?:て)?(?:おらず|いない|いません|ない|ず|ません)|写(?:ってい"
     r"|ら)(?:ない|ません|ず)"
     r"|未(?:施行|造影|評価|撮影|検査)|(?:engage|挿入|カニュレーション|造影|撮影|同定)(?:は)?(?:でき"
@@ -257,14 +251,12 @@ UNSEEN = _either(
 )
 # The place may be in the picture; what it looks like is not said.
 UNJUDGED = _either(
-    r"(?:can|could)(?:not| not) (?:be |reliably be )?(?:\w+ly )?(?:assess|evaluat|judg|grad"
-    r"|exclud|rul|"
-    r"determin|interpret)\w*|(?:difficult|hard|impossible) to (?:assess|evaluate|judge|grade)"
+    r"(?:can|could)(?:not| not) (?:be |reliably be )?(?:\w+ly )?(?:assess|evaluat|judg|grad|exclud"
+    r"|rul|determin|interpret)\w*|(?:difficult|hard|impossible) to (?:assess|evaluate|judge|grade)"
     r"|(?:lesion|stenosis)[ ]?\?|not (?:evaluable|assessable|evaluated|assessed|excluded)"
     r"|indeterminate|unclear|inconclusive",
     r"(?:評価|判定|判断|読影)[はが]?(?:困難|難し|不[能可]|でき(?:ない|ません|ず))|否定(?:は)?でき"
-    r"|はっきりし(?:ない|ません)"
-    r"|不明瞭|明瞭で(?:は)?な|不明|除外でき",
+    r"|はっきりし(?:ない|ません)|不明瞭|明瞭で(?:は)?な|不明|除外でき",
 )
 COLLATERAL = _either(
     r"collateral\w*|fill(?:ed|s|ing)? (?:from|via|by)|retrograde(?:ly)?|rentrop|donor",
@@ -302,13 +294,11 @@ _TREAT = r"(?:revasculari[sz]ation|treatment|intervention|therapy|pci|stent\w*|a
 _PCI_EN = (
     r"(?<!post-)(?<!post )(?<!s/p )pci(?!後|術後|歴)|percutaneous (?:coronary )?intervention"
     r"|angioplasty|des(?! in| to| at| patent|後)|stenting|stent (?:implantation|placement"
-    r"|deployment)|with a stent"
-    r"|drug-eluting stents?|revasculari[sz]ation"
+    r"|deployment)|with a stent|drug-eluting stents?|revasculari[sz]ation"
 )
 _PCI_JA = (
     r"(?<![a-z])pci(?!後|術後|歴)|経皮的冠動脈|冠動脈形成術|ステント(?:留置|治療)"
-    r"|薬剤溶出性ステント"
-    r"|カテーテル治療|血行再建|インターベンション"
+    r"|薬剤溶出性ステント|カテーテル治療|血行再建|インターベンション"
 )
 _BYPASS_EN = (
     r"heart[- ]team|ask the surgeons|cabg|bypass(?: surgery| grafting)?"

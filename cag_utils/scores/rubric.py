@@ -190,10 +190,6 @@ def _denied(entities: Entities) -> set[str]:
     }
 
 
-def _laterality_points(output: Entities, truth: Entities, wrong: bool) -> float:
-    return 2.0 * (output.sides == truth.sides)
-
-
 def _lesion_match(output: Entities, truth: Entities) -> tuple[set, set, set, int]:
     """Match named to true lesions: number by number, and what is left over artery by artery.
 
@@ -353,7 +349,7 @@ CRITERIA: dict[str, Criterion] = {
         "laterality",
         2,
         lambda out, true: bool(out.sides - true.sides) if true.laterality else None,
-        _laterality_points,
+        lambda out, true, _: 2.0 * (out.sides == true.sides),
     ),
     "numbering_error": Criterion(
         "numbering",

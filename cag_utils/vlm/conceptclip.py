@@ -122,9 +122,7 @@ def convert_tower(
     """Build transformers' tower from timm's tensors; patch outputs agree to 1e-5.
 
     Args:
-        state: A ConceptCLIP or bare timm state dict.
-        heads: As `tower_config`.
-        side: As `tower_config`.
+        state: A ConceptCLIP or bare timm state dict; the others are those of `tower_config`.
 
     Returns:
         The tower in evaluation mode; `(batch, 3, side, side)` pixels in [-1, 1] give

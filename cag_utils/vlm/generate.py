@@ -122,12 +122,10 @@ def generate_answers(
 
     Args:
         model: Tuned or not, in evaluation mode.
-        processor: Its processor.
         images: Paths of frames; a tuple of them where one prompt has several.
         prompts: One a frame, or a tuple of frames.
         batch_size: Most cases at a time; it changes the speed, not the answers (in float32;
             bfloat16 may break a near tie the other way).
-        max_new_tokens: Longest answer.
         label: Of the progress bar; empty shows none.
         features: Folder of a `FeatureStore`; empty runs the tower for each case.
 
@@ -170,10 +168,8 @@ def generation_table(
 
     Args:
         examples: One row a case, in the order of the answers.
-        prompts: What the model was given.
         answers: From `generate_answers` or `endpoint.ask`; a `status` it brings is kept.
         model: Its key, e.g. `gemma3_lora`.
-        language: en or ja.
 
     Returns:
         case_id, model, language, prompt, output, seconds, n_tokens, status, ground_truth.
@@ -211,9 +207,8 @@ def _answer_batch(model, processor, images, prompts, max_new_tokens: int, store)
     batch = encode_prompts(processor, pictures, prompts).to(model.device)
     if store:
         del batch["pixel_values"]
-        batch |= project(
-            core_of(model), store.read([p for own in images for p in own]).to(model.device)
-        )
+        tokens = store.read([path for own in images for path in own])
+        batch |= project(core_of(model), tokens.to(model.device))
     made = model.generate(**batch, max_new_tokens=max_new_tokens, use_cache=True, do_sample=False)
     made = made[:, batch["input_ids"].shape[1] :].cpu()
     texts = processor.tokenizer.batch_decode(made, skip_special_tokens=True)

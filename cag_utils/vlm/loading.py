@@ -30,11 +30,9 @@ from transformers.utils import logging as transformers_logging
 from cag_utils.backbones import Tower, get_backbone
 from cag_utils.hub import Checkpoint, check_access, fetch_weights, override, read_safetensors
 from cag_utils.params import check_choice
-from cag_utils.shipped import check_phantom
-from cag_utils.study import PACKAGE
+from cag_utils.shipped import WEIGHTS, check_phantom
 from cag_utils.vlm import conceptclip
 
-WEIGHTS = PACKAGE / "weights"
 SIZES = ("tiny", "real")
 QUANTISED = ("none", "4bit")
 FUSED = "fused_uncapped"  # not "sdpa...": transformers refuses that name for Gemma2
