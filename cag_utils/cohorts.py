@@ -21,7 +21,6 @@ def cohort_settings(profile: Profile, name: str) -> dict[str, str | int]:
 
     Args:
         profile: Its `data` section counts patients, cines and frames; `scale` multiplies patients.
-        name: cnn or corpus.
 
     Raises:
         ValueError: The profile reads own data, or there is no such cohort.

@@ -51,7 +51,6 @@ def split_groups(
     Args:
         groups: Group ids, one per row; repeats are the same group (a patient's many frames).
         shares: Split name to its share, together 1, e.g. `{"train": .8, "val": .1, "test": .1}`.
-        seed: Of the shuffle.
         strata: Group id to stratum (for example the side a video shows), dealt one by one so that
             every split gets its part of each; None shuffles all.
 
@@ -86,7 +85,6 @@ def assert_disjoint(splits: pd.DataFrame, by: str = "patient_id", verbose: bool 
     Args:
         splits: One row per video or image, with column `split` and the column `by`.
         by: Column whose values must not cross splits: "patient_id", "exam_id" or "video_id".
-        verbose: Print the counts.
 
     Raises:
         ValueError: A column is missing, an id or split is empty, or a group is in two splits.

@@ -91,7 +91,6 @@ def pseudonym_key(profile: Profile, own_data: bool = False) -> bytes:
     `data/private/`: whoever knows it can try it on a list of real ids.
 
     Args:
-        profile: The study's profile.
         own_data: Whether the files are somebody's own, whatever the profile says.
 
     Raises:
@@ -192,7 +191,6 @@ def open_run(params: Params, notebook: str, shared: bool = False) -> Run:
 
     Args:
         params: The notebook's checked parameters; needs `profile`, `out_root` and `seed`.
-        notebook: The notebook's stem.
         shared: Whether other processes may have this run open, too: a desk, one page a reader.
 
     Raises:

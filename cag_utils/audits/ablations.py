@@ -29,10 +29,6 @@ def answer_states(
 ) -> np.ndarray:
     """Return the state from which a model would write the first word of its answer.
 
-    Args:
-        model: With or without an adapter.
-        images: Paths, one a prompt.
-
     Returns:
         (prompts, width) float32: the last layer's output at the last position of each prompt.
     """
@@ -68,7 +64,6 @@ def tell_pairs(pairs: Path, language: str, told: Path, seed: int) -> Path:
 
     Args:
         pairs: Notebook 03's `pairs.csv` with the phantom's truth.
-        language: en or ja.
         told: The copy, which is returned; its folder exists.
 
     Raises:

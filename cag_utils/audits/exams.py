@@ -38,7 +38,6 @@ def exams_of(examples: pd.DataFrame, pairs: pd.DataFrame, language: str) -> pd.D
     Args:
         examples: Of `examples.read_examples`.
         pairs: Notebook 03's pairs.csv, with the phantom's truth.
-        language: en or ja.
 
     Returns:
         By exam_id: patient_id, split, cases (tuple of case_id), images (tuple of paths), sides (the
@@ -89,7 +88,6 @@ def merge_findings(
     Args:
         texts: One a frame.
         sides: LCA or RCA, of each frame.
-        language: en or ja.
         share: A lesion is kept if more than this share of its side's frames name it, 0 to 1; 0: if
             any does. Its grade is the worst that was named.
     """
@@ -187,7 +185,6 @@ def compare_exams(
         marks: Of `measures.by_case`; holds `truth`.
         floors: The names of each way's floors; a way without any has no skill.
         stats: Resamples and level; patients, and so whole exams, are resampled.
-        seed: Of the resampling.
 
     Returns:
         One row a way: way, exams, each of `MEASURES` and `skill` (in lesion F1), with its ends

@@ -326,7 +326,6 @@ def filling(curve: np.ndarray, frame_rate: float) -> dict[str, float]:
 
     Args:
         curve: (t,) from `fill_curve`, rising with contrast.
-        frame_rate: Frames a second.
 
     Returns:
         fill, half_fill_s, fill_s, late_share of `measure_cine`; only fill if it never rises.

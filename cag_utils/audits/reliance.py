@@ -38,7 +38,6 @@ def measure_reliance(scores: pd.DataFrame, stats: Stats, seed: int) -> pd.DataFr
     Args:
         scores: The rubric's marks of one language: models, `<model>@<how>`, floors and the truth.
         stats: Resamples, level and the primary measure.
-        seed: Of the resampling.
 
     Returns:
         `COLUMNS`, a row a model, an entry of `BOUNDS` and a measure of `MEASURES` or the `skill` of

@@ -345,7 +345,6 @@ def sample_public(stills: pd.DataFrame, folder: Path, out: Path, key: bytes) -> 
         stills: Of `read_public`.
         folder: What paths are told relative to.
         out: The run's folder; pictures land in `out/frames/<video_id>/<frame>.png`.
-        key: Secret of the pseudonyms.
 
     Returns:
         As `sampling.sample_folder`; `reason` is "published", statistics are those of the picks,
@@ -401,7 +400,6 @@ def write_tables(stills: pd.DataFrame, name: str, folder: Path, key: bytes) -> N
         stills: Of `read_public`.
         name: Of the set; it stands for the reader.
         folder: Of one of the profile's cohorts; made if need be.
-        key: Secret of the pseudonyms.
     """
     folder.mkdir(parents=True, exist_ok=True)
     title = PUBLIC_SETS[name].title

@@ -118,8 +118,6 @@ def prompt(laterality: str, report: str, language: str) -> str:
 
     Args:
         laterality: LCA or RCA, as the CNN sees it.
-        report: The pre-procedure report.
-        language: en or ja.
 
     Raises:
         ValueError: Unknown side or language.

@@ -46,9 +46,7 @@ def predict_frames(
     """Say which side each still shows, how good it is, and how sure the network is.
 
     Args:
-        model_dir: Folder of a trained network.
         png_paths: PNG or JPEG stills; only a few are in memory at a time.
-        batch_size: Stills at a time.
 
     Returns:
         One row a still, in order: `p_<class>` for the six classes; `laterality` (LCA or RCA),
@@ -82,12 +80,9 @@ def predict_files(
     """Predict every frame of stills and cines, batch by batch; only a few are in memory.
 
     Args:
-        model_dir: Folder of a trained network.
-        paths: Stills and cines.
         unreadable: Gets the files that cannot be read, and the frames of cines of which others
             can. If None, the first such file or frame is an error; of what is merely passed over
             (reports, presentation states), none is.
-        batch_size: Frames at a time.
         device: See `pick_device`.
 
     Yields:
@@ -156,9 +151,7 @@ def write_predictions(
         place: A folder or one file, see `find_pictures`.
         out: CSV to write: `file` (relative to the folder; `tables.rearm` undoes an
             apostrophe before `=`), then as `predict_files`.
-        model_dir: Folder of a trained network.
         device: See `pick_device`.
-        has_progress: Whether a bar is shown.
 
     Raises:
         OSError: The model or `out` is missing or closed.

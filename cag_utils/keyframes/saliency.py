@@ -102,9 +102,7 @@ def explain(
     """Map what speaks for a network's answers on some stills.
 
     Args:
-        model_dir: Folder of a trained network.
         answers: (n,) the class to explain, still by still.
-        seed: Of `compare_random`.
 
     Returns:
         The stills as the network sees them, (n, px, px) uint8; its maps by name, (n, px, px); and

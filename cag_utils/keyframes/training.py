@@ -331,7 +331,6 @@ def fit(
         loss: Named parts of a batch's loss, minimised in sum, also over several processes.
         optimisers: Each with its peak learning rates.
         steps: Of an epoch.
-        epochs: Of the whole training.
         warmup: Steps over which the rate rises; None takes 100, at most a tenth of all.
         schedule: One of transformers' `SchedulerType`, e.g. `cosine`.
         average: Decay of a moving average of the weights, in [0, 1); 0 for none.

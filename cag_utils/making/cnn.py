@@ -147,7 +147,6 @@ def map_tree(tree: Tree, pose: Pose, seen: np.ndarray, size_px: int) -> np.ndarr
         tree: Of n points.
         pose: In t frames; taken in the middle of the pulse.
         seen: (t, n) bool, from `grading.FrameTruth`.
-        size_px: Side of the picture, pixels.
 
     Returns:
         (t, 2, 28, 28) float16: the share that can be seen in each cell, and the share that lies
@@ -246,7 +245,6 @@ def class_loss(outputs: Tensor, labels: Tensor, plain: Tensor, smoothing: float 
         outputs: (n, 6) logits.
         labels: (n,) int64.
         plain: (n,) bool, pictures that are as they were drawn.
-        smoothing: Of the six classes' labels.
     """
     six = {"label_smoothing": smoothing, "reduction": "none"}
     whole = functional.cross_entropy(outputs, labels, **six)
@@ -387,8 +385,6 @@ def calibrate(model: nn.Module, scenes: Scenes, seed: int) -> dict[str, float]:
 
     Args:
         model: From `teach_classes`.
-        scenes: Held-out frames.
-        seed: Of the randomisation.
 
     Returns:
         temperature (> 0), rca_logit_offset, and before any of it the held-out F1s of frames as

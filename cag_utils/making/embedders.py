@@ -40,7 +40,6 @@ def write_text(
 
     Args:
         rng: Draws language, kind, wording and a patient's history, hence the advice.
-        stills: Pictures with their lesions.
         languages: Drawn from with equal chances.
     """
     language = str(rng.choice(list(languages)))
@@ -102,7 +101,6 @@ def train_embedder(
     Beside that the image tower answers `PlaceTask`, without which so few pictures teach it nothing.
 
     Args:
-        embedder: A tiny one.
         steps: Optimiser steps, a multiple of `parts`.
         seed: Order, wording and jitter.
         trunk: A pretrained part of the network; it learns at `TRUNK_RATE` of the rate.
@@ -278,7 +276,6 @@ def build_embedder(name: str, folder: str | Path, texts: Iterable[str], seed: in
     """Write a twin with random weights and a vocabulary learnt from `texts`.
 
     Args:
-        name: siglip2, medclip or conceptclip.
         folder: Made if missing; holds weights, configuration and tokenizer afterwards.
         texts: A few thousand captions and findings, in the languages the twin is to read.
         seed: Of the weights; torch's generator is put back afterwards.

@@ -157,7 +157,6 @@ def build_twin(
     """Make a twin, its language model random, and write it as a Hugging Face folder.
 
     Args:
-        kind: gemma3 or paligemma2.
         folder: Where model and processor are saved.
         seed: Of the random weights; torch's generator is put back afterwards.
         pretrained_tower: Folder of a SiglipVisionModel of `make_tower_config()`; random if None.

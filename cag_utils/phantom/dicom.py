@@ -63,8 +63,6 @@ def xa_dataset(
 
     Args:
         frames: (T, H, W) uint8.
-        frame_rate: Frames a second.
-        pulse_s: X-ray pulse, seconds.
 
     Raises:
         ValueError: `frames` is not (T, H, W) uint8, or the patient id does not say PHANTOM.

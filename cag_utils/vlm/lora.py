@@ -19,9 +19,7 @@ def lora_config(
     """Return the paper's adapter: seven projections of the language model, projector in full.
 
     Args:
-        rank: Of the thin matrices.
         alpha: LoRA's scale is alpha over rank.
-        dropout: On LoRA's input.
         targets: Regular expression of module names, `Backbone.lora_targets`.
 
     Source:
@@ -100,7 +98,6 @@ def load_tuned(
     """Load a base and put a saved adapter on it.
 
     Args:
-        backbone: A key of `backbones.BACKBONES`.
         size: tiny or real; must be the one it was tuned at.
         adapter: Folder written by `save_adapter`.
         **where: As `load_backbone`; the checkpoints must be those it was tuned on.

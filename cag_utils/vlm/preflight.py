@@ -106,12 +106,9 @@ def training_gb(
     logits: TRL scores the answer's tokens alone, in pieces.
 
     Args:
-        size: Of the model.
         bytes_each: Of one number: 2 in bfloat16, 4 in float32.
-        rank: Of LoRA.
         batch_size: Cases a process and step.
         text_tokens: Prompt and answer of one case, its picture not counted.
-        quantise: none or 4bit.
         checkpointing: See `Stack.kept`.
     """
     trained = (rank * size.adapter_sides + size.projector) * TRAINED_BYTES / GB
@@ -159,7 +156,6 @@ def check_machine(
     """Compare what is needed with what there is; the rows are those of `preflight`.
 
     Args:
-        machine: What there is.
         download_gb: Still to be fetched.
         memory_gb: Needed on each GPU, or in the machine, without what CUDA itself takes.
         dtype: Wanted on a GPU.
@@ -200,11 +196,9 @@ def preflight(
     """Check in seconds what would otherwise fail after an hour; downloads a configuration at most.
 
     Args:
-        name: A key of `backbones.BACKBONES`.
         size: tiny or real. A twin passes the same checks.
         batch_size: Cases a process at a time.
         rank: Of LoRA; 0 takes the registry's.
-        quantise: none or 4bit.
         machine: What there is; measured if None.
         **where: checkpoint and tower_checkpoint, as `find_sources`.
 

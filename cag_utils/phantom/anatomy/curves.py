@@ -23,7 +23,6 @@ def march_epicardium(start, direction, jitter, wander, inward, step_mm, base, ax
         jitter: (steps, 3) standard normals that turn the heading.
         wander: How strongly they do.
         inward: Millimetres a millimetre that the path sinks into the muscle (septals).
-        step_mm: Length of one step.
         base: (3,) centre of the valve plane, mm.
         axis: (3,) unit vector from base to apex, `axis_mm` long.
 
@@ -61,7 +60,6 @@ def resample(knots, values, step_mm):
     Args:
         knots: (k, 3) landmarks, mm, k >= 2.
         values: (k,) a quantity along them, interpolated linearly.
-        step_mm: Wanted spacing.
 
     Returns:
         ((n, 3) points, (n,) values), n >= 6.
@@ -150,7 +148,6 @@ def vessel(knots, diameters, step_mm, amplitude_mm, long_waves, short_waves, cal
     Args:
         knots: (k, 3) landmarks, mm; the first one is kept exactly.
         diameters: (k,) lumen diameters, mm.
-        step_mm: Spacing of the result.
         amplitude_mm: Size of the tortuosity; it fades in over the first third.
         long_waves: (a, 3) standard normals, one about every 16 mm.
         short_waves: (b, 3) likewise, one about every 6 mm.

@@ -157,7 +157,6 @@ def grow_tree(
 
     Args:
         rng: Generator; the same state gives the same tree.
-        laterality: LCA or RCA.
         dominance: right, balanced or left: which side supplies the posterior descending artery.
         tortuosity: Size of the bends, about 0.7 to 2.2 mm.
         fineness: Multiplies the mean number of twigs.

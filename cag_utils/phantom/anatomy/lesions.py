@@ -116,7 +116,6 @@ def narrow(
 
     Args:
         rng: Generator; draws whatever is None, site and length.
-        segment: AHA number.
         percent: 25, 50, 75, 90, 99 or 100.
         kind: One of `KIND_SHARES`; focal where two necks do not fit or no side branch leaves.
         eccentricity: 0 concentric to 1 one-sided.
@@ -217,7 +216,6 @@ def draw_depth(
     """Draw how a lesion's depth runs along the vessels.
 
     Args:
-        rng: Generator; draws lengths.
         where: (k,) indices of the segment's points.
         kind: focal, diffuse, tandem or bifurcation.
         percent: At the narrowest point; a tandem's lesser neck stays below 77 %.

@@ -215,7 +215,6 @@ def type_note(rng: np.random.Generator, sentences: list[str], language: str) -> 
 
     Args:
         sentences: Each with its full stop; not empty.
-        language: en or ja.
 
     Returns:
         The note, without blank lines. English stays ASCII.

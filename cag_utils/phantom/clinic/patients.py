@@ -58,7 +58,6 @@ def draw_record(rng: np.random.Generator, lesions: Iterable[Mapping], sex: str) 
 
     Args:
         lesions: All lesions of the patient, `{segment, percent}`; may be empty.
-        sex: M or F.
 
     Raises:
         ValueError: `sex` is neither M nor F, or a lesion is malformed.
@@ -158,8 +157,6 @@ def draw_details(
     """Draw the numbers and words that a patient's sentences quote.
 
     Args:
-        age: Years.
-        sex: M or F.
         worst: Highest grade of any lesion, percent; 0 if there is none.
         risks: Keys of `risk_factors` in phrases.yaml.
         history: Any of cabg, pci, mi.
@@ -223,8 +220,6 @@ def estimated_gfr(creatinine: float, age: int, sex: str) -> float:
 
     Args:
         creatinine: mg/dL, above 0.
-        age: Years.
-        sex: M or F.
 
     Raises:
         ValueError: Creatinine or age is not above 0.

@@ -119,8 +119,6 @@ def draw_carm(
     """Draw a standard view with the scatter of real laboratories, or an odd one.
 
     Args:
-        laterality: LCA or RCA.
-        size_px: Rows and columns.
         view: A name of `VIEWS`, or None to draw one.
         odd: Draw angles far from every standard view; the name is then "odd".
 

@@ -35,8 +35,6 @@ class Injection:
 
         Args:
             time_s: (t,) frame times from 0, even.
-            rr_s: Seconds a beat.
-            phase: Share of a beat over at time 0.
 
         Returns:
             (t,) seconds, rising; far below 0 if nothing is injected.
@@ -56,7 +54,6 @@ def inlet(since_s: np.ndarray, duration_s: float, rise_s: float = RISE_S,
 
     Args:
         since_s: (...) seconds since the injection began.
-        duration_s: Length of the injection.
         rise_s: Time to half strength.
         washout_s: Time constant of the fall after the end.
 

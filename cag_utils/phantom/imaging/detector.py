@@ -56,7 +56,6 @@ def expose(rng: np.random.Generator, depth: np.ndarray, look: Look, margin_px: i
     transfer function; read-out noise is white.
 
     Args:
-        rng: Generator of the noise picture.
         depth: (H + 2m, W + 2m) float32 optical depth.
         margin_px: m.
 

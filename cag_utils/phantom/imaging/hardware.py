@@ -202,7 +202,6 @@ def draw_catheter(
 
     Args:
         rng: Generator; chooses the shape and bends it.
-        laterality: LCA or RCA.
         radial: From the arm, mostly the right one, else from the groin.
         pigtail: In the left ventricle instead of an ostium.
     """

@@ -239,7 +239,6 @@ def breathing(time_s: np.ndarray, depth_mm: float, period_s: float, phase: float
     Args:
         time_s: (t,) seconds.
         depth_mm: Half the caudal excursion; 0 for a held breath.
-        period_s: Seconds a breath.
         phase: Radians.
 
     Source:

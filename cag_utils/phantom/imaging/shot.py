@@ -152,7 +152,6 @@ def panning(
     """Return a table pan, (n_frames, 2) pixels: nothing until `start`, then off, faster and faster.
 
     Args:
-        n_frames: Frames of the cine.
         start: Share of the cine after which the table moves.
         travel_px: Right and down, at the end.
         limit_px: No larger shift than this either way.
