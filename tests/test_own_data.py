@@ -58,10 +58,8 @@ def plant(path: Path, target: Path, number: int, text: str, renamed: dict[str, s
         setattr(dataset, name, value)
     block = dataset.private_block(0x0011, NAMED["private 0"], create=True)
     for i in range(1, 6):
-        kind, value = (
-            ("UN", NAMED[f"private {i}"].encode()) if i > 3 else ("LO", NAMED[f"private {i}"])
-        )
-        block.add_new(i, kind, value)
+        value = NAMED[f"private {i}"]
+        block.add_new(i, *(("UN", value.encode()) if i > 3 else ("LO", value)))
     for element, name in ((0x0022, "overlay 0"), (0x1500, "overlay 1")):
         dataset.add_new((0x6000, element), "LO", NAMED[name])
     if text:
@@ -110,9 +108,9 @@ def root(once):
 
 
 def follow_readme(root: Path) -> None:
-    for name in ("notebooks", "cag_utils", "Snakefile", "Makefile", "pyproject.toml"):
+    names = "notebooks cag_utils Snakefile Makefile pyproject.toml requirements.lock"
+    for name in names.split():
         (root / name).symlink_to(ROOT / name)
-    (root / "requirements.lock").symlink_to(ROOT / "requirements.lock")
     (root / ".venv").mkdir()
     for path in Path(sys.prefix).iterdir():
         if path.name != "installed":
@@ -125,9 +123,8 @@ def follow_readme(root: Path) -> None:
     run(first, root)
     sheet = pd.read_csv(hospital / "cnn" / "frame_labels.csv", dtype=str)
     links = pd.read_csv(root / "data" / "private" / "hospital_small_cnn_links.csv", dtype=str)
-    truth = pd.read_csv(
-        ensure_phantom(load_profile("smoke")) / "cnn" / "frame_labels.csv", dtype=str
-    )
+    phantom = ensure_phantom(load_profile("smoke"))
+    truth = pd.read_csv(phantom / "cnn" / "frame_labels.csv", dtype=str)
     truth["video"] = truth["video"].map(dict(zip(links["video"], links["video_id"], strict=True)))
     labels = truth.set_index(["video", "frame"])["label"]
     sheet["label"] = labels.loc[pd.MultiIndex.from_frame(sheet[["video", "frame"]])].to_numpy()
@@ -149,10 +146,8 @@ def test_the_readmes_example_leads_to_a_corpus(root):
 
 def test_nobody_is_named_below_outputs(root):
     assert len(NAMED) + len(DATES) >= 60
-    found = [
-        p for p in (root / "outputs").rglob("*") if p.is_file() and ".snakemake" not in p.parts
-    ]
-    found += [root / "sampled.ipynb", root / "corpus.ipynb"]
+    found = [p for p in (root / "outputs").rglob("*") if ".snakemake" not in p.parts]
+    found = [*filter(Path.is_file, found), root / "sampled.ipynb", root / "corpus.ipynb"]
     content = {str(p.relative_to(root)): p.read_bytes() for p in found}
     content["names"] = " ".join(content).encode()
     archive = [pydicom.dcmread(p, stop_before_pixels=True) for p in (root / "data").rglob("*.dcm")]

@@ -117,9 +117,8 @@ def test_models_and_flags_are_compared_by_exam_as_the_book_does():
     assert (last["first"], last.second, last.test) == ("b", "c", "McNemar, exact")
     assert last.p == pytest.approx(2 * (1 + 5) / 2**5) and last.difference == 3 / 12
     # a wins all six times: 2 / 2^6
-    better = compare_models(
-        long([(k, 0) for k in range(1, 7)], list("ab")), "exam", "x", ["a", "b"]
-    )
+    won = long([(k, 0) for k in range(1, 7)], list("ab"))
+    better = compare_models(won, "exam", "x", ["a", "b"])
     assert better.test.tolist() == ["Wilcoxon signed-rank"] and better.p[0] == 2 / 64
     for flags in (True, False):
         same = compare_models(long([(1, 1, 1)] * 4, list("abc")), "exam", "x", list("abc"), flags)

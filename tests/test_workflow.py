@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 
@@ -122,11 +123,9 @@ def toy(tmp_path):
     (folder / "Snakefile").write_text(TOY, encoding="utf-8")
     yield folder
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if str(folder) in (process.environ().get(TAG, ""), process.cwd()):
                 process.kill()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
 
 
 def begin(folder, *command, module="cag_utils.workflow"):

@@ -136,13 +136,8 @@ def real_batch(sizes: Sizes, device: str, has_features: bool) -> dict[str, torch
 
 def count_weights(module: nn.Module) -> int:
     """Count what every token passes: without embeddings, and packed weights as they were."""
-    named = module.named_parameters()
-    shapes = [
-        getattr(getattr(p, "quant_state", p), "shape", p.shape)
-        for n, p in named
-        if "embed" not in n
-    ]
-    return sum(math.prod(shape) for shape in shapes)
+    kept = [p for name, p in module.named_parameters() if "embed" not in name]
+    return sum(math.prod(getattr(getattr(p, "quant_state", p), "shape", p.shape)) for p in kept)
 
 
 def lora_step(sizes: Sizes, device: str, has_features: bool, quantise: str = "none") -> dict:
@@ -180,9 +175,8 @@ def cnn_training(sizes: Sizes, device: str) -> dict:
         optimiser.step()
         optimiser.zero_grad()
 
-    return {"images_per_second": sizes.cnn_batch / time_steps(step, sizes.steps, device)} | (
-        card_figures(device)
-    )
+    rate = sizes.cnn_batch / time_steps(step, sizes.steps, device)
+    return {"images_per_second": rate} | card_figures(device)
 
 
 def cnn_prediction(sizes: Sizes, device: str) -> dict:
@@ -193,9 +187,8 @@ def cnn_prediction(sizes: Sizes, device: str) -> dict:
     def step() -> None:
         list(probabilities(model, sizes.cnn, pictures, sizes.cnn_batch, place))
 
-    return {"images_per_second": sizes.cnn_batch / time_steps(step, sizes.steps, device)} | (
-        card_figures(device)
-    )
+    rate = sizes.cnn_batch / time_steps(step, sizes.steps, device)
+    return {"images_per_second": rate} | card_figures(device)
 
 
 def cnn_batch(sizes: Sizes, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -308,17 +301,12 @@ def card_figures(device: str, operations_per_second: float = 0.0) -> dict:
     return found
 
 
-def four_bits(sizes: Sizes, device: str) -> dict:
-    """Train LoRA over a base of 4 bits."""
-    return lora_step(sizes, device, has_features=True, quantise="4bit")
-
-
 CHECKS: dict[str, Callable[[Sizes, str], dict]] = {
     "CNN, training": cnn_training,
     "CNN, prediction": cnn_prediction,
     "LoRA step, cached features": lambda sizes, device: lora_step(sizes, device, True),
     "LoRA step, tower in each step": lambda sizes, device: lora_step(sizes, device, False),
-    "LoRA step over 4 bits": four_bits,
+    "LoRA step over 4 bits": lambda sizes, device: lora_step(sizes, device, True, "4bit"),
     "CNN, two processes": two_processes,
     "tests marked gpu": marked_tests,
 }

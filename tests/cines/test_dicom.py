@@ -69,23 +69,20 @@ def test_header_facts_in_their_units(tmp_path):
     assert np.isnan(cine.primary_angle_deg) and cine.frame_time_ms == 66.5
 
 
-@pytest.mark.parametrize(
-    "changes, reason",
-    [
-        ({"SOPClassUID": uid.CTImageStorage, "Modality": "CT"}, "not XA: modality CT"),
-        ({"SOPClassUID": uid.CTImageStorage, "Modality": "Taro Y"}, "not XA: modality unknown"),
-        ({"SOPClassUID": uid.XRay3DAngiographicImageStorage}, "3-D reconstruction"),
-        ({"SamplesPerPixel": 3}, "colour"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
-        ({"Rows": 5000, "Columns": 5000}, "too large: 25000000 pixels"),
-        ({"Rows": None}, "broken header: AttributeError"),
-        ({"BitsAllocated": 32}, "unsupported bit depth"),
-        ({"NumberOfFrames": 10_000}, "number of frames that no file can hold"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33"}, "passed over: report"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1"}, "passed over: presentation state"),
-        ({"StudyInstanceUID": ""}, "no SOP or study instance UID"),
-    ],
-)
+@pytest.mark.parametrize("changes, reason", [
+    ({"SOPClassUID": uid.CTImageStorage, "Modality": "CT"}, "not XA: modality CT"),
+    ({"SOPClassUID": uid.CTImageStorage, "Modality": "Taro Y"}, "not XA: modality unknown"),
+    ({"SOPClassUID": uid.XRay3DAngiographicImageStorage}, "3-D reconstruction"),
+    ({"SamplesPerPixel": 3}, "colour"),
+    ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+    ({"Rows": 5000, "Columns": 5000}, "too large: 25000000 pixels"),
+    ({"Rows": None}, "broken header: AttributeError"),
+    ({"BitsAllocated": 32}, "unsupported bit depth"),
+    ({"NumberOfFrames": 10_000}, "number of frames that no file can hold"),
+    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33"}, "passed over: report"),
+    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1"}, "passed over: presentation state"),
+    ({"StudyInstanceUID": ""}, "no SOP or study instance UID"),
+])  # fmt: skip
 def test_a_file_that_is_no_cine_says_why(tmp_path, changes, reason):
     with pytest.raises(NotACine, match=reason):
         read_header(write_cine(tmp_path / "a", **changes))

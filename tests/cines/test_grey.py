@@ -51,32 +51,29 @@ FUNCTIONS = ["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 IN_WINDOW, FULL = [0, 128, 255, 255], [0, 64, 128, 255]  # of 0, 1024, 2048, 4095
 
 
-@pytest.mark.parametrize(
-    "facts, want, noted",
-    [
-        ({}, FULL, ""),  # without a window the full range: 255 x / 4095
-        (HALF, IN_WINDOW, ""),
-        (window([1024.5, 5], [1025, 2]), IN_WINDOW, ""),
-        (window([10, 1024.5], [0, 1025]), IN_WINDOW, "impossible window"),
-        (HALF | {"VOILUTFunction": "UNHEARD_OF"}, IN_WINDOW, ""),
-        # the full range moves with the values, so a rescale alone changes no picture
-        *((rescaled(*pair), FULL, "") for pair in ((1, -1024), (0.25, 0), (0.25, 77))),
-        (rescaled(-1, 4095), [255, 191, 127, 0], ""),  # dark becomes bright
-        (rescaled(0, 3), FULL, "impossible rescale"),
-        (rescaled(float("nan"), 0), FULL, "impossible rescale"),
-        (rescaled("1e300", 1e300), FULL, "impossible rescale"),
-        # a window counts in rescaled values: -512 black, 512 white; not those of LOG pixels
-        (rescaled(1, -1024, **window(0.5, 1025)), IN_WINDOW, ""),
-        (rescaled(1, -1024, PixelIntensityRelationship="LOG", **HALF), IN_WINDOW, ""),
-        # what is no window is ignored, and one that leaves no picture too
-        *((window(*pair), FULL, "impossible window") for pair in ((0, 0), (5, -3), (1e300, 0.5))),
-        *((window(*pair), FULL, "full range") for pair in ((0, 1), (9000, 100), (-500, 20))),
-        (lut([x * 16 for x in range(4096)], 16), FULL, ""),
-        (lut(range(0, 2048, 8), 11, first=1024), [0, 0, 254, 254], ""),
-        (lut([7] * 4096), FULL, "full range"),
-        (lut(range(9), 3), FULL, "VOI LUT ignored"),
-    ],
-)
+@pytest.mark.parametrize("facts, want, noted", [
+    ({}, FULL, ""),  # without a window the full range: 255 x / 4095
+    (HALF, IN_WINDOW, ""),
+    (window([1024.5, 5], [1025, 2]), IN_WINDOW, ""),
+    (window([10, 1024.5], [0, 1025]), IN_WINDOW, "impossible window"),
+    (HALF | {"VOILUTFunction": "UNHEARD_OF"}, IN_WINDOW, ""),
+    # the full range moves with the values, so a rescale alone changes no picture
+    *((rescaled(*pair), FULL, "") for pair in ((1, -1024), (0.25, 0), (0.25, 77))),
+    (rescaled(-1, 4095), [255, 191, 127, 0], ""),  # dark becomes bright
+    (rescaled(0, 3), FULL, "impossible rescale"),
+    (rescaled(float("nan"), 0), FULL, "impossible rescale"),
+    (rescaled("1e300", 1e300), FULL, "impossible rescale"),
+    # a window counts in rescaled values: -512 black, 512 white; not those of LOG pixels
+    (rescaled(1, -1024, **window(0.5, 1025)), IN_WINDOW, ""),
+    (rescaled(1, -1024, PixelIntensityRelationship="LOG", **HALF), IN_WINDOW, ""),
+    # what is no window is ignored, and one that leaves no picture too
+    *((window(*pair), FULL, "impossible window") for pair in ((0, 0), (5, -3), (1e300, 0.5))),
+    *((window(*pair), FULL, "full range") for pair in ((0, 1), (9000, 100), (-500, 20))),
+    (lut([x * 16 for x in range(4096)], 16), FULL, ""),
+    (lut(range(0, 2048, 8), 11, first=1024), [0, 0, 254, 254], ""),
+    (lut([7] * 4096), FULL, "full range"),
+    (lut(range(9), 3), FULL, "VOI LUT ignored"),
+])  # fmt: skip
 def test_twelve_bits_worked_by_hand(facts, want, noted):
     got, notes = grey_of(TWELVE, 12, [0, 1024, 2048, 4095], **facts)
     assert got == want and (noted in " ".join(notes) if noted else not notes), notes
@@ -146,11 +143,7 @@ def test_windows_of_enhanced_xa_hold_for_their_frames():
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(300, 3800),
-    st.integers(200, 4095),
-    st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]),
-)
+@given(st.integers(300, 3800), st.integers(200, 4095), st.sampled_from(FUNCTIONS))
 def test_windows_and_luts_agree_with_pydicom_and_keep_the_order(center, width, function):
     facts = header(12, PixelRepresentation=0, VOILUTFunction=function, **window(center, width))
     got = GreyScale(facts, {0: TWELVE}, lambda: [TWELVE])(TWELVE, 0)

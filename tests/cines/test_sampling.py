@@ -42,38 +42,32 @@ def test_statistics_agree_with_numpy(frames):
     np.testing.assert_allclose(variance, frames.var((1, 2)), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "curve, found",
-    [
-        ([0, 2, 1, 3, 0], [(1, "max"), (2, "min"), (3, "max")]),
-        # a plateau counts once, at its middle, the earlier of two
-        ([0, 5, 5, 5, 0], [(2, "max")]),
-        ([0, 5, 5, 5, 5, 0], [(2, "max")]),
-        ([3, 1, 1, 4], [(1, "min")]),
-        # ends, steps and flat curves are no extrema
-        *((c, []) for c in ([], [1], [1, 2], [1, 2, 3], [3, 3, 3], [1, 2, 2, 3], [2, 2, 1])),
-    ],
-)
+@pytest.mark.parametrize("curve, found", [
+    ([0, 2, 1, 3, 0], [(1, "max"), (2, "min"), (3, "max")]),
+    # a plateau counts once, at its middle, the earlier of two
+    ([0, 5, 5, 5, 0], [(2, "max")]),
+    ([0, 5, 5, 5, 5, 0], [(2, "max")]),
+    ([3, 1, 1, 4], [(1, "min")]),
+    # ends, steps and flat curves are no extrema
+    *((c, []) for c in ([], [1], [1, 2], [1, 2, 3], [3, 3, 3], [1, 2, 2, 3], [2, 2, 1])),
+])  # fmt: skip
 def test_extrema_worked_by_hand(curve, found):
     table = local_extrema(np.array(curve, dtype=float))
     assert list(zip(table["frame"], table["kind"], strict=True)) == found
 
 
-@pytest.mark.parametrize(
-    "mean, variance, gap, frames, reasons",
-    [
-        # the most prominent wins: 2 and 6 are flickers close to the dip at 4
-        ([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], range(12), 5, [4, 9], ["mean_min"] * 2),
-        ([0, 1, 0, 1, 0], [0] * 5, 2, [1, 3], ["mean_max"] * 2),
-        ([0, 1, 0, 1, 0], [0] * 5, 3, [1], ["mean_max"]),  # of two equals the earlier
-        ([1, 0, 1], [0, 1, 0], 5, [1], ["mean_min+variance_max"]),
-        # a ripple's maximum and minimum are equally prominent: picks have a direction in time
-        (RIPPLE, [0] * 9, 5, [3], ["mean_max"]),
-        (RIPPLE[::-1], [0] * 9, 5, [4], ["mean_min"]),
-        *((np.zeros(n), np.zeros(n), 5, [], []) for n in (0, 1, 2, 30)),  # constant or monotone
-        *((np.arange(n), -np.arange(n), 5, [], []) for n in (1, 2, 30)),
-    ],
-)
+@pytest.mark.parametrize("mean, variance, gap, frames, reasons", [
+    # the most prominent wins: 2 and 6 are flickers close to the dip at 4
+    ([5, 5, 4.9, 5, 1, 5, 5.1, 5, 5, 4, 5, 5], range(12), 5, [4, 9], ["mean_min"] * 2),
+    ([0, 1, 0, 1, 0], [0] * 5, 2, [1, 3], ["mean_max"] * 2),
+    ([0, 1, 0, 1, 0], [0] * 5, 3, [1], ["mean_max"]),  # of two equals the earlier
+    ([1, 0, 1], [0, 1, 0], 5, [1], ["mean_min+variance_max"]),
+    # a ripple's maximum and minimum are equally prominent: picks have a direction in time
+    (RIPPLE, [0] * 9, 5, [3], ["mean_max"]),
+    (RIPPLE[::-1], [0] * 9, 5, [4], ["mean_min"]),
+    *((np.zeros(n), np.zeros(n), 5, [], []) for n in (0, 1, 2, 30)),  # constant or monotone
+    *((np.arange(n), -np.arange(n), 5, [], []) for n in (1, 2, 30)),
+])  # fmt: skip
 def test_picks_worked_by_hand(mean, variance, gap, frames, reasons):
     picks = pick_extrema(np.array(mean, float), np.array(variance, float), gap)
     assert (picks["frame"].tolist(), picks["reason"].tolist()) == (frames, reasons)

@@ -100,9 +100,8 @@ def write_texts(root: Path, frames: pd.DataFrame) -> None:
         folder = data_dir(load_profile("smoke")) / "corpus"
     folder.mkdir(parents=True)
     reports = frames[["exam_id"]].drop_duplicates().rename(columns={"exam_id": "exam"})
-    reports.assign(report_ja="63M。労作時胸痛。", report_en="63M. Angina.").to_csv(
-        folder / "reports.csv", index=False
-    )
+    reports = reports.assign(report_ja="63M。労作時胸痛。", report_en="63M. Angina.")
+    reports.to_csv(folder / "reports.csv", index=False)
     findings = frames[["video_id"]].rename(columns={"video_id": "video"}).assign(frame="")
     findings = findings.assign(findings_ja=true, findings_en="", validated_by="draft")
     findings.to_csv(folder / "findings.csv", index=False)
@@ -110,10 +109,9 @@ def write_texts(root: Path, frames: pd.DataFrame) -> None:
     pairs = pairs.assign(patient_id=pairs["exam_id"], laterality="RCA", truth_laterality="RCA")
     pairs["png"] = "00_frame_sampling/corpus/" + pairs["png"]
     out = root / "outputs" / "smoke"
-    (out / "03_build_corpus" / "all").mkdir(parents=True)
-    pairs.drop(columns=["n_frames", "frame_time_ms"]).to_csv(
-        out / "03_build_corpus" / "all" / "pairs.csv", index=False
-    )
+    corpus = out / "03_build_corpus" / "all"
+    corpus.mkdir(parents=True)
+    pairs.drop(columns=["n_frames", "frame_time_ms"]).to_csv(corpus / "pairs.csv", index=False)
     answers = pd.concat([pairs[["case_id"]].assign(model=m, output=f"{m}: {true}") for m in "xy"])
     answers = answers.assign(output=true, ground_truth=true, report="63M。")
     sheet, key = blank_sheet(answers, 0)
@@ -121,9 +119,8 @@ def write_texts(root: Path, frames: pd.DataFrame) -> None:
     scored.mkdir(parents=True)
     sheet.to_csv(scored / "blank_sheet.csv", index=False, encoding="utf-8-sig")
     key.to_csv(scored / f"blank_sheet_key_{key['code'].iloc[0][2:]}.csv", index=False)
-    answers[["case_id", "model"]].assign(reader="rubric", overall=10).to_csv(
-        scored / "scores.csv", index=False
-    )
+    marks = answers[["case_id", "model"]].assign(reader="rubric", overall=10)
+    marks.to_csv(scored / "scores.csv", index=False)
 
 
 class Server:
@@ -241,9 +238,7 @@ def test_ten_frames_are_labelled_with_keys_and_a_killed_server_loses_none(world,
     other.page.close()
     os.kill(server.process.pid, signal.SIGKILL)
     page.page.keyboard.press("1")
-    page.page.wait_for_function(
-        "() => document.querySelector('.desk-saved').textContent.includes('NOT SAVED')"
-    )
+    page.wait_for_status("NOT SAVED")
     assert len(read_marks(sheet)) == 6
     server = Server(world, "label", port=server.port)
     page.start(server, "ab")
@@ -295,10 +290,8 @@ def test_three_findings_are_validated_one_of_them_edited(world, browser):
     verdicts = pd.read_csv(world / "outputs/smoke/A10_validate_findings/all/verdicts.csv")
     assert verdicts["verdict"].tolist() == ["accept", "edit", "reject"]
     passed = pd.read_csv(world / "outputs/smoke/A10_validate_findings/all/findings.csv")
-    assert (
-        list(passed["validated_by"]) == ["CD"] * 2
-        and passed["findings_ja"].str.contains("#6").sum() == 1
-    )
+    assert list(passed["validated_by"]) == ["CD"] * 2
+    assert passed["findings_ja"].str.contains("#6").sum() == 1
 
 
 def test_six_answers_are_reviewed_blind(world, browser):
@@ -307,13 +300,9 @@ def test_six_answers_are_reviewed_blind(world, browser):
     page = Page(browser, server, "ef", **tablet)
     seen = page.page.content()
     page.page.keyboard.press("Enter")  # no score yet: it is asked for
-    page.page.wait_for_function(
-        "() => document.querySelector('.desk-saved').textContent.includes('Overall')"
-    )
-    for i, keys in enumerate(
-        ("7 a Enter", "t Enter", "0 a a g Enter", "3 Enter", "5 s d f Enter", "8 Enter")
-    ):
-        page.press(keys, f" {i + 1} marked")
+    page.wait_for_status("Overall")
+    for i, keys in enumerate(("7 a", "t", "0 a a g", "3", "5 s d f", "8")):
+        page.press(f"{keys} Enter", f" {i + 1} marked")
         seen += page.page.content()
         page.shoot(f"review_{i}")
     assert "3 / 5 whole cases" in page.text(".desk-counts")

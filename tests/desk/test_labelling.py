@@ -19,17 +19,10 @@ LABEL_STUDIO = Path(__file__).parents[2] / ".label_studio" / "bin" / "python"
 
 def marks(*rows):
     """Marks from `reader item label` in order of time, `*` for a frame that came back."""
-    table = [row.split() for row in rows]
-    return pd.DataFrame(
-        {
-            "at": [f"2026-01-01T00:00:{i:02d}" for i in range(len(table))],
-            "reader": [row[0] for row in table],
-            "item": [row[1].rstrip("*") for row in table],
-            "repeat": [str(int(row[1].endswith("*"))) for row in table],
-            "seconds": "1.5",
-            "label": [row[2] for row in table],
-        }
-    )
+    table = pd.DataFrame([row.split() for row in rows], columns=["reader", "item", "label"])
+    at = [f"2026-01-01T00:00:{i:02d}" for i in range(len(table))]
+    repeat = table["item"].str.endswith("*").astype(int).astype(str)
+    return table.assign(at=at, item=table["item"].str.rstrip("*"), repeat=repeat, seconds="1.5")
 
 
 READ = marks(
@@ -51,9 +44,8 @@ def test_what_stands_who_decided_and_what_is_still_open(tmp_path):
     assert len(labelling.final_labels(READ, decided[:0])) == 2
     assert labelling.final_labels(READ[:0], decided[:0]).empty
     final.assign(video="vi-0123456789ab").to_csv(tmp_path / "frame_labels.csv", index=False)
-    assert read_frame_labels(tmp_path / "frame_labels.csv")["label"].tolist() == list(
-        final["label"]
-    )
+    read = read_frame_labels(tmp_path / "frame_labels.csv")
+    assert read["label"].tolist() == final["label"].tolist()
 
 
 def test_kappas_are_scikit_learns_and_the_weighted_one_hand_worked():
@@ -125,9 +117,8 @@ def test_label_studios_own_validator_and_converter_take_what_is_written(tmp_path
     (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
     (tmp_path / "config.xml").write_text(labelling.LABEL_STUDIO_CONFIG, encoding="utf-8")
     code = Path(__file__).with_name("label_studio_check.py")
-    done = subprocess.run(
-        [LABEL_STUDIO, code, tmp_path], capture_output=True, text=True, check=False
-    )
+    command = [LABEL_STUDIO, code, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(tmp_path / "out" / "result.csv")
     assert sorted(table["label"]) == sorted(labelling.first_marks(READ)["label"])

@@ -75,17 +75,14 @@ def test_reads_labels_and_ignores_more_columns_but_needs_its_own(tmp_path):
         rules.read_frame_labels(write(path, [f"{UID},1,LCA_bad"], "video,frame,label"))
 
 
-@pytest.mark.parametrize(
-    "row, match",
-    [
-        (f"{UID},3,a,LCA_good", r"row 3: label must be one of LCA_better"),
-        (f"{UID},-1,a,LCA_bad", r"row 3: frame must be a whole number"),
-        (f"{UID},x,a,LCA_bad", r"row 3: frame must be a whole number"),
-        ("cine one,3,a,LCA_bad", r"row 3: video must be a SOPInstanceUID"),
-        (f"{UID},3,,LCA_bad", r"row 3: reader must name"),
-        (f"{UID},1,a,RCA_bad", r"row 3: this reader labelled this frame twice"),
-    ],
-)
+@pytest.mark.parametrize("row, match", [
+    (f"{UID},3,a,LCA_good", r"row 3: label must be one of LCA_better"),
+    (f"{UID},-1,a,LCA_bad", r"row 3: frame must be a whole number"),
+    (f"{UID},x,a,LCA_bad", r"row 3: frame must be a whole number"),
+    ("cine one,3,a,LCA_bad", r"row 3: video must be a SOPInstanceUID"),
+    (f"{UID},3,,LCA_bad", r"row 3: reader must name"),
+    (f"{UID},1,a,RCA_bad", r"row 3: this reader labelled this frame twice"),
+])  # fmt: skip
 def test_errors_name_file_row_and_rule(tmp_path, row, match):
     path = write(tmp_path / "l.csv", [f"{UID},1,a,LCA_bad", row])
     with pytest.raises(ValueError, match=rf"l\.csv: .*{match}"):
@@ -97,16 +94,13 @@ def votes(*labels, frame=0):
     return pd.DataFrame(rows, columns=["video", "frame", "reader", "label"])
 
 
-@pytest.mark.parametrize(
-    "labels, expected, agreement",
-    [
-        (["LCA_better"], "LCA_better", 1),
-        (["LCA_better", "LCA_better", "LCA_bad"], "LCA_better", 2 / 3),
-        (["LCA_better", "LCA_bad"], "LCA_bad", 1 / 2),
-        (["RCA_bad", "RCA_other"], "RCA_other", 1 / 2),
-        (["LCA_better", "LCA_bad", "RCA_bad"], "LCA_bad", 1 / 3),  # left 2 to 1, then caution
-    ],
-)
+@pytest.mark.parametrize("labels, expected, agreement", [
+    (["LCA_better"], "LCA_better", 1),
+    (["LCA_better", "LCA_better", "LCA_bad"], "LCA_better", 2 / 3),
+    (["LCA_better", "LCA_bad"], "LCA_bad", 1 / 2),
+    (["RCA_bad", "RCA_other"], "RCA_other", 1 / 2),
+    (["LCA_better", "LCA_bad", "RCA_bad"], "LCA_bad", 1 / 3),  # left 2 to 1, then caution
+])  # fmt: skip
 def test_readers_are_settled_by_side_then_quality_then_caution(labels, expected, agreement):
     got = rules.settle_readers(votes(*labels)).iloc[0]
     got = (got.label, got.n_readers, got.agreement)

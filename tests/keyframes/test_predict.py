@@ -81,16 +81,13 @@ def refused(capsys, *arguments):
     return errors[0]
 
 
-@pytest.mark.parametrize(
-    "facts, odds",
-    [
-        (None, [2, 1, 1, 4, 1, 1]),
-        ({"temperature": 2.0}, [2**0.5, 1, 1, 2, 1, 1]),  # halved logits: roots of the odds
-        ({"rca_logit_offset": np.log(3)}, [2, 1, 1, 12, 3, 3]),
-        # the offset comes after the temperature: it is not divided
-        ({"temperature": 2.0, "rca_logit_offset": np.log(3)}, [2**0.5, 1, 1, 6, 3, 3]),
-    ],
-)
+@pytest.mark.parametrize("facts, odds", [
+    (None, [2, 1, 1, 4, 1, 1]),
+    ({"temperature": 2.0}, [2**0.5, 1, 1, 2, 1, 1]),  # halved logits: roots of the odds
+    ({"rca_logit_offset": np.log(3)}, [2, 1, 1, 12, 3, 3]),
+    # the offset comes after the temperature: it is not divided
+    ({"temperature": 2.0, "rca_logit_offset": np.log(3)}, [2**0.5, 1, 1, 6, 3, 3]),
+])  # fmt: skip
 def test_temperature_and_offset_worked_by_hand(facts, odds):
     def model(x):
         return torch.log(torch.tensor([2.0, 1, 1, 4, 1, 1])).expand(len(x), -1)
