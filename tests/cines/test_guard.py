@@ -58,11 +58,8 @@ def test_who_is_lost_costs_its_own_job_and_the_rest_comes_in_order(kind, schedul
             assert str(message).startswith(ends[job]), job
         else:
             assert message.tolist() == [0, 1, 2]
-    assert {m.detail for _, m in got if isinstance(m, NotACine)} == {
-        "",
-        "detail",
-        "'no such thing'",
-    }
+    details = {m.detail for _, m in got if isinstance(m, NotACine)}
+    assert details == {"", "detail", "'no such thing'"}
     assert again[0] == "d begins" and again[1].tolist() == [0, 1, 2]
 
 
@@ -103,9 +100,8 @@ def test_a_cluster_samples_the_same_in_the_same_order_also_when_it_loses_a_worke
             for a, b in zip(here, there, strict=True):
                 pd.testing.assert_frame_equal(a, b)
             for png in here.frames["png"]:
-                assert (tmp_path / "here" / png).read_bytes() == (
-                    tmp_path / name / png
-                ).read_bytes()
+                mine, theirs = ((tmp_path / to / png).read_bytes() for to in ("here", name))
+                assert mine == theirs
             if name == "one":
                 os.kill(cluster.workers[0].pid, signal.SIGKILL)  # the second time it is missing
 
