@@ -25,13 +25,16 @@ from cag_utils.study import PACKAGE
 LANGUAGES = ("en", "ja")
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
-    "describe": 0.14, "side": 0.03, "worst": 0.10, "list": 0.14, "grade": 0.07, "vessels": 0.04,
-    "referral": 0.13, "told": 0.20, "examples": 0.05, "glossary": 0.04, "copy": 0.06,
+    "describe": 0.10, "side": 0.03, "worst": 0.08, "survey": 0.14, "list": 0.13, "grade": 0.05,
+    "vessels": 0.03, "referral": 0.12, "told": 0.17, "examples": 0.05, "glossary": 0.04,
+    "copy": 0.06,
 }  # fmt: skip
 # Short questions about the picture alone, lesions told in words, which take long to be learnt, and
 # the study's words: embeddings are tied, so a word that is not written again and again stays
 # random, and LoRA can then not make the model say it.
-LOOKING = ("describe", "side", "worst", "list", "grade", "vessels", "told", "copy")
+LOOKING = (
+    "describe", "side", "worst", "survey", "list", "grade", "vessels", "told", "copy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,17 @@ def _vessels(rng: np.random.Generator, facts: PictureFacts, language: str) -> tu
     return _ask(rng, "vessels", facts, language), answer
 
 
+def _survey(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    """Go through all that is seen, narrowed or not: ten answers for the price of one picture."""
+    grades = {x["segment"]: GRADE_WORDS[x["percent"]][language] for x in _lesions(facts)}
+    between = wording("formats", language)[0][0]
+    named = sorted({*facts.seen, *grades})
+    clear = _word("clear", language)
+    entries = [_name(s, language) + between + grades.get(s, clear) for s in named]
+    answer = _word("and", language).join(entries) + _word("end", language)
+    return _ask(rng, "survey", facts, language), answer if named else _word("none", language)
+
+
 def _entries(fmt: Sequence[str], lesions: list[dict], language: str, artery_first=False) -> str:
     """Write lesions in a format (between name and grade, after the grade, last)."""
     if not lesions:
@@ -347,7 +361,7 @@ def _codes(rng: np.random.Generator, language: str) -> list[str]:
 
 
 WRITERS = {
-    "describe": _describe, "side": _side, "worst": _worst, "list": _list, "grade": _grade,
-    "vessels": _vessels, "referral": _referral, "told": _told, "examples": _examples,
-    "glossary": _glossary, "copy": _copy,
+    "describe": _describe, "side": _side, "worst": _worst, "survey": _survey, "list": _list,
+    "grade": _grade, "vessels": _vessels, "referral": _referral, "told": _told,
+    "examples": _examples, "glossary": _glossary, "copy": _copy,
 }  # fmt: skip

@@ -89,6 +89,9 @@ def test_captions_by_hand():
         assert captions.draw_patient(rng, "LCA", [], angles, ()).view == name
     shown = replace(patient(), seen=(5, 6))
     assert captions.write_caption(rng, shown, "en", "vessels")[1] == "left main, proximal LAD."
+    survey = captions.write_caption(rng, replace(patient(), seen=(6, 7)), "en", "survey")[1]
+    assert survey == "proximal LAD: no, mid LAD: severe, proximal LCX: significant."
+    assert captions.write_caption(rng, healthy, "ja", "survey")[1] == "なし。"
 
 
 def test_the_base_has_seen_every_token_that_the_study_writes():
