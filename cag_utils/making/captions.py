@@ -4,7 +4,8 @@ They name the same facts as the study's findings (side, segment, grade) in other
 and Japanese, as descriptions, answers to questions, lists and examples to follow. A segment has its
 name ("proximal LAD"), a grade its word ("severe"). AHA numbers, percents, plans and the study's own
 sentence ("LCX #11 shows 75% stenosis.") never belong to a picture here: LoRA has to teach them.
-Tasks without a picture (repeat, translate) see to it that no word of the study is new.
+Tasks without a picture (repeat, translate, a textbook's number for a name) see to it that no word
+of the study is new.
 """
 
 import functools
@@ -25,15 +26,15 @@ from cag_utils.study import PACKAGE
 LANGUAGES = ("en", "ja")
 # Share of each kind of caption. Lists and referrals are closest to what the study asks for.
 KINDS = {
-    "describe": 0.10, "side": 0.03, "worst": 0.08, "survey": 0.14, "list": 0.13, "grade": 0.05,
-    "vessels": 0.03, "referral": 0.12, "told": 0.17, "examples": 0.05, "glossary": 0.04,
-    "copy": 0.06,
+    "describe": 0.08, "side": 0.03, "worst": 0.07, "survey": 0.13, "list": 0.13, "grade": 0.04,
+    "vessels": 0.03, "referral": 0.11, "told": 0.16, "coded": 0.08, "examples": 0.05,
+    "glossary": 0.03, "copy": 0.06,
 }  # fmt: skip
 # Short questions about the picture alone, lesions told in words, which take long to be learnt, and
 # the study's words: embeddings are tied, so a word that is not written again and again stays
 # random, and LoRA can then not make the model say it.
 LOOKING = (
-    "describe", "side", "worst", "survey", "list", "grade", "vessels", "told", "copy",
+    "describe", "side", "worst", "survey", "list", "grade", "vessels", "told", "coded", "copy",
 )  # fmt: skip
 
 
@@ -343,6 +344,18 @@ def _glossary(rng: np.random.Generator, facts: PictureFacts, language: str) -> t
     return _word("translate", language).format(term=pair[i]), pair[1 - i]
 
 
+def _coded(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
+    """Write a text's lesions, not the picture's, with a textbook's numbers and percents, or back.
+
+    As a published base has read them; where a picture shows which, LoRA has to teach.
+    """
+    said = _draw_lesions(rng, facts.laterality, int(rng.integers(1, 4)))
+    codes = _word("and", language).join(f"#{x['segment']} {x['percent']}%" for x in said)
+    both = [_list(rng, replace(facts, lesions=tuple(said)), language)[1], codes]
+    back = int(rng.random() < 0.3)
+    return wording("asks", "coded", language)[back].format(text=both[back]), both[1 - back]
+
+
 def _copy(rng: np.random.Generator, facts: PictureFacts, language: str) -> tuple[str, str]:
     """Repeat a report, or words and numbers of the study in an order that means nothing."""
     text = facts.report[language]
@@ -362,6 +375,6 @@ def _codes(rng: np.random.Generator, language: str) -> list[str]:
 
 WRITERS = {
     "describe": _describe, "side": _side, "worst": _worst, "survey": _survey, "list": _list,
-    "grade": _grade, "vessels": _vessels, "referral": _referral, "told": _told,
+    "grade": _grade, "vessels": _vessels, "referral": _referral, "told": _told, "coded": _coded,
     "examples": _examples, "glossary": _glossary, "copy": _copy,
 }  # fmt: skip

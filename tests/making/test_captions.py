@@ -38,7 +38,11 @@ def test_captions_never_use_the_study_sentence_and_answers_know_no_numbers(pictu
     assert question.strip() and text.strip()
     for sentence in (r"#\d+ shows \d+% stenosis\.", r"#\d+に\d+%の狭窄が確認できます"):
         assert not re.search(sentence, question + text)
-    if kind not in ("glossary", "copy"):  # about the picture: no number, no percent, no plan
+    if kind not in (
+        "glossary",
+        "copy",
+        "coded",
+    ):  # about the picture: no number, no percent, no plan
         assert not re.search(r"[\d#%％]", text)
         assert not any(sentence in text for pair in PLANS.values() for sentence in pair)
 
@@ -68,6 +72,16 @@ def test_what_is_told_in_words_is_what_is_answered(picture):
         (s.name_en if picture[2] == "en" else s.name_ja) in question and grade in question
         for s, grade in names
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(PICTURE)
+def test_coded_texts_say_the_same_with_the_textbooks_numbers(picture):
+    rng, facts = drawn(*picture[:2])
+    question, answer = captions.write_caption(rng, facts, picture[2], "coded")
+    words, codes = sorted((question, answer), key=lambda text: "#" in text)
+    found = {int(s): int(p) for s, p in re.findall(r"#(\d+) (\d+)%", codes)}
+    assert found and found == read_list(words)
 
 
 def test_captions_by_hand():
