@@ -18,12 +18,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from cag_utils.keyframes.network import autocast, pick_device
 from cag_utils.keyframes.training import fit
 from cag_utils.making.captions import GRADE_WORDS, KINDS, LANGUAGES, wording, write_caption
+from cag_utils.making.muon import muon_and_adamw
 from cag_utils.making.stills import Stills
-from cag_utils.making.tower import muon_and_adamw, to_pixels
+from cag_utils.making.tower import to_pixels
 from cag_utils.making.twins import POOLED_TOKENS
 from cag_utils.segments import AHA_SEGMENTS
 
 LEARNING_RATE = 2e-3  # peak of AdamW's
+GROUPED = 4  # batches drawn at once and parted by length: half of what is padded is saved
 
 
 @torch.no_grad()
@@ -107,15 +109,19 @@ def train_captions(
 
     def batches(part: int):
         rng = np.random.default_rng([seed, part])
-        for _ in range(steps // parts):
-            index = rng.integers(len(stills), size=batch_size)
-            drawn = rng.choice(list(kinds), batch_size, p=shares / shares.sum())
+        for done in range(0, steps // parts, GROUPED):
+            count = min(GROUPED, steps // parts - done)
+            index = rng.integers(len(stills), size=count * batch_size)
+            drawn = rng.choice(list(kinds), len(index), p=shares / shares.sum())
             facts = [stills.facts(rng, i) for i in index]
             pairs = [
                 write_caption(rng, one, LANGUAGES[int(rng.integers(2))], str(kind))
                 for one, kind in zip(facts, drawn, strict=True)
             ]
-            yield 1, (pairs, features[index])
+            lengths = processor.tokenizer([question + text for question, text in pairs])
+            order = np.argsort([len(ids) for ids in lengths.input_ids], kind="stable")
+            for rows in rng.permutation(order.reshape(count, batch_size)):
+                yield 1, ([pairs[i] for i in rows], features[index[rows]])
 
     def loss(pairs: list[tuple[str, str]], seen: torch.Tensor) -> dict[str, torch.Tensor]:
         batch = {k: v.to(device) for k, v in collate(processor, pairs).items()}

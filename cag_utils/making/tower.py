@@ -8,13 +8,12 @@ word is read.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,8 +22,9 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from cag_utils.keyframes.network import build_model, pick_device, prepare
 from cag_utils.keyframes.training import Fitted, fit
+from cag_utils.making.muon import MATRIX_RATE, muon_and_adamw
 from cag_utils.making.stills import N_SEGMENTS, Stills, patch_labels
-from cag_utils.segments import AHA_SEGMENTS, GRADES, is_significant
+from cag_utils.segments import GRADES
 from cag_utils.shipped import WEIGHTS, seal_weights, write_card
 
 N_GRADES = len(GRADES) + 1  # no narrowing, then the six grades
@@ -290,80 +290,6 @@ def start_structured(tower: SiglipVisionModel, rng: np.random.Generator) -> None
 
 
 SHARPNESS = 1.5  # choice: most of a head's attention then lies on its tap and that one's neighbours
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan 2024: steepest at 0, so that small directions grow
-ITERATIONS, MOMENTUM = 5, 0.95
-# Peak rate of the hidden matrices. In a trial of 200 steps of the tower Muon had learnt what took
-# AdamW alone about 500.
-MATRIX_RATE = 5e-3
-LIKE_ADAMW = 0.2  # root mean square of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982)
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum, decoupled weight decay, and AdamW's size of step.
-
-    `torch.optim.Muon` in 32 bit: that one reckons in bfloat16, which many processors emulate.
-
-    Args:
-        params: Matrices alone.
-        lr: Learning rate; as AdamW's, or a few times that.
-        weight_decay: Share of the rate by which weights shrink at a step.
-
-    Source:
-        Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the step's
-        size is that of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`.
-    """
-
-    def __init__(self, params: Sequence[nn.Parameter], lr: float, weight_decay: float = 0.05):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Take one step; parameters without a gradient stay."""
-        for group in self.param_groups:
-            rate = group["lr"]
-            for p in (p for p in group["params"] if p.grad is not None):
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                ahead = p.grad.lerp(buffer.lerp_(p.grad, 1 - MOMENTUM), MOMENTUM)
-                p.mul_(1 - rate * group["weight_decay"])
-                size = rate * LIKE_ADAMW * max(p.shape) ** 0.5
-                p.sub_(orthogonalise(ahead), alpha=size)
-
-
-def muon_and_adamw(
-    hidden: nn.Module | None, model: nn.Module, rate: float, matrix_rate: float = MATRIX_RATE
-) -> list[torch.optim.Optimizer]:
-    """Return Muon for a network's hidden matrices and AdamW for all else that learns.
-
-    Embeddings, first and last layers, norms and biases are AdamW's, as Muon's authors have it.
-    What requires no gradient is left out.
-
-    Args:
-        hidden: The part of `model` whose matrices are Muon's; None for AdamW alone.
-        rate: Peak of AdamW's learning rate.
-        matrix_rate: Peak of Muon's.
-    """
-    inner = hidden.parameters() if hidden else ()
-    matrices = [p for p in inner if p.requires_grad and p.ndim == 2]
-    own = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    adamw = torch.optim.AdamW(rest, lr=rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    return [Muon(matrices, lr=matrix_rate), adamw] if matrices else [adamw]
-
-
-def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """Return about the nearest matrix with orthogonal rows or columns, (n, m).
-
-    Newton-Schulz iteration: singular values of more than a few thousandths of the matrix's norm end
-    between about 0.7 and 1.2, which is all that Muon needs.
-    """
-    a, b, c = QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
 
 
 # How pictures are moved: choice, as far as the study's own pictures differ in framing.
@@ -523,98 +449,6 @@ def move(
     return moved, maps
 
 
-@torch.no_grad()
-def look(task: DenseTask, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Let a trained network read pictures, (N, S, S) uint8.
-
-    Returns:
-        Of each picture: `segment` (N, P) of each patch, `octaves` (N, P) of the lumen, `place` (N,)
-        the most suspect patch, P for none, and `chance` (N, 15, 7) of each segment's grades.
-    """
-    rows, device = [], next(task.parameters()).device
-    for start in range(0, len(images), 64):
-        tokens = task.read(to_pixels(images[start : start + 64]).to(device))
-        suspect = task.narrowing(tokens)[..., 0]
-        suspect = torch.cat([suspect, task.nowhere.expand(len(suspect), 1)], 1).argmax(1)
-        octaves, chance = task.lumen(tokens)[..., 0], task.chances(tokens)
-        rows.append([task.segment(tokens).argmax(-1), octaves, suspect, chance])
-    columns = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    return dict(zip(("segment", "octaves", "place", "chance"), columns, strict=True))
-
-
-def score_tower(task: DenseTask, stills: Stills) -> dict[str, float]:
-    """Measure a trained network on held-out stills.
-
-    Returns:
-        `patch_accuracy` (segment of vessel patches), `laterality_accuracy`, `width_error` (mean
-        absolute, octaves, over vessel patches), `place_accuracy` (pictures with a plain lesion
-        whose most suspect patch holds one), `segment_accuracy` (pictures with a lesion whose
-        likeliest narrowed segment is a true one), `grade_accuracy` (of those named right, the
-        exact grade), `grade_within_one` (one step off or exact), `lesion_f1` (segments called
-        narrowed), `significant_f1` (likewise of significant ones) and `healthy_accuracy` (pictures
-        without a lesion called so). Shares, 0 to 1.
-    """
-    seen = look(task, stills.images)
-    patch = seen["segment"]
-    truth = patch_labels(stills, np.arange(len(stills)), math.isqrt(patch.shape[1]))
-    vessel, narrowed = truth["segment"] > 0, truth["narrowed"] >= NARROWED
-    octaves = np.log2(np.maximum(truth["width_px"], 0.25))
-    found = np.take_along_axis(np.pad(narrowed, ((0, 0), (0, 1))), seen["place"][:, None], 1)[:, 0]
-    patch_is_lca = (patch >= 5).sum(1) > ((patch >= 1) & (patch <= 4)).sum(1)
-    return {
-        "patch_accuracy": float((patch == truth["segment"])[vessel].mean()),
-        "laterality_accuracy": float((patch_is_lca == stills.lca).mean()),
-        "width_error": float(np.abs(seen["octaves"] - octaves)[vessel].mean()),
-        "place_accuracy": float(found[narrowed.any(1)].mean()),
-        "significant_f1": _f1(significant_chance(seen["chance"]) > 0.5, significant(stills.grades)),
-    } | _lesion_scores(seen["chance"], stills.grades)
-
-
-IS_SIGNIFICANT = np.array(
-    [[is_significant(segment, percent) for percent in GRADES] for segment in AHA_SEGMENTS]
-)
-
-
-def significant(grades: np.ndarray) -> np.ndarray:
-    """Return which segments hold a significant lesion, (N, 15) bool, of (N, 15) grades from 0."""
-    table = np.pad(IS_SIGNIFICANT, ((0, 0), (1, 0)))
-    return table[np.arange(N_SEGMENTS), grades]
-
-
-def significant_chance(chance: np.ndarray) -> np.ndarray:
-    """Return the chance of a significant lesion, (N, 15), of (N, 15, 7) chances of grades."""
-    return (chance[..., 1:] * IS_SIGNIFICANT).sum(-1)
-
-
-def _f1(said: np.ndarray, true: np.ndarray) -> float:
-    return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
-
-
-def best_threshold(chance: np.ndarray, true: np.ndarray) -> float:
-    """Return the threshold, 0.05 to 0.95, at which F1 is highest on these pictures."""
-    return max(np.arange(1, 20) / 20, key=lambda limit: _f1(chance > limit, true))
-
-
-def score_by_part(said: np.ndarray, grades: np.ndarray) -> pd.DataFrame:
-    """Say how well significant lesions are named: all, by segment, by grade.
-
-    Args:
-        said: (N, 15) bool, segments called significantly narrowed.
-        grades: (N, 15) true ones, from 0.
-
-    Returns:
-        `part`, `f1` (by grade the share that is named, as nothing is named at a grade) and `n`.
-    """
-    true = significant(grades)
-    rows = [("all", _f1(said, true), true.sum())]
-    for i in np.flatnonzero(true.any(0)):
-        rows.append((f"#{i + 1}", _f1(said[:, i], true[:, i]), true[:, i].sum()))
-    for k in np.unique(grades[true]):
-        own = true & (grades == k)
-        rows.append((f"{GRADES[k - 1]} %", said[own].mean(), own.sum()))
-    return pd.DataFrame(rows, columns=["part", "f1", "n"])
-
-
 def jitter(rng: np.random.Generator, images: np.ndarray, strength: float = 1.0) -> np.ndarray:
     """Vary brightness, contrast and grain of (N, S, S) uint8 pictures; never mirror or turn."""
     each, grain = (len(images), 1, 1), rng.standard_normal(images.shape, dtype=np.float32)
@@ -623,22 +457,3 @@ def jitter(rng: np.random.Generator, images: np.ndarray, strength: float = 1.0) 
     offset = strength * rng.normal(0, 12, each).astype(np.float32)
     mean = images.mean((1, 2), keepdims=True, dtype=np.float32)
     return np.clip((images - mean) * gain + mean + offset + grain, 0, 255).astype(np.uint8)
-
-
-def _lesion_scores(chance: np.ndarray, grades: np.ndarray) -> dict[str, float]:
-    """Compare (N, 15, 7) probabilities with (N, 15) grades."""
-    ill = (grades > 0).any(1)
-    rows = np.flatnonzero(ill)
-    likeliest = (1 - chance[rows, :, 0]).argmax(1)
-    right = grades[rows, likeliest] > 0
-    named = chance[rows, likeliest, 1:].argmax(1) + 1
-    true = grades[rows, likeliest].astype(int)
-    called = chance[..., 0] < 0.5
-    hits = (called & (grades > 0)).sum()
-    return {
-        "segment_accuracy": float(right.mean()),
-        "grade_accuracy": float((named == true)[right].mean()),
-        "grade_within_one": float((np.abs(named - true) <= 1)[right].mean()),
-        "lesion_f1": float(2 * hits / max(1, called.sum() + (grades > 0).sum())),
-        "healthy_accuracy": float((~called[~ill].any(1)).mean()) if (~ill).any() else float("nan"),
-    }

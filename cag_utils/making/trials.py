@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from cag_utils.making import stills as drawn
-from cag_utils.making.tower import DenseTask, Recipe, save_tower, score_tower, train_tower
+from cag_utils.making.sight import score_tower
+from cag_utils.making.tower import DenseTask, Recipe, save_tower, train_tower
 from cag_utils.making.twins import IMAGE_PX, make_tower_config
 from cag_utils.shipped import WEIGHTS, read_card
 from cag_utils.study import provenance

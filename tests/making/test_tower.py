@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from cag_utils.making import sight
 from cag_utils.making import tower as learning
 from cag_utils.making.twins import IMAGE_PX, PATCH_PX, make_tower_config
 from cag_utils.shipped import WEIGHTS
@@ -27,7 +27,7 @@ def test_a_tower_learns_a_toy_world_and_repeats_itself(tmp_path):
     assert history[-1]["segment"] < 0.5 * history[0]["segment"]
     assert "summary" not in history[0] and "summary" in history[-1]
     assert history[-1]["width"] < 0.2 * history[0]["width"]
-    scores = learning.score_tower(task, stills)
+    scores = sight.score_tower(task, stills)
     assert scores["segment_accuracy"] == scores["significant_f1"] == 1
     assert scores["width_error"] < 0.3
     # killed after the first of two parts, it ends where it would have ended
@@ -108,15 +108,15 @@ def test_crowded_pictures_are_shown_over_their_share_of_the_steps(monkeypatch):
 def test_significant_lesions_are_scored_by_segment_and_by_grade():
     grades = np.zeros((3, 15), np.uint8)
     grades[0, 6], grades[1, 4], grades[2, 6], grades[2, 1] = 3, 2, 4, 2  # 75, LM 50, 90, 50
-    true = learning.significant(grades)
+    true = sight.significant(grades)
     assert true.sum() == 3 and true[0, 6] and true[1, 4] and true[2, 6] and not true[2, 1]
     chance = np.zeros((3, 15, 7))
     chance[..., 0] = 1
     chance[0, 6] = [0.2, 0, 0.2, 0.3, 0.3, 0, 0]  # 0.6 significant
     chance[1, 4] = [0.1, 0.5, 0.4, 0, 0, 0, 0]  # 0.4 in the left main
-    np.testing.assert_allclose(learning.significant_chance(chance)[[0, 1], [6, 4]], [0.6, 0.4])
-    assert learning.best_threshold(learning.significant_chance(chance), true) < 0.4
-    table = learning.score_by_part(learning.significant_chance(chance) > 0.5, grades)
+    np.testing.assert_allclose(sight.significant_chance(chance)[[0, 1], [6, 4]], [0.6, 0.4])
+    assert sight.best_threshold(sight.significant_chance(chance), true) < 0.4
+    table = sight.score_by_part(sight.significant_chance(chance) > 0.5, grades)
     found = table.set_index("part")["f1"].round(3).to_dict()
     assert found == {"all": 0.5, "#5": 0.0, "#7": 0.667, "50 %": 0.0, "75 %": 1.0, "90 %": 0.0}
 
@@ -143,7 +143,7 @@ def test_scores_by_hand():
         bias.zero_()
         bias[:, 0] = 5
         bias[6] = torch.tensor([0.0, 0, 0, 0, 0, 5, 0])
-    scores = learning.score_tower(task, stills)
+    scores = sight.score_tower(task, stills)
     assert scores["segment_accuracy"] == 0.5  # right on the left side alone
     assert scores["grade_accuracy"] == 0.0  # 99 % named, 90 % true
     assert scores["grade_within_one"] == 1.0
@@ -186,55 +186,3 @@ def test_jitter_changes_grey_levels_alone():
     out = learning.jitter(np.random.default_rng(0), flat)
     assert out.shape == flat.shape and out.dtype == np.uint8
     assert len({int(x.mean()) for x in out}) > 1 and out.std((1, 2)).max() < 4
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])
-def test_singular_values_end_near_one_and_directions_stay(shape):
-    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    got = learning.orthogonalise(matrix)
-    kept = (u.T @ got @ v.T).numpy()
-    assert np.all((np.diag(kept) > 0.6) & (np.diag(kept) < 1.3))
-    np.testing.assert_allclose(kept - np.diag(np.diag(kept)), 0, atol=1e-4)
-
-
-def test_one_step_by_hand():
-    # an orthogonal gradient stays so: the step is lr * 0.2 * sqrt(2), times the quintic's 1 -> x
-    weight = nn.Parameter(torch.eye(2) * 3)
-    weight.grad = torch.eye(2)
-    x = 1 / 2**0.5  # each singular value over the Frobenius norm
-    for _ in range(5):
-        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
-    idle = nn.Parameter(torch.ones(2, 2))
-    learning.Muon([weight, idle], lr=0.1, weight_decay=0.5).step()
-    assert torch.equal(idle, torch.ones(2, 2))  # it has no gradient
-    expected = 3 * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 2**0.5 * x
-    np.testing.assert_allclose(weight.detach(), torch.eye(2) * expected, atol=1e-5)
-
-
-def test_it_is_pytorchs_muon_but_for_bfloat16():
-    generator = torch.Generator().manual_seed(1)
-    start = torch.randn(24, 16, generator=generator)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    rate = {"lr": 0.05, "weight_decay": 0.05}
-    own = learning.Muon([ours], **rate)
-    torchs = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **rate)
-    for _ in range(4):
-        ours.grad = torch.randn(24, 16, generator=generator)
-        theirs.grad = ours.grad.clone()
-        own.step()
-        torchs.step()
-    moved = (ours - start).norm()
-    assert moved > 0.5 and (ours - theirs).norm() < 0.03 * moved
-
-
-def test_every_parameter_that_learns_has_one_optimiser():
-    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
-    model[1][0].bias.requires_grad_(False)
-    muon, adamw = learning.muon_and_adamw(model[1], model, 0.001)
-    assert isinstance(muon, learning.Muon)
-    assert [o.param_groups[0]["lr"] for o in (muon, adamw)] == [learning.MATRIX_RATE, 0.001]
-    held = [[p for g in o.param_groups for p in g["params"]] for o in (muon, adamw)]
-    assert held[0][0] is model[1][0].weight and len(held[0]) == 1
-    others = {id(p) for p in (*model[0].parameters(), *model[1][1].parameters())}
-    assert {id(p) for p in held[1]} == others
