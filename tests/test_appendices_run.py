@@ -53,6 +53,27 @@ def test_the_ablations_run_over_the_studys_cases(cases):
     assert (told["findings_en"] == plain["findings_en"]).all()
 
 
+def test_loras_settings_are_tried_on_validation_cases_once(cases):
+    metrics = execute("A14_lora_settings", cases)
+    folder = cases / "smoke" / "A14_lora_settings"
+    table = pd.read_csv(folder / "all" / "table_settings.csv").set_index("setting")
+    assert list(table.index) == ["profile", "lower"]
+    assert metrics["lower.gain"] == pytest.approx(
+        table.loc["lower", "mean"] - table["mean"].iloc[0]
+    )
+    jobs = {path.parent.name: read_json(path) for path in folder.glob("adapters/*/job.json")}
+    rates = [jobs[f"paligemma2_en_{name}"]["settings"]["learning_rate"] for name in table.index]
+    assert len(jobs) == 4 and rates[1] == pytest.approx(rates[0] / 3)
+    splits = pd.read_csv(cases / "smoke" / "03_build_corpus" / "all" / "pairs.csv")
+    splits = splits.set_index("case_id")["split"]
+    answers = {path: pd.read_csv(path) for path in folder.glob("adapters/*/answers.csv")}
+    assert {splits[case] for rows in answers.values() for case in rows["case_id"]} == {"val"}
+    written = {path: path.stat().st_mtime_ns for path in answers}
+    (folder / "all" / "metrics.json").unlink()
+    execute("A14_lora_settings", cases)  # nothing is trained twice
+    assert {path: path.stat().st_mtime_ns for path in answers} == written
+
+
 def test_models_are_asked_before_other_pictures_and_reports_and_one_is_trained_on_reports(cases):
     smoke = cases / "smoke"
     run_study(cases, f"{smoke}/05_generate_reports/ja/metrics.json")

@@ -18,6 +18,7 @@ import tempfile
 import timeit
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -109,11 +110,11 @@ def lossless_ratios(cine: Path, frames: np.ndarray, folder: Path) -> dict[str, f
     (folder / "many").mkdir()
     paths = [write_lossless(cine, frames, folder / "many" / f"{i:02d}", i) for i in range(16)]
     np.testing.assert_array_equal(decode_alone(paths[0]), frames)
-    settings = {"out": folder / "out", "key": b"key", "pick": pick_extrema, "min_gap": 5}
-    header = read_header(paths[0])
+    settings = {"key": b"key", "pick": pick_extrema, "min_gap": 5}
+    header, new = read_header(paths[0]), map(str, count())  # no folder is written over
     ways = {
         "bare": lambda: decode_alone(paths[0]),
-        "own": lambda: list(sample_cine(header, **settings)),
+        "own": lambda: list(sample_cine(header, out=folder / "out" / next(new), **settings)),
     }
     if find_spec("pylibjpeg") and find_spec("libjpeg"):
         ways["pylibjpeg"] = lambda: pylibjpeg_way(paths[0])
