@@ -45,10 +45,11 @@ CINES_A_SIDE = 3  # three views a side
 N_FRAMES, FRAME_RATES = 5, (1.0, 1.7)  # sparse cines: before, during and after the bolus, for less
 EARLY_SHARE = 0.7  # of the first frames, which show no contrast yet, that are kept
 # More of what is `other` for other reasons than time: catheters and wires alone, ventriculograms,
-# empty fields. Real archives are full of them, the study's cohorts are not. Choice.
+# aortograms, empty fields. Real archives are full of them, the study's cohorts are not. Choice.
 KIND_SHARES = {
-    "normal": 0.40, "weak": 0.07, "slow": 0.04, "short": 0.06, "noninjected": 0.13, "cropped": 0.07,
-    "panned": 0.03, "blurred": 0.02, "oddview": 0.04, "empty": 0.04, "ventriculogram": 0.10,
+    "normal": 0.40, "weak": 0.07, "slow": 0.04, "short": 0.06, "noninjected": 0.12, "cropped": 0.07,
+    "panned": 0.03, "blurred": 0.02, "oddview": 0.04, "empty": 0.03, "ventriculogram": 0.06,
+    "aortogram": 0.06,
 }  # fmt: skip
 TARGETS = (
     "is_rca", "primary_angle", "secondary_angle", "standard_view", "opacified", "contrast",

@@ -18,7 +18,7 @@ from cag_utils.phantom.imaging.chest import draw_backdrop, draw_body
 from cag_utils.phantom.imaging.hardware import Hardware
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
-from cag_utils.phantom.imaging.ventricle import HALF_AXES_MM, SHORTENING, cavity_depth
+from cag_utils.phantom.imaging.ventricle import HALF_AXES_MM, SHORTENING, aorta_depth, cavity_depth
 from cag_utils.phantom.subject import draw_subject
 from cag_utils.segments import AHA_SEGMENTS
 from tests.phantom.world import rng
@@ -118,8 +118,9 @@ def shoot(kind, seed, n_frames, metal=None, **shot_change):
     return frames.astype(float)
 
 
-def test_a_ventriculogram_fills_a_large_shadow():
-    grey = shoot("ventriculogram", 0, 20).mean((1, 2))
+@pytest.mark.parametrize("kind", ["ventriculogram", "aortogram"])
+def test_a_flooded_ventricle_or_aorta_is_a_large_shadow(kind):
+    grey = shoot(kind, 0, 20).mean((1, 2))
     assert grey[0] - grey.min() > 3
 
 
@@ -129,6 +130,14 @@ def test_the_cavity_is_as_thick_as_its_ellipsoid():
     relaxed, squeezed = (cavity_depth(view, state, np.zeros(3)).sum() for state in (0.0, 1.0))
     assert relaxed == pytest.approx(4 / 3 * np.pi * HALF_AXES_MM.prod(), rel=0.03)
     assert squeezed / relaxed == pytest.approx(np.prod(1 - SHORTENING), abs=0.02)
+
+
+def test_the_aorta_is_as_wide_as_its_knots_say():
+    # from the front, parallel rays, 1 mm pixels: the root's middle, and beside the descending part
+    view = CArm(0.0, 0.0, 1e6, 0.5e6, 2.0, 128, isocentre_mm=(0.0, 0.0, 0.0))
+    depth = aorta_depth(view, np.zeros(3))
+    assert depth[64 + 8 - 3 : 64 + 8 + 3].max() == pytest.approx(2 * 17, rel=0.03)
+    assert 1.9 * 11 < depth[64 + 50].max() < 2 * 11.6 and np.ptp(np.nonzero(depth[64 + 50])) == 21
 
 
 def test_a_wire_a_lead_and_a_stent_can_be_seen():

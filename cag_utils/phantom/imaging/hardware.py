@@ -196,14 +196,14 @@ def tip_mm(laterality: str) -> np.ndarray:
 
 
 def draw_catheter(
-    rng: np.random.Generator, laterality: str, radial: bool, pigtail: bool = False
+    rng: np.random.Generator, laterality: str, radial: bool, kind: str = ""
 ) -> np.ndarray:
     """Draw the catheter's course from its tip to the picture's edge, (n, 3) mm, 1.2 mm apart.
 
     Args:
         rng: Generator; chooses the shape and bends it.
         radial: From the arm, mostly the right one, else from the groin.
-        pigtail: In the left ventricle instead of an ostium.
+        kind: Of cine; a ventriculogram's and an aortogram's pigtail lies in no ostium.
     """
     shape = int(rng.choice(len(_SHAPES[laterality]), p=_SHAPE_SHARES[laterality]))
     near = np.array(_SHAPES[laterality][shape], float)
@@ -211,8 +211,8 @@ def draw_catheter(
     near = ostium_mm(laterality) + near * np.exp(rng.normal(0, 0.12)) + bend
     ahead = near[1] - near[0]
     near[0] -= 2 * ahead / np.sqrt((ahead**2).sum())  # engaged by 2 mm
-    if pigtail:
-        near = np.vstack([_pigtail_course(rng), [[-24.0, 25, 9], [-30, 45, 9]]])
+    if kind in _CURLED:
+        near = np.vstack([_pigtail_course(rng, kind), [[-24.0, 25, 9], [-30, 45, 9]]])
     arm = "left arm" if rng.random() < 0.15 else "right arm"
     far = np.vstack([_ARCH, _WAYS[arm if radial else "femoral"]]) + rng.normal(0, 4, 3)
     knots = np.vstack([near, far])
@@ -250,10 +250,18 @@ def reflux_discs(
     return *centre.T, rng.uniform(1.6, 4.0, count) * scale, np.full(count, weight)
 
 
-def _pigtail_course(rng: np.random.Generator) -> np.ndarray:
-    """Knots of a pigtail catheter in the ventricle, tip first, (k, 3) mm."""
-    middle = atlas.HEART_BASE_MM + atlas.CAVITY_SHARE * atlas.LONG_AXIS_MM * atlas.LONG_AXIS
+VALVE_MM = np.array([-12.0, -12, 8])  # the aortic valve
+_CURLED = {
+    "ventriculogram": atlas.HEART_BASE_MM
+    + atlas.CAVITY_SHARE * atlas.LONG_AXIS_MM * atlas.LONG_AXIS,
+    "aortogram": VALVE_MM + [-2, 14, 3],
+}  # where a pigtail's curl lies, mm
+
+
+def _pigtail_course(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Knots of a pigtail catheter in the ventricle or above the valve, tip first, (k, 3) mm."""
+    middle = _CURLED[kind]
     turn = np.linspace(0, 1.7 * np.pi, 9)[:, None]
     curl = 6.0 * (np.cos(turn) * atlas.LONG_AXIS + np.sin(turn) * np.array([0, 1.0, 0]))
-    valve = np.array([-12.0, -12, 8])
-    return np.vstack([middle + curl, 0.5 * (middle + valve), valve]) + rng.normal(0, 2, 3)
+    down = [0.5 * (middle + VALVE_MM), VALVE_MM] if kind == "ventriculogram" else [middle]
+    return np.vstack([middle + curl, *down]) + rng.normal(0, 2, 3)

@@ -40,7 +40,7 @@ class Instruments:
     def __init__(self, rng, subject: Subject, tree: Tree, shot: Shot, pose: Pose, per_mm: float):
         self.streams, self.shot, self.per_mm = Streams(rng), shot, per_mm
         self.catheter = self._catheter(subject, tree, pose)
-        injection = shot.ventricle or shot.injection
+        injection = shot.flood or shot.injection
         clock = injection.clock(shot.time_s, shot.rr_s, shot.phase)
         self.lumen = inlet(np.maximum(clock + CATHETER_LEAD_S, -9), injection.duration_s)
         # (what, radius mm, attenuation per mm)
@@ -62,9 +62,8 @@ class Instruments:
         """The catheter in every frame; none in an empty run."""
         if self.shot.kind == "empty":
             return None
-        pigtail = self.shot.ventricle is not None
         course = hardware.draw_catheter(
-            self.streams("catheter"), tree.laterality, subject.radial, pigtail
+            self.streams("catheter"), tree.laterality, subject.radial, self.shot.kind
         )
         ostium = hardware.ostium_mm(tree.laterality)[None] + 1e-3
         moved = (beat(ostium, pose.state) - ostium)[:, 0] + pose.breath_mm
@@ -93,7 +92,7 @@ class Instruments:
         # flow through the catheter is quick: even a weak injection fills it
         filled = self.per_mm * min(1.0, strength / 0.3) * self.lumen[i]
         self.catheter.draw(image, spans, i, LUMEN_SHARE * outer, filled - 0.55 * wall)
-        if shot.reflux and self.lumen[i] > 0.1 and shot.ventricle is None:
+        if shot.reflux and self.lumen[i] > 0.1 and shot.flood is None:
             weight = REFLUX * shot.reflux * self.lumen[i] * self.per_mm * strength
             near = self.catheter.u[i], self.catheter.v[i], self.catheter.scale[i, 0]
             draw_discs(

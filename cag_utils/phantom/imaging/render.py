@@ -22,7 +22,7 @@ from cag_utils.phantom.imaging.pose import (
 from cag_utils.phantom.imaging.shot import Shot
 from cag_utils.phantom.imaging.sight import lesion_sights
 from cag_utils.phantom.imaging.splat import draw_tubes, link_steps, wipe
-from cag_utils.phantom.imaging.ventricle import DILUTION, cavity_depth, heart_swell
+from cag_utils.phantom.imaging.ventricle import flood_depth, heart_swell
 from cag_utils.phantom.labels import FrameTruth
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
@@ -53,7 +53,7 @@ def film(
     for index, frame in enumerate(frames):
         canvas.tree(index)
         contrast[index] = canvas.contrast(index)
-        canvas.ventricle(index)
+        canvas.flood(index)
         canvas.instruments.draw(canvas.depth, canvas.spans, index)
         canvas.develop(index, frame)
     truth = frame_truth(tree, shot, pose, contrast)
@@ -93,10 +93,10 @@ class _Canvas:
         self.swell = heart_swell(shot.arm, detector)
         self._place_blush(tree)
         self.error = shot.look.flicker * np.array([rng.standard_normal() for rng in frames])
-        if shot.ventricle:
-            clock = shot.ventricle.clock(shot.time_s, shot.rr_s, shot.phase)
+        if shot.flood:
+            clock = shot.flood.clock(shot.time_s, shot.rr_s, shot.phase)
             since = np.maximum(clock - VENTRICLE_DELAY_S, -9)
-            self.cavity_share = inlet(since, shot.ventricle.duration_s, 0.5, 0.9)
+            self.flooded = inlet(since, shot.flood.duration_s, 0.5, 0.9)
 
     def _place_blush(self, tree):
         """A soft cloud around the small vessels, and how strong it is in each frame."""
@@ -133,12 +133,13 @@ class _Canvas:
         u, v = pose.u[i] + 0.5 * pose.du[i], pose.v[i] + 0.5 * pose.dv[i]
         return contrast_at(self.depth, still.scatter, still.transmission, u, v)
 
-    def ventricle(self, i: int):
-        """Fill the left ventricle of frame `i`, in a ventriculogram."""
-        if self.shot.ventricle is None or self.cavity_share[i] < 0.01:
+    def flood(self, i: int):
+        """Fill the ventricle of frame `i` in a ventriculogram, in an aortogram the aorta."""
+        if self.shot.flood is None or self.flooded[i] < 0.01:
             return
-        chord = cavity_depth(self.shot.arm, self.pose.state[i], self.pose.breath_mm[i])
-        self.depth += np.float32(self.per_mm * DILUTION * self.cavity_share[i]) * chord
+        shot, pose = self.shot, self.pose
+        dilution, chord = flood_depth(shot.kind, shot.arm, pose.state[i], pose.breath_mm[i])
+        self.depth += np.float32(self.per_mm * dilution * self.flooded[i]) * chord
         self.spans[:] = 0, len(self.depth) - 1
 
     def develop(self, i: int, frame: np.ndarray):

@@ -12,7 +12,8 @@ from cag_utils.phantom.imaging.hardware import tip_mm
 from cag_utils.phantom.streams import Streams
 from cag_utils.phantom.subject import Subject
 
-NO_CORONARY = ("noninjected", "empty", "ventriculogram")
+FLOODED = ("ventriculogram", "aortogram")
+NO_CORONARY = ("noninjected", "empty", *FLOODED)
 # Shares of cines by kind. The CNN's cohort shows what an archive holds, the corpus is what a report
 # would be written from. Choice.
 CINE_SHARES = {
@@ -26,7 +27,8 @@ CINE_SHARES = {
         "cropped": 0.01, "panned": 0.03, "blurred": 0.01,
     },
 }  # fmt: skip
-KINDS = tuple(CINE_SHARES["cnn"])  # all but the first fail in a way that a single frame shows
+# All but the first fail in a way that a single frame shows; the last is in no cohort.
+KINDS = (*CINE_SHARES["cnn"], "aortogram")
 MARGIN_SHARE = 48 / 512  # border of the backdrop for breathing and panning
 
 
@@ -42,7 +44,7 @@ class Shot:
     arm: CArm  # C-arm, aimed
     look: Look  # display and noise
     injection: Injection  # the coronary bolus
-    ventricle: Injection | None  # the bolus of a ventriculogram, else None
+    flood: Injection | None  # the bolus of a ventriculogram or aortogram, else None
     rr_s: float  # seconds a beat
     phase: float  # share of a beat over at the first frame
     breath_mm: float  # depth of breathing, 0 for a held breath
@@ -121,9 +123,7 @@ def draw_shot(
         arm=arm,
         look=draw_look(streams("look"), size_px),
         injection=_injection(streams("injection"), kind, tree.laterality),
-        ventricle=Injection(*map(float, pigtail), 1.0, 1.0, 0.0)
-        if kind == "ventriculogram"
-        else None,
+        flood=Injection(*map(float, pigtail), 1.0, 1.0, 0.0) if kind in FLOODED else None,
         rr_s=60 / subject.heart_rate_bpm * np.exp(0.05 * rng.standard_normal()),
         phase=rng.uniform(),
         breath_mm=rng.uniform(2, 9) * (rng.random() < 0.5),
@@ -182,8 +182,5 @@ def _injection(rng, kind: str, laterality: str) -> Injection:
         "weak": {"strength": rng.uniform(0.20, 0.33)},
         "slow": {"speed_mm_s": injection.speed_mm_s * rng.uniform(0.30, 0.45)},
         "short": {"duration_s": rng.uniform(0.25, 0.40)},
-        "noninjected": {"start_s": NEVER},
-        "empty": {"start_s": NEVER},
-        "ventriculogram": {"start_s": NEVER},
-    }
+    } | dict.fromkeys(NO_CORONARY, {"start_s": NEVER})
     return replace(injection, **other.get(kind, {}))
