@@ -63,7 +63,7 @@ def test_loras_settings_are_tried_on_validation_cases_once(cases):
     )
     jobs = {path.parent.name: read_json(path) for path in folder.glob("adapters/*/job.json")}
     rates = [jobs[f"paligemma2_en_{name}"]["settings"]["learning_rate"] for name in table.index]
-    assert len(jobs) == 4 and rates[1] == pytest.approx(rates[0] / 3)
+    assert len(jobs) == 4 and rates[1] == pytest.approx(rates[0] / 2)
     splits = pd.read_csv(cases / "smoke" / "03_build_corpus" / "all" / "pairs.csv")
     splits = splits.set_index("case_id")["split"]
     answers = {path: pd.read_csv(path) for path in folder.glob("adapters/*/answers.csv")}
