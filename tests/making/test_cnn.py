@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cag_utils.keyframes.labels import SIX_CLASSES
+from cag_utils.cines.stills import fit_picture
+from cag_utils.keyframes.labels import QUALITY, SIX_CLASSES
 from cag_utils.keyframes.network import NETWORKS, build_model, load_model, prepare
 from cag_utils.making import cnn
 from cag_utils.making.cnn import CELLS, FULL, TARGETS, class_loss, map_loss, scene_loss
+from cag_utils.phantom.anatomy.tree import grow_tree
+from cag_utils.phantom.imaging.render import film
+from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.labels import quality
+from cag_utils.phantom.subject import draw_subject
 
 
 def made_up(n_patients, frames_each=2):
@@ -271,3 +276,19 @@ def test_the_maps_loss_worked_by_hand():
     entropy = -(full * full.clamp(min=1e-9).log() + (1 - full) * (1 - full).log())
     assert best.item() == pytest.approx(entropy.mean().item(), abs=1e-4)
     assert map_loss(right.roll(1, 1), maps.flatten(1), PLAIN) > best
+
+
+def test_the_shipped_network_calls_aortograms_other():
+    pictures = []
+    for seed, side in enumerate(("LCA", "RCA") * 2):
+        rng = np.random.default_rng([98, seed])
+        subject = draw_subject(rng, (1.0,))
+        tree = grow_tree(rng, side, subject.dominance)
+        shot = draw_shot(rng, subject, tree, "aortogram", 4, 1.3, 256)
+        frames, _ = film(rng, subject, tree, shot)
+        pictures += [fit_picture(frame, cnn.IMAGE_PX) for frame in frames]
+    shown = prepare(torch.from_numpy(np.array(pictures))[:, None].float(), cnn.NETWORK)
+    with torch.inference_mode():
+        answers = build_model(cnn.NETWORK, pretrained=True).eval()(shown).argmax(1)
+    said = [QUALITY[SIX_CLASSES[answer]] for answer in answers]
+    assert len(said) == 16 and said.count("other") >= 14
