@@ -98,7 +98,7 @@ def headline_table(metrics: Mapping[str, float]) -> str:
     rows = [(f"CNN, F1: {', '.join(name for name, _ in CNN_ROWS.values())}", here, paper)]
     means = paper_table("table4_physician").set_index("model")["mean"]
     runs = [match for key in metrics if (match := re.fullmatch(SKILL, key))]
-    for stem, model, language in (match.groups() for match in runs):
+    for stem, model, language in sorted((x.groups() for x in runs), key=lambda x: (x[2], x[1])):
         name = MODEL_NAMES[model]
         here = [f"{words} {_cell(metrics, f'{stem}.{key}', 2)}" for key, words in SHOWN.items()]
         read = language == "ja" and name in means  # the paper's reader marked Japanese reports
