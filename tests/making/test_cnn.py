@@ -14,7 +14,7 @@ from cag_utils.keyframes.labels import QUALITY, SIX_CLASSES
 from cag_utils.keyframes.network import NETWORKS, build_model, load_model, prepare
 from cag_utils.making import cnn
 from cag_utils.making.cnn import CELLS, FULL, TARGETS, class_loss, map_loss, scene_loss
-from cag_utils.phantom.anatomy.tree import grow_tree
+from cag_utils.phantom.anatomy.growth import grow_tree
 from cag_utils.phantom.imaging.render import film
 from cag_utils.phantom.imaging.shot import draw_shot
 from cag_utils.phantom.labels import quality
