@@ -38,11 +38,7 @@ def test_captions_never_use_the_study_sentence_and_answers_know_no_numbers(pictu
     assert question.strip() and text.strip()
     for sentence in (r"#\d+ shows \d+% stenosis\.", r"#\d+に\d+%の狭窄が確認できます"):
         assert not re.search(sentence, question + text)
-    if kind not in (
-        "glossary",
-        "copy",
-        "coded",
-    ):  # about the picture: no number, no percent, no plan
+    if kind not in ("glossary", "copy", "coded"):  # of the picture: no number, percent or plan
         assert not re.search(r"[\d#%％]", text)
         assert not any(sentence in text for pair in PLANS.values() for sentence in pair)
 
